@@ -1,0 +1,66 @@
+"""Activations s and their derivatives s', by the names that notebooks, profiles and checkpoints use."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib import checks
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation s, entry by entry.
+
+    ``function`` is s, ``derivative`` s' (for the hand-written adjoint; at a kink it takes the value that
+    autograd takes), ``module`` builds the ``torch.nn`` layer, and ``smooth`` says whether s is C^2, as the
+    theorems assume.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    module: Callable[[], nn.Module]
+    smooth: bool
+
+
+def _gelu_derivative(z: Tensor) -> Tensor:
+    # GELU(z) = z Phi(z), so GELU'(z) = Phi(z) + z phi(z) with the normal distribution's Phi and density phi.
+    density = torch.exp(z.square().mul_(-0.5)).mul_(z).mul_(1 / math.sqrt(2 * math.pi))
+    return torch.special.ndtr(z).add_(density)
+
+
+def _tanh_derivative(z: Tensor) -> Tensor:
+    return 1 - torch.tanh(z).square()
+
+
+def _leaky_relu_derivative(z: Tensor) -> Tensor:
+    return torch.where(z > 0, 1.0, 0.01).to(z.dtype)
+
+
+ACTIVATIONS = {
+    activation.name: activation
+    for activation in (
+        Activation("gelu", F.gelu, _gelu_derivative, nn.GELU, True),
+        Activation("relu", F.relu, lambda z: (z > 0).to(z.dtype), nn.ReLU, False),
+        Activation("tanh", torch.tanh, _tanh_derivative, nn.Tanh, True),
+        Activation("identity", lambda z: z, torch.ones_like, nn.Identity, True),
+        Activation("softplus", F.softplus, torch.sigmoid, nn.Softplus, True),
+        Activation("leaky_relu", F.leaky_relu, _leaky_relu_derivative, nn.LeakyReLU, False),
+    )
+}
+# The released code calls the identity "linear".
+ALIASES = {"linear": "identity"}
+
+
+def get(name: str) -> Activation:
+    """The activation of that name ("linear", the released code's word, means identity).
+
+    Raises ValueError with the list of names where there is none.
+    """
+    name = ALIASES.get(name, name) if isinstance(name, str) else name
+    checks.choice("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]

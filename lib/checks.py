@@ -1,0 +1,47 @@
+"""Checks of single values: each returns nothing or raises one sentence that names the value."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def positive_int(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless ``value`` is an int (not a bool) of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, expected a whole number of at least {least}.")
+    if value < least:
+        raise ValueError(f"{name} is {value}, expected a whole number of at least {least}.")
+
+
+def positive_float(name: str, value: Any, zero_allowed: bool = False) -> None:
+    """Raise unless ``value`` is a finite number above zero (or zero, where that is allowed)."""
+    expected = "a number of at least 0" if zero_allowed else "a number above 0"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        hint = " In YAML write 0.04 or 4.0e-2, since 4e-2 is read as text." if isinstance(value, str) else ""
+        raise TypeError(f"{name} is {value!r}, expected {expected}.{hint}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
+        raise ValueError(f"{name} is {value}, expected {expected}.")
+
+
+def boolean(name: str, value: Any) -> None:
+    """Raise unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected True or False.")
+
+
+def choice(name: str, value: Any, possible: Iterable[Any]) -> None:
+    """Raise unless ``value`` is one of ``possible``; the sentence lists them."""
+    possible = list(possible)
+    if value not in possible:
+        listed = ", ".join(str(item) for item in possible)
+        raise ValueError(f"{name} is {value!r}, expected one of: {listed}.")
+
+
+def positive_ints(name: str, values: Any, least: int = 1) -> None:
+    """Raise unless ``values`` is a non-empty, strictly increasing list or tuple of ints >= ``least``."""
+    if not isinstance(values, list | tuple) or not values:
+        raise TypeError(f"{name} is {values!r}, expected a non-empty list of whole numbers.")
+    for value in values:
+        positive_int(f"an entry of {name}", value, least)
+    if any(later <= earlier for earlier, later in zip(values, values[1:], strict=False)):
+        raise ValueError(f"{name} is {list(values)}, expected increasing numbers without repeats.")

@@ -1,0 +1,28 @@
+"""Every path of the project, absolute, in one place."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+PROFILES = NOTEBOOKS / "profiles"
+FIGURES = ROOT / "figures"
+CHECKPOINTS = ROOT / "checkpoints"
+BUILD = ROOT / ".build"
+CSRC = ROOT / "lib" / "csrc"
+
+
+def figures_output() -> Path:
+    """Folder that a notebook writes its figures to.
+
+    The environment variable FIGURES_OUTPUT, which ``make`` sets, decides; a notebook run by hand writes
+    to ``figures/custom``, so that it can never overwrite the tracked figures of the paper profile.
+    """
+    folder = Path(os.environ.get("FIGURES_OUTPUT") or FIGURES / "custom").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def cifar10_root() -> Path:
+    """Folder that holds CIFAR-10 as torchvision lays it out: CIFAR10_ROOT if set, else ``.data``."""
+    return Path(os.environ.get("CIFAR10_ROOT") or ROOT / ".data").absolute()
