@@ -1,0 +1,69 @@
+"""The paper's and the released code's conventions, named, in one place.
+
+Both write the same residual network and differ in constants. With row vectors,
+
+    h_{k+1} = h_k + outer * s(inner * h_k W_{k+1}) V_{k+1},      k = 0, ..., L-1.
+
+=============================  ==============================  ===========================
+point                          "eq3" (the paper)               "released" (its code)
+=============================  ==============================  ===========================
+outer, residual scaling 1/L    1 / (L sqrt(m))                 1 / L
+inner                          1 / sqrt(q)                     1
+loss                           (1/n) sum_i |F(x_i) - y_i|^2    mean over all n d' entries
+successive distance            "max" over k and t              "aggregate" over t, k
+distance to the limit          "integral" over s in [0, 1]     "left" end of each cell
+=============================  ==============================  ===========================
+
+The two networks are one network in other coordinates: with W = sqrt(q) W' and V = sqrt(m) V', eq. (3) in
+(V, W) is the released network in (V', W').
+"""
+
+import math
+from dataclasses import dataclass
+
+from lib import checks
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Width scalings and loss normalisation of one of the two sources (see the module's table)."""
+
+    name: str
+    width_scaling: bool
+    loss_per_coordinate: bool
+
+    def inner_scale(self, hidden_dimension: int) -> float:
+        """The factor of h_k W_k inside the activation: 1/sqrt(q) or 1."""
+        return 1 / math.sqrt(hidden_dimension) if self.width_scaling else 1.0
+
+    def outer_scale(self, depth: int, width: int, residual_exponent: float = 1.0) -> float:
+        """The factor of the residual branch: L^-beta, times 1/sqrt(m) where widths are scaled."""
+        return depth**-residual_exponent / (math.sqrt(width) if self.width_scaling else 1.0)
+
+    def loss_scale(self, samples: int, output_dimension: int) -> float:
+        """The factor of sum_i |F(x_i) - y_i|^2 in the loss: 1/n or 1/(n d')."""
+        return 1 / (samples * output_dimension) if self.loss_per_coordinate else 1 / samples
+
+
+CONVENTIONS = {
+    "released": Convention("released", width_scaling=False, loss_per_coordinate=True),
+    "eq3": Convention("eq3", width_scaling=True, loss_per_coordinate=False),
+}
+
+# What one draws from the seeded generator, in this order. The released Figure 2 draws one more (d, d) matrix
+# between W and X that it never uses; leaving it out would change its data.
+DRAW_ORDERS = ("W X Y", "W unused X Y")
+
+# Distance to the limit: the integral over s with each layer constant on its cell [(k-1)/L, k/L), or the
+# reference sampled at the left end of each cell.
+SAMPLING_RULES = ("integral", "left")
+
+# Residual scalings L^-beta by name: 1/L has a neural ODE as its limit, 1/sqrt(L) with i.i.d. weights a
+# stochastic differential equation (section 4.3).
+RESIDUAL_EXPONENTS = {"1/L": 1.0, "1/sqrt(L)": 0.5}
+
+
+def get(name: str) -> Convention:
+    """The convention of that name; raises ValueError with the list of names where there is none."""
+    checks.choice("convention", name, CONVENTIONS)
+    return CONVENTIONS[name]

@@ -1,0 +1,198 @@
+"""The fully connected residual network of eq. (3): its configuration, its weights, their initialisation.
+
+Row vectors throughout, for n samples at once:
+
+    H_0     = X A                                        X: (n, d)   A: (d, q)
+    H_{k+1} = H_k + outer * s(inner * H_k W_k) V_k       W_k: (q, m) V_k: (m, q)     k = 0, ..., L-1
+    F(X)    = H_L B                                      B: (q, d')
+
+(the paper counts these layers Z_1, ..., Z_L, as eq. (3) has V_{k+1}, W_{k+1} there). `lib.conventions` gives
+outer and inner.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lib import activations, checks, conventions
+
+INITIALISATIONS = ("weight-tied", "iid")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A residual network, its random data and the seed that draws both.
+
+    Main arguments: ``depth`` L, ``width`` m, ``dimension`` d, ``samples`` n, ``activation``,
+    ``initialisation`` ("weight-tied": V_k = 0 and W_k = W for every k; "iid": V_k = 0 and each W_k its own
+    draw), ``convention`` ("released" or "eq3"), ``seed``.
+
+    Other arguments: ``output_dimension`` d' and ``hidden_dimension`` q (0 stands for d and for the larger of
+    d and d'), ``train_ends`` (whether A and B are trained), ``residual_scaling`` ("1/L" or "1/sqrt(L)"),
+    ``draw_order`` (see `conventions.DRAW_ORDERS`), ``dtype`` ("float32" or "float64"; draws are always made
+    in float32, so that a seed gives the same numbers in both).
+
+    Raises TypeError or ValueError, one sentence, for a value that cannot be.
+    """
+
+    depth: int = 64
+    width: int = 32
+    dimension: int = 16
+    samples: int = 100
+    activation: str = "gelu"
+    initialisation: str = "weight-tied"
+    convention: str = "released"
+    seed: int = 0
+    output_dimension: int = 0
+    hidden_dimension: int = 0
+    train_ends: bool = False
+    residual_scaling: str = "1/L"
+    draw_order: str = "W X Y"
+    dtype: str = "float64"
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "dimension", "samples"):
+            checks.positive_int(name, getattr(self, name))
+        for name in ("seed", "output_dimension", "hidden_dimension"):
+            checks.positive_int(name, getattr(self, name), least=0)
+        activations.get(self.activation)
+        conventions.get(self.convention)
+        checks.choice("initialisation", self.initialisation, INITIALISATIONS)
+        checks.choice("residual_scaling", self.residual_scaling, conventions.RESIDUAL_EXPONENTS)
+        checks.choice("draw_order", self.draw_order, conventions.DRAW_ORDERS)
+        checks.choice("dtype", self.dtype, DTYPES)
+        checks.boolean("train_ends", self.train_ends)
+        if 0 < self.hidden_dimension < max(self.dimension, self.outputs):
+            raise ValueError(
+                f"hidden_dimension q is {self.hidden_dimension}, expected at least "
+                f"max(d, d') = {max(self.dimension, self.outputs)}, or 0 for just that."
+            )
+
+    @property
+    def outputs(self) -> int:
+        """d', the dimension of the targets y."""
+        return self.output_dimension or self.dimension
+
+    @property
+    def hidden(self) -> int:
+        """q, the dimension of the hidden states h_k."""
+        return self.hidden_dimension or max(self.dimension, self.outputs)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of weights, data and computation."""
+        return DTYPES[self.dtype]
+
+    @property
+    def inner_scale(self) -> float:
+        """The factor of h_k W_k inside the activation."""
+        return conventions.get(self.convention).inner_scale(self.hidden)
+
+    @property
+    def outer_scale(self) -> float:
+        """The factor of the residual branch."""
+        exponent = conventions.RESIDUAL_EXPONENTS[self.residual_scaling]
+        return conventions.get(self.convention).outer_scale(self.depth, self.width, exponent)
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor of the summed squares in the loss."""
+        return conventions.get(self.convention).loss_scale(self.samples, self.outputs)
+
+    @property
+    def step_factor(self) -> float:
+        """The factor of the learning rate for V_k and W_k: L for the residual scaling 1/L.
+
+        In general L^(2 beta - 1) for L^-beta, with which a step moves the network's output by an amount that
+        does not depend on L (two factors L^-beta, summed over L layers).
+        """
+        return self.depth ** (2 * conventions.RESIDUAL_EXPONENTS[self.residual_scaling] - 1)
+
+    @property
+    def ends_are_identity(self) -> bool:
+        """Whether A and B are the identity for good, so that they need not be stored."""
+        return not self.train_ends and self.dimension == self.outputs == self.hidden
+
+    def at_depth(self, depth: int) -> "NetworkConfig":
+        """The same configuration (the same draws) with another number of layers."""
+        return dataclasses.replace(self, depth=depth)
+
+
+@dataclass
+class Weights:
+    """V: (L, m, q) and W: (L, q, m), layer by layer; A: (d, q) and B: (q, d'), None where identity for good."""
+
+    V: Tensor
+    W: Tensor
+    A: Tensor | None = None
+    B: Tensor | None = None
+
+    def items(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name."""
+        return {name: getattr(self, name) for name in "VWAB" if getattr(self, name) is not None}
+
+    def clone(self) -> "Weights":
+        """A copy that training does not change."""
+        return Weights(**{name: tensor.clone() for name, tensor in self.items().items()})
+
+    def to(self, *args, **kwargs) -> "Weights":
+        """The weights on another device or in another dtype (see `torch.Tensor.to`)."""
+        return Weights(**{name: tensor.to(*args, **kwargs) for name, tensor in self.items().items()})
+
+
+@dataclass
+class Data:
+    """Inputs x: (n, d) and targets y: (n, d'), one sample a row."""
+
+    x: Tensor
+    y: Tensor
+
+    def to(self, *args, **kwargs) -> "Data":
+        """The data on another device or in another dtype (see `torch.Tensor.to`)."""
+        return Data(self.x.to(*args, **kwargs), self.y.to(*args, **kwargs))
+
+
+def initialise(config: NetworkConfig) -> tuple[Weights, Data]:
+    """Draw weights and data: standard Gaussian W, X, Y from one generator, in ``config.draw_order``.
+
+    Weights and data at different depths agree wherever they can: the data never depend on the depth, and
+    i.i.d. layers beyond the first are drawn after the data.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def randn(*shape: int) -> Tensor:
+        # float32 whatever the dtype: that is what the released code draws.
+        return torch.randn(*shape, generator=generator, dtype=torch.float32).to(config.torch_dtype)
+
+    L, q, m = config.depth, config.hidden, config.width
+    first = randn(q, m)
+    if config.draw_order == "W unused X Y":
+        randn(config.dimension, config.dimension)
+    data = Data(randn(config.samples, config.dimension), randn(config.samples, config.outputs))
+    W = first.repeat(L, 1, 1)
+    if config.initialisation == "iid" and L > 1:
+        W[1:] = randn(L - 1, q, m)
+    weights = Weights(V=torch.zeros(L, m, q, dtype=config.torch_dtype), W=W)
+    if not config.ends_are_identity:
+        identity = torch.eye(q, dtype=config.torch_dtype)
+        weights.A = identity[: config.dimension].clone()  # A = (I_d ; 0)
+        weights.B = identity[:, q - config.outputs :].clone()  # B = (0 , I_d')
+    return weights, data
+
+
+def hidden_states(config: NetworkConfig, weights: Weights, x: Tensor) -> Tensor:
+    """H: (L+1, n, q), every hidden state of the inputs x: (n, d)."""
+    s = activations.get(config.activation).function
+    states = torch.empty(len(weights.V) + 1, len(x), config.hidden, dtype=x.dtype, device=x.device)
+    states[0] = x if weights.A is None else x @ weights.A
+    for k, (V, W) in enumerate(zip(weights.V, weights.W, strict=True)):
+        states[k + 1] = states[k] + config.outer_scale * s(config.inner_scale * (states[k] @ W)) @ V
+    return states
+
+
+def outputs(weights: Weights, states: Tensor) -> Tensor:
+    """F(X) = H_L B: (n, d'), from the hidden states (L+1, n, q)."""
+    return states[-1] if weights.B is None else states[-1] @ weights.B

@@ -1,0 +1,110 @@
+"""Training the fully connected residual network: a generator of records, the same for every use."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lib import checks
+from lib.adjoint import Adjoint
+from lib.network import Data, NetworkConfig, Weights, initialise
+
+
+ENGINES = ("auto", "adjoint")
+
+
+class Divergence(ArithmeticError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass
+class Record:
+    """The network at ``iteration`` t, *before* step t: t = 0 is the initialisation.
+
+    ``weights`` are the live ones, which the next step changes: reduce or clone what is to be kept.
+    """
+
+    iteration: int
+    loss: float
+    weights: Weights
+    solver: object
+
+    def gradients(self) -> Weights:
+        """The gradient of the loss at these weights (valid until the generator moves on)."""
+        return self.solver.gradients()
+
+
+def train(
+    config: NetworkConfig,
+    learning_rate: float,
+    iterations: int,
+    record_at: Iterable[int] | None = None,
+    *,
+    clip: float = 0.0,
+    start: tuple[Weights, Data] | None = None,
+    engine: str = "auto",
+    device: str = "cpu",
+) -> Iterator[Record]:
+    """Full-batch gradient descent, dZ_k/dt = -L dl/dZ_k in steps of ``learning_rate`` (gradient flow, section 2).
+
+    Main arguments: ``config``; ``learning_rate`` eta (Z_k steps by L * eta, A and B by eta);
+    ``iterations`` T; ``record_at``, the iterations t <= T to yield (default: all of 0..T).
+
+    Other arguments: ``clip`` C, the clipped flow where above 0; ``start``, weights and data other than
+    `initialise` draws (the weights are trained in place); ``engine`` (see `make_solver`);
+    ``device``.
+
+    Yields a `Record` for each asked iteration, in order. No training happens beyond the last one.
+    Raises `Divergence` when the loss stops being finite, ValueError for arguments that cannot be.
+    """
+    checks.positive_float("learning_rate", learning_rate)
+    checks.positive_int("iterations", iterations, least=0)
+    checks.positive_float("clip", clip, zero_allowed=True)
+    wanted = range(iterations + 1) if record_at is None else sorted(set(record_at))
+    if len(wanted) and not 0 <= wanted[0] <= wanted[-1] <= iterations:
+        raise ValueError(
+            f"record_at asks for iterations {wanted[0]} to {wanted[-1]}, expected them within 0 to {iterations}."
+        )
+    weights, data = start or initialise(config)
+    solver = make_solver(config, weights.to(device), data.to(device), engine)
+    return _records(config, solver, learning_rate, wanted, clip)
+
+
+def make_solver(config: NetworkConfig, weights: Weights, data: Data, engine: str = "auto") -> Adjoint:
+    """The engine that trains: "adjoint" is PyTorch's, "auto" the fastest one that applies."""
+    checks.choice("engine", engine, ENGINES)
+    return Adjoint(config, weights, data)
+
+
+def _records(config, solver, learning_rate, wanted, clip) -> Iterator[Record]:
+    done = 0  # steps taken; the states of `forward` belong to the present weights only right after it
+    fresh = False
+    for iteration in wanted:
+        if fresh and iteration > done:
+            solver.descend(learning_rate, clip)
+            done += 1
+        if iteration > done:
+            losses = solver.run(learning_rate, iteration - done, clip)
+            _check_finite(losses, done, config, learning_rate)
+            done = iteration
+        loss = solver.forward()
+        fresh = True
+        _check_finite(loss.reshape(1), done, config, learning_rate)
+        yield Record(iteration, float(loss), solver.weights, solver)
+
+
+def _check_finite(losses: Tensor, first: int, config: NetworkConfig, learning_rate: float) -> None:
+    if math.isfinite(float(losses[-1])):  # once a loss is not finite, neither are the later ones
+        return
+    bad = first + int((~losses.isfinite()).nonzero()[0])
+    raise Divergence(
+        f"The loss is {float(losses[bad - first])} at iteration {bad} "
+        f"(depth {config.depth}, {config.initialisation}, learning rate {learning_rate}); "
+        "a smaller learning rate, or the weight-tied initialisation, is the usual cure."
+    )
+
+
+def lockstep(trainings: Iterable[Iterator[Record]]) -> Iterator[tuple[Record, ...]]:
+    """Several trainings side by side: at each recorded iteration the tuple of their records."""
+    return zip(*trainings, strict=True)
