@@ -1,0 +1,393 @@
+"""Training a convolutional residual network on CIFAR-10 (Section 5.2), in a run that survives interruption.
+
+``train(config, folder)`` is a generator. It writes the state of the run into the folder at the end of every
+epoch, atomically, and starts from the state that it finds there: a run that was killed at any moment and
+started again ends, on the CPU, with the same bits as one that was never interrupted.
+"""
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib import checks, cifar, paths
+from lib.convnet import ConvNetConfig, ConvResNet
+
+STATE_FORMAT = 1
+STATE_FILE = "state.pt"
+LOG_FILE = "log.json"
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+ADAPTIVE_LEARNING_RATE = 1e-2
+EVALUATION_BATCH = 250
+# The loss is looked at this often (in batches), so that a diverged run does not go on to the end of its epoch.
+CHECK_EVERY = 100
+
+
+@dataclass(frozen=True)
+class CifarConfig:
+    """One run. The defaults are the paper's setting; every field is part of the run's name or of its check.
+
+    ``smooth_init`` is the weight-tied initialisation. ``adaptive`` holds the step of the stem and the head at
+    0.01, whatever ``learning_rate`` and its schedule. The cosine schedule always ends at ``epochs``, so that
+    a run of 30 epochs is a short schedule of its own, not the beginning of one of 180. ``train_images`` and
+    ``test_images`` (0 means all) cut the sets for trials.
+    """
+
+    activation: str = "gelu"
+    smooth_init: bool = True
+    batch_norm: bool = True
+    depth: int = 256
+    channels: int = 16
+    learning_rate: float = 0.04
+    epochs: int = 180
+    batch_size: int = 64
+    adaptive: bool = False
+    seed: int = 0
+    test_every: int = 5
+    train_images: int = 0
+    test_images: int = 0
+
+    def __post_init__(self) -> None:
+        network = self.network  # checks depth, channels, activation, batch_norm, smooth_init and seed
+        object.__setattr__(self, "activation", network.activation)
+        checks.positive_float("learning_rate", self.learning_rate)
+        object.__setattr__(self, "learning_rate", float(self.learning_rate))
+        checks.positive_int("epochs", self.epochs)
+        checks.positive_int("batch_size", self.batch_size, least=2)  # batch statistics need two images
+        checks.boolean("adaptive", self.adaptive)
+        checks.positive_int("test_every", self.test_every)
+        checks.positive_int("train_images", self.train_images, least=0)
+        checks.positive_int("test_images", self.test_images, least=0)
+
+    @property
+    def network(self) -> ConvNetConfig:
+        return ConvNetConfig(
+            self.depth, self.channels, self.activation, self.batch_norm, self.smooth_init, self.seed
+        )
+
+    @property
+    def name(self) -> str:
+        """The run's name, of its folder, record and checkpoint: what is not the paper's setting is appended."""
+        parts = [
+            self.activation,
+            "weight-tied" if self.smooth_init else "iid",
+            "bn" if self.batch_norm else "nobn",
+            f"depth{self.depth}",
+            f"lr{self.learning_rate:g}",
+            f"epochs{self.epochs}",
+            f"seed{self.seed}",
+        ]
+        extras = {"channels": "channels", "batch_size": "batch", "test_every": "testevery"}
+        extras |= {"train_images": "train", "test_images": "test"}
+        parts += ["adaptive"] if self.adaptive else []
+        parts += [
+            f"{short}{getattr(self, field.name)}"
+            for field in fields(self)
+            if (short := extras.get(field.name)) and getattr(self, field.name) != field.default
+        ]
+        return "_".join(parts)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is inside an epoch (0-based); loss and accuracy (%) are the running ones of the epoch."""
+
+    epoch: int
+    batch: int
+    batches: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One line of a run's log. Accuracies are in %, ``seconds`` are the epoch's, evaluation included.
+
+    Training loss and accuracy are the running averages of the epoch, in training mode on augmented images.
+    Test values are None at epochs without evaluation.
+    """
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    test_loss: float | None
+    test_accuracy: float | None
+    seconds: float
+    device: str
+    engine: str
+    threads: int
+
+
+class DivergedError(ArithmeticError):
+    """The loss stopped being a finite number."""
+
+
+def run_folder(config: CifarConfig) -> Path:
+    """Where the run of that config keeps its state: an ignored folder, so that a clone starts clean."""
+    return paths.BUILD / "training" / config.name
+
+
+def learning_rate(config: CifarConfig, epoch: int) -> float:
+    """The cosine schedule, one value an epoch (0-based): (eta/2) (1 + cos(pi epoch / epochs))."""
+    return config.learning_rate * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, for the records: "cpu", or "cuda" with the card's name."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+# ---------------------------------------------------------------------------------------------- the loop
+
+
+def train(
+    config: CifarConfig,
+    folder: Path | str | None = None,
+    *,
+    device: str = "cpu",
+    report_every: int = 0,
+    download: bool = True,
+) -> Iterator[Progress | EpochRecord]:
+    """Train, or go on training, the run of ``config``; yield an EpochRecord after each epoch.
+
+    Main arguments: ``config``; ``folder`` for the state (default ``run_folder(config)``). When the
+    generator is exhausted, the run is finished and ``read_state`` gives its network and log. A folder whose
+    run is finished yields nothing.
+
+    Other arguments: ``device`` "cpu", "cuda" or "cuda:1"; ``report_every`` yields a Progress every so many
+    batches (0: never; each one waits for the device); ``download`` allows torchvision to fetch the set.
+
+    Raises ValueError for a folder with the state of another config, DataNotFoundError without the data, and
+    DivergedError where the loss is not finite; the state of the last complete epoch stays in the folder.
+    """
+    # Set up ------------------------------------------------------------------------------------------
+    folder = Path(folder) if folder is not None else run_folder(config)
+    device = usable_device(device)
+    # TF32 rounds to 10 bits. Rounding is independent noise in each layer, and smoothness across layers is
+    # what these runs measure.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+    run = _Run(config, device)
+    state = read_state(folder)
+    if state is not None:
+        run.restore(state, folder)
+    if run.epoch == config.epochs:
+        return
+    train_set = cifar.load(True, device, config.train_images or None, download)
+    test_set = cifar.load(False, device, config.test_images or None, download)
+
+    # Epochs ------------------------------------------------------------------------------------------
+    while run.epoch < config.epochs:
+        started = time.perf_counter()
+        running: Progress | None = None
+        for running in run.train_epoch(train_set, report_every):
+            if not math.isfinite(running.loss):
+                raise DivergedError(_diverged(config, running, folder))
+            if report_every and running.batch % report_every == 0:
+                yield running
+        test_loss = test_accuracy = None
+        if (run.epoch + 1) % config.test_every == 0 or run.epoch + 1 == config.epochs:
+            test_loss, test_accuracy = evaluate(run.network, test_set)
+        record = EpochRecord(
+            epoch=run.epoch,
+            learning_rate=learning_rate(config, run.epoch),
+            train_loss=running.loss,
+            train_accuracy=running.accuracy,
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            seconds=round(time.perf_counter() - started, 3),
+            device=device_name(device),
+            engine=run.network.engine,
+            threads=torch.get_num_threads(),
+        )
+        run.log.append(asdict(record))
+        run.epoch += 1
+        run.save(folder)
+        yield record
+
+
+class _Run:
+    """Everything that a run must carry over an interruption: network, optimiser, random state, log."""
+
+    def __init__(self, config: CifarConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.network = ConvResNet(config.network).to(device)
+        residual = list(self.network.residual_layers.parameters())
+        known = {id(parameter) for parameter in residual}
+        others = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
+        # Two groups with the same settings, so that the step of the stem and the head can be held.
+        self.optimizer = torch.optim.SGD(
+            [{"params": residual}, {"params": others}],
+            lr=config.learning_rate,
+            momentum=MOMENTUM,
+            weight_decay=WEIGHT_DECAY,
+            fused=True,
+        )
+        # Apart from the network's own generator: order and augmentation depend on the seed alone, not on
+        # how many numbers the initialisation drew.
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.epoch = 0
+        self.log: list[dict[str, Any]] = []
+
+    def train_epoch(self, images: cifar.Images, report_every: int) -> Iterator[Progress]:
+        """One epoch; yields every ``report_every`` and CHECK_EVERY batches and after the last one."""
+        config, size = self.config, self.config.batch_size
+        rate = learning_rate(config, self.epoch)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.param_groups[1]["lr"] = ADAPTIVE_LEARNING_RATE if config.adaptive else rate
+        self.network.train()
+        epoch = cifar.draw_epoch(len(images), self.generator, self.device)
+        # A last batch of one image has no batch statistics (50,000 = 781 x 64 + 16 is safe); it is left out.
+        total = len(images) - (1 if len(images) % size == 1 else 0)
+        batches = math.ceil(total / size)
+        # Sums stay on the device: reading them is what waits for it.
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for batch in range(1, batches + 1):
+            pixels, labels = cifar.batch(images, epoch, (batch - 1) * size, size)
+            logits = self.network(pixels)
+            loss = F.cross_entropy(logits, labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            loss_sum += loss.detach() * len(labels)
+            correct += (logits.detach().argmax(1) == labels).sum()
+            reported = report_every and batch % report_every == 0
+            if reported or batch % CHECK_EVERY == 0 or batch == batches:
+                seen = min(batch * size, total)
+                yield Progress(
+                    self.epoch, batch, batches, loss_sum.item() / seen, 100 * correct.item() / seen
+                )
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "format": STATE_FORMAT,
+            "config": asdict(self.config),
+            "epoch": self.epoch,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "log": self.log,
+            "versions": versions(),
+        }
+        write_atomically(folder / STATE_FILE, lambda path: torch.save(state, path))
+        text = json.dumps({"config": state["config"], "log": self.log}, indent=1)
+        write_atomically(folder / LOG_FILE, lambda path: path.write_text(text + "\n"))
+
+    def restore(self, state: dict[str, Any], folder: Path) -> None:
+        found = state["config"]
+        wanted = asdict(self.config)
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise ValueError(
+                    f"{folder} holds a run with {name} {found.get(name)!r}, expected {wanted.get(name)!r}: "
+                    f"give this run another folder, or delete that one to start anew."
+                )
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.epoch, self.log = state["epoch"], state["log"]
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of that name. Raises ValueError with one sentence where this machine has none such."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}, expected cpu, cuda or cuda:0 and the like.") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but PyTorch sees no CUDA device here: use cpu.")
+    return found
+
+
+@torch.no_grad()
+def evaluate(network: ConvResNet, images: cifar.Images) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (%) on whole images, in evaluation mode."""
+    was_training = network.training
+    network.eval()
+    device = images.labels.device
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    chunks = zip(images.pixels.split(EVALUATION_BATCH), images.labels.split(EVALUATION_BATCH), strict=True)
+    for pixels, labels in chunks:
+        logits: Tensor = network(cifar.normalise(pixels))
+        loss_sum += F.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+    network.train(was_training)
+    return loss_sum.item() / len(images), 100 * correct.item() / len(images)
+
+
+def _diverged(config: CifarConfig, running: Progress, folder: Path) -> str:
+    complete = running.epoch
+    kept = f"the state after epoch {complete} stays in {folder}" if complete else "no epoch was complete yet"
+    return (
+        f"The loss of {config.name} is {running.loss} in epoch {running.epoch + 1}, batch {running.batch} of "
+        f"{running.batches}; {kept}: try a learning rate below {config.learning_rate:g}."
+    )
+
+
+# --------------------------------------------------------------------------------------------- the state
+
+
+def read_state(folder: Path | str) -> dict[str, Any] | None:
+    """The state that a run left in the folder, on the CPU, or None where there is none.
+
+    A dict with format, config, epoch (how many are complete), network, optimizer, generator, log, versions.
+    Raises ValueError with one sentence for a file that is not such a state.
+    """
+    path = Path(folder) / STATE_FILE
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen types for damaged files
+        kind = type(error).__name__
+        raise ValueError(f"{path} cannot be read as a training state ({kind}): delete it to start anew.") from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != STATE_FORMAT:
+        raise ValueError(f"{path} has state format {found!r}, expected {STATE_FORMAT}: delete it to start anew.")
+    return state
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file so that a reader, or a machine that loses power, sees the old one or the new one, whole."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        write(draft)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+        _flush_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)  # the rename itself lives in the folder
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

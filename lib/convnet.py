@@ -1,0 +1,210 @@
+"""The convolutional residual network of Section 5.2 (Figure 3, Table 1).
+
+    stem     h_0     = relu(bn(conv 5x5, stride 3 (x)))                        (n, 3, 32, 32) -> (n, 16, 10, 10)
+    layers   h_{k+1} = h_k + (1/L) bn2(conv2(s(bn1(conv1(h_k)))))              k = 0..L-1, conv 3x3 with bias
+    head     F(x)    = linear(average pooling of h_L)                          (n, 16, 10, 10) -> (n, 64) -> (n, 10)
+
+The strides (3 in the stem, 1 in the residual layers) are those of the released code and of its checkpoints;
+the paper's text says 2 and 2. The stem's ReLU stays whatever the activation s.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib import activations, checks
+
+CLASSES = 10
+# 0 and 1 both give 10x10; with 1 a released checkpoint reproduces its logged test accuracy and loss to every digit.
+STEM_PADDING = 1
+BN_EPS = 1e-5
+BN_MOMENTUM = 0.1
+# Without batch norm, conv1 starts this much below Xavier's scale, so that 256 layers start near the identity.
+XAVIER_GAIN = 1e-4
+
+
+@dataclass(frozen=True)
+class ConvNetConfig:
+    """Shape and initialisation of a network.
+
+    ``smooth_init`` True is the weight-tied initialisation (the draw of layer 0 in every layer), False the
+    i.i.d. one. The two share the draws of the stem, the head and layer 0 for a given ``seed``.
+    """
+
+    depth: int = 256
+    channels: int = 16
+    activation: str = "gelu"
+    batch_norm: bool = True
+    smooth_init: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.positive_int("depth", self.depth)
+        checks.positive_int("channels", self.channels)
+        checks.boolean("batch_norm", self.batch_norm)
+        checks.boolean("smooth_init", self.smooth_init)
+        checks.positive_int("seed", self.seed, least=0)
+        object.__setattr__(self, "activation", activations.get(self.activation).name)
+
+
+class ResidualLayers(nn.Module):
+    """The L residual layers, with each parameter stacked over depth: ``conv1_weight`` (L, C, C, 3, 3), ...
+
+    Stacked parameters make an optimiser step a dozen tensors instead of two thousand, and depth an ordinary
+    axis for the measures of smoothness. The state dict has the released names all the same:
+    ``{k}.conv1.weight``, ``{k}.bn1.running_mean``, and so on, k = 0..L-1.
+    """
+
+    PARAMETERS = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
+    BN_PARAMETERS = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")
+    BN_BUFFERS = tuple(
+        f"{bn}.{name}" for bn in ("bn1", "bn2") for name in ("running_mean", "running_var", "num_batches_tracked")
+    )
+
+    def __init__(self, config: ConvNetConfig) -> None:
+        super().__init__()
+        self.depth, self.channels = config.depth, config.channels
+        self.activation = config.activation
+        self.batch_norm = config.batch_norm
+        self.engine = "pytorch"  # what ran the last forward pass
+        kernel, vector = (self.depth, self.channels, self.channels, 3, 3), (self.depth, self.channels)
+        for name in self.PARAMETERS + (self.BN_PARAMETERS if self.batch_norm else ()):
+            shape = kernel if name in ("conv1.weight", "conv2.weight") else vector
+            self.register_parameter(_attribute(name), nn.Parameter(torch.empty(shape)))
+        for name in self.BN_BUFFERS if self.batch_norm else ():
+            if name.endswith("num_batches_tracked"):
+                self.register_buffer(_attribute(name), torch.zeros(self.depth, dtype=torch.int64))
+            else:
+                self.register_buffer(_attribute(name), torch.full(vector, float(name.endswith("var"))))
+
+    def names(self) -> Iterator[str]:
+        """The released names of one layer's tensors, in the released order."""
+        yield from self.PARAMETERS
+        if self.batch_norm:
+            for bn in ("bn1", "bn2"):
+                yield from (name for name in self.BN_PARAMETERS + self.BN_BUFFERS if name.startswith(bn))
+
+    def stacked(self, name: str) -> Tensor:
+        """The tensor of that released name ("conv1.weight", ...) over all layers, depth first."""
+        return getattr(self, _attribute(name))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h_0 (n, C, 10, 10) -> h_L, same shape."""
+        return self._stock(h)
+
+    def _stock(self, h: Tensor) -> Tensor:
+        s = activations.get(self.activation).function
+        layers = [self.stacked(name).unbind() for name in self.PARAMETERS]
+        if not self.batch_norm:
+            for w1, b1, w2, b2 in zip(*layers, strict=True):
+                h = h + F.conv2d(s(F.conv2d(h, w1, b1, padding=1)), w2, b2, padding=1) / self.depth
+            return h
+        if self.training:
+            self.bn1_num_batches_tracked += 1
+            self.bn2_num_batches_tracked += 1
+        names = ("bn1.running_mean", "bn1.running_var", "bn1.weight", "bn1.bias")
+        names += ("bn2.running_mean", "bn2.running_var", "bn2.weight", "bn2.bias")
+        layers += [self.stacked(name).unbind() for name in names]
+        bn = {"training": self.training, "momentum": BN_MOMENTUM, "eps": BN_EPS}
+        for w1, b1, w2, b2, m1, v1, g1, s1, m2, v2, g2, s2 in zip(*layers, strict=True):
+            z = F.batch_norm(F.conv2d(h, w1, b1, padding=1), m1, v1, g1, s1, **bn)
+            z = F.batch_norm(F.conv2d(s(z), w2, b2, padding=1), m2, v2, g2, s2, **bn)
+            h = h + z / self.depth
+        return h
+
+    # The state dict's names and shapes are the released ones, one tensor a layer.
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        for k in range(self.depth):
+            for name in self.names():
+                tensor = self.stacked(name)[k]
+                destination[f"{prefix}{k}.{name}"] = tensor if keep_vars else tensor.detach()
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        expected = set()
+        for k in range(self.depth):
+            for name in self.names():
+                key, own = f"{prefix}{k}.{name}", self.stacked(name)[k]
+                expected.add(key)
+                if key not in state_dict:
+                    missing_keys.append(key)
+                elif state_dict[key].shape != own.shape:
+                    found, wanted = tuple(state_dict[key].shape), tuple(own.shape)
+                    error_msgs.append(f"{key} has shape {found}, expected {wanted}.")
+                else:
+                    with torch.no_grad():
+                        own.copy_(state_dict[key])
+        if strict:
+            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in expected]
+
+
+def _attribute(name: str) -> str:
+    return name.replace(".", "_")
+
+
+class ConvResNet(nn.Module):
+    """The network of the module's docstring, initialised as its config says.
+
+    The draws come from one generator seeded with ``config.seed``, on the CPU, in this order: stem, head,
+    then layer by layer conv1 weight and bias, conv2 weight and bias. Its state dict has the names of the
+    released checkpoints (``conv1.weight``, ``bn1.*``, ``residual_layers.{k}.*``, ``linear.*``).
+    """
+
+    def __init__(self, config: ConvNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.conv1 = nn.Conv2d(3, config.channels, 5, stride=3, padding=STEM_PADDING, bias=False)
+        self.bn1 = nn.BatchNorm2d(config.channels)
+        self.residual_layers = ResidualLayers(config)
+        self.linear = nn.Linear(4 * config.channels, CLASSES)
+        self._initialise()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (n, 3, 32, 32) -> logits (n, 10)."""
+        h = F.relu(self.bn1(self.conv1(images)))  # (n, C, 10, 10)
+        h = self.residual_layers(h)
+        h = F.avg_pool2d(h, 4).flatten(1)  # (n, C, 2, 2) -> (n, 4C)
+        return self.linear(h)
+
+    @property
+    def engine(self) -> str:
+        """What ran the residual layers last: "pytorch", or the compiled engine's name."""
+        return self.residual_layers.engine
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        config, layers = self.config, self.residual_layers
+        generator = torch.Generator().manual_seed(config.seed)
+
+        def uniform(tensor: Tensor, bound: float) -> None:
+            tensor.uniform_(-bound, bound, generator=generator)
+
+        # PyTorch's default for convolutions and linear layers is uniform in +- 1/sqrt(fan in), biases too.
+        uniform(self.conv1.weight, 1 / math.sqrt(3 * 5 * 5))
+        uniform(self.linear.weight, 1 / math.sqrt(4 * config.channels))
+        uniform(self.linear.bias, 1 / math.sqrt(4 * config.channels))
+        fan = 9 * config.channels
+        default = 1 / math.sqrt(fan)
+        xavier = XAVIER_GAIN * math.sqrt(6 / (fan + fan))
+        for k in range(1 if config.smooth_init else config.depth):
+            uniform(layers.conv1_weight[k], default if config.batch_norm else xavier)
+            uniform(layers.conv1_bias[k], default)
+            uniform(layers.conv2_weight[k], default)
+            uniform(layers.conv2_bias[k], default)
+        if config.smooth_init:
+            for name in layers.PARAMETERS:
+                layers.stacked(name)[1:] = layers.stacked(name)[0]
+        # Each block starts at 0, so the network starts as its stem and head.
+        if config.batch_norm:
+            layers.bn1_weight.fill_(1)
+            for tensor in (layers.bn1_bias, layers.bn2_weight, layers.bn2_bias):
+                tensor.zero_()
+        else:
+            layers.conv2_weight.zero_()
+            layers.conv2_bias.zero_()
