@@ -1,5 +1,6 @@
 """Checks of single values: each returns nothing or raises one sentence that names the value."""
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -43,5 +44,5 @@ def positive_ints(name: str, values: Any, least: int = 1) -> None:
         raise TypeError(f"{name} is {values!r}, expected a non-empty list of whole numbers.")
     for value in values:
         positive_int(f"an entry of {name}", value, least)
-    if any(later <= earlier for earlier, later in zip(values, values[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(values)):
         raise ValueError(f"{name} is {list(values)}, expected increasing numbers without repeats.")

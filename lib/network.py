@@ -11,14 +11,17 @@ outer and inner.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lib import activations, checks, conventions
+from lib.gaussian_process import GaussianProcess
 
-INITIALISATIONS = ("weight-tied", "iid")
+INITIALISATIONS = ("weight-tied", "gaussian-process", "iid")
+INITIAL_V = ("zero", "drawn")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -27,12 +30,14 @@ class NetworkConfig:
     """A residual network, its random data and the seed that draws both.
 
     Main arguments: ``depth`` L, ``width`` m, ``dimension`` d, ``samples`` n, ``activation``,
-    ``initialisation`` ("weight-tied": V_k = 0 and W_k = W for every k; "iid": V_k = 0 and each W_k its own
-    draw), ``convention`` ("released" or "eq3"), ``seed``.
+    ``initialisation`` ("weight-tied": W_k = W for every k; "gaussian-process": W_k = W_0(k/L) with entries
+    that are Gaussian processes of length scale ``length_scale``, section 4.3; "iid": each W_k its own draw;
+    V_k = 0 in each), ``convention`` ("released" or "eq3"), ``seed``.
 
     Other arguments: ``output_dimension`` d' and ``hidden_dimension`` q (0 stands for d and for the larger of
     d and d'), ``train_ends`` (whether A and B are trained), ``residual_scaling`` ("1/L" or "1/sqrt(L)"),
-    ``draw_order`` (see `conventions.DRAW_ORDERS`), ``dtype`` ("float32" or "float64"; draws are always made
+    ``initial_V`` ("zero", or "drawn" in the same way as W), ``draw_order`` (see `conventions.DRAW_ORDERS`),
+    ``dtype`` ("float32" or "float64"; draws are always made
     in float32, so that a seed gives the same numbers in both).
 
     Raises TypeError or ValueError, one sentence, for a value that cannot be.
@@ -50,6 +55,8 @@ class NetworkConfig:
     hidden_dimension: int = 0
     train_ends: bool = False
     residual_scaling: str = "1/L"
+    length_scale: float = 0.5
+    initial_V: str = "zero"
     draw_order: str = "W X Y"
     dtype: str = "float64"
 
@@ -61,6 +68,8 @@ class NetworkConfig:
         activations.get(self.activation)
         conventions.get(self.convention)
         checks.choice("initialisation", self.initialisation, INITIALISATIONS)
+        checks.positive_float("length_scale", self.length_scale)
+        checks.choice("initial_V", self.initial_V, INITIAL_V)
         checks.choice("residual_scaling", self.residual_scaling, conventions.RESIDUAL_EXPONENTS)
         checks.choice("draw_order", self.draw_order, conventions.DRAW_ORDERS)
         checks.choice("dtype", self.dtype, DTYPES)

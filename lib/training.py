@@ -10,7 +10,6 @@ from lib import checks
 from lib.adjoint import Adjoint
 from lib.network import Data, NetworkConfig, Weights, initialise
 
-
 ENGINES = ("auto", "adjoint")
 
 

@@ -1,0 +1,212 @@
+"""The experiments of Figures 1 and 2: each trains, reduces trajectories as they arise, returns tidy tables."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lib import checks, conventions
+from lib.distances import SuccessiveDistance, distance
+from lib.network import NetworkConfig
+from lib.training import Record, lockstep, train
+
+Progress = Callable[[Iterable], Iterable]
+
+
+def silent(records: Iterable) -> Iterable:
+    """No progress bar."""
+    return records
+
+
+@dataclass(frozen=True)
+class SuccessiveDistanceConfig:
+    """Figure 1 left: networks of several ``depths``, trained with ``learning_rate`` (steps L * eta).
+
+    ``iterations`` lists the training times x: a curve each, over the states t < x. ``slope_from`` is the
+    smallest depth that the slope is fitted over. ``network`` gives everything else (its depth is not used).
+    """
+
+    network: NetworkConfig
+    depths: list[int]
+    iterations: list[int]
+    learning_rate: float = 0.01
+    slope_from: int = 16
+
+    def __post_init__(self) -> None:
+        checks.positive_ints("depths", self.depths, least=2)
+        checks.positive_ints("iterations", self.iterations)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.positive_int("slope_from", self.slope_from)
+        if sum(depth >= self.slope_from for depth in self.depths) < 2:
+            raise ValueError(
+                f"slope_from is {self.slope_from}, which leaves fewer than two of the depths {self.depths} "
+                "to fit a slope over: lower it or add depths."
+            )
+
+
+def successive_distance(config: SuccessiveDistanceConfig, progress: Progress = silent) -> dict[str, list]:
+    """The table of ``figure_1_left.csv``: a row for each depth and each training time in ``iterations``."""
+    trainings = []
+    for depth in config.depths:
+        network = config.network.at_depth(depth)
+        trainings.append(train(network, config.learning_rate, config.iterations[-1] - 1))
+    running = [SuccessiveDistance() for _ in config.depths]
+    rows = []
+    for records in progress(lockstep(trainings)):
+        for depth, record, so_far in zip(config.depths, records, running, strict=True):
+            so_far.update(record.weights)
+            if record.iteration + 1 in config.iterations:
+                rows.append({"depth": depth, "iterations": record.iteration + 1, **so_far.values()})
+    rows.sort(key=lambda row: (row["depth"], row["iterations"]))
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+@dataclass(frozen=True)
+class LimitDistanceConfig:
+    """Figure 1 right: the distance between networks of several ``depths`` and the large-depth limit.
+
+    The states t < ``iterations`` are compared, every ``every``-th. ``reference`` is "network", a network of
+    ``reference_depth`` layers in the limit's place, or "limit", the solution of the limit's own equations
+    with ``tolerance`` as its relative accuracy. ``sampling``: see `conventions.SAMPLING_RULES`.
+    """
+
+    network: NetworkConfig
+    depths: list[int]
+    iterations: int
+    every: int = 1
+    learning_rate: float = 0.01
+    reference: str = "network"
+    reference_depth: int = 2**14
+    sampling: str = "integral"
+    tolerance: float = 1e-5
+    slope_from: int = 16
+
+    def __post_init__(self) -> None:
+        checks.positive_ints("depths", self.depths)
+        checks.positive_int("iterations", self.iterations)
+        checks.positive_int("every", self.every)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.choice("reference", self.reference, REFERENCES)
+        checks.positive_int("reference_depth", self.reference_depth)
+        checks.choice("sampling", self.sampling, conventions.SAMPLING_RULES)
+        checks.positive_float("tolerance", self.tolerance)
+        checks.positive_int("slope_from", self.slope_from)
+        if self.reference == "network" and self.depths[-1] >= self.reference_depth:
+            raise ValueError(
+                f"reference_depth is {self.reference_depth}, expected more than the deepest network's "
+                f"{self.depths[-1]} layers."
+            )
+
+    @property
+    def recorded(self) -> list[int]:
+        """The iterations t whose states are compared, the last one among them."""
+        return sorted({*range(0, self.iterations, self.every), self.iterations - 1})
+
+
+def _network_reference(config: LimitDistanceConfig) -> Iterable[Callable[[Record], tuple[float, float]]]:
+    """At each recorded iteration a function: a network's record -> its distances of V and of W."""
+    network = config.network.at_depth(config.reference_depth)
+    for reference in train(network, config.learning_rate, config.recorded[-1], config.recorded):
+
+        def distances(record: Record, deep=reference.weights) -> tuple[float, float]:
+            weights = record.weights
+            return tuple(
+                distance(*pair, config.sampling) for pair in ((weights.V, deep.V), (weights.W, deep.W))
+            )
+
+        yield distances
+
+
+REFERENCES = {"network": _network_reference}
+
+
+def limit_distance(config: LimitDistanceConfig, progress: Progress = silent) -> dict[str, list]:
+    """The table of ``figure_1_right.csv``: a row for each depth and each recorded iteration."""
+    trainings = [
+        train(config.network.at_depth(depth), config.learning_rate, config.recorded[-1], config.recorded)
+        for depth in config.depths
+    ]
+    rows = []
+    references = REFERENCES[config.reference](config)
+    for distances, records in progress(zip(references, lockstep(trainings), strict=True)):
+        for depth, record in zip(config.depths, records, strict=True):
+            V, W = distances(record)
+            rows.append({"depth": depth, "iteration": record.iteration, "distance_V": V, "distance_W": W})
+    rows.sort(key=lambda row: (row["depth"], row["iteration"]))
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+@dataclass(frozen=True)
+class LongTimeConfig:
+    """Figure 2: one network, trained for long.
+
+    ``recorded`` is the number of times, at most 100, at which the entry (``row``, ``column``) of V_k and of
+    W_k is kept, evenly spaced over the states t <= ``iterations``; the loss is kept every ``loss_every``
+    iterations. Indices count from 0 in the layout of `lib.network`: V_k is (m, q), W_k (q, m).
+    """
+
+    network: NetworkConfig
+    iterations: int
+    learning_rate: float = 0.005
+    recorded: int = 100
+    loss_every: int = 1
+    row: int = 0
+    column: int = 0
+
+    def __post_init__(self) -> None:
+        checks.positive_int("iterations", self.iterations)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.positive_int("recorded", self.recorded)
+        checks.positive_int("loss_every", self.loss_every)
+        if self.recorded > 100:
+            raise ValueError(f"recorded is {self.recorded}, expected at most 100 lines in one picture.")
+        largest = min(self.network.hidden, self.network.width) - 1
+        for name in ("row", "column"):
+            checks.positive_int(name, getattr(self, name), least=0)
+            if getattr(self, name) > largest:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected at most {largest}, so that both V_k "
+                    f"({self.network.width} x {self.network.hidden}) and W_k have that entry."
+                )
+
+    @property
+    def weight_iterations(self) -> list[int]:
+        """The iterations whose weights are kept, the first and the last among them."""
+        count = min(self.recorded, self.iterations + 1)
+        return sorted({round(t) for t in np.linspace(0, self.iterations, max(count, 1))})
+
+    @property
+    def loss_iterations(self) -> list[int]:
+        """The iterations whose loss is kept, the first and the last among them."""
+        return sorted({*range(0, self.iterations + 1, self.loss_every), self.iterations})
+
+
+def long_time(config: LongTimeConfig, progress: Progress = silent) -> tuple[dict[str, list], dict[str, list]]:
+    """The tables of ``figure_2.csv`` and ``figure_2_weights.csv``."""
+    keep_weights, keep_loss = set(config.weight_iterations), set(config.loss_iterations)
+    loss = {"iteration": [], "loss": []}
+    columns = ("iteration", "layer", "row", "column", "entry_V", "entry_W")
+    weights = {name: [] for name in columns}
+    layers = range(1, config.network.depth + 1)
+    records = train(config.network, config.learning_rate, config.iterations, keep_weights | keep_loss)
+    for record in progress(records):
+        if record.iteration in keep_loss:
+            loss["iteration"].append(record.iteration)
+            loss["loss"].append(record.loss)
+        if record.iteration in keep_weights:
+            entries = [Z[:, config.row, config.column].tolist() for Z in (record.weights.V, record.weights.W)]
+            constant = [record.iteration], [config.row], [config.column]
+            iteration, row, column = (value * config.network.depth for value in constant)
+            for name, values in zip(columns, (iteration, layers, row, column, *entries), strict=True):
+                weights[name].extend(values)
+    return loss, weights
+
+
+def mean_log_loss_rate(loss: dict[str, list], last: float = 0.5) -> float:
+    """-d(log loss)/dt per iteration over the ``last`` part of training (least squares)."""
+    t, value = np.asarray(loss["iteration"], dtype=float), np.asarray(loss["loss"], dtype=float)
+    keep = (t >= t[-1] * (1 - last)) & (value > 0)
+    if keep.sum() < 2:
+        return math.nan
+    return float(-np.polyfit(t[keep], np.log(value[keep]), 1)[0])

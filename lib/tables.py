@@ -1,0 +1,86 @@
+"""Tidy tables: a dict of equally long columns, one observation a row; CSV, Markdown and LaTeX."""
+
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Table = Mapping[str, Sequence[Any] | np.ndarray]
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, list]:
+    """A table from observations, each a dict with the same keys."""
+    rows = list(rows)
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def _text(value: Any) -> str:
+    """Full precision: the shortest text that reads back as the same number."""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    if isinstance(value, float | np.floating):
+        return repr(float(value))
+    return str(value)
+
+
+def write_csv(path: Path, table: Table) -> Path:
+    """Write a table, atomically, with one header line and floats in full precision."""
+    lengths = {name: len(column) for name, column in table.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{path.name}: the columns have lengths {lengths}, expected equal ones.")
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with staged.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(table)
+        writer.writerows([_text(value) for value in row] for row in zip(*table.values(), strict=True))
+    os.replace(staged, path)
+    return path
+
+
+def read_csv(path: Path) -> dict[str, np.ndarray]:
+    """Read a table; a column becomes ints or floats where every entry reads as one, else text."""
+    with Path(path).open(newline="") as file:
+        header, *rows = csv.reader(file)
+    columns = zip(*rows, strict=True) if rows else ([] for _ in header)
+    return {name: _numbers(column) for name, column in zip(header, columns, strict=True)}
+
+
+def _numbers(column: Sequence[str]) -> np.ndarray:
+    for kind in (np.int64, np.float64):
+        try:
+            return np.array(column, dtype=kind)
+        except ValueError:
+            continue
+    return np.array(column, dtype=str)
+
+
+def select(table: Table, **values: Any) -> dict[str, np.ndarray]:
+    """The rows where every named column has the given value."""
+    keep = np.all([np.asarray(table[name]) == value for name, value in values.items()], axis=0)
+    return {name: np.asarray(column)[keep] for name, column in table.items()}
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, entries as `str` shows them."""
+    lines = [table, ["---"] * len(table), *zip(*table.values(), strict=True)]
+    return "\n".join("| " + " | ".join(str(entry) for entry in line) + " |" for line in lines)
+
+
+def latex(table: Table) -> str:
+    """The table as a LaTeX ``tabular`` with booktabs rules; the characters % and & and _ are escaped."""
+
+    def row(entries: Iterable[Any]) -> str:
+        texts = (str(entry).replace("±", r"$\pm$") for entry in entries)
+        for special in "%&_":
+            texts = [text.replace(special, "\\" + special) for text in texts]
+        return " & ".join(texts) + r" \\"
+
+    body = "\n".join(row(entries) for entries in zip(*table.values(), strict=True))
+    columns = "l" * len(table)
+    return (
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{row(table)}\n\\midrule\n{body}\n"
+        "\\bottomrule\n\\end{tabular}"
+    )

@@ -1,0 +1,115 @@
+"""Distances, ratios and slopes against exact values."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lib.distances import (
+    SuccessiveDistance,
+    distance,
+    fit_slope,
+    integral_distance,
+    left_end_distance,
+    successive_squares,
+    von_neumann_ratio,
+)
+from lib.network import Weights
+
+
+def random_weights(depth, width=3, hidden=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Weights(
+        V=torch.randn(depth, width, hidden, generator=generator, dtype=torch.float64),
+        W=torch.randn(depth, hidden, width, generator=generator, dtype=torch.float64),
+    )
+
+
+def test_successive_distance_is_the_maximum_over_layers_and_times():
+    states = [random_weights(5, seed=seed) for seed in range(4)]
+    running = SuccessiveDistance()
+    joint, total = [], 0.0
+    for weights in states:
+        running.update(weights)
+        for k in range(4):
+            dV, dW = weights.V[k + 1] - weights.V[k], weights.W[k + 1] - weights.W[k]
+            joint.append(math.sqrt(float(dV.norm() ** 2 + dW.norm() ** 2)))
+            total += float(dV.norm() ** 2)
+    values = running.values()
+    assert values["max_distance"] == pytest.approx(max(joint), rel=1e-13)
+    assert values["aggregate_V"] == pytest.approx(math.sqrt(total), rel=1e-13)
+    assert max(values["max_distance_V"], values["max_distance_W"]) <= values["max_distance"]
+
+
+def test_successive_distance_of_one_layer_is_zero():
+    running = SuccessiveDistance()
+    running.update(random_weights(1))
+    assert set(running.values().values()) == {0.0}
+
+
+def test_tied_weights_have_no_successive_distance():
+    weights = random_weights(1)
+    tied = Weights(weights.V.repeat(6, 1, 1), weights.W.repeat(6, 1, 1))
+    assert all(float(squares.max()) == 0 for squares in successive_squares(tied))
+
+
+@pytest.mark.parametrize(("L", "R"), [(2, 8), (3, 7), (6, 4), (5, 5), (1, 9)])
+def test_integral_distance_equals_a_fine_riemann_sum(L, R):
+    f, g = random_weights(L, seed=1).V, random_weights(R, seed=2).V
+    cells = L * R
+    fine = f.repeat_interleave(cells // L, 0) - g.repeat_interleave(cells // R, 0)
+    expected = math.sqrt(float(fine.square().sum()) / cells)
+    assert integral_distance(f, g) == pytest.approx(expected, rel=1e-13)
+    assert integral_distance(f, g) == pytest.approx(integral_distance(g, f), rel=1e-13)
+
+
+def test_sampling_rules_of_a_straight_line():
+    # g(s) = s on a fine grid, f constant on L cells with its left-end value: the rule "left" sees no
+    # distance at all, the integral sees the sawtooth of height 1/L, whose norm is 1/(L sqrt(3)).
+    L, R = 8, 8 * 4096
+    g = (torch.arange(R, dtype=torch.float64) / R).reshape(R, 1, 1)
+    f = (torch.arange(L, dtype=torch.float64) / L).reshape(L, 1, 1)
+    assert left_end_distance(f, g) == 0
+    assert integral_distance(f, g) == pytest.approx(1 / (L * math.sqrt(3)), rel=1e-3)
+    assert distance(f, g, "left") == left_end_distance(f, g)
+    with pytest.raises(ValueError, match="sampling is 'right', expected one of: integral, left"):
+        distance(f, g, "right")
+
+
+def test_von_neumann_ratio_of_independent_layers_is_two():
+    layers = torch.randn(256, 40, 40, generator=torch.Generator().manual_seed(0))
+    assert von_neumann_ratio(layers) == pytest.approx(2, abs=0.02)
+
+
+def test_von_neumann_ratio_of_a_smooth_curve_falls_as_the_depth_squared():
+    depths = [32, 64, 128, 256, 512]
+    ratios = []
+    for depth in depths:
+        s = torch.linspace(0, 1, depth, dtype=torch.float64)[:, None]
+        ratios.append(von_neumann_ratio(torch.cat([torch.sin(3 * s), s**2 + 5], dim=1)))
+    assert fit_slope(depths, ratios).slope == pytest.approx(-2, abs=0.05)
+
+
+def test_von_neumann_ratio_is_undefined_without_variation():
+    assert math.isnan(von_neumann_ratio(torch.full((9, 3), 0.1)))
+    assert math.isnan(von_neumann_ratio(torch.zeros(9, 3)))
+    assert math.isnan(von_neumann_ratio(torch.randn(1, 3)))
+
+
+def test_slope_and_its_interval():
+    x = np.array([2.0, 16, 64, 256, 1024])
+    exact = fit_slope(x, 3 * x**-1.0, at_least=16)
+    assert (exact.slope, exact.constant) == (pytest.approx(-1), pytest.approx(3))
+    assert exact.points == 4
+    rng = np.random.default_rng(0)
+    inside = sum(
+        (lambda fit: fit.low <= -1 <= fit.high)(fit_slope(x, x**-1.0 * np.exp(0.1 * rng.standard_normal(5))))
+        for _ in range(400)
+    )
+    assert 0.91 < inside / 400 < 0.99  # a 95 % interval holds the truth 95 % of the time
+
+
+def test_slope_without_points_says_so():
+    with pytest.raises(ValueError, match="needs two points with x >= 16 and y > 0, found 1"):
+        fit_slope([2, 16, 64], [1.0, 0.5, 0.0], at_least=16)

@@ -1,0 +1,175 @@
+"""Training: exact solutions, rates, invariances between conventions, determinism, error texts."""
+
+import collections
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from lib.distances import fit_slope
+from lib.experiments import SuccessiveDistanceConfig, successive_distance
+from lib.network import DTYPES, NetworkConfig, Weights, hidden_states, initialise, outputs
+from lib.tables import select
+from lib.training import Divergence, lockstep, train
+
+SMALL = NetworkConfig(depth=8, width=6, dimension=4, samples=10, seed=1)
+
+
+def last(records):
+    return collections.deque(records, maxlen=1).pop()
+
+
+def test_a_linear_network_with_tied_weights_has_a_closed_form():
+    # With s = identity, H_L = X (I + W V / L)^L.
+    config = dataclasses.replace(SMALL, activation="identity", depth=50)
+    weights, data = initialise(config)
+    weights.V += torch.randn(6, 4, generator=torch.Generator().manual_seed(5)).double() * 0.3
+    step = torch.eye(4, dtype=torch.float64) + weights.W[0] @ weights.V[0] / 50
+    expected = data.x @ torch.linalg.matrix_power(step, 50)
+    torch.testing.assert_close(outputs(weights, hidden_states(config, weights, data.x)), expected)
+    loss = next(train(config, 0.1, 0, start=(weights, data))).loss
+    assert loss == pytest.approx(float((expected - data.y).square().mean()), rel=1e-12)
+
+
+def test_one_step_from_zero_V_moves_V_by_the_closed_form():
+    # V = 0: states stay X, the adjoint stays P = 2 (X - Y)/(n d), so V_k moves by -eta s(X W)^T P.
+    record = last(train(SMALL, 0.3, 1))
+    weights, data = initialise(SMALL)
+    P = 2 * (data.x - data.y) / data.y.numel()
+    expected = -0.3 * torch.nn.functional.gelu(data.x @ weights.W[0]).mT @ P
+    for V in record.weights.V:
+        torch.testing.assert_close(V, expected, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(record.weights.W, weights.W)  # dl/dW_k = 0 while V_k = 0
+
+
+def test_the_textbook_loop_takes_the_same_path():
+    config = SMALL
+    weights, data = initialise(config)
+    V, W = weights.V.clone().requires_grad_(), weights.W.clone().requires_grad_()
+    optimiser = torch.optim.SGD([V, W], lr=0.05 * config.depth)
+    losses = []
+    for _ in range(20):
+        h = data.x
+        for k in range(config.depth):
+            h = h + torch.nn.functional.gelu(h @ W[k]) @ V[k] / config.depth
+        loss = (h - data.y).square().mean()
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    records = list(train(config, 0.05, 19))
+    assert [record.loss for record in records] == pytest.approx(losses, rel=1e-12)
+
+
+def test_conventions_are_one_network_in_other_coordinates():
+    # With q = m = d the rescaling W = sqrt(q) W', V = sqrt(m) V' and the factor d of the loss cancel in the
+    # step: eq. (3) with eta retraces the released network with eta, in rescaled weights.
+    square = NetworkConfig(depth=6, width=4, dimension=4, samples=9, seed=2)
+    weights, data = initialise(square)
+    scaled = Weights(V=2 * weights.V, W=2 * weights.W)
+    released = last(train(square, 0.05, 30))
+    config = dataclasses.replace(square, convention="eq3")
+    eq3 = last(train(config, 0.05, 30, start=(scaled, data)))
+    assert eq3.loss == pytest.approx(4 * released.loss, rel=1e-11)
+    torch.testing.assert_close(eq3.weights.V, 2 * released.weights.V, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(eq3.weights.W, 2 * released.weights.W, rtol=1e-10, atol=1e-13)
+
+
+def test_recorded_iterations_do_not_change_the_path():
+    every = {record.iteration: record.loss for record in train(SMALL, 0.05, 30)}
+    few = {record.iteration: record.loss for record in train(SMALL, 0.05, 30, record_at=[0, 7, 8, 30])}
+    assert set(few) == {0, 7, 8, 30}
+    assert all(few[t] == pytest.approx(every[t], rel=1e-12) for t in few)
+
+
+def test_a_seed_fixes_everything_and_another_changes_it():
+    one, two = last(train(SMALL, 0.05, 5)), last(train(SMALL, 0.05, 5))
+    assert torch.equal(one.weights.V, two.weights.V)
+    other = last(train(dataclasses.replace(SMALL, seed=9), 0.05, 5))
+    assert not torch.equal(one.weights.V, other.weights.V)
+
+
+def test_draws_follow_the_released_order_in_float32():
+    torch.manual_seed(7)
+    W, X, Y = torch.randn(4, 6), torch.randn(10, 4), torch.randn(10, 4)
+    weights, data = initialise(dataclasses.replace(SMALL, seed=7))
+    assert torch.equal(weights.W[3], W.double())
+    assert torch.equal(data.x, X.double())
+    assert torch.equal(data.y, Y.double())
+    torch.manual_seed(7)
+    torch.randn(4, 6), torch.randn(4, 4)
+    X_after_unused = torch.randn(10, 4)
+    _, data = initialise(dataclasses.replace(SMALL, seed=7, draw_order="W unused X Y"))
+    assert torch.equal(data.x, X_after_unused.double())
+
+
+def test_data_and_first_layer_do_not_depend_on_depth_or_initialisation():
+    tied, data = initialise(SMALL)
+    independent, same = initialise(dataclasses.replace(SMALL, depth=20, initialisation="iid"))
+    assert torch.equal(data.x, same.x)
+    assert torch.equal(tied.W[0], independent.W[0])
+    assert float((independent.W[1] - independent.W[0]).norm()) > 1
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_loss_falls(dtype):
+    records = list(train(dataclasses.replace(SMALL, dtype=dtype), 0.05, 200, record_at=[0, 100, 200]))
+    assert records[0].loss > records[1].loss > records[2].loss
+
+
+def test_successive_distance_falls_as_one_over_the_depth():
+    network = NetworkConfig(width=12, dimension=6, samples=20, seed=2)
+    config = SuccessiveDistanceConfig(network, [16, 32, 64, 128], [1, 10, 40])
+    table = successive_distance(config)
+    assert all(value == 0 for value in select(table, iterations=1)["max_distance"])
+    late = select(table, iterations=40)
+    assert fit_slope(late["depth"], late["max_distance"]).slope == pytest.approx(-1, abs=0.03)
+    aggregate = [max(pair) for pair in zip(late["aggregate_V"], late["aggregate_W"], strict=True)]
+    assert fit_slope(late["depth"], aggregate).slope == pytest.approx(-0.5, abs=0.03)
+
+
+def test_iid_layers_stay_apart():
+    network = NetworkConfig(width=12, dimension=6, samples=20, seed=2, initialisation="iid")
+    table = successive_distance(SuccessiveDistanceConfig(network, [16, 64], [5]))
+    assert abs(fit_slope(table["depth"], table["max_distance"]).slope) < 0.2
+
+
+def test_lockstep_yields_equal_iterations():
+    trainings = [train(SMALL.at_depth(depth), 0.05, 6, [0, 3, 6]) for depth in (2, 4)]
+    assert [tuple(r.iteration for r in pair) for pair in lockstep(trainings)] == [(0, 0), (3, 3), (6, 6)]
+
+
+def test_divergence_is_a_sentence():
+    with pytest.raises(Divergence, match=r"The loss is (inf|nan) at iteration \d+ \(depth 8, weight-tied"):
+        last(train(SMALL, 1e3, 200, record_at=[200]))
+
+
+def test_the_end_factor_keeps_the_outputs_speed():
+    assert SMALL.step_factor == SMALL.depth
+    assert dataclasses.replace(SMALL, residual_scaling="1/sqrt(L)").step_factor == 1
+    assert dataclasses.replace(SMALL, residual_scaling="1/sqrt(L)").outer_scale == pytest.approx(1 / math.sqrt(8))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("depth", 0, "depth is 0, expected a whole number of at least 1"),
+        ("depth", 2.5, "depth is 2.5, expected a whole number"),
+        ("activation", "swish", "activation is 'swish', expected one of: gelu, relu, tanh, identity"),
+        ("convention", "mine", "convention is 'mine', expected one of: released, eq3"),
+        ("initialisation", "zero", "initialisation is 'zero', expected one of: weight-tied, iid"),
+        ("dtype", "float16", "dtype is 'float16', expected one of: float32, float64"),
+        ("hidden_dimension", 3, r"hidden_dimension q is 3, expected at least max\(d, d'\) = 4"),
+        ("train_ends", "yes", "train_ends is 'yes', expected True or False"),
+    ],
+)
+def test_a_wrong_value_is_named(field, value, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        dataclasses.replace(SMALL, **{field: value})
+
+
+@pytest.mark.parametrize("rate", [-0.1, 0, math.nan, "4e-2"])
+def test_a_wrong_learning_rate_is_named(rate):
+    with pytest.raises((TypeError, ValueError), match="learning_rate is"):
+        train(SMALL, rate, 1)
