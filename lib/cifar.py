@@ -39,9 +39,7 @@ class Images:
         return len(self.labels)
 
 
-def load(
-    train: bool, device: str | torch.device = "cpu", limit: int | None = None, download: bool = True
-) -> Images:
+def load(train: bool, device: str | torch.device = "cpu", limit: int | None = None, download: bool = True) -> Images:
     """The training (50,000) or test (10,000) images; with ``limit``, the first ``limit`` of them.
 
     They are read from the folder that the environment variable CIFAR10_ROOT names (never written to), or
@@ -82,8 +80,8 @@ def _open(root: Path, train: bool, download: bool) -> CIFAR10:
 
 def _not_found(root: Path, also: str = "") -> str:
     return (
-        f"CIFAR-10 was not found whole in {root}{also}: put the folder cifar-10-batches-py (the python version "
-        f"of the set) there, or set CIFAR10_ROOT to the folder that contains it."
+        f"CIFAR-10 was not found whole in {root}{also}: put the folder cifar-10-batches-py (the set's python "
+        f"version) there, or set CIFAR10_ROOT to the folder that contains it."
     )
 
 
@@ -139,7 +137,7 @@ def batch(images: Images, epoch: Epoch, start: int, size: int) -> tuple[Tensor, 
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description="Fetch CIFAR-10 where it is missing, and say what is there.").parse_args()
+    argparse.ArgumentParser(description="Fetch CIFAR-10 where it is missing; say what is there.").parse_args()
     try:
         sizes = len(load(train=True)), len(load(train=False))
     except DataNotFoundError as error:

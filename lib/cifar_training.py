@@ -5,12 +5,14 @@ epoch, atomically, and starts from the state that it finds there: a run that was
 started again ends, on the CPU, with the same bits as one that was never interrupted.
 """
 
+import fcntl
 import json
 import math
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import checks, cifar, paths
+from lib import checks, cifar, distances, paths
 from lib.convnet import ConvNetConfig, ConvResNet
 
 STATE_FORMAT = 1
@@ -30,7 +32,7 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 ADAPTIVE_LEARNING_RATE = 1e-2
 EVALUATION_BATCH = 250
-# The loss is looked at this often (in batches), so that a diverged run does not go on to the end of its epoch.
+# The loss is looked at this often (in batches), so that a diverged run stops early in its epoch.
 CHECK_EVERY = 100
 
 
@@ -72,13 +74,11 @@ class CifarConfig:
 
     @property
     def network(self) -> ConvNetConfig:
-        return ConvNetConfig(
-            self.depth, self.channels, self.activation, self.batch_norm, self.smooth_init, self.seed
-        )
+        return ConvNetConfig(self.depth, self.channels, self.activation, self.batch_norm, self.smooth_init, self.seed)
 
     @property
     def name(self) -> str:
-        """The run's name, of its folder, record and checkpoint: what is not the paper's setting is appended."""
+        """Name of the run's folder, record and checkpoint; rarer departures from the paper are appended."""
         parts = [
             self.activation,
             "weight-tied" if self.smooth_init else "iid",
@@ -115,7 +115,8 @@ class EpochRecord:
     """One line of a run's log. Accuracies are in %, ``seconds`` are the epoch's, evaluation included.
 
     Training loss and accuracy are the running averages of the epoch, in training mode on augmented images.
-    Test values are None at epochs without evaluation.
+    Test values are None at epochs without evaluation. ``von_neumann_conv1`` and ``_conv2`` are the smoothness
+    of the weights along depth after the epoch (`distances.von_neumann_ratio`; None where undefined).
     """
 
     epoch: int
@@ -124,6 +125,8 @@ class EpochRecord:
     train_accuracy: float
     test_loss: float | None
     test_accuracy: float | None
+    von_neumann_conv1: float | None
+    von_neumann_conv2: float | None
     seconds: float
     device: str
     engine: str
@@ -178,10 +181,10 @@ def train(
     Other arguments: ``device`` "cpu", "cuda" or "cuda:1"; ``report_every`` yields a Progress every so many
     batches (0: never; each one waits for the device); ``download`` allows torchvision to fetch the set.
 
-    Raises ValueError for a folder with the state of another config, DataNotFoundError without the data, and
-    DivergedError where the loss is not finite; the state of the last complete epoch stays in the folder.
+    Raises ValueError for a folder with the state of another config, RuntimeError where another process is
+    training in it, DataNotFoundError without the data, and DivergedError where the loss is not finite; the
+    state of the last complete epoch stays in the folder.
     """
-    # Set up ------------------------------------------------------------------------------------------
     folder = Path(folder) if folder is not None else run_folder(config)
     device = usable_device(device)
     # TF32 rounds to 10 bits. Rounding is independent noise in each layer, and smoothness across layers is
@@ -190,15 +193,20 @@ def train(
     torch.backends.cudnn.allow_tf32 = False
 
     run = _Run(config, device)
-    state = read_state(folder)
-    if state is not None:
-        run.restore(state, folder)
+    with _alone_in(folder):
+        state = read_state(folder)
+        if state is not None:
+            run.restore(state, folder)
+        yield from _epochs(run, folder, report_every, download)
+
+
+def _epochs(run: "_Run", folder: Path, report_every: int, download: bool) -> Iterator[Progress | EpochRecord]:
+    config, device = run.config, run.device
     if run.epoch == config.epochs:
         return
     train_set = cifar.load(True, device, config.train_images or None, download)
     test_set = cifar.load(False, device, config.test_images or None, download)
 
-    # Epochs ------------------------------------------------------------------------------------------
     while run.epoch < config.epochs:
         started = time.perf_counter()
         running: Progress | None = None
@@ -217,6 +225,8 @@ def train(
             train_accuracy=running.accuracy,
             test_loss=test_loss,
             test_accuracy=test_accuracy,
+            von_neumann_conv1=smoothness(run.network, "conv1"),
+            von_neumann_conv2=smoothness(run.network, "conv2"),
             seconds=round(time.perf_counter() - started, 3),
             device=device_name(device),
             engine=run.network.engine,
@@ -277,12 +287,9 @@ class _Run:
             reported = report_every and batch % report_every == 0
             if reported or batch % CHECK_EVERY == 0 or batch == batches:
                 seen = min(batch * size, total)
-                yield Progress(
-                    self.epoch, batch, batches, loss_sum.item() / seen, 100 * correct.item() / seen
-                )
+                yield Progress(self.epoch, batch, batches, loss_sum.item() / seen, 100 * correct.item() / seen)
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         state = {
             "format": STATE_FORMAT,
             "config": asdict(self.config),
@@ -340,6 +347,12 @@ def evaluate(network: ConvResNet, images: cifar.Images) -> tuple[float, float]:
     return loss_sum.item() / len(images), 100 * correct.item() / len(images)
 
 
+def smoothness(network: ConvResNet, convolution: str) -> float | None:
+    """The von Neumann ratio along depth of "conv1" or "conv2", None where the weights do not vary."""
+    ratio = distances.von_neumann_ratio(network.residual_layers.stacked(f"{convolution}.weight").detach())
+    return ratio if math.isfinite(ratio) else None
+
+
 def _diverged(config: CifarConfig, running: Progress, folder: Path) -> str:
     complete = running.epoch
     kept = f"the state after epoch {complete} stays in {folder}" if complete else "no epoch was complete yet"
@@ -364,16 +377,28 @@ def read_state(folder: Path | str) -> dict[str, Any] | None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for damaged files
-        kind = type(error).__name__
-        raise ValueError(f"{path} cannot be read as a training state ({kind}): delete it to start anew.") from error
+        reason = f"cannot be read as a training state ({type(error).__name__})"
+        raise ValueError(f"{path} {reason}: delete it to start anew.") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != STATE_FORMAT:
         raise ValueError(f"{path} has state format {found!r}, expected {STATE_FORMAT}: delete it to start anew.")
     return state
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system frees however the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"Another process is training the run in {folder}: wait for it, or end it.") from None
+        yield
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file so that a reader, or a machine that loses power, sees the old one or the new one, whole."""
+    """Write a file so that readers, and a machine that lost power, find the old one or the new one, whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         write(draft)

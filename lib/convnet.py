@@ -1,8 +1,8 @@
 """The convolutional residual network of Section 5.2 (Figure 3, Table 1).
 
-    stem     h_0     = relu(bn(conv 5x5, stride 3 (x)))                        (n, 3, 32, 32) -> (n, 16, 10, 10)
-    layers   h_{k+1} = h_k + (1/L) bn2(conv2(s(bn1(conv1(h_k)))))              k = 0..L-1, conv 3x3 with bias
-    head     F(x)    = linear(average pooling of h_L)                          (n, 16, 10, 10) -> (n, 64) -> (n, 10)
+    stem     h_0     = relu(bn(conv 5x5, stride 3 (x)))               (n, 3, 32, 32) -> (n, 16, 10, 10)
+    layers   h_{k+1} = h_k + (1/L) bn2(conv2(s(bn1(conv1(h_k)))))     k = 0..L-1, conv 3x3 with bias
+    head     F(x)    = linear(average pooling of h_L)                 (n, 16, 10, 10) -> (n, 64) -> (n, 10)
 
 The strides (3 in the stem, 1 in the residual layers) are those of the released code and of its checkpoints;
 the paper's text says 2 and 2. The stem's ReLU stays whatever the activation s.
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lib import activations, checks
 
 CLASSES = 10
-# 0 and 1 both give 10x10; with 1 a released checkpoint reproduces its logged test accuracy and loss to every digit.
+# 0 and 1 both give 10x10; with 1 a released checkpoint reproduces its logged test accuracy and loss exactly.
 STEM_PADDING = 1
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.1
@@ -59,11 +59,9 @@ class ResidualLayers(nn.Module):
     ``{k}.conv1.weight``, ``{k}.bn1.running_mean``, and so on, k = 0..L-1.
     """
 
-    PARAMETERS = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
-    BN_PARAMETERS = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")
-    BN_BUFFERS = tuple(
-        f"{bn}.{name}" for bn in ("bn1", "bn2") for name in ("running_mean", "running_var", "num_batches_tracked")
-    )
+    CONVOLUTIONS = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
+    BN_PARAMETERS = ("weight", "bias")
+    BN_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
     def __init__(self, config: ConvNetConfig) -> None:
         super().__init__()
@@ -72,21 +70,20 @@ class ResidualLayers(nn.Module):
         self.batch_norm = config.batch_norm
         self.engine = "pytorch"  # what ran the last forward pass
         kernel, vector = (self.depth, self.channels, self.channels, 3, 3), (self.depth, self.channels)
-        for name in self.PARAMETERS + (self.BN_PARAMETERS if self.batch_norm else ()):
-            shape = kernel if name in ("conv1.weight", "conv2.weight") else vector
-            self.register_parameter(_attribute(name), nn.Parameter(torch.empty(shape)))
-        for name in self.BN_BUFFERS if self.batch_norm else ():
+        for name in self.names():
             if name.endswith("num_batches_tracked"):
                 self.register_buffer(_attribute(name), torch.zeros(self.depth, dtype=torch.int64))
-            else:
+            elif name.endswith(self.BN_BUFFERS):
                 self.register_buffer(_attribute(name), torch.full(vector, float(name.endswith("var"))))
+            else:
+                shape = kernel if name in ("conv1.weight", "conv2.weight") else vector
+                self.register_parameter(_attribute(name), nn.Parameter(torch.empty(shape)))
 
     def names(self) -> Iterator[str]:
         """The released names of one layer's tensors, in the released order."""
-        yield from self.PARAMETERS
-        if self.batch_norm:
-            for bn in ("bn1", "bn2"):
-                yield from (name for name in self.BN_PARAMETERS + self.BN_BUFFERS if name.startswith(bn))
+        yield from self.CONVOLUTIONS
+        for bn in ("bn1", "bn2") if self.batch_norm else ():
+            yield from (f"{bn}.{name}" for name in self.BN_PARAMETERS + self.BN_BUFFERS)
 
     def stacked(self, name: str) -> Tensor:
         """The tensor of that released name ("conv1.weight", ...) over all layers, depth first."""
@@ -98,7 +95,7 @@ class ResidualLayers(nn.Module):
 
     def _stock(self, h: Tensor) -> Tensor:
         s = activations.get(self.activation).function
-        layers = [self.stacked(name).unbind() for name in self.PARAMETERS]
+        layers = [self.stacked(name).unbind() for name in self.CONVOLUTIONS]
         if not self.batch_norm:
             for w1, b1, w2, b2 in zip(*layers, strict=True):
                 h = h + F.conv2d(s(F.conv2d(h, w1, b1, padding=1)), w2, b2, padding=1) / self.depth
@@ -198,7 +195,7 @@ class ConvResNet(nn.Module):
             uniform(layers.conv2_weight[k], default)
             uniform(layers.conv2_bias[k], default)
         if config.smooth_init:
-            for name in layers.PARAMETERS:
+            for name in layers.CONVOLUTIONS:
                 layers.stacked(name)[1:] = layers.stacked(name)[0]
         # Each block starts at 0, so the network starts as its stem and head.
         if config.batch_norm:
