@@ -1,0 +1,270 @@
+"""Every picture of the project: functions that take data, draw in one style and return a matplotlib Figure.
+
+Nothing here trains or reads files. Figures are `matplotlib.figure.Figure` objects without pyplot, so none
+stays behind in a global list, and the same data gives the same bytes.
+"""
+
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from lib import paths, tables
+from lib.distances import Slope, fit_slope
+
+TEXT_WIDTH = 7.2  # inches: a figure over the full width of a page
+HEIGHT = 2.7
+SEQUENTIAL = "viridis"  # perceptually uniform, readable without red-green vision and in grey
+# Okabe and Ito's colours, told apart by every kind of colour vision.
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F",
+)  # fmt: skip
+COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+MARKERS = "osD^vP"
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "mathtext.fontset": "cm",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": False,
+    "axes.prop_cycle": mpl.cycler(color=COLORS),
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "image.cmap": SEQUENTIAL,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+}
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Run a drawing function in the one style, whatever the caller's rcParams are."""
+
+    @wraps(draw)
+    def drawn(*args, **kwargs) -> Figure:
+        with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
+            figure = draw(*args, **kwargs)
+            FigureCanvasAgg(figure).draw()  # fixes the layout while the style holds
+            return figure
+
+    return drawn
+
+
+def panels(columns: int, rows: int = 1, height: float = HEIGHT, width: float = TEXT_WIDTH, **kwargs):
+    """A new figure over the page's width and its axes, as `Figure.subplots` returns them."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **kwargs)
+
+
+def png(figure: Figure, dpi: float = 144) -> bytes:
+    """The figure as PNG, without a date or a program's name in it."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def show(figure: Figure) -> None:
+    """Show a figure in a notebook, sharp on dense screens."""
+    from IPython.display import Image, display
+
+    width = round(figure.get_figwidth() * 110)
+    display(Image(png(figure, dpi=200), width=width))
+
+
+def save(name: str, figure: Figure, data: Mapping[str, tables.Table] | None = None) -> list[Path]:
+    """Write ``<name>.pdf`` and ``.png``, and a CSV for each table in ``data`` (by file name without ending).
+
+    The folder is `paths.figures_output`. The same figure gives the same bytes.
+    """
+    folder = paths.figures_output()
+    written = []
+    with mpl.rc_context(STYLE):
+        for ending, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+            target = folder / f"{name}.{ending}"
+            staged = folder / f".{name}.{os.getpid()}.{ending}"
+            figure.savefig(staged, metadata=metadata)
+            os.replace(staged, target)
+            written.append(target)
+    written += [tables.write_csv(folder / f"{stem}.csv", table) for stem, table in (data or {}).items()]
+    return written
+
+
+def color_scale(values: Sequence[float], log: bool = False) -> tuple[Callable[[float], tuple], mpl.cm.ScalarMappable]:
+    """A function value -> colour over the sequential map (its lightest end left out), and its mappable."""
+    low, high = min(values), max(values)
+    norm = LogNorm(low, high) if log else Normalize(low, high if high > low else low + 1)
+    cmap = mpl.colors.ListedColormap(mpl.colormaps[SEQUENTIAL](np.linspace(0, 0.92, 256)))
+    mappable = mpl.cm.ScalarMappable(norm, cmap)
+    return mappable.to_rgba, mappable
+
+
+def minus(number: float, digits: int = 3) -> str:
+    """A number for a label, with a true minus sign."""
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+def rate_line(axes: Axes, x: Sequence[float], fit: Slope, exponent: float, label: str | None = None) -> None:
+    """A dashed guide C x^exponent through the middle of a fit, slightly above the data."""
+    x = np.asarray(x, dtype=float)
+    middle = np.sqrt(x[0] * x[-1])
+    level = 1.6 * fit.constant * middle**fit.slope
+    axes.plot(x, level * (x / middle) ** exponent, "--", color=GREY, linewidth=1, label=label, zorder=1)
+
+
+def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
+    """A logarithmic axis of depths with a tick at powers of two (every other one where there are many)."""
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel(r"depth $L$")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
+    axes.set_xlim(min(depths) / 1.25, max(depths) * 1.25)
+
+
+# --- Figure 1 left -----------------------------------------------------------------------------------------
+
+
+@styled
+def figure_1_left(table: tables.Table, slope_from: int = 16) -> Figure:
+    """Successive distance against depth, a curve for each training time: the paper's quantity, then the
+    released aggregate. ``table`` has the columns of ``figure_1_left.csv``; rows that are 0 are not drawn."""
+    columns = {name: np.asarray(column) for name, column in table.items()}
+    aggregate = np.maximum(columns["aggregate_V"], columns["aggregate_W"])
+    times = [t for t in np.unique(columns["iterations"]) if aggregate[columns["iterations"] == t].max() > 0]
+    depths = np.unique(columns["depth"])
+    figure, axes = panels(2)
+    color, mappable = color_scale(times)
+    quantities = (
+        (columns["max_distance"], r"$\max_{k,\,t}\;\|Z_{k+1}(t)-Z_k(t)\|_F$", "the paper's quantity", -1.0),
+        (aggregate, r"$\left(\sum_{t,\,k}\;\|\Delta_k(t)\|_F^2\right)^{1/2}$", "the released aggregate (larger of V and W)", -0.5),
+    )
+    for panel, (values, label, title, exponent) in zip(axes, quantities, strict=True):
+        fit = None
+        for time in times:
+            rows = (columns["iterations"] == time) & (values > 0)
+            order = np.argsort(columns["depth"][rows])
+            x, y = columns["depth"][rows][order], values[rows][order]
+            panel.plot(x, y, "o-", color=color(time), markeredgewidth=0)
+            if (x >= slope_from).sum() >= 2:
+                fit = fit_slope(x, y, slope_from)
+        if fit is not None:
+            fitted = depths[depths >= slope_from]
+            rate_line(panel, fitted, fit, exponent, f"slope ${'-1' if exponent == -1 else '-1/2'}$")
+            panel.legend(loc="lower left", title=f"last curve: {minus(fit.slope)}", title_fontsize=8)
+        depth_axis(panel, depths)
+        panel.set_yscale("log")
+        panel.set_ylabel(label)
+        panel.set_title(title)
+    if times:
+        bar = figure.colorbar(mappable, ax=axes, pad=0.01, aspect=28)
+        bar.set_label("training iterations")
+        bar.outline.set_visible(False)
+    return figure
+
+
+# --- Figure 1 right ----------------------------------------------------------------------------------------
+
+
+@styled
+def figure_1_right(table: tables.Table, slope_from: int = 16) -> Figure:
+    """Distance to the limit: images over (iteration, depth) for V and W, and the rate at the last iteration.
+
+    ``table`` has the columns of ``figure_1_right.csv``; entries that are 0 stay white.
+    """
+    depths, iterations = np.unique(table["depth"]), np.unique(table["iteration"])
+    shape = len(depths), len(iterations)
+    order = np.lexsort((table["iteration"], table["depth"]))
+    images = {Z: np.asarray(table[f"distance_{Z}"])[order].reshape(shape) for Z in "VW"}
+    figure, axes = panels(3, width_ratios=[1, 1, 0.95])
+    edges = _edges(iterations)
+    for panel, (Z, image) in zip(axes, images.items(), strict=False):
+        # Beyond twelve orders below the largest there is rounding only.
+        positive = np.ma.masked_less_equal(image, image.max() * 1e-12)
+        if positive.count() == 0:
+            panel.set_axis_off()
+            continue
+        # The first steps are orders of magnitude below the rest; the scale starts where the picture does.
+        norm = LogNorm(np.quantile(positive.compressed(), 0.02), positive.max())
+        mesh = panel.pcolormesh(edges, np.arange(len(depths) + 1), positive, norm=norm, rasterized=True)
+        panel.set_yticks(np.arange(len(depths)) + 0.5, [str(depth) for depth in depths])
+        panel.set_xlabel("training iteration")
+        panel.set_title(rf"$\|{Z}^L(\cdot,t)-{Z}(\cdot,t)\|$")
+        bar = figure.colorbar(mesh, ax=panel, location="bottom", pad=0.02, aspect=25)
+        bar.outline.set_visible(False)
+    axes[0].set_ylabel(r"depth $L$")
+    rate = axes[2]
+    for Z, color, marker in zip("VW", COLORS, MARKERS, strict=False):
+        final = images[Z][:, -1]
+        if (final[depths >= slope_from] > 0).sum() >= 2:
+            fit = fit_slope(depths, final, slope_from)
+            rate_line(rate, depths[depths >= slope_from], fit, -1.0, "slope $-1$" if Z == "W" else None)
+            rate.plot(depths, final, marker + "-", color=color, label=f"${Z}$: slope {minus(fit.slope)}")
+        else:
+            rate.plot(depths, np.where(final > 0, final, np.nan), marker + "-", color=color, label=f"${Z}$")
+    depth_axis(rate, depths)
+    rate.set_yscale("log")
+    rate.set_title(f"at iteration {iterations[-1]}")
+    low, high = rate.get_ylim()
+    rate.set_ylim(low * (low / high) ** 0.35, high)  # room for the legend
+    rate.legend(loc="lower left")
+    return figure
+
+
+def _edges(centres: np.ndarray) -> np.ndarray:
+    """Cell edges around sorted centres, for pcolormesh."""
+    if len(centres) < 2:
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    middles = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - middles[0]], middles, [2 * centres[-1] - middles[-1]]])
+
+
+# --- Figure 2 ----------------------------------------------------------------------------------------------
+
+
+@styled
+def figure_2(loss: tables.Table, weights: tables.Table) -> Figure:
+    """One entry of V and of W across layers, lighter as training goes on, and the loss.
+
+    ``loss`` and ``weights`` have the columns of ``figure_2.csv`` and ``figure_2_weights.csv``.
+    """
+    figure, axes = panels(3)
+    iterations = np.unique(weights["iteration"])
+    color, mappable = color_scale(iterations)
+    layers = np.unique(weights["layer"])
+    for panel, Z in zip(axes, "VW", strict=False):
+        order = np.lexsort((weights["layer"], weights["iteration"]))
+        curves = np.asarray(weights[f"entry_{Z}"])[order].reshape(len(iterations), len(layers))
+        for iteration, curve in zip(iterations, curves, strict=True):
+            panel.plot(layers, curve, color=color(iteration), linewidth=0.8)
+        row, column = weights["row"][0], weights["column"][0]
+        panel.set_title(rf"$({Z}_k)_{{{row},{column}}}$")
+        panel.set_xlabel(r"layer $k$")
+    bar = figure.colorbar(mappable, ax=axes[1], pad=0.02, aspect=28)
+    bar.set_label("training iteration")
+    bar.outline.set_visible(False)
+    if iterations[-1] >= 10_000:
+        bar.formatter.set_powerlimits((3, 3))
+        bar.formatter.set_useMathText(True)
+    axes[2].plot(loss["iteration"], loss["loss"], color=BLUE)
+    axes[2].set_yscale("log")
+    axes[2].set_xlabel("training iteration")
+    axes[2].set_title("loss")
+    if iterations[-1] >= 10_000:
+        axes[2].ticklabel_format(axis="x", style="sci", scilimits=(3, 3), useMathText=True)
+    return figure
