@@ -1,4 +1,4 @@
-"""Every path of the project, absolute, in one place."""
+"""Every path of the project, absolute, and what the environment says about a run, in one place."""
 
 import os
 from pathlib import Path
@@ -26,3 +26,11 @@ def figures_output() -> Path:
 def cifar10_root() -> Path:
     """Folder that holds CIFAR-10 as torchvision lays it out: CIFAR10_ROOT if set, else ``.data``."""
     return Path(os.environ.get("CIFAR10_ROOT") or ROOT / ".data").absolute()
+
+
+def unattended() -> bool:
+    """Whether no person looks at this run: ``make``, papermill and nbval set NOTEBOOK_UNATTENDED.
+
+    Progress bars and live loops are then off, so that stored notebooks hold none and every run ends.
+    """
+    return bool(os.environ.get("NOTEBOOK_UNATTENDED"))

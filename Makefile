@@ -1,0 +1,99 @@
+# `make` lists what can be made. Results are stamps in .build, never tracked files: a fresh clone makes everything.
+
+PROFILE ?= paper
+SET ?=
+PARAMETERS ?=
+
+# --- Environment: PYTHON as it is, else conda's kind into .conda, else .venv ---
+ifeq ($(origin PYTHON),undefined)
+CONDA := $(firstword $(foreach tool,micromamba mamba conda,$(if $(shell command -v $(tool) 2>/dev/null),$(tool))))
+PREFIX := $(if $(CONDA),.conda,.venv)
+PYTHON := $(PREFIX)/bin/python
+ENVIRONMENT := $(PREFIX)/.up-to-date
+endif
+
+NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
+FIGURES := $(filter-out explore_% train_%,$(NOTEBOOKS))
+HAVING := $(if $(filter quick,$(PROFILE)),$(FIGURES),$(basename $(notdir $(wildcard notebooks/profiles/$(PROFILE)/*.yaml))))
+BUILD := .build/$(PROFILE)
+CHECKED := $(BUILD)/checked
+RUN = $(PYTHON) -m lib.notebooks
+
+# This tree's lib and this interpreter's kernel; a backend from outside would keep notebooks from drawing inline.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export JUPYTER_PREFER_ENV_PATH := 1
+export SET
+unexport MPLBACKEND
+
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help figures $(FIGURES) test lab env notebooks clean distclean
+
+help: ## This list
+	@echo 'make TARGET [PROFILE=paper|released|quick] [PYTHON=interpreter to use as it is]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-22s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo 'One figure, for one run with other values: make NAME [SET="row=3 learning_rate=0.02"] [PARAMETERS=my.yaml]'
+	@for name in $(FIGURES); do printf '  %-22s %s\n' $$name \
+	  "$$(sed -n 's/^ *"# *\([^"\\]*\).*/\1/p' notebooks/$$name.ipynb | head -n 1)"; done
+
+# --- Figures ---
+figures: $(CHECKED) $(patsubst %,$(BUILD)/%.ipynb,$(filter $(HAVING),$(FIGURES))) ## Every figure of the profile, into figures/
+
+ifneq ($(strip $(SET)$(PARAMETERS)),)
+ifneq ($(filter figures test notebooks,$(MAKECMDGOALS)),)
+$(error SET and PARAMETERS change one run of one figure: name it, as in make $(firstword $(FIGURES)) SET="$(SET)")
+endif
+$(FIGURES): | $(ENVIRONMENT)
+	@$(RUN) run $@ --profile $(PROFILE) --set "$$SET" --parameters "$(PARAMETERS)"
+else
+$(FIGURES): %: $(BUILD)/%.ipynb
+endif
+
+# All parameters of a profile are checked in one go before the first notebook of it runs.
+$(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml lib/*.py) | $(ENVIRONMENT)
+	@$(RUN) check --profile $(PROFILE)
+	@mkdir -p $(BUILD) && touch $@
+
+# The runner writes what else a result depends on (profile, modules of lib) into the .d file beside it.
+$(FIGURES:%=$(BUILD)/%.ipynb): $(BUILD)/%.ipynb: notebooks/%.ipynb | $(ENVIRONMENT) $(CHECKED)
+	@$(RUN) run $* --profile $(PROFILE)
+-include $(wildcard $(BUILD)/*.d)
+
+# --- Tests ---
+test: | $(ENVIRONMENT) ## Style, every figure at its quick size, unit tests and stored notebooks
+	$(PYTHON) -m ruff check .
+	$(MAKE) figures PROFILE=quick
+	$(PYTHON) -m pytest -rs lib/tests $(wildcard notebooks/*.ipynb) --nbval-lax --nbval-current-env
+
+# --- Work ---
+lab: | $(ENVIRONMENT) ## JupyterLab on the notebooks (options: LAB="--no-browser --port 9000")
+	$(PYTHON) -m jupyterlab --ServerApp.root_dir=notebooks $(LAB)
+
+env: $(ENVIRONMENT) ## The environment alone: by micromamba, mamba or conda into .conda, else .venv
+
+notebooks: | $(ENVIRONMENT) ## Run the notebooks with their own values and store the outputs in them
+	$(RUN) execute
+
+# --- Environments ---
+.conda/.up-to-date: environment.yml pyproject.toml
+	rm -rf .conda
+	MAMBA_ALWAYS_YES=true CONDA_ALWAYS_YES=true $(CONDA) $(if $(filter micromamba,$(CONDA)),,env) create -p $(CURDIR)/.conda -f environment.yml
+	.conda/bin/python -m pip install --no-deps -e .
+	@touch $@
+
+.venv/.up-to-date: environment.yml pyproject.toml
+	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Environment .venv with $$($$python --version): some minutes."; exec $$python -m venv .venv; fi; done; \
+	  echo "No Python >= 3.11 is on the PATH (python3 is: $$(python3 --version 2>&1)). Install one, or name one with" \
+	    "the packages of environment.yml: make PYTHON=/path/to/python." >&2; exit 2
+	.venv/bin/python -m pip install -e .
+	@touch $@
+
+clean: ## Remove what make made: stamps, executed notebooks, untracked figures (not figures/custom)
+	rm -rf .build .pytest_cache .ruff_cache $(filter-out figures/custom/,$(filter %/,$(wildcard figures/*/)))
+
+distclean: clean ## As clean, and the environments too
+	rm -rf .venv .conda
