@@ -1,0 +1,271 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import cifar_training, paths
+from lib.cifar_training import CifarConfig, DivergedError, EpochRecord, Progress, read_state, train
+from lib.tests.cifar_set import needs_cifar10, write_set
+
+SMALL = {"depth": 4, "epochs": 3, "batch_size": 32, "test_every": 2}
+
+
+@pytest.fixture
+def generated_set(tmp_path, monkeypatch):
+    return write_set(tmp_path / "set", monkeypatch)
+
+
+def finish(config: CifarConfig, folder: Path) -> list[EpochRecord]:
+    return [record for record in train(config, folder) if isinstance(record, EpochRecord)]
+
+
+def timeless(log: list[dict]) -> list[dict]:
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in log]
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    """Weights, running statistics, momenta, random state and log, bit by bit."""
+    one, other = read_state(first), read_state(second)
+    assert one["epoch"] == other["epoch"]
+    assert all(torch.equal(one["network"][name], other["network"][name]) for name in one["network"])
+    momenta, others = one["optimizer"]["state"], other["optimizer"]["state"]
+    assert momenta.keys() == others.keys()
+    assert all(torch.equal(momenta[i]["momentum_buffer"], others[i]["momentum_buffer"]) for i in momenta)
+    assert torch.equal(one["generator"], other["generator"])
+    assert timeless(one["log"]) == timeless(other["log"])
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_training_learns_and_logs(tmp_path):
+    config = CifarConfig(**SMALL | {"epochs": 8})
+    reports = list(train(config, tmp_path / "run", report_every=4))
+    records = [report for report in reports if isinstance(report, EpochRecord)]
+    assert [record.epoch for record in records] == list(range(8))
+    assert records[-1].train_loss < 0.8 * records[0].train_loss
+    assert records[-1].train_accuracy > 30
+    assert [record.test_accuracy is not None for record in records] == [False, True] * 4
+    assert records[0].von_neumann_conv1 is not None
+    # 300 images in batches of 32: ten batches, reported after the fourth and the eighth.
+    progress = [(report.epoch, report.batch) for report in reports if isinstance(report, Progress)]
+    assert progress == [(epoch, batch) for epoch in range(8) for batch in (4, 8)]
+    assert read_state(tmp_path / "run")["log"] == [vars(record) for record in records]
+    assert list(train(config, tmp_path / "run")) == []  # a finished run is not redone
+
+
+@pytest.mark.usefixtures("generated_set")
+@pytest.mark.parametrize("options", [{}, {"batch_norm": False, "activation": "relu", "adaptive": True}])
+def test_resumed_run_is_bit_identical(tmp_path, options):
+    config = CifarConfig(**SMALL, **options)
+    finish(config, tmp_path / "whole")
+    for _ in range(2):  # stopped inside the second epoch, twice
+        interrupted = train(config, tmp_path / "parts", report_every=1)
+        for report in interrupted:
+            if isinstance(report, Progress) and report.epoch == 1 and report.batch == 5:
+                interrupted.close()
+    assert read_state(tmp_path / "parts")["epoch"] == 1
+    assert [record.epoch for record in finish(config, tmp_path / "parts")] == [1, 2]
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_seeds_matter_and_initialisations_share_their_data(tmp_path):
+    finish(CifarConfig(**SMALL), tmp_path / "tied")
+    finish(CifarConfig(**SMALL, smooth_init=False), tmp_path / "iid")
+    finish(CifarConfig(**SMALL, seed=1), tmp_path / "other")
+    tied, iid, other = (read_state(tmp_path / name) for name in ("tied", "iid", "other"))
+    assert torch.equal(tied["generator"], iid["generator"])
+    assert not torch.equal(tied["generator"], other["generator"])
+    assert tied["log"][0]["train_loss"] != other["log"][0]["train_loss"]
+
+
+KILLED = """
+import sys
+import torch
+from torchvision.datasets import CIFAR10
+torch.set_num_threads(1)
+from lib.cifar_training import CifarConfig, train
+CIFAR10.train_list, CIFAR10.test_list, md5 = eval(sys.argv[1])
+CIFAR10.meta = {**CIFAR10.meta, "md5": md5}
+for report in train(CifarConfig(depth=4, epochs=3, batch_size=32, test_every=2), sys.argv[2], report_every=1):
+    print(report, flush=True)
+"""
+
+
+@pytest.mark.parametrize("moment", ["epoch=1, batch=3", "EpochRecord(epoch=1"])
+def test_killed_run_resumes_bit_identical(tmp_path, generated_set, moment):
+    from torchvision.datasets import CIFAR10
+
+    sums = repr((CIFAR10.train_list, CIFAR10.test_list, CIFAR10.meta["md5"]))
+    command = [sys.executable, "-c", KILLED, sums, str(tmp_path / "killed")]
+    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    with process:
+        for line in process.stdout:
+            if moment in line:
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert read_state(tmp_path / "killed")["epoch"] in (1, 2)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        finish(CifarConfig(**SMALL), tmp_path / "killed")
+        finish(CifarConfig(**SMALL), tmp_path / "whole")
+    finally:
+        torch.set_num_threads(threads)
+    assert_same_state(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_an_interrupted_write_keeps_the_last_state(tmp_path, monkeypatch):
+    config = CifarConfig(**SMALL)
+    run = train(config, tmp_path)
+    next(run)
+    before = (tmp_path / cifar_training.STATE_FILE).read_bytes()
+
+    def fails(state, path):
+        Path(path).write_bytes(b"half a sta")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(cifar_training.torch, "save", fails)
+    with pytest.raises(OSError, match="No space left"):
+        next(run)
+    assert (tmp_path / cifar_training.STATE_FILE).read_bytes() == before
+    assert not list(tmp_path.glob(".*draft"))
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path, monkeypatch):
+    config = CifarConfig(**SMALL)
+    run = train(config, tmp_path)
+    next(run)
+    monkeypatch.setattr(cifar_training, "learning_rate", lambda config, epoch: 1e30)
+    with pytest.raises(DivergedError, match=r"The loss of gelu_weight-tied.* is nan in epoch 2.*after epoch 1 stays"):
+        list(run)
+    state = read_state(tmp_path)
+    assert state["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in state["network"].values())
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_foreign_states_are_refused(tmp_path):
+    config = CifarConfig(**SMALL)
+    run = train(config, tmp_path)
+    next(run)
+    with pytest.raises(RuntimeError, match="Another process is training the run in"):
+        next(train(config, tmp_path))
+    run.close()
+    with pytest.raises(ValueError, match=r"holds a run with seed 0, expected 5: give this run another folder"):
+        next(train(CifarConfig(**SMALL, seed=5), tmp_path))
+    path = tmp_path / cifar_training.STATE_FILE
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"state.pt cannot be read as a training state .* delete it to start anew"):
+        next(train(config, tmp_path))
+
+
+def test_schedule_ends_at_zero_with_its_own_epochs():
+    config = CifarConfig(epochs=30)
+    rates = [cifar_training.learning_rate(config, epoch) for epoch in range(31)]
+    assert rates[0] == 0.04
+    assert rates[15] == pytest.approx(0.02)
+    assert rates[30] == 0
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.04)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=30)
+    for rate in rates[:30]:
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-12)
+        optimizer.step(), scheduler.step()
+
+
+def test_the_step_is_the_documented_sgd(tmp_path, generated_set):
+    """The first step by hand: momentum has no past, decay acts on every parameter."""
+    from torch.nn import functional as F
+
+    from lib import cifar
+    from lib.convnet import ConvResNet
+
+    config = CifarConfig(**SMALL | {"batch_size": 300, "epochs": 1, "adaptive": True})
+    finish(config, tmp_path / "run")
+    network = ConvResNet(config.network).train()
+    images = cifar.load(train=True)
+    epoch = cifar.draw_epoch(300, torch.Generator().manual_seed(config.seed))
+    pixels, labels = cifar.batch(images, epoch, 0, 300)
+    F.cross_entropy(network(pixels), labels).backward()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            rate = 0.04 if name.startswith("residual_layers") else 0.01
+            parameter -= rate * (parameter.grad + 5e-4 * parameter)
+    found = read_state(tmp_path / "run")["network"]
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"learning_rate": "4e-2"}, "learning_rate is '4e-2', expected a number above 0.*4e-2 is read as text"),
+        ({"epochs": 0}, "epochs is 0, expected a whole number of at least 1"),
+        ({"batch_size": 1}, "batch_size is 1, expected a whole number of at least 2"),
+        ({"adaptive": "False"}, "adaptive is 'False', expected True or False"),
+        ({"depth": 2.5}, "depth is 2.5"),
+    ],
+)
+def test_config_checks_itself(values, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        CifarConfig(**values)
+
+
+def test_names_tell_runs_apart():
+    options = [
+        {},
+        {"smooth_init": False},
+        {"batch_norm": False},
+        {"activation": "relu"},
+        {"depth": 128},
+        {"seed": 1},
+        {"learning_rate": 0.1},
+        {"epochs": 30},
+        {"adaptive": True},
+        {"channels": 8},
+        {"batch_size": 128},
+        {"test_every": 1},
+        {"train_images": 100},
+        {"test_images": 100},
+    ]
+    assert len({CifarConfig(**option).name for option in options}) == len(options)
+    assert CifarConfig(epochs=30).name == "gelu_weight-tied_bn_depth256_lr0.04_epochs30_seed0"
+
+
+def test_devices_get_sentences():
+    with pytest.raises(ValueError, match="device is 'gpu', expected cpu, cuda"):
+        cifar_training.usable_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device is 'cuda', but PyTorch sees no CUDA device here"):
+            cifar_training.usable_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device on this machine")
+@pytest.mark.usefixtures("generated_set")
+def test_cuda_follows_the_cpu(tmp_path):
+    config = CifarConfig(**SMALL)
+    finish(config, tmp_path / "cpu")
+    for record in train(config, tmp_path / "cuda", device="cuda"):
+        assert record.device.startswith("cuda")
+    ours, theirs = read_state(tmp_path / "cuda")["log"], read_state(tmp_path / "cpu")["log"]
+    assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=1e-3)
+
+
+@needs_cifar10
+def test_real_images_are_learnt(tmp_path):
+    config = CifarConfig(depth=4, epochs=5, batch_size=32, train_images=640, test_images=200, learning_rate=0.02)
+    started = time.perf_counter()
+    records = [record for record in train(config, tmp_path, download=False)]
+    assert records[-1].train_loss < math.log(10) - 0.15
+    assert records[-1].test_accuracy > 15  # chance is 10
+    assert time.perf_counter() - started < 60

@@ -1,0 +1,132 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lib import activations
+from lib.convnet import ConvNetConfig, ConvResNet
+
+SMALL = {"depth": 5, "seed": 1}
+
+
+class Reference(nn.Module):
+    """The network of the brief layer by layer in stock modules, to compare with."""
+
+    def __init__(self, config: ConvNetConfig) -> None:
+        super().__init__()
+        C = config.channels
+        self.conv1, self.bn1 = nn.Conv2d(3, C, 5, stride=3, padding=1, bias=False), nn.BatchNorm2d(C)
+        self.residual_layers = nn.ModuleList()
+        for _ in range(config.depth):
+            layer = nn.Module()
+            layer.conv1, layer.conv2 = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 3, padding=1)
+            layer.bn1, layer.bn2 = (
+                (nn.BatchNorm2d(C), nn.BatchNorm2d(C)) if config.batch_norm else (nn.Identity(), nn.Identity())
+            )
+            self.residual_layers.append(layer)
+        self.linear = nn.Linear(4 * C, 10)
+        self.s = activations.get(config.activation).module()
+
+    def forward(self, x):
+        h = F.relu(self.bn1(self.conv1(x)))
+        for layer in self.residual_layers:
+            branch = layer.bn2(layer.conv2(self.s(layer.bn1(layer.conv1(h)))))
+            h = h + branch / len(self.residual_layers)
+        return self.linear(F.avg_pool2d(h, 4).flatten(1))
+
+
+def perturbed(network: ConvResNet) -> ConvResNet:
+    """Away from the initialisation, where the blocks vanish."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("activation", activations.ACTIVATIONS)
+def test_agrees_with_stock_modules_in_float64(activation, batch_norm):
+    config = ConvNetConfig(activation=activation, batch_norm=batch_norm, smooth_init=False, **SMALL)
+    network = perturbed(ConvResNet(config)).double()
+    reference = Reference(config).double()
+    assert list(reference.state_dict()) == list(network.state_dict())
+    reference.load_state_dict(network.state_dict())
+    x = torch.randn(6, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    for mode in (True, True, False):  # training twice, so that the running statistics have moved
+        network.train(mode), reference.train(mode)
+        torch.testing.assert_close(network(x), reference(x), rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(network.state_dict().values(), reference.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+    network.train(), reference.train()
+    network(x).square().sum().backward()
+    reference(x).square().sum().backward()
+    gradient = network.residual_layers.stacked("conv1.weight").grad
+    for k, layer in enumerate(reference.residual_layers):
+        torch.testing.assert_close(gradient[k], layer.conv1.weight.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_initialisation_is_weight_tied_or_independent():
+    tied, iid = (ConvResNet(ConvNetConfig(depth=40, smooth_init=smooth)) for smooth in (True, False))
+    for name in tied.residual_layers.CONVOLUTIONS:
+        stacked, independent = tied.residual_layers.stacked(name), iid.residual_layers.stacked(name)
+        assert torch.equal(stacked, stacked[:1].expand_as(stacked))
+        assert torch.equal(stacked[0], independent[0])  # the two share everything but the other layers
+        assert len({layer.flatten()[0].item() for layer in independent}) == 40
+        # PyTorch's default for 3x3 convolutions of 16 channels: uniform in +- 1/12, standard deviation 1/(12 sqrt 3).
+        assert independent.abs().max() <= 1 / 12
+        assert independent.std().item() == pytest.approx(1 / (12 * math.sqrt(3)), rel=0.05)
+    assert torch.equal(tied.conv1.weight, iid.conv1.weight)
+    assert torch.equal(tied.linear.weight, iid.linear.weight)
+    layers = tied.residual_layers
+    assert (layers.bn1_weight == 1).all()
+    assert not any(t.any() for t in (layers.bn1_bias, layers.bn2_weight, layers.bn2_bias))
+
+
+def test_initialisation_without_batch_norm():
+    layers = ConvResNet(ConvNetConfig(depth=10, batch_norm=False, smooth_init=False)).residual_layers
+    assert not layers.conv2_weight.any()
+    assert not layers.conv2_bias.any()
+    bound = 1e-4 * math.sqrt(6 / 288)
+    assert 0.99 * bound < layers.conv1_weight.abs().max() <= bound
+    assert layers.conv1_bias.std().item() == pytest.approx(1 / (12 * math.sqrt(3)), rel=0.2)
+
+
+def test_the_seed_seeds():
+    first, again, other = (ConvResNet(ConvNetConfig(depth=2, seed=seed)).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+    assert not torch.equal(first["residual_layers.0.conv1.weight"], other["residual_layers.0.conv1.weight"])
+
+
+def test_wrong_state_dicts_are_named():
+    network = ConvResNet(ConvNetConfig(**SMALL))
+    state = network.state_dict()
+    state["residual_layers.3.bn1.weight"] = torch.ones(8)
+    with pytest.raises(RuntimeError, match=r"residual_layers.3.bn1.weight has shape \(8,\), expected \(16,\)"):
+        network.load_state_dict(state)
+    deeper = ConvResNet(ConvNetConfig(depth=6)).state_dict()
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*residual_layers.5.conv1.weight"):
+        network.load_state_dict(deeper)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"depth": 0}, "depth is 0, expected a whole number of at least 1"),
+        ({"activation": "swish"}, "activation is 'swish', expected one of: gelu, relu"),
+        ({"batch_norm": "True"}, "batch_norm is 'True', expected True or False"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_config_checks_itself(values, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        ConvNetConfig(**values)
+
+
+def test_linear_is_the_released_name_of_the_identity():
+    assert ConvNetConfig(activation="linear") == ConvNetConfig(activation="identity")
