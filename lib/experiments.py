@@ -11,10 +11,11 @@ from lib.distances import SuccessiveDistance, distance
 from lib.network import NetworkConfig
 from lib.training import Record, lockstep, train
 
-Progress = Callable[[Iterable], Iterable]
+# Wraps an iterable of a known length, as `lib.training.progress` does with a bar.
+Progress = Callable[[Iterable, int], Iterable]
 
 
-def silent(records: Iterable) -> Iterable:
+def silent(records: Iterable, total: int) -> Iterable:
     """No progress bar."""
     return records
 
@@ -53,7 +54,7 @@ def successive_distance(config: SuccessiveDistanceConfig, progress: Progress = s
         trainings.append(train(network, config.learning_rate, config.iterations[-1] - 1))
     running = [SuccessiveDistance() for _ in config.depths]
     rows = []
-    for records in progress(lockstep(trainings)):
+    for records in progress(lockstep(trainings), config.iterations[-1]):
         for depth, record, so_far in zip(config.depths, records, running, strict=True):
             so_far.update(record.weights)
             if record.iteration + 1 in config.iterations:
@@ -128,8 +129,8 @@ def limit_distance(config: LimitDistanceConfig, progress: Progress = silent) -> 
         for depth in config.depths
     ]
     rows = []
-    references = REFERENCES[config.reference](config)
-    for distances, records in progress(zip(references, lockstep(trainings), strict=True)):
+    pairs = zip(REFERENCES[config.reference](config), lockstep(trainings), strict=True)
+    for distances, records in progress(pairs, len(config.recorded)):
         for depth, record in zip(config.depths, records, strict=True):
             V, W = distances(record)
             rows.append({"depth": depth, "iteration": record.iteration, "distance_V": V, "distance_W": W})
@@ -189,8 +190,8 @@ def long_time(config: LongTimeConfig, progress: Progress = silent) -> tuple[dict
     columns = ("iteration", "layer", "row", "column", "entry_V", "entry_W")
     weights = {name: [] for name in columns}
     layers = range(1, config.network.depth + 1)
-    records = train(config.network, config.learning_rate, config.iterations, keep_weights | keep_loss)
-    for record in progress(records):
+    kept = keep_weights | keep_loss
+    for record in progress(train(config.network, config.learning_rate, config.iterations, kept), len(kept)):
         if record.iteration in keep_loss:
             loss["iteration"].append(record.iteration)
             loss["loss"].append(record.loss)

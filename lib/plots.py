@@ -72,11 +72,11 @@ def panels(columns: int, rows: int = 1, height: float = HEIGHT, width: float = T
     return figure, figure.subplots(rows, columns, **kwargs)
 
 
-def png(figure: Figure, dpi: float = 144) -> bytes:
+def png(figure: Figure, dpi: float = 150) -> bytes:
     """The figure as PNG, without a date or a program's name in it."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 
@@ -85,7 +85,7 @@ def show(figure: Figure) -> None:
     from IPython.display import Image, display
 
     width = round(figure.get_figwidth() * 110)
-    display(Image(png(figure, dpi=200), width=width))
+    display(Image(png(figure), width=width))
 
 
 def save(name: str, figure: Figure, data: Mapping[str, tables.Table] | None = None) -> list[Path]:

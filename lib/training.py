@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from lib import checks
+from lib import checks, paths
 from lib.adjoint import Adjoint
 from lib.network import Data, NetworkConfig, Weights, initialise
 
@@ -107,3 +108,8 @@ def _check_finite(losses: Tensor, first: int, config: NetworkConfig, learning_ra
 def lockstep(trainings: Iterable[Iterator[Record]]) -> Iterator[tuple[Record, ...]]:
     """Several trainings side by side: at each recorded iteration the tuple of their records."""
     return zip(*trainings, strict=True)
+
+
+def progress(records: Iterable, total: int | None = None, label: str = "training") -> Iterable:
+    """The records under a progress bar for a person to see; no bar where nobody looks (`paths.unattended`)."""
+    return tqdm(records, desc=label, total=total, disable=paths.unattended(), leave=False)
