@@ -6,11 +6,10 @@ a run, weights not included: whole log, smoothness, per-layer successive distanc
 ``runs.csv`` and ``successive_distance.csv`` are gathered from the records, so that parallel runs cannot clash.
 """
 
-import argparse
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib import cifar_training, distances, paths, tables
+from lib import cifar_training, paths, tables
 from lib.cifar_training import CifarConfig, write_atomically
 from lib.convnet import ConvResNet
 
@@ -140,9 +139,7 @@ def _check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Ten
                 f"{tuple(tensor.shape)}: its configuration does not describe its weights."
             )
         if found[name].dtype != tensor.dtype:
-            raise CheckpointError(
-                f"{path}: the tensor {name} has type {found[name].dtype}, expected {tensor.dtype}."
-            )
+            raise CheckpointError(f"{path}: the tensor {name} has type {found[name].dtype}, expected {tensor.dtype}.")
     for name, tensor in found.items():
         if name not in expected:
             raise CheckpointError(
@@ -183,8 +180,7 @@ def successive_distances(network: ConvResNet) -> dict[str, list[float]]:
     """|conv_{i,k+1} - conv_{i,k}|_F for i = 1, 2 and k = 1..L-1, by the names "conv1" and "conv2"."""
     weights = {name: network.residual_layers.stacked(f"{name}.weight").detach() for name in CONVOLUTIONS}
     return {
-        name: torch.diff(weight.double(), dim=0).flatten(1).norm(dim=1).tolist()
-        for name, weight in weights.items()
+        name: torch.diff(weight.double(), dim=0).flatten(1).norm(dim=1).tolist() for name, weight in weights.items()
     }
 
 
@@ -257,9 +253,7 @@ def gather(folder: Path | None = None) -> int:
     """Write ``runs.csv`` and ``successive_distance.csv`` from the records; returns the number of runs."""
     folder = folder or paths.CHECKPOINTS
     records = read_records(folder)
-    runs = [
-        {"run": r["run"], **r["config"], **_completed(r["summary"], r["config"]), **r["versions"]} for r in records
-    ]
+    runs = [{"run": r["run"], **r["config"], **_completed(r["summary"], r["config"]), **r["versions"]} for r in records]
     layers = [
         {"run": r["run"], "convolution": name, "layer": layer, "distance": distance}
         for r in records

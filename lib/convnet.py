@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import activations, checks
+from lib import activations, checks, engine
 
 CLASSES = 10
 # 0 and 1 both give 10x10; with 1 a released checkpoint reproduces its logged test accuracy and loss exactly.
@@ -90,7 +90,13 @@ class ResidualLayers(nn.Module):
         return getattr(self, _attribute(name))
 
     def forward(self, h: Tensor) -> Tensor:
-        """h_0 (n, C, 10, 10) -> h_L, same shape."""
+        """h_0 (n, C, 10, 10) -> h_L, same shape; by the compiled engine where it applies, else by PyTorch."""
+        tensors = {name: self.stacked(name) for name in self.names()}
+        if engine.conv_stack_available(h, tensors, self.activation):
+            self.engine = "compiled"
+            options = {"training": self.training, "momentum": BN_MOMENTUM, "eps": BN_EPS}
+            return engine.conv_stack(h, tensors, self.activation, **options)
+        self.engine = "pytorch"
         return self._stock(h)
 
     def _stock(self, h: Tensor) -> Tensor:
@@ -171,7 +177,7 @@ class ConvResNet(nn.Module):
 
     @property
     def engine(self) -> str:
-        """What ran the residual layers last: "pytorch", or the compiled engine's name."""
+        """What ran the residual layers last: "compiled" or "pytorch"."""
         return self.residual_layers.engine
 
     @torch.no_grad()
