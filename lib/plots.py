@@ -152,7 +152,7 @@ def figure_1_left(table: tables.Table, slope_from: int = 16) -> Figure:
     color, mappable = color_scale(times)
     quantities = (
         (columns["max_distance"], r"$\max_{k,\,t}\;\|Z_{k+1}(t)-Z_k(t)\|_F$", "the paper's quantity", -1.0),
-        (aggregate, r"$\left(\sum_{t,\,k}\;\|\Delta_k(t)\|_F^2\right)^{1/2}$", "the released aggregate (larger of V and W)", -0.5),
+        (aggregate, r"$\left(\sum_{t,\,k}\;\|\Delta_k(t)\|_F^2\right)^{1/2}$", "the released aggregate", -0.5),
     )
     for panel, (values, label, title, exponent) in zip(axes, quantities, strict=True):
         fit = None

@@ -1,0 +1,43 @@
+"""Tables survive the round trip through CSV at full precision, and say what is wrong with them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lib import tables
+
+
+def test_csv_round_trip_is_exact(tmp_path):
+    table = {"depth": [2, 1024], "distance": [1 / 3, 1e-300], "name": ["V", "W, tied"], "none": [math.nan, 1.0]}
+    back = tables.read_csv(tables.write_csv(tmp_path / "t.csv", table))
+    assert list(back) == list(table)
+    assert back["depth"].dtype == np.int64
+    assert list(back["depth"]) == [2, 1024]
+    assert list(back["distance"]) == [1 / 3, 1e-300]
+    assert list(back["name"]) == ["V", "W, tied"]
+    assert math.isnan(back["none"][0])
+
+
+def test_numpy_numbers_are_written_as_plain_numbers(tmp_path):
+    path = tables.write_csv(tmp_path / "t.csv", {"x": np.array([0.1]), "n": np.array([3]), "ok": [np.True_]})
+    assert path.read_text() == "x,n,ok\n0.1,3,True\n"
+
+
+def test_unequal_columns_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"t\.csv: the columns have lengths \{'a': 1, 'b': 2\}"):
+        tables.write_csv(tmp_path / "t.csv", {"a": [1], "b": [1, 2]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_select_and_rows():
+    table = tables.from_rows([{"L": 2, "x": 0.5}, {"L": 4, "x": 0.25}])
+    assert list(tables.select(table, L=4)["x"]) == [0.25]
+    assert tables.from_rows([]) == {}
+
+
+def test_markdown_and_latex():
+    table = {"activation": ["GELU"], "test_acc %": ["79.9 ± 0.2"]}
+    assert tables.markdown(table).splitlines()[2] == "| GELU | 79.9 ± 0.2 |"
+    assert r"test\_acc \% \\" in tables.latex(table)
+    assert r"79.9 $\pm$ 0.2 \\" in tables.latex(table)
