@@ -9,8 +9,11 @@ ifeq ($(origin PYTHON),undefined)
 CONDA := $(firstword $(foreach tool,micromamba mamba conda,$(if $(shell command -v $(tool) 2>/dev/null),$(tool))))
 PREFIX := $(if $(CONDA),.conda,.venv)
 PYTHON := $(PREFIX)/bin/python
+# The compiled engine comes with the environment where there is a compiler; results do not depend on it.
+ENGINE := $(if $(shell command -v $${CXX:-c++} 2>/dev/null),.build/engine/up-to-date)
 ENVIRONMENT := $(PREFIX)/.up-to-date
 endif
+READY := $(ENVIRONMENT) $(ENGINE)
 
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
 FIGURES := $(filter-out explore_% train_%,$(NOTEBOOKS))
@@ -29,7 +32,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help figures $(FIGURES) test lab env notebooks clean distclean
+.PHONY: help figures $(FIGURES) test lab env engine notebooks clean distclean
 
 help: ## This list
 	@echo 'make TARGET [PROFILE=paper|released|quick] [PYTHON=interpreter to use as it is]'
@@ -45,41 +48,44 @@ ifneq ($(strip $(SET)$(PARAMETERS)),)
 ifneq ($(filter figures test notebooks,$(MAKECMDGOALS)),)
 $(error SET and PARAMETERS change one run of one figure: name it, as in make $(firstword $(FIGURES)) SET="$(SET)")
 endif
-$(FIGURES): | $(ENVIRONMENT)
+$(FIGURES): | $(READY)
 	@$(RUN) run $@ --profile $(PROFILE) --set "$$SET" --parameters "$(PARAMETERS)"
 else
 $(FIGURES): %: $(BUILD)/%.ipynb
 endif
 
 # All parameters of a profile are checked in one go before the first notebook of it runs.
-$(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml lib/*.py) | $(ENVIRONMENT)
+$(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml lib/*.py) | $(READY)
 	@$(RUN) check --profile $(PROFILE)
 	@mkdir -p $(BUILD) && touch $@
 
 # The runner writes what else a result depends on (profile, modules of lib) into the .d file beside it.
-$(FIGURES:%=$(BUILD)/%.ipynb): $(BUILD)/%.ipynb: notebooks/%.ipynb | $(ENVIRONMENT) $(CHECKED)
+$(FIGURES:%=$(BUILD)/%.ipynb): $(BUILD)/%.ipynb: notebooks/%.ipynb | $(READY) $(CHECKED)
 	@$(RUN) run $* --profile $(PROFILE)
 -include $(wildcard $(BUILD)/*.d)
 
 # --- Tests ---
-test: | $(ENVIRONMENT) ## Style, every figure at its quick size, unit tests and stored notebooks
+test: | $(READY) ## Style, every figure at its quick size, unit tests and stored notebooks
 	$(PYTHON) -m ruff check .
 	$(MAKE) figures PROFILE=quick
 	$(PYTHON) -m pytest -rs lib/tests $(wildcard notebooks/*.ipynb) --nbval-lax --nbval-current-env
 
 # --- Work ---
-lab: | $(ENVIRONMENT) ## JupyterLab on the notebooks (options: LAB="--no-browser --port 9000")
+lab: | $(READY) ## JupyterLab on the notebooks (options: LAB="--no-browser --port 9000")
 	$(PYTHON) -m jupyterlab --ServerApp.root_dir=notebooks $(LAB)
 
-env: $(ENVIRONMENT) ## The environment alone: by micromamba, mamba or conda into .conda, else .venv
+env: $(READY) ## The environment alone: by micromamba, mamba or conda into .conda, else .venv
 
-notebooks: | $(ENVIRONMENT) ## Run the notebooks with their own values and store the outputs in them
+engine: | $(ENVIRONMENT) ## The compiled engine (`make env` builds it where it finds a compiler)
+	$(PYTHON) -m lib.engine build
+
+notebooks: | $(READY) ## Run the notebooks with their own values and store the outputs in them
 	$(RUN) execute
 
 # --- Environments ---
 .conda/.up-to-date: environment.yml pyproject.toml
 	rm -rf .conda
-	MAMBA_ALWAYS_YES=true CONDA_ALWAYS_YES=true $(CONDA) $(if $(filter micromamba,$(CONDA)),,env) create -p $(CURDIR)/.conda -f environment.yml
+	MAMBA_ALWAYS_YES=true CONDA_ALWAYS_YES=true $(CONDA) $(if $(filter micromamba,$(CONDA)),,env) create -p "$(CURDIR)/.conda" -f environment.yml
 	.conda/bin/python -m pip install --no-deps -e .
 	@touch $@
 
@@ -92,8 +98,14 @@ notebooks: | $(ENVIRONMENT) ## Run the notebooks with their own values and store
 	.venv/bin/python -m pip install -e .
 	@touch $@
 
-clean: ## Remove what make made: stamps, executed notebooks, untracked figures (not figures/custom)
-	rm -rf .build .pytest_cache .ruff_cache $(filter-out figures/custom/,$(filter %/,$(wildcard figures/*/)))
+.build/engine/up-to-date: lib/engine.py $(wildcard lib/csrc/*) | $(ENVIRONMENT)
+	$(PYTHON) -m lib.engine build
+	@mkdir -p $(@D) && touch $@
+
+# What a person made stays: training states, runs by hand, the tracked figures, CIFAR-10.
+clean: ## Remove what make made: stamps, executed notebooks, untracked figures (not figures/custom, not training states)
+	rm -rf $(filter-out .build/training,$(wildcard .build/*)) .pytest_cache .ruff_cache
+	rm -rf $(filter-out figures/custom/,$(filter %/,$(wildcard figures/*/)))
 
 distclean: clean ## As clean, and the environments too
 	rm -rf .venv .conda

@@ -1,10 +1,7 @@
-"""The runner: checks a notebook's parameters, executes it with papermill, keeps its results only if all went well.
+"""The runner: executes a notebook with papermill and keeps its results only if all went well.
 
-``make`` calls it as ``python -m lib.notebooks``; a person who prefers Python calls the functions below.
-
-A notebook's values are the defaults of its cell tagged ``parameters`` (the profile ``quick``), replaced by those of
-``notebooks/profiles/<profile>/<notebook>.yaml``, replaced by those set by hand for one run. Files that a notebook
-writes to ``paths.figures_output()`` land in a staging folder and move to
+``make`` calls it as ``python -m lib.notebooks``; ``lib.parameters`` holds the checks before a run. Files that a
+notebook writes to ``paths.figures_output()`` land in a staging folder and move to
 
     figures/             the profile ``paper`` (tracked by git),
     figures/<profile>/   every other profile,
@@ -18,235 +15,30 @@ import argparse
 import ast
 import contextlib
 import os
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
-import yaml
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
-from papermill.translators import PythonTranslator
 
-from lib import paths
+from lib import parameters, paths
 
-QUICK, PAPER, CUSTOM = "quick", "paper", "custom"
-# Notebooks of these names are opened or trained by a person: they are no figures.
-NOT_FIGURES = ("explore_", "train_")
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-# What each type of a parameters cell accepts, and how a sentence calls it.
-TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "float": ((float, int), "a number"),
-    "str": ((str,), "text"),
-    "bool": ((bool,), "True or False"),
-    "list": ((list, tuple), "a list"),
-}
 # The compiled engine computes what the PyTorch engine computes, so a result does not depend on it.
 NO_DEPENDENCY = ("engine",)
 TRACEBACK_LINES = 20
 
 
-class WrongParameters(ValueError):
-    """A profile, notebook or parameter that does not exist, or a value of a wrong type or range."""
-
-
 class RunFailed(RuntimeError):
     """A notebook that raised, or hid an error in a widget."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One line ``name: type = default`` of a parameters cell."""
-
-    name: str
-    type: str
-    default: Any
-
-
-# --- Notebooks, profiles and their parameters -------------------------------------------------------------------------
-
-
-def names() -> list[str]:
-    """Every notebook of the project, without the suffix."""
-    return sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
-
-
-def figures() -> list[str]:
-    """The notebooks that ``make figures`` runs: all but explorers and training."""
-    return [name for name in names() if not name.startswith(NOT_FIGURES)]
-
-
-def profiles() -> list[str]:
-    """``quick`` (the notebooks' own defaults) and the folders of ``notebooks/profiles``."""
-    return [QUICK, *sorted(path.name for path in paths.PROFILES.iterdir() if path.is_dir())]
-
-
-def read(name: str) -> NotebookNode:
-    """The notebook of that name; WrongParameters lists the names where there is none."""
-    if name not in names():
-        raise WrongParameters(f"There is no notebook {name!r}; the notebooks are: {', '.join(names())}.")
-    return nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)
-
-
-def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:
-    """The code cells that carry ``tag``, in order."""
-    return [cell for cell in notebook.cells if cell.cell_type == "code" and tag in cell.metadata.get("tags", [])]
-
-
-def _code(cell: NotebookNode) -> str:
-    # IPython's own lines (%magic, !command) are no Python.
-    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines())
-
-
-def parameters(name: str) -> dict[str, Parameter]:
-    """The parameters that a notebook offers, read from its one cell tagged ``parameters``.
-
-    The cell holds one literal a line, ``name: type = value  # plain words``, with a type of ``TYPES``.
-    """
-    cells = tagged(read(name), "parameters")
-    if len(cells) != 1:
-        raise WrongParameters(f"{name} has {len(cells)} cells tagged 'parameters', expected exactly one.")
-    found = {}
-    for line in ast.parse(_code(cells[0])).body:
-        written = ast.unparse(line)
-        try:
-            target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
-            default = ast.literal_eval(line.value)
-            kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else type(default).__name__
-        except (AttributeError, TypeError, ValueError):
-            raise WrongParameters(
-                f"{name}: the parameters cell holds {written!r}, expected a line 'name: type = literal'."
-            ) from None
-        kind = kind.partition("[")[0]
-        if kind not in TYPES:
-            raise WrongParameters(f"{name}: {target.id} has the type {kind}, expected one of: {', '.join(TYPES)}.")
-        found[target.id] = Parameter(target.id, kind, default)
-    seen = {parameter.name for parameter in PythonTranslator.inspect(cells[0])}
-    if unseen := sorted(set(found) - seen):
-        raise WrongParameters(
-            f"{name}: papermill does not see {', '.join(unseen)} in the parameters cell; "
-            "a line takes one '=' only, comments included."
-        )
-    return found
-
-
-def in_profile(name: str, profile: str) -> bool:
-    """Whether the notebook has values for that profile."""
-    return profile == QUICK or (paths.PROFILES / profile / f"{name}.yaml").is_file()
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WrongParameters(f"There is no file {_short(path)} to read parameters from.") from None
-    except yaml.YAMLError as error:
-        raise WrongParameters(f"{_short(path)} is not YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise WrongParameters(f"{_short(path)} holds {values!r}, expected lines 'name: value'.")
-    return values
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(paths.ROOT)) if path.is_relative_to(paths.ROOT) else str(path)
-
-
-def _known(profile: str) -> str:
-    if profile not in profiles():
-        raise WrongParameters(f"There is no profile {profile!r}; the profiles are: {', '.join(profiles())}.")
-    return profile
-
-
-def profile_values(name: str, profile: str) -> dict[str, Any]:
-    """The values that a profile gives to a notebook (none for ``quick``)."""
-    if _known(profile) == QUICK:
-        return {}
-    if not in_profile(name, profile):
-        having = [other for other in profiles() if in_profile(name, other)]
-        raise WrongParameters(
-            f"{name} has no counterpart in the profile {profile!r} (there is no "
-            f"{_short(paths.PROFILES / profile / name)}.yaml); it has: {', '.join(having)}."
-        )
-    return _read_yaml(paths.PROFILES / profile / f"{name}.yaml")
-
-
-def parse_settings(settings: str) -> dict[str, Any]:
-    """The values in ``"row=3 learning_rate=0.02"``, each read as YAML."""
-    values = {}
-    for setting in shlex.split(settings):
-        name, equals, text = setting.partition("=")
-        if not (name and equals):
-            raise WrongParameters(f'SET holds {setting!r}, expected settings like SET="row=3 learning_rate=0.02".')
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise WrongParameters(f"SET gives {name} the value {text!r}, which is not YAML.") from None
-    return values
-
-
-# --- Checks before anything runs --------------------------------------------------------------------------------------
-
-
-def check_types(name: str, values: Mapping[str, Any]) -> None:
-    """Raise WrongParameters for a parameter that the notebook does not have, or a value of another type."""
-    known = parameters(name)
-    for parameter, value in values.items():
-        if parameter not in known:
-            raise WrongParameters(f"{name} has no parameter {parameter!r}; its parameters are: {', '.join(known)}.")
-        accepted, called = TYPES[known[parameter].type]
-        wrong_bool = isinstance(value, bool) and bool not in accepted
-        if not isinstance(value, accepted) or wrong_bool:
-            hint = ""
-            if isinstance(value, str) and float in accepted:
-                hint = " In YAML write 0.04 or 4.0e-2, since 4e-2 is read as text."
-            raise WrongParameters(f"{name}: {parameter} is {value!r}, expected {called}.{hint}")
-
-
-def check_values(name: str, values: Mapping[str, Any]) -> None:
-    """Run the notebook up to its cell tagged ``config`` in this process, whose dataclass checks ranges and choices.
-
-    Only imports, the parameters (with ``values`` in place of the defaults) and the config run: nothing is computed.
-    """
-    check_types(name, values)
-    notebook = read(name)
-    config = tagged(notebook, "config")
-    if not config:
-        return
-    last = notebook.cells.index(config[-1])
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    for cell in notebook.cells[: last + 1]:
-        if cell.cell_type != "code":
-            continue
-        try:
-            exec(compile(_code(cell), f"{name}.ipynb", "exec"), namespace)
-        except (ValueError, TypeError) as error:
-            if cell in config:
-                raise WrongParameters(f"{name}: {error}") from error
-            raise
-        if "parameters" in cell.metadata.get("tags", []):
-            namespace.update(values)
-
-
-def check_profile(profile: str) -> list[str]:
-    """Check all parameters of a profile; returns the figures that have no counterpart in it."""
-    if _known(profile) == QUICK:
-        having = names()
-    else:
-        having = sorted(path.stem for path in (paths.PROFILES / profile).glob("*.yaml"))
-    for name in having:
-        check_values(name, profile_values(name, profile))
-    return [name for name in figures() if name not in having]
 
 
 # --- Dependencies -----------------------------------------------------------------------------------------------------
@@ -272,7 +64,8 @@ def _reads_checkpoints(tree: ast.AST) -> bool:
 def dependencies(name: str, profile: str) -> list[Path]:
     """The files that a result is made from: the notebook, its profile, the modules of ``lib`` that it imports, those
     that they import in turn, and the trained networks where one of them reads ``paths.CHECKPOINTS``."""
-    tree = ast.parse("\n".join(_code(cell) for cell in read(name).cells if cell.cell_type == "code"))
+    cells = [cell for cell in parameters.read(name).cells if cell.cell_type == "code"]
+    tree = ast.parse("\n".join(parameters.code(cell) for cell in cells))
     checkpoints = _reads_checkpoints(tree)
     modules, waiting = {"__init__"}, _imports(tree)
     while waiting:
@@ -282,7 +75,7 @@ def dependencies(name: str, profile: str) -> list[Path]:
         checkpoints = checkpoints or _reads_checkpoints(tree)
         waiting |= _imports(tree) - modules
     found = [paths.NOTEBOOKS / f"{name}.ipynb"]
-    if profile != QUICK:
+    if profile != parameters.QUICK:
         found.append(paths.PROFILES / profile / f"{name}.yaml")
     found += [paths.ROOT / "lib" / f"{module}.py" for module in sorted(modules)]
     if checkpoints:
@@ -291,9 +84,9 @@ def dependencies(name: str, profile: str) -> list[Path]:
 
 
 def _make_rules(target: Path, prerequisites: Sequence[Path]) -> str:
-    listed = [_short(path) for path in prerequisites]
+    listed = [paths.short(path) for path in prerequisites]
     # An empty rule for each file, so that one that is deleted later does not stop make (like gcc -MP).
-    return "\n".join([f"{_short(target)}: {' '.join(listed)}", *(f"{path}:" for path in listed)]) + "\n"
+    return "\n".join([f"{paths.short(target)}: {' '.join(listed)}", *(f"{path}:" for path in listed)]) + "\n"
 
 
 # --- Running ----------------------------------------------------------------------------------------------------------
@@ -301,7 +94,7 @@ def _make_rules(target: Path, prerequisites: Sequence[Path]) -> str:
 
 @contextlib.contextmanager
 def unattended_environment(output: Path) -> Iterator[None]:
-    """The environment of a kernel that no person looks at: where it writes, and that ``paths.unattended()`` holds."""
+    """For a while, the environment of a kernel that no person looks at: its output folder, and NOTEBOOK_UNATTENDED."""
     before = dict(os.environ)
     os.environ |= {
         "FIGURES_OUTPUT": str(output),
@@ -371,7 +164,7 @@ def stderr_text(notebook: NotebookNode) -> str:
 
 def _execute(name: str, values: Mapping[str, Any], output: Path, unfinished: Path) -> NotebookNode:
     # Runs the notebook in its own folder; raises RunFailed with the sentence of the config, or a short traceback.
-    config = [cell.source for cell in tagged(read(name), "config")]
+    config = [cell.source for cell in parameters.tagged(parameters.read(name), "config")]
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         with unattended_environment(output):
@@ -390,14 +183,14 @@ def _execute(name: str, values: Mapping[str, Any], output: Path, unfinished: Pat
     except PapermillExecutionError as error:
         if error.source in config and error.ename in ("ValueError", "TypeError"):
             unfinished.unlink(missing_ok=True)
-            raise WrongParameters(f"{name}: {error.evalue}") from None
+            raise parameters.WrongParameters(f"{name}: {error.evalue}") from None
         lines = strip_color("\n".join(error.traceback)).splitlines()
         raise RunFailed(
-            f"{name} stopped in its cell In [{error.exec_count}]; {_short(unfinished)} shows how far it came.\n"
+            f"{name} stopped in its cell In [{error.exec_count}]; {paths.short(unfinished)} shows how far it came.\n"
             + "\n".join(lines[-TRACEBACK_LINES:])
         ) from None
     if errors := hidden_errors(notebook):
-        raise RunFailed(f"{name} hides an error in an explorer: {'; '.join(errors)} ({_short(unfinished)}).")
+        raise RunFailed(f"{name} hides an error in an explorer: {'; '.join(errors)} ({paths.short(unfinished)}).")
     unfinished.unlink(missing_ok=True)
     return notebook
 
@@ -408,18 +201,13 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _destination(profile: str) -> Path:
-    return paths.FIGURES if profile == PAPER else paths.FIGURES / profile
-
-
-def run(name: str, profile: str = PAPER, by_hand: Mapping[str, Any] | None = None) -> list[Path]:
+def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] | None = None) -> list[Path]:
     """Run one notebook with a profile's values, and ``by_hand`` in their place; returns the files it made.
 
-    Raises WrongParameters before the notebook runs, or RunFailed; both leave earlier results and no stamp behind.
+    Raises parameters.WrongParameters before anything is computed, or RunFailed; nothing of such a run is kept.
     """
-    values = profile_values(name, profile) | dict(by_hand or {})
-    check_types(name, values)
-    kind = CUSTOM if by_hand else profile
+    values = parameters.profile_values(name, profile) | dict(by_hand or {})
+    kind = parameters.CUSTOM if by_hand else profile
     folder = paths.BUILD / kind
     result = folder / f"{name}.ipynb"
     # The result carries the time of the start: what is edited during the run makes it out of date.
@@ -429,7 +217,7 @@ def run(name: str, profile: str = PAPER, by_hand: Mapping[str, Any] | None = Non
     notebook = _execute(name, values, staging, folder / f"{name}.unfinished.ipynb")
     if warnings := stderr_text(notebook):
         print(f"{name} wrote to stderr:\n{warnings}", file=sys.stderr)
-    destination = _destination(kind)
+    destination = paths.FIGURES if kind == parameters.PAPER else paths.FIGURES / kind
     # No stamp while files move: an interrupted move leaves new files beside old ones.
     result.unlink(missing_ok=True)
     made = []
@@ -439,7 +227,7 @@ def run(name: str, profile: str = PAPER, by_hand: Mapping[str, Any] | None = Non
         os.replace(file, target)
         made.append(target)
     shutil.rmtree(staging)
-    if kind != CUSTOM:
+    if kind != parameters.CUSTOM:
         (folder / f"{name}.d").write_text(rules, encoding="utf-8")
     _write(normalise(notebook, staging), result, modified=started)
     return made
@@ -459,7 +247,7 @@ def execute(name: str) -> bool:
     cells are the same, so no figure that is made from them is out of date.
     """
     path = paths.NOTEBOOKS / f"{name}.ipynb"
-    before = path.read_text(encoding="utf-8") if name in names() else ""
+    before = path.read_text(encoding="utf-8") if name in parameters.names() else ""
     staging = _fresh(paths.BUILD / "stored" / f"{name}.outputs")
     notebook = _execute(name, {}, staging, paths.BUILD / "stored" / f"{name}.unfinished.ipynb")
     shutil.rmtree(staging)
@@ -478,34 +266,36 @@ def execute(name: str) -> bool:
 
 
 def _run_command(arguments: argparse.Namespace) -> None:
-    by_hand = _read_yaml(Path(arguments.parameters).absolute()) if arguments.parameters else {}
-    by_hand |= parse_settings(arguments.set)
-    values = profile_values(arguments.name, arguments.profile) | by_hand
+    by_hand = parameters.read_yaml(Path(arguments.parameters).absolute()) if arguments.parameters else {}
+    by_hand |= parameters.parse_settings(arguments.set)
+    values = parameters.profile_values(arguments.name, arguments.profile) | by_hand
     # A profile has been checked as a whole; its ranges are checked again by the config cell of the run itself.
-    (check_values if by_hand else check_types)(arguments.name, values)
-    label = f"{arguments.name} ({CUSTOM if by_hand else arguments.profile})"
+    check = parameters.check_values if by_hand else parameters.check_types
+    check(arguments.name, values)
+    label = f"{arguments.name} ({parameters.CUSTOM if by_hand else arguments.profile})"
     print(f"{label}: running", flush=True)
     started = time.monotonic()
     made = run(arguments.name, arguments.profile, by_hand)
-    listed = ", ".join(_short(path) for path in made) or "no files"
+    listed = ", ".join(paths.short(path) for path in made) or "no files"
     print(f"{label}: {time.monotonic() - started:.0f} s, wrote {listed}", flush=True)
 
 
 def _check_command(arguments: argparse.Namespace) -> None:
-    left_out = check_profile(arguments.profile)
+    left_out = parameters.check_profile(arguments.profile)
     print(f"The parameters of the profile {arguments.profile} are in order.")
     if left_out:
         print(f"Left out, since they have no counterpart in it: {', '.join(left_out)}.")
 
 
 def _execute_command(arguments: argparse.Namespace) -> None:
-    for name in arguments.names or names():
+    for name in arguments.names or parameters.names():
         print(f"{name}: {'stored anew' if execute(name) else 'unchanged'}", flush=True)
 
 
 def _list_command(_: argparse.Namespace) -> None:
-    for name in names():
-        print(f"{name}: {', '.join(profile for profile in profiles() if in_profile(name, profile))}")
+    for name in parameters.names():
+        having = [profile for profile in parameters.profiles() if parameters.in_profile(name, profile)]
+        print(f"{name}: {', '.join(having)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -514,12 +304,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("run", help="run one notebook and keep what it makes")
     one.add_argument("name")
-    one.add_argument("--profile", default=PAPER)
+    one.add_argument("--profile", default=parameters.PAPER)
     one.add_argument("--set", default="", metavar="'NAME=VALUE ...'", help="values for this run alone")
     one.add_argument("--parameters", default="", metavar="FILE", help="YAML file with values for this run alone")
     one.set_defaults(command=_run_command)
     check = commands.add_parser("check", help="check all parameters of a profile, running nothing")
-    check.add_argument("--profile", default=PAPER)
+    check.add_argument("--profile", default=parameters.PAPER)
     check.set_defaults(command=_check_command)
     store = commands.add_parser("execute", help="run notebooks with their defaults and store the outputs in them")
     store.add_argument("names", nargs="*", metavar="name")
@@ -528,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         chosen.command(chosen)
-    except WrongParameters as error:
+    except parameters.WrongParameters as error:
         print(error, file=sys.stderr)
         return 2
     except RunFailed as error:

@@ -12,6 +12,11 @@ BUILD = ROOT / ".build"
 CSRC = ROOT / "lib" / "csrc"
 
 
+def short(path: Path) -> str:
+    """The path as a person writes it at the root of the project."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
 def figures_output() -> Path:
     """Folder that a notebook writes its figures to.
 

@@ -1,0 +1,216 @@
+"""The notebooks' parameters: which there are, where their values come from, and their check before anything runs.
+
+A notebook's values are the defaults of its cell tagged ``parameters`` (the profile ``quick``), replaced by those of
+``notebooks/profiles/<profile>/<notebook>.yaml``, replaced by those set by hand for one run. Every function raises
+WrongParameters, one sentence, where something does not exist or does not fit.
+"""
+
+import ast
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from nbformat import NotebookNode
+from papermill.translators import PythonTranslator
+
+from lib import paths
+
+QUICK, PAPER, CUSTOM = "quick", "paper", "custom"
+# Notebooks of these names are opened or trained by a person: they are no figures.
+NOT_FIGURES = ("explore_", "train_")
+# What each type of a parameters cell accepts, and how a sentence calls it.
+TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((float, int), "a number"),
+    "str": ((str,), "text"),
+    "bool": ((bool,), "True or False"),
+    "list": ((list, tuple), "a list"),
+}
+
+
+class WrongParameters(ValueError):
+    """A profile, notebook or parameter that does not exist, or a value of a wrong type or range."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line ``name: type = default`` of a parameters cell."""
+
+    name: str
+    type: str
+    default: Any
+
+
+def names() -> list[str]:
+    """Every notebook of the project, without the suffix."""
+    return sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
+
+
+def figures() -> list[str]:
+    """The notebooks that ``make figures`` runs: all but explorers and training."""
+    return [name for name in names() if not name.startswith(NOT_FIGURES)]
+
+
+def profiles() -> list[str]:
+    """``quick`` (the notebooks' own defaults) and the folders of ``notebooks/profiles``."""
+    return [QUICK, *sorted(path.name for path in paths.PROFILES.iterdir() if path.is_dir())]
+
+
+def read(name: str) -> NotebookNode:
+    """The notebook of that name; WrongParameters lists the names where there is none."""
+    if name not in names():
+        raise WrongParameters(f"There is no notebook {name!r}; the notebooks are: {', '.join(names())}.")
+    return nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+
+
+def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:
+    """The code cells that carry ``tag``, in order."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and tag in cell.metadata.get("tags", [])]
+
+
+def code(cell: NotebookNode) -> str:
+    """The Python of a code cell: IPython's own lines (%magic, !command) are left empty."""
+    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines())
+
+
+def offered(name: str) -> dict[str, Parameter]:
+    """The parameters that a notebook offers, read from its one cell tagged ``parameters``.
+
+    The cell holds one literal a line, ``name: type = value  # plain words``, with a type of ``TYPES``.
+    """
+    cells = tagged(read(name), "parameters")
+    if len(cells) != 1:
+        raise WrongParameters(f"{name} has {len(cells)} cells tagged 'parameters', expected exactly one.")
+    found = {}
+    for line in ast.parse(code(cells[0])).body:
+        written = ast.unparse(line)
+        try:
+            target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
+            default = ast.literal_eval(line.value)
+            kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else type(default).__name__
+        except (AttributeError, TypeError, ValueError):
+            raise WrongParameters(
+                f"{name}: the parameters cell holds {written!r}, expected a line 'name: type = literal'."
+            ) from None
+        kind = kind.partition("[")[0]
+        if kind not in TYPES:
+            raise WrongParameters(f"{name}: {target.id} has the type {kind}, expected one of: {', '.join(TYPES)}.")
+        found[target.id] = Parameter(target.id, kind, default)
+    seen = {parameter.name for parameter in PythonTranslator.inspect(cells[0])}
+    if unseen := sorted(set(found) - seen):
+        raise WrongParameters(
+            f"{name}: papermill does not see {', '.join(unseen)} in the parameters cell; "
+            "a line takes one '=' only, comments included."
+        )
+    return found
+
+
+def in_profile(name: str, profile: str) -> bool:
+    """Whether the notebook has values for that profile."""
+    return profile == QUICK or (paths.PROFILES / profile / f"{name}.yaml").is_file()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values in a YAML file of lines ``name: value``."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WrongParameters(f"There is no file {paths.short(path)} to read parameters from.") from None
+    except yaml.YAMLError as error:
+        raise WrongParameters(f"{paths.short(path)} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise WrongParameters(f"{paths.short(path)} holds {values!r}, expected lines 'name: value'.")
+    return values
+
+
+def _known(profile: str) -> str:
+    if profile not in profiles():
+        raise WrongParameters(f"There is no profile {profile!r}; the profiles are: {', '.join(profiles())}.")
+    return profile
+
+
+def profile_values(name: str, profile: str) -> dict[str, Any]:
+    """The values that a profile gives to a notebook (none for ``quick``)."""
+    if _known(profile) == QUICK:
+        return {}
+    if not in_profile(name, profile):
+        having = [other for other in profiles() if in_profile(name, other)]
+        raise WrongParameters(
+            f"{name} has no counterpart in the profile {profile!r} (there is no "
+            f"{paths.short(paths.PROFILES / profile / name)}.yaml); it has: {', '.join(having)}."
+        )
+    return read_yaml(paths.PROFILES / profile / f"{name}.yaml")
+
+
+def parse_settings(settings: str) -> dict[str, Any]:
+    """The values in ``"row=3 learning_rate=0.02"``, each read as YAML."""
+    values = {}
+    for setting in shlex.split(settings):
+        name, equals, text = setting.partition("=")
+        if not (name and equals):
+            raise WrongParameters(f'SET holds {setting!r}, expected settings like SET="row=3 learning_rate=0.02".')
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise WrongParameters(f"SET gives {name} the value {text!r}, which is not YAML.") from None
+    return values
+
+
+# --- Checks before anything runs --------------------------------------------------------------------------------------
+
+
+def check_types(name: str, values: Mapping[str, Any]) -> None:
+    """Raise WrongParameters for a parameter that the notebook does not have, or a value of another type."""
+    known = offered(name)
+    for parameter, value in values.items():
+        if parameter not in known:
+            raise WrongParameters(f"{name} has no parameter {parameter!r}; its parameters are: {', '.join(known)}.")
+        accepted, called = TYPES[known[parameter].type]
+        wrong_bool = isinstance(value, bool) and bool not in accepted
+        if not isinstance(value, accepted) or wrong_bool:
+            hint = ""
+            if isinstance(value, str) and float in accepted:
+                hint = " In YAML write 0.04 or 4.0e-2, since 4e-2 is read as text."
+            raise WrongParameters(f"{name}: {parameter} is {value!r}, expected {called}.{hint}")
+
+
+def check_values(name: str, values: Mapping[str, Any]) -> None:
+    """Run the notebook up to its cell tagged ``config`` in this process, whose dataclass checks ranges and choices.
+
+    Only imports, the parameters (with ``values`` in place of the defaults) and the config run: nothing is computed.
+    """
+    check_types(name, values)
+    notebook = read(name)
+    config = tagged(notebook, "config")
+    if not config:
+        return
+    last = notebook.cells.index(config[-1])
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for cell in notebook.cells[: last + 1]:
+        if cell.cell_type != "code":
+            continue
+        try:
+            exec(compile(code(cell), f"{name}.ipynb", "exec"), namespace)
+        except (ValueError, TypeError) as error:
+            if cell in config:
+                raise WrongParameters(f"{name}: {error}") from error
+            raise
+        if "parameters" in cell.metadata.get("tags", []):
+            namespace.update(values)
+
+
+def check_profile(profile: str) -> list[str]:
+    """Check all parameters of a profile; returns the figures that have no counterpart in it."""
+    if _known(profile) == QUICK:
+        having = names()
+    else:
+        having = sorted(path.stem for path in (paths.PROFILES / profile).glob("*.yaml"))
+    for name in having:
+        check_values(name, profile_values(name, profile))
+    return [name for name in figures() if name not in having]

@@ -1,0 +1,26 @@
+"""nbval runs the stored notebooks as `make` does: unattended, writing into the build folder.
+
+A notebook with a cell tagged ``needs-cifar10`` is skipped, with the reason, where the images are missing.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from lib import cifar, notebooks, parameters, paths
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    # nbval starts a notebook's kernel in the set-up of its first cell.
+    with notebooks.unattended_environment(paths.BUILD / "nbval"):
+        return (yield)
+
+
+def pytest_collection_modifyitems(items):
+    cells = [item for item in items if item.path.parent == Path(__file__).parent]
+    needing = [item for item in cells if parameters.tagged(item.parent.nb, "needs-cifar10")]
+    if needing and not cifar.available():
+        reason = f"CIFAR-10 is not in {paths.cifar10_root()}: set CIFAR10_ROOT to the folder that holds it"
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason=reason))
