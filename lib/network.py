@@ -37,8 +37,8 @@ class NetworkConfig:
     Other arguments: ``output_dimension`` d' and ``hidden_dimension`` q (0 stands for d and for the larger of
     d and d'), ``train_ends`` (whether A and B are trained), ``residual_scaling`` ("1/L" or "1/sqrt(L)"),
     ``initial_V`` ("zero", or "drawn" in the same way as W), ``draw_order`` (see `conventions.DRAW_ORDERS`),
-    ``dtype`` ("float32" or "float64"; draws are always made
-    in float32, so that a seed gives the same numbers in both).
+    ``dtype`` ("float32" or "float64"; draws are always made in float32, so that a seed gives the same
+    numbers in both).
 
     Raises TypeError or ValueError, one sentence, for a value that cannot be.
     """
@@ -167,29 +167,76 @@ class Data:
 def initialise(config: NetworkConfig) -> tuple[Weights, Data]:
     """Draw weights and data: standard Gaussian W, X, Y from one generator, in ``config.draw_order``.
 
-    Weights and data at different depths agree wherever they can: the data never depend on the depth, and
-    i.i.d. layers beyond the first are drawn after the data.
+    Weights and data at different depths agree wherever they can: the data never depend on the depth or on
+    the initialisation, i.i.d. layers beyond the first are drawn after the data (V's after W's), and smooth
+    initialisations evaluate the same functions at s = k/L, k = 1, ..., L.
     """
+    L = config.depth
+    if config.initialisation != "iid":
+        weights_at, data = initial_functions(config)
+        return weights_at(torch.arange(1, L + 1, dtype=torch.float64) / L), data
+    randn, W, data = _first_draws(config)
+    W = torch.cat([W[None], randn(L - 1, *W.shape)])
+    V = torch.zeros(L, config.width, config.hidden, dtype=config.torch_dtype)
+    if config.initial_V == "drawn":
+        V = randn(*V.shape)
+    return Weights(V, W, *_initial_ends(config)), data
+
+
+def initial_functions(config: NetworkConfig) -> tuple[Callable[[Tensor], Weights], Data]:
+    """The smooth initialisation as functions: returns ``weights_at`` and the data.
+
+    ``weights_at(s)``, s: (k,) in [0, 1], gives the `Weights` whose layers are V_0(s_j): (k, m, q) and
+    W_0(s_j): (k, q, m). Raises ValueError for i.i.d. layers, which are no functions of s.
+    """
+    if config.initialisation == "iid":
+        raise ValueError(
+            "initialisation is 'iid', whose layers are no functions of s: expected 'weight-tied' or "
+            "'gaussian-process' where a limit in the depth is asked for."
+        )
+    randn, first, data = _first_draws(config)
+    shapes = {"W": (config.hidden, config.width), "V": (config.width, config.hidden)}
+    functions = {}
+    for name, shape in shapes.items():
+        if name == "V" and config.initial_V == "zero":
+            functions[name] = _constant(torch.zeros(shape))
+        elif config.initialisation == "gaussian-process":
+            functions[name] = GaussianProcess(shape, config.length_scale, randn)
+        else:
+            functions[name] = _constant(first if name == "W" else randn(*shape))
+
+    def weights_at(s: Tensor) -> Weights:
+        V, W = (functions[name](s).to(config.torch_dtype) for name in "VW")
+        return Weights(V, W, *_initial_ends(config))
+
+    return weights_at, data
+
+
+def _first_draws(config: NetworkConfig) -> tuple[Callable[..., Tensor], Tensor, Data]:
+    """The generator of further draws, the first W: (q, m) and the data, drawn in the config's order."""
     generator = torch.Generator().manual_seed(config.seed)
 
     def randn(*shape: int) -> Tensor:
         # float32 whatever the dtype: that is what the released code draws.
         return torch.randn(*shape, generator=generator, dtype=torch.float32).to(config.torch_dtype)
 
-    L, q, m = config.depth, config.hidden, config.width
-    first = randn(q, m)
+    first = randn(config.hidden, config.width)
     if config.draw_order == "W unused X Y":
         randn(config.dimension, config.dimension)
     data = Data(randn(config.samples, config.dimension), randn(config.samples, config.outputs))
-    W = first.repeat(L, 1, 1)
-    if config.initialisation == "iid" and L > 1:
-        W[1:] = randn(L - 1, q, m)
-    weights = Weights(V=torch.zeros(L, m, q, dtype=config.torch_dtype), W=W)
-    if not config.ends_are_identity:
-        identity = torch.eye(q, dtype=config.torch_dtype)
-        weights.A = identity[: config.dimension].clone()  # A = (I_d ; 0)
-        weights.B = identity[:, q - config.outputs :].clone()  # B = (0 , I_d')
-    return weights, data
+    return randn, first, data
+
+
+def _constant(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda s: matrix.repeat(len(s), 1, 1)
+
+
+def _initial_ends(config: NetworkConfig) -> tuple[Tensor | None, Tensor | None]:
+    """A = (I_d ; 0): (d, q) and B = (0 , I_d'): (q, d'), or None twice where they stay the identity."""
+    if config.ends_are_identity:
+        return None, None
+    identity = torch.eye(config.hidden, dtype=config.torch_dtype)
+    return identity[: config.dimension].clone(), identity[:, config.hidden - config.outputs :].clone()
 
 
 def hidden_states(config: NetworkConfig, weights: Weights, x: Tensor) -> Tensor:
