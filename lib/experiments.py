@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib import checks, conventions
+from lib import checks, conventions, limit
 from lib.distances import SuccessiveDistance, distance
 from lib.network import NetworkConfig
 from lib.training import Record, lockstep, train
@@ -69,7 +69,8 @@ class LimitDistanceConfig:
 
     The states t < ``iterations`` are compared, every ``every``-th. ``reference`` is "network", a network of
     ``reference_depth`` layers in the limit's place, or "limit", the solution of the limit's own equations
-    with ``tolerance`` as its relative accuracy. ``sampling``: see `conventions.SAMPLING_RULES`.
+    to an error of ``tolerance`` (in the unit of the distances themselves). ``sampling``: see
+    `conventions.SAMPLING_RULES`.
     """
 
     network: NetworkConfig
@@ -119,7 +120,21 @@ def _network_reference(config: LimitDistanceConfig) -> Iterable[Callable[[Record
         yield distances
 
 
-REFERENCES = {"network": _network_reference}
+def _limit_reference(config: LimitDistanceConfig) -> Iterable[Callable[[Record], tuple[float, float]]]:
+    """The same for the limit's own equations."""
+    records = limit.train(
+        config.network, config.learning_rate, config.recorded[-1], config.recorded, tolerance=config.tolerance
+    )
+    for reference in records:
+
+        def distances(record: Record, ode=reference.ode) -> tuple[float, float]:
+            by_name = ode.distance_to_network(record.weights, config.sampling)
+            return by_name["V"], by_name["W"]
+
+        yield distances
+
+
+REFERENCES = {"network": _network_reference, "limit": _limit_reference}
 
 
 def limit_distance(config: LimitDistanceConfig, progress: Progress = silent) -> dict[str, list]:
