@@ -1,0 +1,249 @@
+"""The compiled engine: finds it, builds it, says which engine runs, and wraps its operators.
+
+The sources are ``lib/csrc``: C++ with the compiler's portable vector types, built once and explicitly by
+``make engine`` (``python -m lib.engine build``) through torch.utils.cpp_extension. Nothing is ever built on
+import or on use, and everything works without it: stock PyTorch is the reference and the fallback. The file
+name holds a key of all that the machine code depends on, so that a stale one is never loaded.
+LIB_ENGINE=off in the environment switches it off. (C++ rather than Numba, which is no dependency here.)
+"""
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from lib import paths
+
+COMPILER_FLAGS = ["-O3", "-march=native", "-fopenmp"]
+ADVICE = "`make engine` builds it"
+# Positions in ActivationName of csrc/vector.h.
+ACTIVATION_CODES = {
+    name: code for code, name in enumerate(["gelu", "relu", "tanh", "identity", "softplus", "leaky_relu"])
+}
+CONV_PARAMETERS = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
+BN_PARAMETERS = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")
+BN_RUNNING = ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var")
+BN_COUNTERS = ("bn1.num_batches_tracked", "bn2.num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether the compiled engine applies (its truth value), and the reason in words."""
+
+    available: bool
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.available
+
+
+# ---- Building and loading ----
+
+
+def _sources() -> list[Path]:
+    return sorted(paths.CSRC.glob("*.cpp"))
+
+
+def _processor() -> str:
+    """What -march=native depends on: the processor's instruction sets, where the system lists them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.lower().startswith(("flags", "features")):
+                return " ".join(sorted(line.split(":", 1)[1].split()))
+    return platform.processor()
+
+
+def name() -> str:
+    """The extension's name, with the key of all that its machine code depends on."""
+    parts = [torch.__version__, sys.version, platform.machine(), _processor(), *COMPILER_FLAGS]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for source in sorted(paths.CSRC.iterdir()):
+        digest.update(source.name.encode() + b"\n" + source.read_bytes())
+    return f"engine_{digest.hexdigest()[:16]}"
+
+
+def path() -> Path:
+    """Where the built engine lies, or would."""
+    return paths.BUILD / "engine" / name() / f"{name()}.so"
+
+
+def build() -> Path:
+    """Compile the engine where it is not yet there; returns the path of the library.
+
+    Raises RuntimeError where there is no compiler or it fails.
+    """
+    target = path()
+    if target.exists():
+        return target
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise RuntimeError(f"no C++ compiler was found (looked for {compiler!r}; CXX names another)")
+    from torch.utils import cpp_extension
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    cpp_extension.load(
+        target.stem,
+        [str(source) for source in _sources()],
+        extra_cflags=COMPILER_FLAGS,
+        extra_ldflags=["-fopenmp"],
+        build_directory=str(target.parent),
+        with_cuda=False,
+    )
+    return target
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str]:
+    if os.environ.get("LIB_ENGINE", "").lower() in ("off", "0", "no"):
+        return None, "LIB_ENGINE switches the compiled engine off"
+    target = path()
+    if not target.exists():
+        return None, f"the compiled engine is not built for this machine and these sources; {ADVICE}"
+    spec = importlib.util.spec_from_file_location(target.stem, target)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        return None, f"the compiled engine {target} does not load ({error}); delete it, then {ADVICE}"
+    return module, f"compiled ({target.stem})"
+
+
+def report() -> str:
+    """One line: which engine runs here, and why."""
+    module, reason = _load()
+    return f"engine: {reason}" if module else f"engine: PyTorch, since {reason}"
+
+
+# ---- The residual layers of the convolutional network ----
+
+
+def conv_stack_available(h: Tensor, tensors: Mapping[str, Tensor], activation: str) -> Availability:
+    """Whether ``conv_stack`` takes these; ``tensors`` as there."""
+    module, reason = _load()
+    if module is None:
+        return Availability(False, reason)
+    problem = _conv_stack_problem(module, h, tensors, activation)
+    return Availability(not problem, problem or reason)
+
+
+def _conv_stack_problem(module: ModuleType, h: Tensor, tensors: Mapping[str, Tensor], activation: str) -> str:
+    batch_norm = "bn1.weight" in tensors
+    needed = CONV_PARAMETERS + (BN_PARAMETERS + BN_RUNNING if batch_norm else ())
+    missing = [key for key in needed if key not in tensors]
+    if missing:
+        return f"the compiled engine needs the tensor {missing[0]}"
+    floats = {"h": h} | {key: tensors[key] for key in needed}
+    for key, tensor in floats.items():
+        if tensor.device.type != "cpu":
+            return f"the compiled engine runs on the CPU, and {key} is on {tensor.device}"
+        if tensor.dtype != torch.float32:
+            return f"the compiled convolutions take float32, and {key} is {tensor.dtype}"
+    if torch.is_autocast_enabled("cpu"):
+        return "the compiled engine does not take part in autocast"
+    if activation not in ACTIVATION_CODES:
+        return f"the compiled engine has no activation {activation!r}"
+    if h.dim() != 4 or h.numel() == 0:
+        return f"the compiled convolutions take h of shape (n, C, H, W), and it has {tuple(h.shape)}"
+    channels = h.shape[1]
+    if channels not in module.conv_stack_channels():
+        return f"the compiled convolutions take {module.conv_stack_channels()} channels, and h has {channels}"
+    if h.numel() == channels and batch_norm:
+        return "batch norm has a single value a channel"  # stock PyTorch raises in training
+    depth = tensors["conv1.weight"].shape[0]
+    for key in needed:
+        expected = (depth, channels) + ((channels, 3, 3) if key in ("conv1.weight", "conv2.weight") else ())
+        if depth == 0 or tensors[key].shape != expected:
+            return f"the compiled convolutions take {key} of shape {expected}, and it has {tuple(tensors[key].shape)}"
+    return ""
+
+
+def conv_stack(
+    h: Tensor,
+    tensors: Mapping[str, Tensor],
+    activation: str,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The residual layers h_{k+1} = h_k + (1/L) bn2(conv2(s(bn1(conv1(h_k))))), k = 0..L-1, in one operator.
+
+    Main arguments: ``h`` (n, C, H, W), float32, on the CPU; ``tensors`` by the released names of one layer's
+    tensors, each stacked over the layers: conv1.weight (L, C, C, 3, 3), conv1.bias (L, C), the same for
+    conv2, and with batch norm bn1.weight, bn1.bias, bn1.running_mean, bn1.running_var (L, C), the same for
+    bn2; ``activation`` s by name; ``training``: normalise by the batch's statistics and update the running
+    ones (and num_batches_tracked (L,), where given) in place with ``momentum``, else use the running ones.
+
+    Returns h_L (n, C, H, W), in channels-last memory. Differentiable once, with respect to h and the
+    parameters; gradients do not depend on the number of threads, to the last bit. Raises ValueError where
+    ``conv_stack_available`` is false; the caller then runs stock PyTorch.
+    """
+    available = conv_stack_available(h, tensors, activation)
+    if not available:
+        raise ValueError(f"The compiled convolutions do not apply: {available.reason}.")
+    module, _ = _load()
+    batch_norm = "bn1.weight" in tensors
+    parameters = [tensors[key] for key in CONV_PARAMETERS + (BN_PARAMETERS if batch_norm else ())]
+    running = [tensors[key] for key in BN_RUNNING] if batch_norm else []
+    options = (training, eps, ACTIVATION_CODES[activation])
+    if batch_norm and training:
+        for key in BN_COUNTERS:
+            if key in tensors:
+                tensors[key].add_(1)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (h, *parameters)):
+        return _ConvStack.apply(module, running, momentum, options, h, *parameters)
+    return module.conv_stack_forward(h, parameters, running, training, momentum, eps, options[2], False)[0]
+
+
+class _ConvStack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, module, running, momentum, options, h, *parameters):
+        training, eps, activation = options
+        out, *kept = module.conv_stack_forward(h, parameters, running, training, momentum, eps, activation, True)
+        ctx.module, ctx.options = module, options
+        ctx.save_for_backward(*kept)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return None, None, None, None, *ctx.module.conv_stack_backward(gradient, *ctx.saved_tensors, *ctx.options)
+
+
+# ---- python -m lib.engine build | report ----
+
+
+def main(arguments: list[str]) -> int:
+    """``build`` compiles the engine where a compiler is found; ``report`` prints which engine runs."""
+    if arguments not in (["build"], ["report"]):
+        print("usage: python -m lib.engine build|report", file=sys.stderr)
+        return 2
+    if arguments == ["build"]:
+        there = path().exists()
+        try:
+            target = build()
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            lines = str(error).strip().splitlines()
+            print(f"The compiled engine was not built: {lines[0]}. Everything works without it, only slower.")
+            if len(lines) > 1:
+                print(str(error), file=sys.stderr)
+            return 0
+        print(f"{'Up to date' if there else 'Built'}: {target.relative_to(paths.ROOT)}")
+    print(report())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
