@@ -1,7 +1,12 @@
-"""The experiments of Figures 1 and 2: each trains, reduces trajectories as they arise, returns tidy tables."""
+"""The experiments of Figures 1 and 2: each trains, reduces trajectories as they arise, returns tidy tables.
+
+Each is a generator ``..._steps`` of the tables so far, for a picture that grows while it trains, and a function that
+runs it to its end.
+"""
 
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +14,7 @@ import numpy as np
 from lib import checks, conventions, limit
 from lib.distances import SuccessiveDistance, distance
 from lib.network import NetworkConfig
+from lib.tables import from_rows
 from lib.training import Record, lockstep, train
 
 # Wraps an iterable of a known length, as `lib.training.progress` does with a bar.
@@ -18,6 +24,14 @@ Progress = Callable[[Iterable, int], Iterable]
 def silent(records: Iterable, total: int) -> Iterable:
     """No progress bar."""
     return records
+
+
+def _last(steps: Iterable):
+    return deque(steps, maxlen=1).pop()
+
+
+def _sorted_table(rows: list[dict], *columns: str) -> dict[str, list]:
+    return from_rows(sorted(rows, key=lambda row: [row[column] for column in columns]))
 
 
 @dataclass(frozen=True)
@@ -46,21 +60,25 @@ class SuccessiveDistanceConfig:
             )
 
 
-def successive_distance(config: SuccessiveDistanceConfig, progress: Progress = silent) -> dict[str, list]:
-    """The table of ``figure_1_left.csv``: a row for each depth and each training time in ``iterations``."""
+def successive_distance_steps(config: SuccessiveDistanceConfig) -> Iterator[dict[str, list]]:
+    """The table of `successive_distance` so far, after each iteration (empty until the first training time)."""
     trainings = []
     for depth in config.depths:
         network = config.network.at_depth(depth)
         trainings.append(train(network, config.learning_rate, config.iterations[-1] - 1))
     running = [SuccessiveDistance() for _ in config.depths]
     rows = []
-    for records in progress(lockstep(trainings), config.iterations[-1]):
+    for records in lockstep(trainings):
         for depth, record, so_far in zip(config.depths, records, running, strict=True):
             so_far.update(record.weights)
             if record.iteration + 1 in config.iterations:
                 rows.append({"depth": depth, "iterations": record.iteration + 1, **so_far.values()})
-    rows.sort(key=lambda row: (row["depth"], row["iterations"]))
-    return {name: [row[name] for row in rows] for name in rows[0]}
+        yield _sorted_table(rows, "depth", "iterations")
+
+
+def successive_distance(config: SuccessiveDistanceConfig, progress: Progress = silent) -> dict[str, list]:
+    """The table of ``figure_1_left.csv``: a row for each depth and each training time in ``iterations``."""
+    return _last(progress(successive_distance_steps(config), config.iterations[-1]))
 
 
 @dataclass(frozen=True)
@@ -137,20 +155,23 @@ def _limit_reference(config: LimitDistanceConfig) -> Iterable[Callable[[Record],
 REFERENCES = {"network": _network_reference, "limit": _limit_reference}
 
 
-def limit_distance(config: LimitDistanceConfig, progress: Progress = silent) -> dict[str, list]:
-    """The table of ``figure_1_right.csv``: a row for each depth and each recorded iteration."""
+def limit_distance_steps(config: LimitDistanceConfig) -> Iterator[dict[str, list]]:
+    """The table of `limit_distance` so far, after each recorded iteration."""
     trainings = [
         train(config.network.at_depth(depth), config.learning_rate, config.recorded[-1], config.recorded)
         for depth in config.depths
     ]
     rows = []
-    pairs = zip(REFERENCES[config.reference](config), lockstep(trainings), strict=True)
-    for distances, records in progress(pairs, len(config.recorded)):
+    for distances, records in zip(REFERENCES[config.reference](config), lockstep(trainings), strict=True):
         for depth, record in zip(config.depths, records, strict=True):
             V, W = distances(record)
             rows.append({"depth": depth, "iteration": record.iteration, "distance_V": V, "distance_W": W})
-    rows.sort(key=lambda row: (row["depth"], row["iteration"]))
-    return {name: [row[name] for row in rows] for name in rows[0]}
+        yield _sorted_table(rows, "depth", "iteration")
+
+
+def limit_distance(config: LimitDistanceConfig, progress: Progress = silent) -> dict[str, list]:
+    """The table of ``figure_1_right.csv``: a row for each depth and each recorded iteration."""
+    return _last(progress(limit_distance_steps(config), len(config.recorded)))
 
 
 @dataclass(frozen=True)
@@ -197,16 +218,20 @@ class LongTimeConfig:
         """The iterations whose loss is kept, the first and the last among them."""
         return sorted({*range(0, self.iterations + 1, self.loss_every), self.iterations})
 
+    @property
+    def kept(self) -> list[int]:
+        """The iterations of which anything is kept."""
+        return sorted({*self.weight_iterations, *self.loss_iterations})
 
-def long_time(config: LongTimeConfig, progress: Progress = silent) -> tuple[dict[str, list], dict[str, list]]:
-    """The tables of ``figure_2.csv`` and ``figure_2_weights.csv``."""
+
+def long_time_steps(config: LongTimeConfig) -> Iterator[tuple[dict[str, list], dict[str, list]]]:
+    """The tables of `long_time` so far, after each iteration in ``config.kept`` (the same two dicts, growing)."""
     keep_weights, keep_loss = set(config.weight_iterations), set(config.loss_iterations)
     loss = {"iteration": [], "loss": []}
     columns = ("iteration", "layer", "row", "column", "entry_V", "entry_W")
     weights = {name: [] for name in columns}
     layers = range(1, config.network.depth + 1)
-    kept = keep_weights | keep_loss
-    for record in progress(train(config.network, config.learning_rate, config.iterations, kept), len(kept)):
+    for record in train(config.network, config.learning_rate, config.iterations, config.kept):
         if record.iteration in keep_loss:
             loss["iteration"].append(record.iteration)
             loss["loss"].append(record.loss)
@@ -216,7 +241,12 @@ def long_time(config: LongTimeConfig, progress: Progress = silent) -> tuple[dict
             iteration, row, column = (value * config.network.depth for value in constant)
             for name, values in zip(columns, (iteration, layers, row, column, *entries), strict=True):
                 weights[name].extend(values)
-    return loss, weights
+        yield loss, weights
+
+
+def long_time(config: LongTimeConfig, progress: Progress = silent) -> tuple[dict[str, list], dict[str, list]]:
+    """The tables of ``figure_2.csv`` and ``figure_2_weights.csv``."""
+    return _last(progress(long_time_steps(config), len(config.kept)))
 
 
 def mean_log_loss_rate(loss: dict[str, list], last: float = 0.5) -> float:
