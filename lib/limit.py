@@ -119,9 +119,7 @@ class SpectralSolver:
 
     name = "spectral limit"
 
-    def __init__(
-        self, config: NetworkConfig, nodes: int, device: str = "cpu", picard_tolerance: float = 1e-12
-    ) -> None:
+    def __init__(self, config: NetworkConfig, nodes: int, device: str = "cpu", picard_tolerance: float = 1e-12) -> None:
         _check_limit_exists(config)
         self.config, self.grid, self.picard_tolerance = config, grid_of(nodes, device), picard_tolerance
         weights_at, data = initial_functions(config)
@@ -135,9 +133,7 @@ class SpectralSolver:
         """The loss at the present weights, a tensor without axes; leaves H and Z at the nodes behind."""
         weights, data = self.weights, self.data
         start = data.x if weights.A is None else data.x @ weights.A
-        self.H, self.Z, sweeps = _states(
-            self.config, self.grid, weights, start, self._past_H, self.picard_tolerance
-        )
+        self.H, self.Z, sweeps = _states(self.config, self.grid, weights, start, self._past_H, self.picard_tolerance)
         self.sweeps += sweeps
         output = self.H[-1] if weights.B is None else self.H[-1] @ weights.B
         self.residual = output - data.y
@@ -159,16 +155,12 @@ class SpectralSolver:
         def right_side(P: Tensor) -> Tensor:
             return scale * torch.bmm(torch.bmm(P, Vt) * slope, Wt)
 
-        P, sweeps = _picard(
-            right_side, top, self.grid.to_one, self._past_P, self.picard_tolerance, len(self.grid)
-        )
+        P, sweeps = _picard(right_side, top, self.grid.to_one, self._past_P, self.picard_tolerance, len(self.grid))
         self.sweeps += sweeps
         self.P = P
         U = torch.bmm(P, Vt) * slope
         activated = activations.get(config.activation).function(self.Z)
-        gradient = Weights(
-            torch.bmm(activated.mT, P).mul_(_outer(config)), torch.bmm(self.H.mT, U).mul_(scale)
-        )
+        gradient = Weights(torch.bmm(activated.mT, P).mul_(_outer(config)), torch.bmm(self.H.mT, U).mul_(scale))
         if config.train_ends:
             gradient.A, gradient.B = self.data.x.mT @ P[0], self.H[-1].mT @ above
         return gradient
@@ -297,7 +289,7 @@ class TrainedODE:
         if rule == "integral":
             at_cells, deviations = _cells(len(self.grid), depth, device)
         else:
-            at_cells, deviations = self.grid.interpolation(torch.arange(depth) / depth), None
+            at_cells, deviations = self.grid.interpolation(torch.arange(depth, dtype=torch.float64) / depth), None
         distances = {}
         for name in ("V", "W"):
             values = getattr(self.weights, name).flatten(1)
