@@ -1,14 +1,13 @@
-"""Trained networks as safetensors files that rebuild themselves, and the records of all trained runs.
+"""Trained networks as safetensors files that rebuild themselves, and a converter of the released ones.
 
-A checkpoint holds the network's state dict (the released names) and, as JSON in the file's header, the whole
-configuration, a summary of the log, library versions and the format's version. A record is a small JSON file
-a run, weights not included: whole log, smoothness, per-layer successive distances. The two tables
-``runs.csv`` and ``successive_distance.csv`` are gathered from the records, so that parallel runs cannot clash.
+A file holds the network's state dict (the released names, see `lib.convnet`) and, as JSON in its header, the
+whole configuration, a summary of the log, library versions and the format's version.
 """
 
+import argparse
 import json
-import math
 import re
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib import cifar_training, paths, tables
+from lib import cifar_training
 from lib.cifar_training import CifarConfig, write_atomically
 from lib.convnet import ConvResNet
 
 FORMAT = "convolutional residual network"
 FORMAT_VERSION = 1
-RECORD_VERSION = 1
-CONVOLUTIONS = ("conv1", "conv2")
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Checkpoint:
     """A network with what is known about it.
 
     ``summary`` holds epochs, last and best accuracies in %, smoothness, seconds, device and engine (see
-    `summarise`); ``versions`` the libraries that trained it; ``origin`` "trained here" or the file it was
+    `lib.records.summarise`); ``versions`` the libraries that trained it; ``origin`` "trained here" or the file it was
     converted from.
     """
 
@@ -148,129 +145,6 @@ def _check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Ten
             )
 
 
-# ------------------------------------------------------------------------------------------------ records
-
-
-def summarise(log: list[dict[str, Any]]) -> dict[str, Any]:
-    """The log in one line: epochs, accuracies (%; last and best of the evaluated epochs), smoothness of both
-    convolutions, seconds in all, device and engine (joined by " + " where a run moved), threads."""
-    tested = [line for line in log if line.get("test_accuracy") is not None]
-
-    def together(name: str) -> str:
-        return " + ".join(dict.fromkeys(str(line[name]) for line in log if name in line))
-
-    return {
-        "epochs": len(log),
-        "train_accuracy": log[-1]["train_accuracy"],
-        "train_accuracy_best": max(line["train_accuracy"] for line in log),
-        "test_accuracy": tested[-1]["test_accuracy"] if tested else None,
-        "test_accuracy_best": max(line["test_accuracy"] for line in tested) if tested else None,
-        "train_loss": log[-1]["train_loss"],
-        "test_loss": tested[-1]["test_loss"] if tested else None,
-        "von_neumann_conv1": log[-1].get("von_neumann_conv1"),
-        "von_neumann_conv2": log[-1].get("von_neumann_conv2"),
-        "seconds": round(sum(line.get("seconds", 0.0) for line in log), 1),
-        "device": together("device"),
-        "engine": together("engine"),
-        "threads": together("threads"),
-    }
-
-
-def successive_distances(network: ConvResNet) -> dict[str, list[float]]:
-    """|conv_{i,k+1} - conv_{i,k}|_F for i = 1, 2 and k = 1..L-1, by the names "conv1" and "conv2"."""
-    weights = {name: network.residual_layers.stacked(f"{name}.weight").detach() for name in CONVOLUTIONS}
-    return {
-        name: torch.diff(weight.double(), dim=0).flatten(1).norm(dim=1).tolist() for name, weight in weights.items()
-    }
-
-
-def export(config: CifarConfig, folder: Path | str | None = None) -> Path:
-    """Write the checkpoint and the record of a finished run beside its state; returns their folder.
-
-    Raises ValueError where the run has not reached its last epoch.
-    """
-    folder = Path(folder) if folder is not None else cifar_training.run_folder(config)
-    state = cifar_training.read_state(folder)
-    complete = state["epoch"] if state else 0
-    if complete < config.epochs:
-        raise ValueError(
-            f"The run {config.name} is at epoch {complete} of {config.epochs} in {folder}: train it to the end first."
-        )
-    network = ConvResNet(config.network)
-    network.load_state_dict(state["network"])
-    summary = summarise(state["log"])
-    save(folder / f"{config.name}.safetensors", Checkpoint(config, network, summary, state["versions"]))
-    record = {
-        "record_version": RECORD_VERSION,
-        "run": config.name,
-        "config": asdict(config),
-        "summary": summary,
-        "versions": state["versions"],
-        "log": state["log"],
-        "successive_distance": successive_distances(network),
-    }
-    text = json.dumps(record, indent=1) + "\n"
-    write_atomically(folder / f"{config.name}.json", lambda draft: draft.write_text(text))
-    return folder
-
-
-def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | None = None) -> Path:
-    """Copy what `export` wrote to ``checkpoints/`` (or ``into``); the record goes last: it means finished."""
-    folder = Path(folder) if folder is not None else cifar_training.run_folder(config)
-    into = into or paths.CHECKPOINTS
-    record = record_path(config, into)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    for source, target in (
-        (folder / f"{config.name}.safetensors", into / f"{config.name}.safetensors"),
-        (folder / f"{config.name}.json", record),
-    ):
-        content = source.read_bytes()
-        write_atomically(target, lambda draft, content=content: draft.write_bytes(content))
-    return record
-
-
-def record_path(config: CifarConfig, folder: Path | None = None) -> Path:
-    """Where the record of a run is, or will be."""
-    return (folder or paths.CHECKPOINTS) / "records" / f"{config.name}.json"
-
-
-def read_records(folder: Path | None = None) -> list[dict[str, Any]]:
-    """All records of ``checkpoints/records`` (or of another such folder), by name."""
-    records = []
-    for path in sorted(((folder or paths.CHECKPOINTS) / "records").glob("*.json")):
-        try:
-            record = json.loads(path.read_text())
-            version = record["record_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is not a whole record of a run ({error}): train it again.") from error
-        if version != RECORD_VERSION:
-            raise CheckpointError(f"{path} has record version {version!r}, expected {RECORD_VERSION}.")
-        records.append(record)
-    return records
-
-
-def gather(folder: Path | None = None) -> int:
-    """Write ``runs.csv`` and ``successive_distance.csv`` from the records; returns the number of runs."""
-    folder = folder or paths.CHECKPOINTS
-    records = read_records(folder)
-    runs = [{"run": r["run"], **r["config"], **_completed(r["summary"], r["config"]), **r["versions"]} for r in records]
-    layers = [
-        {"run": r["run"], "convolution": name, "layer": layer, "distance": distance}
-        for r in records
-        for name, values in r["successive_distance"].items()
-        for layer, distance in enumerate(values, start=1)
-    ]
-    tables.write_csv(folder / "runs.csv", tables.from_rows(runs))
-    tables.write_csv(folder / "successive_distance.csv", tables.from_rows(layers))
-    return len(records)
-
-
-def _completed(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    # A record exists for finished runs alone, where the epochs are the configuration's.
-    row = {name: value for name, value in summary.items() if name not in config}
-    return {name: math.nan if value is None else value for name, value in row.items()}
-
-
 # -------------------------------------------------------------------------- the authors' released format
 
 _RELEASED_NAME = re.compile(
@@ -329,3 +203,32 @@ def convert_released(source: Path | str, target: Path | str | None = None, epoch
     }
     target = Path(target) if target is not None else source.with_suffix(".safetensors")
     return save(target, Checkpoint(config, network, summary, {}, origin=f"converted from {source.name}"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m lib.checkpoints convert FILE.pth [TARGET] [--epochs N]``, or ``show FILE``."""
+    parser = argparse.ArgumentParser(prog="python -m lib.checkpoints", description="Look at and convert checkpoints.")
+    commands = parser.add_subparsers(required=True, dest="command")
+    convert = commands.add_parser("convert", help="convert a .pth file of the released format to safetensors")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("target", type=Path, nargs="?")
+    convert.add_argument("--epochs", type=int, help="length of its schedule (default: the epochs of its log)")
+    show = commands.add_parser("show", help="print what the header of a checkpoint says")
+    show.add_argument("source", type=Path)
+    chosen = parser.parse_args(arguments)
+    try:
+        path = chosen.source
+        if chosen.command == "convert":
+            path = convert_released(chosen.source, chosen.target, chosen.epochs)
+        config, summary = read_header(path)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{path}: {config.name}")
+    for name, value in {**asdict(config), **summary}.items():
+        print(f"  {name}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,8 +10,10 @@ import json
 import math
 import os
 import platform
+import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,9 +23,11 @@ import torch
 import torchvision
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from lib import checks, cifar, distances, paths
 from lib.convnet import ConvNetConfig, ConvResNet
+from lib.training import Divergence
 
 STATE_FORMAT = 1
 STATE_FILE = "state.pt"
@@ -75,6 +79,11 @@ class CifarConfig:
     @property
     def network(self) -> ConvNetConfig:
         return ConvNetConfig(self.depth, self.channels, self.activation, self.batch_norm, self.smooth_init, self.seed)
+
+    @property
+    def trial(self) -> bool:
+        """Whether the run sees a part of the images only: not a result."""
+        return bool(self.train_images or self.test_images)
 
     @property
     def name(self) -> str:
@@ -133,13 +142,15 @@ class EpochRecord:
     threads: int
 
 
-class DivergedError(ArithmeticError):
-    """The loss stopped being a finite number."""
-
-
 def run_folder(config: CifarConfig) -> Path:
     """Where the run of that config keeps its state: an ignored folder, so that a clone starts clean."""
     return paths.BUILD / "training" / config.name
+
+
+def start_trial_anew(config: CifarConfig) -> None:
+    """Forget the state of a trial, which takes seconds; a run on the whole set always goes on from its state."""
+    if config.trial:
+        shutil.rmtree(run_folder(config), ignore_errors=True)
 
 
 def learning_rate(config: CifarConfig, epoch: int) -> float:
@@ -178,11 +189,11 @@ def train(
     generator is exhausted, the run is finished and ``read_state`` gives its network and log. A folder whose
     run is finished yields nothing.
 
-    Other arguments: ``device`` "cpu", "cuda" or "cuda:1"; ``report_every`` yields a Progress every so many
+    Other arguments: ``device`` "auto", "cpu", "cuda" or "cuda:1"; ``report_every`` yields a Progress every so many
     batches (0: never; each one waits for the device); ``download`` allows torchvision to fetch the set.
 
     Raises ValueError for a folder with the state of another config, RuntimeError where another process is
-    training in it, DataNotFoundError without the data, and DivergedError where the loss is not finite; the
+    training in it, DataNotFoundError without the data, and Divergence where the loss is not finite; the
     state of the last complete epoch stays in the folder.
     """
     folder = Path(folder) if folder is not None else run_folder(config)
@@ -212,7 +223,7 @@ def _epochs(run: "_Run", folder: Path, report_every: int, download: bool) -> Ite
         running: Progress | None = None
         for running in run.train_epoch(train_set, report_every):
             if not math.isfinite(running.loss):
-                raise DivergedError(_diverged(config, running, folder))
+                raise Divergence(_diverged(config, running, folder))
             if report_every and running.batch % report_every == 0:
                 yield running
         test_loss = test_accuracy = None
@@ -320,11 +331,16 @@ class _Run:
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """The device of that name. Raises ValueError with one sentence where this machine has none such."""
+    """The device of that name, "auto" being CUDA where there is one and else the CPU.
+
+    Raises ValueError with one sentence where this machine has none such.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device is {device!r}, expected cpu, cuda or cuda:0 and the like.") from None
+        raise ValueError(f"device is {device!r}, expected auto, cpu, cuda or cuda:0 and the like.") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but PyTorch sees no CUDA device here: use cpu.")
     return found
@@ -360,6 +376,44 @@ def _diverged(config: CifarConfig, running: Progress, folder: Path) -> str:
         f"The loss of {config.name} is {running.loss} in epoch {running.epoch + 1}, batch {running.batch} of "
         f"{running.batches}; {kept}: try a learning rate below {config.learning_rate:g}."
     )
+
+
+# -------------------------------------------------------------------------------------- for whoever waits
+
+BAR = "{desc} {percentage:.0f} %|{bar}| epoch {n:.2f} of {total}, {elapsed} gone, {remaining} left{postfix}"
+
+
+def progress(reports: Iterable[Progress | EpochRecord], config: CifarConfig) -> Iterator[EpochRecord]:
+    """Pass on the EpochRecords, and show how far the run is.
+
+    A bar with loss, accuracy and time left for a person, nothing where nobody looks (`paths.unattended`); the
+    environment variable TRAINING_PROGRESS, which ``make train`` sets, chooses "bar", "lines" (one an epoch,
+    for the logs of a cluster) or "none".
+    """
+    kind = os.environ.get("TRAINING_PROGRESS") or ("none" if paths.unattended() else "bar")
+    checks.choice("TRAINING_PROGRESS", kind, ("bar", "lines", "none"))
+    started, first = time.perf_counter(), None
+    with tqdm(total=config.epochs, bar_format=BAR, desc="training", disable=kind != "bar", leave=False) as bar:
+        for report in reports:
+            if first is None:
+                first = bar.n = bar.initial = report.epoch
+            at_end = isinstance(report, EpochRecord)
+            bar.n = report.epoch + (1 if at_end else report.batch / report.batches)
+            loss, accuracy = (report.train_loss, report.train_accuracy) if at_end else (report.loss, report.accuracy)
+            bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1f} %")
+            if not at_end:
+                continue
+            if kind == "lines":
+                done = report.epoch + 1
+                left = (time.perf_counter() - started) / (done - first) * (config.epochs - done) / 60
+                test = "" if report.test_accuracy is None else f", test {report.test_accuracy:.2f} %"
+                print(
+                    f"{config.name}: epoch {done} of {config.epochs}, loss {loss:.4f}, train {accuracy:.2f} %"
+                    f"{test}, {left:.0f} min left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            yield report
 
 
 # --------------------------------------------------------------------------------------------- the state

@@ -268,3 +268,112 @@ def figure_2(loss: tables.Table, weights: tables.Table) -> Figure:
     if iterations[-1] >= 10_000:
         axes[2].ticklabel_format(axis="x", style="sci", scilimits=(3, 3), useMathText=True)
     return figure
+
+
+# --- Networks trained on CIFAR-10 --------------------------------------------------------------------------
+
+
+def show_anew(figure: Figure, handle=None):
+    """Show a figure in a notebook in place of the one that ``handle`` stands for; returns the handle."""
+    from IPython.display import Image, display
+
+    image = Image(png(figure), width=round(figure.get_figwidth() * 110))
+    if handle is None:
+        return display(image, display_id=True)
+    handle.update(image)
+    return handle
+
+
+@styled
+def training_curves(log: Sequence[Mapping], epochs: int) -> Figure:
+    """Loss and accuracy against the epoch; ``log`` has a line an epoch (`cifar_training.EpochRecord`), test
+    values where they were measured, ``epochs`` is the length of the schedule."""
+    figure, axes = panels(2)
+    done = [line["epoch"] + 1 for line in log]
+    tested = [line for line in log if line["test_loss"] is not None]
+    for panel, quantity, label in zip(axes, ("loss", "accuracy"), ("cross-entropy", "accuracy (%)"), strict=True):
+        panel.plot(done, [line[f"train_{quantity}"] for line in log], "-", color=BLUE, label="train (running)")
+        panel.plot(
+            [line["epoch"] + 1 for line in tested],
+            [line[f"test_{quantity}"] for line in tested],
+            "o-",
+            color=VERMILION,
+            label="test",
+        )
+        panel.set_xlim(0, epochs + 0.5)
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+    axes[0].legend()
+    return figure
+
+
+INITIALISATIONS = ((True, "weight-tied", BLUE), (False, "i.i.d.", VERMILION))
+
+
+@styled
+def figure_3(table: tables.Table, titles: Mapping[bool, str], entries: Mapping[str, Sequence[int]]) -> Figure:
+    """One entry of conv1 and of conv2 across the layers, weight-tied beside i.i.d.
+
+    ``table`` has the columns of ``figure_3.csv``; ``titles`` says of each initialisation (True: weight-tied)
+    which network it is; ``entries`` names the entry (out, in, row, column) of "conv1" and "conv2".
+    """
+    figure, axes = panels(2)
+    tied = np.asarray(table["smooth_init"], dtype=bool)
+    for panel, (smooth, name, _) in zip(axes, INITIALISATIONS, strict=True):
+        panel.set_title(titles.get(smooth, name))
+        if not (tied == smooth).any():
+            panel.text(0.5, 0.5, "no such network is trained yet", ha="center", transform=panel.transAxes)
+            panel.set_axis_off()
+            continue
+        for convolution, color in zip(("conv1", "conv2"), (BLUE, ORANGE), strict=True):
+            rows = (tied == smooth) & (np.asarray(table["convolution"]) == convolution)
+            index = ",".join(str(i) for i in entries[convolution])
+            panel.plot(
+                np.asarray(table["layer"])[rows],
+                np.asarray(table["value"])[rows],
+                color=color,
+                linewidth=0.8,
+                label=f"{convolution} $[{index}]$",
+            )
+        panel.set_xlabel("layer $k$")
+        panel.legend(loc="best")
+    axes[0].set_ylabel("weight")
+    return figure
+
+
+@styled
+def figure_4(layers: tables.Table, averages: tables.Table, title: str = "") -> Figure:
+    """Successive Frobenius distance of conv1 and conv2: across the layers, and on average with a dot a run.
+
+    ``layers`` has the columns smooth_init, convolution, layer, distance (mean over runs); ``averages``
+    smooth_init, convolution, seed, average (over layers), as in ``figure_4.csv``.
+    """
+    figure, axes = panels(2, width_ratios=[1.5, 1])
+    if len(averages["average"]) == 0:
+        axes[0].text(0.5, 0.5, "no such network is trained yet", ha="center", transform=axes[0].transAxes)
+        for panel in axes:
+            panel.set_axis_off()
+        return figure
+    for smooth, name, color in INITIALISATIONS:
+        for place, (convolution, line) in enumerate((("conv1", "-"), ("conv2", "--"))):
+
+            def of(table: tables.Table, column: str, smooth=smooth, convolution=convolution) -> np.ndarray:
+                rows = np.asarray(table["smooth_init"], dtype=bool) == smooth
+                return np.asarray(table[column])[rows & (np.asarray(table["convolution"]) == convolution)]
+
+            values = of(averages, "average")
+            if len(values) == 0:
+                continue
+            label = f"{name}, {convolution}"
+            axes[0].plot(of(layers, "layer"), of(layers, "distance"), line, color=color, linewidth=0.8, label=label)
+            axes[1].bar(place + (-0.2 if smooth else 0.2), values.mean(), 0.36, color=color, alpha=0.45)
+            axes[1].plot([place + (-0.2 if smooth else 0.2)] * len(values), values, "o", color=color)
+    axes[0].set_xlabel("layer $k$")
+    axes[0].set_ylabel(r"$\|\mathrm{conv}_{i,k+1}-\mathrm{conv}_{i,k}\|_F$")
+    axes[0].set_title(title)
+    axes[0].legend(loc="best", ncols=2)
+    axes[1].set_xticks([0, 1], ["conv1", "conv2"])
+    axes[1].set_title("average over layers")
+    for panel in axes:
+        panel.set_yscale("log")
+    return figure

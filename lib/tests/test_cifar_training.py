@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lib import cifar_training, paths
-from lib.cifar_training import CifarConfig, DivergedError, EpochRecord, Progress, read_state, train
+from lib.cifar_training import CifarConfig, EpochRecord, Progress, read_state, train
 from lib.tests.cifar_set import needs_cifar10, write_set
+from lib.training import Divergence
 
 SMALL = {"depth": 4, "epochs": 3, "batch_size": 32, "test_every": 2}
 
@@ -147,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path, monk
     run = train(config, tmp_path)
     next(run)
     monkeypatch.setattr(cifar_training, "learning_rate", lambda config, epoch: 1e30)
-    with pytest.raises(DivergedError, match=r"The loss of gelu_weight-tied.* is nan in epoch 2.*after epoch 1 stays"):
+    with pytest.raises(Divergence, match=r"The loss of gelu_weight-tied.* is nan in epoch 2.*after epoch 1 stays"):
         list(run)
     state = read_state(tmp_path)
     assert state["epoch"] == 1

@@ -1,0 +1,243 @@
+"""What Figure 3, Table 1 and the appendix figure (figure_4) show, out of the trained networks in ``checkpoints/``."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lib import checks, records
+from lib.convnet import ConvNetConfig
+from lib.records import CONVOLUTIONS, PAPER_EPOCHS, Run
+
+# A smooth curve plus independent noise in each layer that makes up a share p of the variance across layers has a
+# von Neumann ratio of about 2 p: below 0.1, at least 95 % of what varies along depth is smooth.
+SMOOTH_BELOW = 0.1
+PAPER_RUNS = 5
+NAMES = {True: "weight-tied", False: "i.i.d."}
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of Table 1 as published: medians and interquartile ranges over 5 runs, in %, and the judgement by eye."""
+
+    activation: str
+    smooth_init: bool
+    train: float
+    train_range: float
+    test: float
+    test_range: float
+    smooth: bool
+
+
+PAPER_TABLE = (
+    PaperRow("identity", True, 56.5, 0.1, 59.8, 0.7, True),
+    PaperRow("identity", False, 56.1, 0.3, 59.6, 0.7, False),
+    PaperRow("gelu", True, 80.5, 0.7, 79.9, 0.2, True),
+    PaperRow("gelu", False, 89.8, 0.5, 85.7, 0.1, False),
+    PaperRow("relu", True, 97.4, 0.6, 88.1, 0.1, False),
+    PaperRow("relu", False, 98.4, 0.1, 88.4, 0.5, False),
+)
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """Which trained networks to look at. ``epochs`` 0 means the longest schedule that there is."""
+
+    activation: str = "gelu"
+    batch_norm: bool = True
+    depth: int = 256
+    learning_rate: float = 0.04
+    epochs: int = 0
+
+    def __post_init__(self) -> None:
+        network = ConvNetConfig(depth=self.depth, activation=self.activation, batch_norm=self.batch_norm)
+        object.__setattr__(self, "activation", network.activation)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.positive_int("epochs", self.epochs, least=0)
+
+    def select(self, runs: Iterable[Run], **conditions: Any) -> list[Run]:
+        """The runs of this choice, in the paper's setting otherwise (16 channels, batches of 64, whole set)."""
+        conditions = {"activation": self.activation, **conditions}
+        return records.select(
+            (run for run in runs if not run.config.trial),
+            batch_norm=self.batch_norm,
+            depth=self.depth,
+            learning_rate=self.learning_rate,
+            epochs=self.epochs or None,
+            channels=16,
+            batch_size=64,
+            adaptive=False,
+            **conditions,
+        )
+
+
+def pairs(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[bool, list[Run]]:
+    """Weight-tied (True) and i.i.d. (False) runs of one choice, on schedules of the same length where both
+    have one, and else on the longest of each. An initialisation without any run is left out."""
+    sides = {smooth: choice.select(runs, smooth_init=smooth, **conditions) for smooth in NAMES}
+    lengths = [{run.config.epochs for run in side} for side in sides.values()]
+    if common := set.intersection(*lengths):
+        sides = {smooth: records.select(side, epochs=max(common)) for smooth, side in sides.items()}
+    return {smooth: records.longest_schedule(side) for smooth, side in sides.items() if side}
+
+
+def nothing_trained(choice: NetworkChoice) -> str:
+    """The sentence for a figure that has nothing to show."""
+    length = f" and {choice.epochs} epochs" if choice.epochs else ""
+    return (
+        f"checkpoints/ holds no {choice.activation} network {'with' if choice.batch_norm else 'without'} batch norm "
+        f"of depth {choice.depth}{length} yet: make train ACTIVATION={choice.activation} trains one."
+    )
+
+
+# ------------------------------------------------------------------------------------------------- Figure 3
+
+
+def draw_entries(seed: int, channels: int = 16) -> dict[str, tuple[int, int, int, int]]:
+    """An entry (out, in, row, column) of "conv1" and one of "conv2", each drawn from all C x C x 3 x 3 by the seed."""
+    checks.positive_int("entry_seed", seed, least=0)
+    random = np.random.default_rng(seed)
+    shape = (channels, channels, 3, 3)
+    return {
+        name: tuple(int(i) for i in np.unravel_index(random.integers(math.prod(shape)), shape)) for name in CONVOLUTIONS
+    }
+
+
+def entries_across_layers(
+    networks: Mapping[bool, Run], entries: Mapping[str, tuple[int, int, int, int]]
+) -> dict[str, list]:
+    """The table of ``figure_3.csv``: smooth_init, convolution, layer (1..L), value."""
+    columns: dict[str, list] = {"smooth_init": [], "convolution": [], "layer": [], "value": []}
+    for smooth, run in networks.items():
+        layers = run.load().network.residual_layers
+        for name, entry in entries.items():
+            values = layers.stacked(f"{name}.weight")[(slice(None), *entry)].tolist()
+            columns["smooth_init"] += [smooth] * len(values)
+            columns["convolution"] += [name] * len(values)
+            columns["layer"] += range(1, len(values) + 1)
+            columns["value"] += values
+    return columns
+
+
+def title(run: Run) -> str:
+    """What a panel shows: initialisation, schedule, test accuracy."""
+    length = f"{run.config.epochs} epochs" + ("" if run.config.epochs == PAPER_EPOCHS else f" (paper: {PAPER_EPOCHS})")
+    return f"{NAMES[run.config.smooth_init]}, {length}, test {run.values['test_accuracy']:.1f} %"
+
+
+# -------------------------------------------------------------------------------------------------- Table 1
+
+
+def median_and_range(values: Iterable[float]) -> tuple[float, float]:
+    """Median and interquartile range; both nan without values, the range nan with a single one."""
+    values = np.asarray(list(values), dtype=float)
+    if len(values) == 0:
+        return math.nan, math.nan
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return float(middle), float(high - low) if len(values) > 1 else math.nan
+
+
+def table_1(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") -> dict[str, list]:
+    """The table of ``table_1.csv``, a row for each of the paper's: its numbers and ours.
+
+    Each row takes the runs of its longest schedule. ``accuracy`` "last" takes that of the last epoch, "best"
+    that of the best evaluated epoch, which is what the released checkpoints log.
+    """
+    checks.choice("accuracy", accuracy, ("last", "best"))
+    suffix = "" if accuracy == "last" else "_best"
+    runs = list(runs)
+    rows = []
+    for paper in PAPER_TABLE:
+        here = choice.select(runs, activation=paper.activation, smooth_init=paper.smooth_init)
+        here = records.longest_schedule(here)
+        train, train_range = median_and_range(run.values[f"train_accuracy{suffix}"] for run in here)
+        test, test_range = median_and_range(run.values[f"test_accuracy{suffix}"] for run in here)
+        ratios = [median_and_range(run.values[f"von_neumann_{name}"] for run in here)[0] for name in CONVOLUTIONS]
+        rows.append(
+            {
+                "activation": paper.activation,
+                "initialisation": NAMES[paper.smooth_init],
+                "paper_train": paper.train,
+                "paper_train_range": paper.train_range,
+                "paper_test": paper.test,
+                "paper_test_range": paper.test_range,
+                "paper_smooth": paper.smooth,
+                "train": train,
+                "train_range": train_range,
+                "test": test,
+                "test_range": test_range,
+                "von_neumann_conv1": ratios[0],
+                "von_neumann_conv2": ratios[1],
+                "smooth": all(ratio < SMOOTH_BELOW for ratio in ratios),
+                "runs": len(here),
+                "epochs": here[0].config.epochs if here else 0,
+            }
+        )
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def readable_table_1(table: Mapping[str, list]) -> dict[str, list[str]]:
+    """`table_1` as it is read and printed: a row says itself where it has fewer epochs or runs than the paper."""
+
+    def percent(middle: float, spread: float) -> str:
+        return f"{middle:.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
+
+    lines = []
+    for row in (dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)):
+        line = {
+            "activation": row["activation"],
+            "initialisation": row["initialisation"],
+            "paper train %": percent(row["paper_train"], row["paper_train_range"]),
+            "paper test %": percent(row["paper_test"], row["paper_test_range"]),
+            "paper smooth": "yes" if row["paper_smooth"] else "no",
+        }
+        ours = ("train %", "test %", "von Neumann conv1", "von Neumann conv2", "smooth")
+        if row["runs"] == 0:
+            line |= dict.fromkeys(ours, "-") | {"trained": "not yet"}
+        else:
+            texts = (
+                percent(row["train"], row["train_range"]),
+                percent(row["test"], row["test_range"]),
+                f"{row['von_neumann_conv1']:.2g}",
+                f"{row['von_neumann_conv2']:.2g}",
+                "yes" if row["smooth"] else "no",
+            )
+            line |= dict(zip(ours, texts, strict=True)) | {"trained": _trained(row["epochs"], row["runs"])}
+        lines.append(line)
+    return {name: [line[name] for line in lines] for name in lines[0]}
+
+
+def _trained(epochs: int, runs: int) -> str:
+    length = f"{epochs} epochs" if epochs == PAPER_EPOCHS else f"{epochs} of {PAPER_EPOCHS} epochs"
+    count = f"{runs} runs" if runs >= PAPER_RUNS else f"{runs} of {PAPER_RUNS} runs"
+    return f"{length}, {count}"
+
+
+# ------------------------------------------------------------------------------------------------- Figure 4
+
+
+def successive_distance_tables(
+    networks: Mapping[bool, list[Run]], distances: Mapping[str, np.ndarray]
+) -> tuple[dict[str, list], dict[str, list]]:
+    """The tables of figure 4 out of ``successive_distance.csv``: per layer, mean over runs (smooth_init,
+    convolution, layer, distance), and averaged over layers (smooth_init, convolution, seed, average)."""
+    layers: dict[str, list] = {"smooth_init": [], "convolution": [], "layer": [], "distance": []}
+    averages: dict[str, list] = {"smooth_init": [], "convolution": [], "seed": [], "average": []}
+    for smooth, runs in networks.items():
+        for name in CONVOLUTIONS:
+            curves = []
+            for run in runs:
+                rows = (distances["run"] == run.config.name) & (distances["convolution"] == name)
+                curves.append(distances["distance"][rows][np.argsort(distances["layer"][rows])])
+                averages["smooth_init"].append(smooth)
+                averages["convolution"].append(name)
+                averages["seed"].append(run.config.seed)
+                averages["average"].append(float(curves[-1].mean()))
+            mean = np.mean(curves, axis=0)
+            layers["smooth_init"] += [smooth] * len(mean)
+            layers["convolution"] += [name] * len(mean)
+            layers["layer"] += range(1, len(mean) + 1)
+            layers["distance"] += mean.tolist()
+    return layers, averages

@@ -1,0 +1,270 @@
+"""The record of every trained run, and the tables in ``checkpoints/`` that are gathered from the records.
+
+A record is a small JSON file of one run: configuration, log, smoothness, per-layer successive distances, but
+no weights. Each run writes its own, so that parallel runs cannot clash; `gather` makes of them
+
+    runs.csv                    one row a run,
+    successive_distance.csv     one row a run, convolution and layer.
+
+A run in ``runs.csv``, or with a record, is finished, and is never trained again.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lib import cifar_training, paths, tables
+from lib.checkpoints import Checkpoint, CheckpointError, load, save
+from lib.cifar_training import CifarConfig, write_atomically
+from lib.convnet import ConvResNet
+
+VERSION = 1
+CONVOLUTIONS = ("conv1", "conv2")
+PAPER_EPOCHS = 180
+RUNS, DISTANCES, SWEEP = "runs.csv", "successive_distance.csv", "sweep.csv"
+
+
+# ------------------------------------------------------------------------------------------ of a finished run
+
+
+def summarise(log: list[dict[str, Any]]) -> dict[str, Any]:
+    """The log in one line: epochs, accuracies (%; of the last epoch, and the best of the evaluated ones),
+    losses, smoothness of both convolutions, seconds in all, device, engine and number of threads (several
+    joined by " + " where a run moved)."""
+    tested = [line for line in log if line["test_accuracy"] is not None]
+
+    def together(name: str) -> str:
+        return " + ".join(dict.fromkeys(str(line[name]) for line in log))
+
+    return {
+        "epochs": len(log),
+        "train_accuracy": log[-1]["train_accuracy"],
+        "train_accuracy_best": max(line["train_accuracy"] for line in log),
+        "test_accuracy": tested[-1]["test_accuracy"],
+        "test_accuracy_best": max(line["test_accuracy"] for line in tested),
+        "train_loss": log[-1]["train_loss"],
+        "test_loss": tested[-1]["test_loss"],
+        "von_neumann_conv1": log[-1]["von_neumann_conv1"],
+        "von_neumann_conv2": log[-1]["von_neumann_conv2"],
+        "seconds": round(sum(line["seconds"] for line in log), 1),
+        "device": together("device"),
+        "engine": together("engine"),
+        "threads": together("threads"),
+    }
+
+
+def successive_distances(network: ConvResNet) -> dict[str, list[float]]:
+    """|conv_{i,k+1} - conv_{i,k}|_F for i = 1, 2 and k = 1..L-1, by the names "conv1" and "conv2"."""
+    weights = {name: network.residual_layers.stacked(f"{name}.weight").detach() for name in CONVOLUTIONS}
+    return {
+        name: torch.diff(weight.double(), dim=0).flatten(1).norm(dim=1).tolist() for name, weight in weights.items()
+    }
+
+
+def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path, Path]:
+    """Write the checkpoint and the record of a finished run into the folder of its state; returns both paths.
+
+    Raises ValueError where the run has not reached its last epoch.
+    """
+    folder = Path(folder) if folder is not None else cifar_training.run_folder(config)
+    state = cifar_training.read_state(folder)
+    complete = state["epoch"] if state else 0
+    if complete < config.epochs:
+        raise ValueError(
+            f"The run {config.name} has {complete} of {config.epochs} epochs in {folder}: train it to the end first."
+        )
+    network = ConvResNet(config.network)
+    network.load_state_dict(state["network"])
+    summary = summarise(state["log"])
+    weights = folder / f"{config.name}.safetensors"
+    save(weights, Checkpoint(config, network, summary, state["versions"]))
+    entries = {
+        "version": VERSION,
+        "run": config.name,
+        "config": asdict(config),
+        "summary": summary,
+        "versions": state["versions"],
+        "successive_distance": successive_distances(network),
+        "log": state["log"],
+    }
+    record = folder / f"{config.name}.json"
+    write_atomically(record, lambda draft: draft.write_text(_json(entries)))
+    return weights, record
+
+
+def _json(entries: dict[str, Any]) -> str:
+    """JSON with a line an entry, and a line an epoch of the log."""
+    lines = {name: json.dumps(value) for name, value in entries.items()}
+    lines["log"] = "[\n  " + ",\n  ".join(json.dumps(line) for line in entries["log"]) + "\n ]"
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {text}" for name, text in lines.items()) + "\n}\n"
+
+
+def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | None = None) -> Path:
+    """Copy what `export` wrote to ``checkpoints/`` (or ``into``); returns the record's new path.
+
+    The record goes last, since it is what says that the run is finished.
+    """
+    folder = Path(folder) if folder is not None else cifar_training.run_folder(config)
+    into = into or paths.CHECKPOINTS
+    record = record_path(config, into)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    for source, target in (
+        (folder / f"{config.name}.safetensors", into / f"{config.name}.safetensors"),
+        (folder / f"{config.name}.json", record),
+    ):
+        content = source.read_bytes()
+        write_atomically(target, lambda draft, content=content: draft.write_bytes(content))
+    return record
+
+
+def record_path(config: CifarConfig, folder: Path | None = None) -> Path:
+    """Where the record of a run is, or will be."""
+    return (folder or paths.CHECKPOINTS) / "records" / f"{config.name}.json"
+
+
+# ------------------------------------------------------------------------------------------------ the tables
+
+
+def gather(folder: Path | None = None) -> int:
+    """Write ``runs.csv`` and ``successive_distance.csv``; returns the number of runs.
+
+    Rows of runs whose record is not there are kept as they are. Raises CheckpointError for a broken record.
+    """
+    folder = folder or paths.CHECKPOINTS
+    records = [_read_record(path) for path in sorted((folder / "records").glob("*.json"))]
+    recorded = {record["run"] for record in records}
+    runs, layers = _kept_rows(folder / RUNS, recorded), _kept_rows(folder / DISTANCES, recorded)
+    for record in records:
+        summary = {name: value for name, value in record["summary"].items() if name not in record["config"]}
+        row = {"run": record["run"], **record["config"], **summary, **record["versions"]}
+        runs.append({name: math.nan if value is None else value for name, value in row.items()})
+        for name, values in record["successive_distance"].items():
+            layers += [
+                {"run": record["run"], "convolution": name, "layer": layer, "distance": distance}
+                for layer, distance in enumerate(values, start=1)
+            ]
+    order = {name: place for place, name in enumerate(sorted(row["run"] for row in runs))}
+    runs.sort(key=lambda row: order[row["run"]])
+    layers.sort(key=lambda row: order.get(row["run"], len(order)))
+    if runs:
+        tables.write_csv(folder / RUNS, tables.from_rows(runs))
+        tables.write_csv(folder / DISTANCES, tables.from_rows(layers))
+    return len(runs)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        version = record["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a whole record of a run ({error}): delete it, train again.") from error
+    if version != VERSION:
+        raise CheckpointError(f"{path} has record version {version!r}, expected {VERSION}.")
+    return record
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    table = tables.read_csv(path)
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def _kept_rows(path: Path, recorded: set[str]) -> list[dict[str, Any]]:
+    return [row for row in _rows(path) if row["run"] not in recorded]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of ``runs.csv``: the ``config`` and every other column in ``values`` (nan where undefined)."""
+
+    config: CifarConfig
+    values: dict[str, Any]
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """Its checkpoint, which is there where ``has_weights`` is."""
+        return self.folder / f"{self.config.name}.safetensors"
+
+    @property
+    def has_weights(self) -> bool:
+        return self.path.exists()
+
+    def load(self) -> Checkpoint:
+        """Its network, rebuilt from the checkpoint."""
+        return load(self.path)
+
+
+def read_runs(folder: Path | None = None) -> list[Run]:
+    """The rows of ``checkpoints/runs.csv`` (none where there is no such file)."""
+    folder = folder or paths.CHECKPOINTS
+    names = [field.name for field in fields(CifarConfig)]
+    runs = []
+    for row in _rows(folder / RUNS):
+        config = CifarConfig(**{name: _plain(row[name]) for name in names})
+        values = {name: _plain(value) for name, value in row.items() if name not in names}
+        runs.append(Run(config, values, folder))
+    return runs
+
+
+def _plain(value: Any) -> Any:
+    # Out of a column of a table: numpy scalars, and truth values as text.
+    value = value.item() if isinstance(value, np.generic) else value
+    return {"True": True, "False": False}.get(value, value) if isinstance(value, str) else value
+
+
+def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
+    """``checkpoints/successive_distance.csv`` as a table; without rows where there is no such file."""
+    path = (folder or paths.CHECKPOINTS) / DISTANCES
+    if path.exists():
+        return tables.read_csv(path)
+    return {"run": np.array([], dtype=str), "convolution": np.array([], dtype=str)} | {
+        "layer": np.array([], dtype=int), "distance": np.array([]),
+    }  # fmt: skip
+
+
+def select(runs: Iterable[Run], **conditions: Any) -> list[Run]:
+    """The runs whose config has these values; a condition of None is left out."""
+    wanted = {name: value for name, value in conditions.items() if value is not None}
+    return [run for run in runs if all(getattr(run.config, name) == value for name, value in wanted.items())]
+
+
+def longest_schedule(runs: Iterable[Run]) -> list[Run]:
+    """The runs with the most epochs among these: schedules of different lengths are never mixed."""
+    runs = list(runs)
+    most = max((run.config.epochs for run in runs), default=0)
+    return [run for run in runs if run.config.epochs == most]
+
+
+def training_length(epochs: int) -> str:
+    """In words, how long a network was trained beside the paper's: "30 epochs, not the paper's 180"."""
+    return f"{epochs} epochs" if epochs == PAPER_EPOCHS else f"{epochs} epochs, not the paper's {PAPER_EPOCHS}"
+
+
+# ------------------------------------------------------------------------------------------------- the sweep
+
+
+def sweep(epochs: int | None = None, folder: Path | None = None) -> list[CifarConfig]:
+    """The runs listed in ``checkpoints/sweep.csv``, in order; ``epochs`` replaces the length of all."""
+    names = {field.name for field in fields(CifarConfig)}
+    configs = []
+    for row in _rows((folder or paths.CHECKPOINTS) / SWEEP):
+        if unknown := sorted(row.keys() - names):
+            raise ValueError(f"{SWEEP} has a column {unknown[0]}, expected some of: {', '.join(sorted(names))}.")
+        config = CifarConfig(**{name: _plain(value) for name, value in row.items()})
+        configs.append(replace(config, epochs=epochs) if epochs else config)
+    return configs
+
+
+def finished(folder: Path | None = None) -> set[str]:
+    """The names of all runs in ``runs.csv`` or with a record."""
+    folder = folder or paths.CHECKPOINTS
+    recorded = {path.stem for path in (folder / "records").glob("*.json")}
+    return recorded | {str(row["run"]) for row in _rows(folder / RUNS)}
