@@ -35,6 +35,8 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # The compiled engine computes what the PyTorch engine computes, so a result does not depend on it.
 NO_DEPENDENCY = ("engine",)
 TRACEBACK_LINES = 20
+# Errors whose sentence tells a reader everything: no traceback.
+SENTENCES = ("Divergence", "DataNotFoundError", "CheckpointError")
 
 
 class RunFailed(RuntimeError):
@@ -134,7 +136,11 @@ def normalise(notebook: NotebookNode, output: Path | None = None) -> NotebookNod
             for holder, key in ((item, "text"), (data, "text/plain"), (data, "text/html"), (data, "text/markdown")):
                 if key in holder:
                     holder[key] = _without_paths(holder[key], output)
-            kept.append(item)
+            # How a kernel cuts a text into messages is chance.
+            if kept and item.output_type == "stream" == kept[-1].output_type and item.name == kept[-1].name:
+                kept[-1].text += item.text
+            else:
+                kept.append(item)
         cell.outputs = kept
     return notebook
 
@@ -162,8 +168,15 @@ def stderr_text(notebook: NotebookNode) -> str:
     return "".join(item.text for item in streams if item.output_type == "stream" and item.name == "stderr")
 
 
-def _execute(name: str, values: Mapping[str, Any], output: Path, unfinished: Path) -> NotebookNode:
-    # Runs the notebook in its own folder; raises RunFailed with the sentence of the config, or a short traceback.
+def execute_with(
+    name: str, values: Mapping[str, Any], output: Path, unfinished: Path, show_stderr: bool = False
+) -> NotebookNode:
+    """Run a notebook with these values; returns it executed, widget state and all.
+
+    ``output`` is the folder for its files, ``unfinished`` where papermill keeps it meanwhile, ``show_stderr`` passes on
+    what it writes to stderr as it comes. Raises parameters.WrongParameters with the sentence of its config, or
+    RunFailed with a sentence or a short traceback.
+    """
     config = [cell.source for cell in parameters.tagged(parameters.read(name), "config")]
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -176,7 +189,8 @@ def _execute(name: str, values: Mapping[str, Any], output: Path, unfinished: Pat
                 language="python",
                 cwd=paths.NOTEBOOKS,
                 # papermill's own bar counts cells: for a person at a terminal only.
-                progress_bar=sys.stderr.isatty(),
+                progress_bar=sys.stderr.isatty() and not show_stderr,
+                stderr_file=sys.stderr if show_stderr else None,
                 # The kernel's own notes on its transport are none of the reader's business.
                 extra_arguments=["--log-level=CRITICAL"],
             )
@@ -184,6 +198,8 @@ def _execute(name: str, values: Mapping[str, Any], output: Path, unfinished: Pat
         if error.source in config and error.ename in ("ValueError", "TypeError"):
             unfinished.unlink(missing_ok=True)
             raise parameters.WrongParameters(f"{name}: {error.evalue}") from None
+        if error.ename in SENTENCES:
+            raise RunFailed(f"{name}: {error.evalue}") from None
         lines = strip_color("\n".join(error.traceback)).splitlines()
         raise RunFailed(
             f"{name} stopped in its cell In [{error.exec_count}]; {paths.short(unfinished)} shows how far it came.\n"
@@ -214,7 +230,7 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
     started = time.time()
     rules = _make_rules(result, dependencies(name, profile))
     staging = _fresh(folder / f"{name}.outputs")
-    notebook = _execute(name, values, staging, folder / f"{name}.unfinished.ipynb")
+    notebook = execute_with(name, values, staging, folder / f"{name}.unfinished.ipynb")
     if warnings := stderr_text(notebook):
         print(f"{name} wrote to stderr:\n{warnings}", file=sys.stderr)
     destination = paths.FIGURES if kind == parameters.PAPER else paths.FIGURES / kind
@@ -249,7 +265,7 @@ def execute(name: str) -> bool:
     path = paths.NOTEBOOKS / f"{name}.ipynb"
     before = path.read_text(encoding="utf-8") if name in parameters.names() else ""
     staging = _fresh(paths.BUILD / "stored" / f"{name}.outputs")
-    notebook = _execute(name, {}, staging, paths.BUILD / "stored" / f"{name}.unfinished.ipynb")
+    notebook = execute_with(name, {}, staging, paths.BUILD / "stored" / f"{name}.unfinished.ipynb")
     shutil.rmtree(staging)
     if warnings := stderr_text(notebook):
         raise RunFailed(f"{name} wrote to stderr, which a stored notebook must not show:\n{warnings}")

@@ -1,0 +1,203 @@
+"""The two ways to an environment: the same dependencies, the right calls, and sentences where there is none."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import toy_project
+import yaml
+
+from lib import parameters, paths
+
+# The names that differ between the package index and conda-forge, and between a package and its import.
+CONDA_NAMES = {"torch": "pytorch"}
+IMPORT_NAMES = {"yaml": "pyyaml"}
+# These come with jupyterlab, papermill and matplotlib, whose files, kernels and images they are.
+COMES_ALONG = {"nbformat", "IPython", "PIL"}
+TOOLS = ("sh", "bash", "make", "rm", "cp", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
+
+
+def split(requirement):
+    name, sign, version = requirement.partition(">=")
+    return name, sign + version
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_environment_file_and_package_state_the_same_dependencies(project):
+    listed = yaml.safe_load((paths.ROOT / "environment.yml").read_text())["dependencies"]
+    conda = dict(split(requirement) for requirement in listed)
+    package = dict(split(requirement) for requirement in project["dependencies"])
+    assert conda.pop("python") == project["requires-python"] == ">=3.11"
+    assert conda.pop("pip") == ""
+    assert conda == {CONDA_NAMES.get(name, name): version for name, version in package.items()}
+
+
+def test_every_import_is_a_declared_dependency(project):
+    code = [path.read_text() for path in (paths.ROOT / "lib").rglob("*.py")]
+    for name in parameters.names():
+        code += [parameters.code(cell) for cell in parameters.read(name).cells if cell.cell_type == "code"]
+    imported = set()
+    for text in code:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+    own = {"lib", *(path.stem for path in (paths.ROOT / "lib" / "tests").glob("*.py"))}
+    others = imported - own - set(sys.stdlib_module_names) - COMES_ALONG
+    optional = [name for group in project.get("optional-dependencies", {}).values() for name in group]
+    declared = {split(requirement)[0] for requirement in project["dependencies"] + optional}
+    assert {IMPORT_NAMES.get(name, name) for name in others} <= declared
+
+
+# Stand-ins write down how they are called; the one for Python makes environments that hold itself.
+RECORD = '#!/bin/sh\necho "${0##*/} $*" >> "$RECORD"\n'
+PYTHON = """case "$*" in
+  *version_info*) exit "${TOO_OLD:-0}" ;;
+  --version) echo Python 3.9.1 ;;
+  "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+esac
+"""
+CONDA = """[ -z "$BROKEN" ] || exit 1
+mkdir -p .conda/bin
+cp "$(dirname "$0")/python3" .conda/bin/python
+"""
+
+
+class Machine:
+    """A project on a machine that has the tools named, and nothing else on its PATH."""
+
+    def __init__(self, folder, *stand_ins):
+        self.root = toy_project.write(folder / "project")
+        self.record = folder / "record"
+        self.tools = folder / "bin"
+        self.tools.mkdir()
+        for tool in TOOLS:
+            (self.tools / tool).symlink_to(shutil.which(tool))
+        for name in ("python3", *stand_ins):
+            script = self.tools / name
+            script.write_text(RECORD + (PYTHON if name == "python3" else CONDA))
+            script.chmod(0o755)
+
+    def make(self, *arguments, **changes):
+        environment = toy_project.environment(PATH=str(self.tools), RECORD=str(self.record), **changes)
+        return subprocess.run(["make", *arguments], cwd=self.root, env=environment, capture_output=True, text=True)
+
+    def calls(self):
+        called = self.record.read_text().splitlines() if self.record.exists() else []
+        self.record.unlink(missing_ok=True)
+        return [call for call in called if "version" not in call]
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        (["conda"], "conda env create"),
+        (["conda", "mamba"], "mamba env create"),
+        (["conda", "mamba", "micromamba"], "micromamba create"),
+    ],
+)
+def test_conda_and_its_kind_make_a_local_environment(tmp_path, installed, expected):
+    machine = Machine(tmp_path, *installed)
+    result = machine.make("env")
+    assert result.returncode == 0, result.stderr
+    assert machine.calls() == [
+        f"{expected} -p {machine.root}/.conda -f environment.yml",
+        "python -m pip install --no-deps -e .",
+    ]
+    assert machine.make("env").returncode == 0
+    assert machine.calls() == []
+    assert ".conda/bin/python -m lib.notebooks run figure_a" in machine.make("-n", "figures").stdout
+    os.utime(machine.root / "environment.yml", (4e9, 4e9))
+    assert machine.make("env").returncode == 0
+    assert len(machine.calls()) == 2
+
+
+def test_an_environment_that_could_not_be_made_is_not_taken_for_made(tmp_path):
+    machine = Machine(tmp_path, "micromamba")
+    assert machine.make("env", BROKEN="yes").returncode == 2
+    assert len(machine.calls()) == 1
+    assert machine.make("env").returncode == 0
+    assert len(machine.calls()) == 2
+
+
+def test_without_conda_python_makes_a_virtual_environment(tmp_path):
+    machine = Machine(tmp_path)
+    assert machine.make("env").returncode == 0
+    assert machine.calls() == ["python3 -m venv .venv", "python -m pip install -e ."]
+    assert machine.make("env").returncode == 0
+    assert machine.calls() == []
+    os.utime(machine.root / "pyproject.toml", (4e9, 4e9))
+    assert machine.make("env").returncode == 0
+    assert machine.calls()[-1] == "python -m pip install -e ."
+    shutil.rmtree(machine.root / ".venv")
+    assert machine.make("env").returncode == 0
+    assert machine.calls()[0] == "python3 -m venv .venv"
+
+
+def test_python_too_old_is_said_in_a_sentence(tmp_path):
+    machine = Machine(tmp_path)
+    result = machine.make("figures", TOO_OLD="1")
+    assert result.returncode == 2
+    assert "No Python >= 3.11 is on the PATH (python3 is: Python 3.9.1)." in result.stderr
+    assert machine.calls() == []
+
+
+def test_a_given_interpreter_is_used_as_it_is(tmp_path):
+    machine = Machine(tmp_path, "micromamba")
+    printed = machine.make("-n", "figures", "PYTHON=some/python").stdout
+    assert "some/python -m lib.notebooks run figure_a --profile paper" in printed
+    assert "micromamba" not in printed
+    assert machine.calls() == []
+
+
+def test_the_compiled_engine_comes_with_the_environment_where_there_is_a_compiler(tmp_path):
+    machine = Machine(tmp_path)
+    (machine.root / "lib" / "engine.py").write_text("")
+    machine.make("env")
+    assert "python -m lib.engine build" not in machine.calls()
+    (machine.tools / "c++").symlink_to(shutil.which("sh"))
+    assert machine.make("env").returncode == 0
+    assert machine.calls() == ["python -m lib.engine build"]
+    assert machine.make("env").returncode == 0
+    assert machine.calls() == []
+
+
+@pytest.mark.skipif(not (paths.ROOT / ".ci" / "run").exists(), reason="this copy has no .ci")
+def test_continuous_integration_calls_the_test_command(tmp_path):
+    machine = Machine(tmp_path)
+    (machine.root / ".ci").mkdir()
+    shutil.copy(paths.ROOT / ".ci" / "run", machine.root / ".ci" / "run")
+    (machine.tools / "make").unlink()
+    (machine.tools / "make").write_text('#!/bin/sh\necho "make $* CIFAR10_ROOT=$CIFAR10_ROOT"\n')
+    (machine.tools / "make").chmod(0o755)
+    environment = toy_project.environment(PATH=str(machine.tools))
+    environment.pop("CIFAR10_ROOT", None)
+
+    def printed():
+        return subprocess.run(
+            [machine.root / ".ci" / "run"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        ).stdout
+
+    assert printed() == "make test CIFAR10_ROOT=\n"
+    data = tmp_path / "shared" / "cifar10"
+    data.mkdir(parents=True)
+    assert printed() == f"make test CIFAR10_ROOT={data}\n"
+
+
+def test_what_git_ignores(tmp_path):
+    root = toy_project.write(tmp_path / "project")
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    ignored = [".build/paper/figure_a.ipynb", ".venv/bin/python", ".conda/x", ".data/x", "figures/quick/figure_a.pdf",
+               "figures/custom/figure_a.csv", "notebooks/.ipynb_checkpoints/x.ipynb"]  # fmt: skip
+    kept = ["figures/figure_a.pdf", "lib/paths.py", "notebooks/figure_a.ipynb", "checkpoints/runs.csv"]
+    result = subprocess.run(["git", "check-ignore", *ignored, *kept], cwd=root, capture_output=True, text=True)
+    assert result.stdout.splitlines() == ignored

@@ -1,0 +1,233 @@
+"""The Makefile and the runner together, in a toy project: what is made, when, and what a failure leaves."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import toy_project
+
+from lib import paths
+
+make = toy_project.make
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project in which `make -j2 figures` has just run."""
+    root = toy_project.write(tmp_path_factory.mktemp("finished") / "project")
+    result = make(root, "-j2", "figures")
+    assert result.returncode == 0, result.stderr
+    return root
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of the finished project, time stamps included, to change at will."""
+    return shutil.copytree(finished, tmp_path / "project", symlinks=True)
+
+
+def would_run(root, *arguments):
+    """The notebooks that make would run now."""
+    printed = make(root, "-n", *arguments).stdout
+    return [line.split(" run ")[1].split()[0] for line in printed.splitlines() if " run " in line]
+
+
+def touch(path):
+    later = time.time() + 5
+    os.utime(path, (later, later))
+
+
+def test_help_lists_every_target_and_figure(finished):
+    for arguments in ((), ("help",)):
+        printed = make(finished, *arguments).stdout
+        for target in ("figures", "test", "lab", "env", "engine", "notebooks", "clean"):
+            assert f"\n  {target} " in printed
+        assert "figure_a               Title of figure_a" in printed
+        assert "explore_c" not in printed
+
+
+def test_a_fresh_clone_makes_every_figure_of_the_profile(tmp_path):
+    root = toy_project.write(tmp_path / "project")
+    (root / "figures" / "figure_a.csv").write_text("tracked, and as new as the notebook")
+    assert would_run(root, "figures") == ["figure_a", "figure_b"]
+    assert would_run(root, "figures", "PROFILE=released") == ["figure_a"]
+    assert would_run(root, "figures", "PROFILE=quick") == ["figure_a", "figure_b"]
+
+
+def test_figures_are_made_from_the_profile(finished):
+    assert (finished / "figures" / "figure_a.csv").read_text() == "depth,value\n16,160\n"
+    assert (finished / "figures" / "figure_b.csv").read_text() == "depth,value\n17,1\n"
+    assert sorted(path.name for path in (finished / ".build" / "paper").iterdir()) == [
+        "checked", "figure_a.d", "figure_a.ipynb", "figure_b.d", "figure_b.ipynb",
+    ]  # fmt: skip
+
+
+def test_a_second_make_does_nothing(finished):
+    result = make(finished, "figures")
+    assert "Nothing to be done for 'figures'" in result.stdout
+    assert make(finished, "-q", "figures").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("notebooks/figure_a.ipynb", ["figure_a"]),
+        ("notebooks/profiles/paper/figure_b.yaml", ["figure_b"]),
+        ("lib/tool.py", ["figure_a"]),
+        ("lib/helper.py", ["figure_a"]),
+        ("lib/paths.py", ["figure_a", "figure_b"]),
+        ("lib/unused.py", []),
+        ("lib/notebooks.py", []),
+        ("notebooks/explore_c.ipynb", []),
+        ("notebooks/profiles/released/figure_a.yaml", []),
+    ],
+)
+def test_touching_a_file_remakes_what_depends_on_it(project, file, expected):
+    touch(project / file)
+    assert would_run(project, "figures") == expected
+
+
+def test_what_is_edited_during_a_run_is_not_taken_for_done(project):
+    # The stamp carries the time of the start: an edit since then is newer.
+    stamp = project / ".build" / "paper" / "figure_a.ipynb"
+    begun = stamp.stat().st_mtime
+    assert begun < (project / "figures" / "figure_a.csv").stat().st_mtime
+    os.utime(project / "lib" / "helper.py", (begun + 0.01, begun + 0.01))
+    assert would_run(project, "figures") == ["figure_a"]
+
+
+def test_a_deleted_module_does_not_stop_make(project):
+    (project / "lib" / "unused.py").unlink()
+    (project / "lib" / "tool.py").write_text("def scaled(n):\n    return n\n")
+    (project / "lib" / "helper.py").unlink()
+    touch(project / "lib" / "tool.py")
+    assert would_run(project, "figures") == ["figure_a"]
+
+
+def test_a_new_notebook_is_a_new_figure(project):
+    toy_project.write_notebook(project / "notebooks", "figure_c", "from lib import checks, paths")
+    assert would_run(project, "figures") == []
+    assert would_run(project, "figure_c", "PROFILE=quick") == ["figure_c"]
+    (project / "notebooks" / "profiles" / "paper" / "figure_c.yaml").write_text("depth: 8\n")
+    assert would_run(project, "figures") == ["figure_c"]
+
+
+def test_other_profiles_and_custom_runs_keep_off_the_tracked_figures(project):
+    tracked = {path: path.read_bytes() for path in (project / "figures").glob("*.csv")}
+    result = make(project, "figures", "PROFILE=released")
+    assert result.returncode == 0
+    assert "Left out, since they have no counterpart in it: figure_b." in result.stdout
+    (project / "my.yaml").write_text("depth: 5\nlearning_rate: 0.25\n")
+    result = make(project, "figure_a", "SET=depth=7 mode=plain", "PARAMETERS=my.yaml")
+    assert result.returncode == 0, result.stderr
+    assert (project / "figures" / "released" / "figure_a.csv").read_text() == "depth,value\n4,40\n"
+    assert (project / "figures" / "custom" / "figure_a.csv").read_text() == "depth,value\n7,70\n"
+    assert "learning_rate = 0.25" in (project / ".build" / "custom" / "figure_a.ipynb").read_text()
+    assert {path: path.read_bytes() for path in (project / "figures").glob("*.csv")} == tracked
+    assert make(project, "-q", "figures").returncode == 0
+    assert make(project, "clean").returncode == 0
+    assert sorted(path.name for path in (project / "figures").iterdir()) == ["custom", "figure_a.csv", "figure_b.csv"]
+    assert would_run(project, "figures") == ["figure_a", "figure_b"]
+
+
+def test_one_wrong_parameter_stops_every_figure_before_it_runs(project):
+    (project / "notebooks" / "profiles" / "paper" / "figure_b.yaml").write_text("depth: 0\n")
+    touch(project / "notebooks" / "figure_a.ipynb")
+    touch(project / "notebooks" / "profiles" / "paper" / "figure_b.yaml")
+    result = make(project, "figures")
+    assert result.returncode == 2
+    assert "figure_b: depth is 0, expected a whole number of at least 1." in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "running" not in result.stdout
+
+
+def test_an_unknown_profile_and_settings_for_all_stop_with_a_sentence(finished):
+    result = make(finished, "figures", "PROFILE=papre")
+    assert result.returncode == 2
+    assert "There is no profile 'papre'; the profiles are: quick, paper, released." in result.stderr
+    assert not (finished / ".build" / "papre").exists()
+    result = make(finished, "figures", "SET=depth=3")
+    assert result.returncode == 2
+    assert "SET and PARAMETERS change one run of one figure" in result.stderr
+
+
+def test_a_failed_run_keeps_the_old_figure_and_is_tried_again(project):
+    (project / "notebooks" / "profiles" / "paper" / "figure_a.yaml").write_text("depth: 32\nmode: fails\n")
+    touch(project / "notebooks" / "profiles" / "paper" / "figure_a.yaml")
+    result = make(project, "figures")
+    assert result.returncode == 2
+    assert "RuntimeError: the loss is not finite" in result.stderr
+    assert "figure_a stopped in its cell In [5]; .build/paper/figure_a.unfinished.ipynb" in result.stderr
+    assert "lib/notebooks.py" not in result.stderr  # the notebook's traceback, not the runner's
+    assert (project / "figures" / "figure_a.csv").read_text() == "depth,value\n16,160\n"
+    assert would_run(project, "figures") == ["figure_a"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_is_not_taken_for_done(project, stop):
+    (project / "notebooks" / "profiles" / "paper" / "figure_a.yaml").write_text("mode: sleeps\n")
+    shutil.rmtree(project / ".build")
+    command = ["make", "figure_a", f"PYTHON={sys.executable}"]
+    process = subprocess.Popen(
+        command, cwd=project, env=toy_project.environment(), start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    staged = project / ".build" / "paper" / "figure_a.outputs" / "figure_a.csv"
+    until = time.monotonic() + 60
+    while not staged.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert staged.exists()
+    os.killpg(process.pid, stop)
+    assert process.wait(timeout=30) != 0
+    assert (project / "figures" / "figure_a.csv").read_text() == "depth,value\n16,160\n"
+    assert not (project / ".build" / "paper" / "figure_a.ipynb").exists()
+    assert would_run(project, "figures") == ["figure_a", "figure_b"]
+
+
+def test_an_error_hidden_in_an_explorer_fails_the_run(project):
+    result = make(project, "figure_b", "SET=mode=hides")
+    assert result.returncode == 2
+    assert "figure_b hides an error in an explorer: KeyError: 'slider'" in result.stderr
+    assert not (project / "figures" / "custom").exists()
+
+
+def test_stored_notebooks_are_normalised_and_show_no_warning(project):
+    notebook = project / "notebooks" / "figure_b.ipynb"
+    before = notebook.stat().st_mtime
+    command = [sys.executable, "-m", "lib.notebooks", "execute", "figure_b"]
+    settings = {"cwd": project, "env": toy_project.environment(MPLBACKEND="agg"), "capture_output": True, "text": True}
+    result = subprocess.run(command, **settings)
+    assert result.stdout == "figure_b: stored anew\n", result.stderr
+    stored = notebook.read_text()
+    assert '"execution_count": 5' in stored
+    assert "widget" not in stored.replace("ipywidgets", "")
+    assert str(project) not in stored
+    assert notebook.stat().st_mtime == before  # no figure is out of date for it
+    assert not (project / "figures" / "custom").exists()
+    assert subprocess.run(command, **settings).stdout == "figure_b: unchanged\n"
+    notebook.write_text(stored.replace('\\"plain\\"  #', '\\"warns\\"  #'))
+    result = subprocess.run(command, **settings)
+    assert result.returncode == 1
+    assert "figure_b wrote to stderr, which a stored notebook must not show:\na warning" in result.stderr
+
+
+def test_nbval_writes_into_the_build_folder_and_skips_what_needs_the_images(project, tmp_path):
+    shutil.copy(paths.NOTEBOOKS / "conftest.py", project / "notebooks")
+    shutil.copy(paths.ROOT / "lib" / "cifar.py", project / "lib")
+    needing = project / "notebooks" / "figure_b.ipynb"
+    needing.write_text(needing.read_text().replace('"config"', '"config", "needs-cifar10"'))
+    options = ["-rs", "--nbval-lax", "--nbval-current-env"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "notebooks/figure_a.ipynb", "notebooks/figure_b.ipynb"],
+        cwd=project,
+        env=toy_project.environment(CIFAR10_ROOT=str(tmp_path / "nowhere")),
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.splitlines()[-1].startswith("5 passed, 5 skipped"), result.stdout
+    assert f"CIFAR-10 is not in {tmp_path / 'nowhere'}" in result.stdout
+    assert (project / ".build" / "nbval" / "figure_a.csv").exists()
+    assert not (project / "figures" / "custom").exists()

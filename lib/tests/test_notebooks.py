@@ -1,0 +1,200 @@
+"""Parameters and their checks, the stored notebooks, and the runner's rules about single notebooks."""
+
+import itertools
+import re
+
+import nbformat
+import pytest
+import toy_project
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from lib import notebooks, parameters, paths
+from lib.parameters import WrongParameters
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """The toy project, in place of this one."""
+    root = toy_project.write(tmp_path / "project")
+    monkeypatch.setattr(paths, "ROOT", root)
+    monkeypatch.setattr(paths, "NOTEBOOKS", root / "notebooks")
+    monkeypatch.setattr(paths, "PROFILES", root / "notebooks" / "profiles")
+    monkeypatch.setattr(paths, "CHECKPOINTS", root / "checkpoints")
+    return root
+
+
+# --- Parameters -------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_are_read_with_their_types(toy):
+    offered = parameters.offered("figure_b").values()
+    assert [(one.name, one.type, one.default) for one in offered] == [
+        ("depth", "int", 4),
+        ("learning_rate", "float", 0.1),
+        ("mode", "str", "plain"),
+    ]
+    assert parameters.figures() == ["figure_a", "figure_b"]
+    assert parameters.profiles() == ["quick", "paper", "released"]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"dpeth": 3}, "figure_b has no parameter 'dpeth'; its parameters are: depth, learning_rate, mode."),
+        ({"depth": "4"}, "figure_b: depth is '4', expected a whole number."),
+        ({"depth": 4.0}, "figure_b: depth is 4.0, expected a whole number."),
+        ({"depth": True}, "figure_b: depth is True, expected a whole number."),
+        (
+            {"learning_rate": "4e-2"},
+            "figure_b: learning_rate is '4e-2', expected a number. "
+            "In YAML write 0.04 or 4.0e-2, since 4e-2 is read as text.",
+        ),
+        ({"mode": 3}, "figure_b: mode is 3, expected text."),
+        ({"depth": 0}, "figure_b: depth is 0, expected a whole number of at least 1."),
+        ({"learning_rate": -0.1}, "figure_b: learning_rate is -0.1, expected a number above 0."),
+        ({"mode": "fast"}, "figure_b: mode is 'fast', expected one of: plain, fails, hides, warns, sleeps."),
+    ],
+)
+def test_wrong_parameters_are_named_and_the_possible_listed(toy, values, sentence):
+    with pytest.raises(WrongParameters, match=f"^{re.escape(sentence)}$"):
+        parameters.check_values("figure_b", values)
+
+
+def test_right_parameters_pass(toy):
+    parameters.check_values("figure_b", {"depth": 3, "learning_rate": 1, "mode": "fails"})
+    # This process has this project's lib, without the toy's own modules.
+    toy_project.write_notebook(toy / "notebooks", "figure_a", "from lib import checks, paths")
+    assert parameters.check_profile("paper") == []
+    assert parameters.check_profile("quick") == []
+    assert parameters.check_profile("released") == ["figure_b"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        ("depth: int = 4  # L = depth", r"papermill does not see depth .* one '=' only"),
+        ("depth: int = 2 ** 4", r"holds 'depth: int = 2 \*\* 4', expected a line 'name: type = literal'"),
+        ("depth: dict = {}", r"depth has the type dict, expected one of: int, float, str, bool, list"),
+        ("import math", r"holds 'import math', expected a line"),
+    ],
+)
+def test_a_parameters_cell_that_papermill_would_misread_is_refused(toy, cell, sentence):
+    toy_project.write_notebook(toy / "notebooks", "figure_d", "", parameters=cell)
+    with pytest.raises(WrongParameters, match=sentence):
+        parameters.offered("figure_d")
+
+
+def test_names_that_do_not_exist_are_answered_with_those_that_do(toy):
+    with pytest.raises(
+        WrongParameters, match="no notebook 'figure_z'; the notebooks are: explore_c, figure_a, figure_b"
+    ):
+        parameters.read("figure_z")
+    with pytest.raises(WrongParameters, match="no profile 'fast'; the profiles are: quick, paper, released"):
+        parameters.profile_values("figure_a", "fast")
+    with pytest.raises(WrongParameters, match=r"profile 'released' .*released/figure_b.yaml\); it has: quick, paper"):
+        parameters.profile_values("figure_b", "released")
+    (toy / "notebooks" / "profiles" / "paper" / "figure_a.yaml").rename(
+        toy / "notebooks" / "profiles" / "paper" / "figure_z.yaml"
+    )
+    with pytest.raises(WrongParameters, match="no notebook 'figure_z'"):
+        parameters.check_profile("paper")
+
+
+def test_settings_by_hand(toy):
+    assert parameters.parse_settings("row=3 learning_rate=0.02 name='a b' depths=[2,4] smooth=true") == {
+        "row": 3, "learning_rate": 0.02, "name": "a b", "depths": [2, 4], "smooth": True,
+    }  # fmt: skip
+    with pytest.raises(WrongParameters, match="SET holds 'row', expected settings like"):
+        parameters.parse_settings("row 3")
+    with pytest.raises(WrongParameters, match=r"no file my\.yaml"):
+        parameters.read_yaml(toy / "my.yaml")
+    (toy / "my.yaml").write_text("- 3\n")
+    with pytest.raises(WrongParameters, match=r"my.yaml holds \[3\], expected lines 'name: value'"):
+        parameters.read_yaml(toy / "my.yaml")
+
+
+# --- Dependencies, outputs --------------------------------------------------------------------------------------------
+
+
+def test_dependencies_follow_imports_and_leave_the_engine_out(toy):
+    (toy / "lib" / "engine.py").write_text("")
+    (toy / "lib" / "tool.py").write_text("def scaled(n):\n    from lib import engine, helper\n")
+    found = [paths.short(path) for path in notebooks.dependencies("figure_a", "paper")]
+    assert found == [
+        "notebooks/figure_a.ipynb", "notebooks/profiles/paper/figure_a.yaml",
+        "lib/__init__.py", "lib/checks.py", "lib/helper.py", "lib/paths.py", "lib/tool.py",
+    ]  # fmt: skip
+    assert "notebooks/profiles/paper/figure_a.yaml" not in map(paths.short, notebooks.dependencies("figure_a", "quick"))
+
+
+def test_what_reads_trained_networks_depends_on_them(toy):
+    (toy / "checkpoints" / "runs.csv").write_text("")
+    (toy / "lib" / "helper.py").write_text("from lib import paths\n\nFOLDER = paths.CHECKPOINTS\n")
+    assert toy / "checkpoints" / "runs.csv" in notebooks.dependencies("figure_a", "paper")
+    assert toy / "checkpoints" / "runs.csv" not in notebooks.dependencies("figure_b", "paper")
+
+
+def test_errors_hidden_in_widgets_are_found():
+    error = {"output_type": "error", "ename": "KeyError", "evalue": "\x1b[31m'slider'\x1b[0m", "traceback": []}
+    shown = {"output_type": "stream", "name": "stdout", "text": "well"}
+    notebook = new_notebook()
+    assert notebooks.hidden_errors(notebook) == []
+    notebook.metadata["widgets"] = {
+        notebooks.WIDGET_STATE: {"state": {"a": {"state": {"outputs": [shown, error]}}, "b": {"state": {"value": 3}}}}
+    }
+    assert notebooks.hidden_errors(notebook) == ["KeyError: 'slider'"]
+
+
+def test_normalising_removes_what_differs_between_machines(tmp_path):
+    view = {notebooks.WIDGET_VIEW: {"model_id": "1"}, "text/plain": "VBox(...)"}
+    cell = new_code_cell(
+        "1",
+        execution_count=1,
+        metadata={"tags": ["explorer"], "papermill": {"duration": 1.5}, "execution": {"iopub.status.busy": "2026"}},
+        outputs=[
+            new_output("display_data", data=view),
+            new_output("display_data", data=view | {"image/png": "aa"}),
+            new_output("stream", text=f"saved {tmp_path}/a.pdf, "),
+            new_output("stream", text=f"read {paths.ROOT}/lib\n"),
+        ],
+    )
+    notebook = new_notebook(
+        cells=[cell],
+        metadata={"widgets": {}, "papermill": {}, "language_info": {"name": "python", "version": "3.11.1"}},
+    )
+    notebooks.normalise(notebook, tmp_path)
+    assert notebook.metadata == {"kernelspec": notebooks.KERNELSPEC, "language_info": {"name": "python"}}
+    assert cell.metadata == {"tags": ["explorer"]}
+    assert cell.outputs == [
+        new_output("display_data", data={"image/png": "aa"}),
+        new_output("stream", text="saved a.pdf, read lib\n"),
+    ]
+
+
+# --- The notebooks of this project ------------------------------------------------------------------------------------
+
+stored = pytest.mark.parametrize("name", parameters.names())
+
+
+@stored
+def test_stored_notebooks_are_executed_and_normalised(name):
+    notebook = parameters.read(name)
+    before = nbformat.writes(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), f"run: make notebooks ({name})"
+    outputs = list(itertools.chain.from_iterable(cell.outputs for cell in cells))
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert nbformat.writes(notebooks.normalise(notebook)) == before, f"run: make notebooks ({name})"
+
+
+@stored
+def test_parameters_cells_are_literals_with_one_equals_sign_a_line(name):
+    (cell,) = parameters.tagged(parameters.read(name), "parameters")
+    assert all(line.count("=") == 1 for line in cell.source.splitlines() if line.strip())
+    assert list(parameters.offered(name)) == [line.partition(":")[0] for line in cell.source.splitlines() if line]
+
+
+@pytest.mark.parametrize("profile", parameters.profiles())
+def test_every_profile_fits_its_notebooks(profile):
+    assert set(parameters.check_profile(profile)) <= set(parameters.figures())
