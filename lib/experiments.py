@@ -13,7 +13,7 @@ import numpy as np
 
 from lib import checks, conventions, limit
 from lib.distances import SuccessiveDistance, distance
-from lib.network import NetworkConfig
+from lib.network import NetworkConfig, Weights
 from lib.tables import from_rows
 from lib.training import Record, lockstep, train
 
@@ -224,6 +224,11 @@ class LongTimeConfig:
         return sorted({*self.weight_iterations, *self.loss_iterations})
 
 
+def entries(weights: Weights, row: int, column: int) -> tuple[list[float], list[float]]:
+    """The entry (``row``, ``column``) of V_k: (m, q) and of W_k: (q, m) across the layers."""
+    return weights.V[:, row, column].tolist(), weights.W[:, row, column].tolist()
+
+
 def long_time_steps(config: LongTimeConfig) -> Iterator[tuple[dict[str, list], dict[str, list]]]:
     """The tables of `long_time` so far, after each iteration in ``config.kept`` (the same two dicts, growing)."""
     keep_weights, keep_loss = set(config.weight_iterations), set(config.loss_iterations)
@@ -236,10 +241,10 @@ def long_time_steps(config: LongTimeConfig) -> Iterator[tuple[dict[str, list], d
             loss["iteration"].append(record.iteration)
             loss["loss"].append(record.loss)
         if record.iteration in keep_weights:
-            entries = [Z[:, config.row, config.column].tolist() for Z in (record.weights.V, record.weights.W)]
+            curves = entries(record.weights, config.row, config.column)
             constant = [record.iteration], [config.row], [config.column]
             iteration, row, column = (value * config.network.depth for value in constant)
-            for name, values in zip(columns, (iteration, layers, row, column, *entries), strict=True):
+            for name, values in zip(columns, (iteration, layers, row, column, *curves), strict=True):
                 weights[name].extend(values)
         yield loss, weights
 

@@ -1,0 +1,89 @@
+"""Networks that differ in nothing but their depth, trained side by side: what `explore_depth` shows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lib import checks
+from lib.distances import Slope, SuccessiveDistance, fit_slope
+from lib.experiments import entries
+from lib.network import NetworkConfig, Weights
+from lib.tables import from_rows
+from lib.training import lockstep, train
+
+# Layers at most this far apart are equal up to rounding (of float64, for weights of order 1).
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class DepthsConfig:
+    """Networks that differ in nothing but their depth, trained together for the states t <= ``iterations``.
+
+    ``depths`` lists their L; ``network`` gives everything else (its depth is not used).
+    """
+
+    network: NetworkConfig
+    depths: list[int]
+    iterations: int
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        checks.positive_ints("depths", self.depths, least=2)
+        checks.positive_int("iterations", self.iterations)
+        checks.positive_float("learning_rate", self.learning_rate)
+
+
+@dataclass
+class DepthsState:
+    """What a training of `depths_steps` has come to at ``iteration`` t, by depth.
+
+    ``losses`` at the iterations 0..t, ``weights`` the live ones, ``distances`` the values of `SuccessiveDistance`
+    over the states so far; ``start`` the deepest network's weights at t = 0.
+    """
+
+    config: DepthsConfig
+    iteration: int
+    losses: dict[int, list[float]]
+    weights: dict[int, Weights]
+    distances: dict[int, dict[str, float]]
+    start: Weights | None = None
+
+    def slope(self, at_least: int = 8) -> Slope | None:
+        """The rate in L of max over k and t of |Z_{k+1}(t) - Z_k(t)|_F, fitted over the depths of ``at_least``;
+        None as long as layers are equal up to rounding, or with fewer than two such depths."""
+        found = [(depth, self.distances[depth]["max_distance"]) for depth in self.config.depths if depth >= at_least]
+        found = [(depth, distance) for depth, distance in found if distance > ROUNDING]
+        return fit_slope(*zip(*found, strict=True)) if len(found) > 1 else None
+
+    def tables(self, row: int, column: int) -> dict[str, dict[str, list]]:
+        """As tidy tables: "loss", the entry (``row``, ``column``) of V_k and W_k as "weights", and "distance"."""
+        depths = self.config.depths
+        weights = [
+            {"depth": depth, "layer": layer, "row": row, "column": column, "entry_V": V, "entry_W": W}
+            for depth in depths
+            for layer, (V, W) in enumerate(zip(*entries(self.weights[depth], row, column), strict=True), start=1)
+        ]
+        losses = [
+            {"depth": depth, "iteration": iteration, "loss": loss}
+            for depth in depths
+            for iteration, loss in enumerate(self.losses[depth])
+        ]
+        distances = [{"depth": depth, "iterations": self.iteration + 1, **self.distances[depth]} for depth in depths]
+        return {"loss": from_rows(losses), "weights": from_rows(weights), "distance": from_rows(distances)}
+
+
+def depths_steps(config: DepthsConfig) -> Iterator[DepthsState]:
+    """Train the networks in lockstep; yields the state after each iteration (the same object, growing)."""
+    trainings = [
+        train(config.network.at_depth(depth), config.learning_rate, config.iterations) for depth in config.depths
+    ]
+    running = {depth: SuccessiveDistance() for depth in config.depths}
+    state = DepthsState(config, 0, {depth: [] for depth in config.depths}, {}, {})
+    for records in lockstep(trainings):
+        for depth, record in zip(config.depths, records, strict=True):
+            running[depth].update(record.weights)
+            state.losses[depth].append(record.loss)
+            state.weights[depth] = record.weights
+            state.distances[depth] = running[depth].values()
+            state.iteration = record.iteration
+        state.start = state.start or records[-1].weights.clone()
+        yield state
