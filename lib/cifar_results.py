@@ -121,7 +121,7 @@ def entries_across_layers(
     return columns
 
 
-def title(run: Run) -> str:
+def panel_title(run: Run) -> str:
     """What a panel shows: initialisation, schedule, test accuracy."""
     length = f"{run.config.epochs} epochs" + ("" if run.config.epochs == PAPER_EPOCHS else f" (paper: {PAPER_EPOCHS})")
     return f"{NAMES[run.config.smooth_init]}, {length}, test {run.values['test_accuracy']:.1f} %"
@@ -241,3 +241,22 @@ def successive_distance_tables(
             layers["layer"] += range(1, len(mean) + 1)
             layers["distance"] += mean.tolist()
     return layers, averages
+
+
+def closer_by(averages: Mapping[str, list]) -> dict[str, float]:
+    """How many times closer successive layers are from weight-tied than from i.i.d. initialisation: for each
+    convolution the ratio of the medians over runs of the averages (without an entry where one side is missing)."""
+    smooth, convolution = np.array(averages["smooth_init"], dtype=bool), np.array(averages["convolution"])
+    values = np.array(averages["average"])
+    factors = {}
+    for name in CONVOLUTIONS:
+        tied, iid = (values[(smooth == side) & (convolution == name)] for side in (True, False))
+        if len(tied) and len(iid):
+            factors[name] = float(np.median(iid) / np.median(tied))
+    return factors
+
+
+def lengths(networks: Mapping[bool, list[Run]]) -> str:
+    """How long the networks of a picture were trained, for its title."""
+    epochs = {chosen[0].config.epochs for chosen in networks.values()}
+    return " and ".join(records.training_length(number) for number in sorted(epochs))

@@ -180,6 +180,7 @@ def train(
     folder: Path | str | None = None,
     *,
     device: str = "cpu",
+    threads: int = 0,
     report_every: int = 0,
     download: bool = True,
 ) -> Iterator[Progress | EpochRecord]:
@@ -189,8 +190,10 @@ def train(
     generator is exhausted, the run is finished and ``read_state`` gives its network and log. A folder whose
     run is finished yields nothing.
 
-    Other arguments: ``device`` "auto", "cpu", "cuda" or "cuda:1"; ``report_every`` yields a Progress every so many
-    batches (0: never; each one waits for the device); ``download`` allows torchvision to fetch the set.
+    Other arguments: ``device`` "auto", "cpu", "cuda" or "cuda:1"; ``threads`` sets PyTorch's number of threads
+    on the CPU (0 leaves it), which rounding may depend on outside the residual layers; ``report_every``
+    yields a Progress every so many batches (0: never; each one waits for the device); ``download`` allows
+    torchvision to fetch the set.
 
     Raises ValueError for a folder with the state of another config, RuntimeError where another process is
     training in it, DataNotFoundError without the data, and Divergence where the loss is not finite; the
@@ -198,6 +201,9 @@ def train(
     """
     folder = Path(folder) if folder is not None else run_folder(config)
     device = usable_device(device)
+    checks.positive_int("threads", threads, least=0)
+    if threads:
+        torch.set_num_threads(threads)
     # TF32 rounds to 10 bits. Rounding is independent noise in each layer, and smoothness across layers is
     # what these runs measure.
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -84,3 +84,12 @@ def latex(table: Table) -> str:
         f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{row(table)}\n\\midrule\n{body}\n"
         "\\bottomrule\n\\end{tabular}"
     )
+
+
+def write(folder: Path, name: str, table: Table, readable: Table) -> list[Path]:
+    """Write ``<name>.csv`` in full precision, and the table as it is read as ``<name>.md`` and ``.tex``."""
+    written = [write_csv(folder / f"{name}.csv", table)]
+    for ending, text in (("md", markdown(readable)), ("tex", latex(readable))):
+        written.append(folder / f"{name}.{ending}")
+        written[-1].write_text(text + "\n", encoding="utf-8")
+    return written

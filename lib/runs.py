@@ -1,0 +1,128 @@
+"""The runs of ``make train`` and ``make checkpoints``: the notebook train_cifar, executed once a network.
+
+Every run has a folder of its own, ``.build/training/<run>``, with its state, its executed notebook, checkpoint and
+record; the last two go to ``checkpoints/`` when it is finished. A finished run is never trained again.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from lib import cifar, cifar_training, notebooks, parameters, paths, records
+from lib.cifar_training import CifarConfig
+
+NOTEBOOK = "train_cifar"
+
+
+def config_of(values: Mapping[str, Any]) -> CifarConfig:
+    """The config that the notebook builds from these values of its parameters."""
+    return CifarConfig(**{field.name: values[field.name] for field in fields(CifarConfig) if field.name in values})
+
+
+def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
+    """Train, or go on training, the run with these values of the notebook's parameters; returns its folder.
+
+    Its checkpoint and record go to ``checkpoints/`` (or ``into``), except for a trial on a part of the images.
+    Nothing is done where the run is finished. Raises cifar.DataNotFoundError, parameters.WrongParameters or
+    notebooks.RunFailed.
+    """
+    config = config_of(values)
+    folder = cifar_training.run_folder(config)
+    if config.name in records.finished(into):
+        print(f"{config.name} is finished: {paths.short(records.record_path(config, into))}.", flush=True)
+        return folder
+    cifar.load(train=False)  # says in one sentence, and at once, where the images are missing
+    print(f"{config.name}: training", flush=True)
+    # Threads that spin while they wait, the usual policy, slow each other down on a machine with other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TRAINING_PROGRESS", "bar" if _one_at_a_terminal() else "lines")
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder / "outputs"
+    output.mkdir(exist_ok=True)
+    notebook = notebooks.execute_with(NOTEBOOK, values, output, folder / "unfinished.ipynb", show_stderr=True)
+    for cell in notebook.cells:  # the progress, which was shown
+        if cell.cell_type == "code":
+            cell.outputs = [item for item in cell.outputs if item.get("name") != "stderr"]
+    nbformat.write(notebooks.normalise(notebook, output), folder / f"{NOTEBOOK}.ipynb")
+    shutil.rmtree(output)
+    if config.trial:
+        print(f"{config.name}: finished, a trial that stays in {paths.short(folder)}", flush=True)
+    else:
+        published = records.publish(config, folder, into)
+        print(f"{config.name}: finished, {paths.short(published)}", flush=True)
+    return folder
+
+
+def _one_at_a_terminal() -> bool:
+    return sys.stderr.isatty() and "-j" not in os.environ.get("MAKEFLAGS", "")
+
+
+def listed_values(name: str, epochs: int | None, others: Mapping[str, Any]) -> dict[str, Any]:
+    """The values for the run of that name in ``checkpoints/sweep.csv``. Raises parameters.WrongParameters."""
+    for config in records.sweep(epochs):
+        if config.name == name:
+            return {**others, **asdict(config)}
+    raise parameters.WrongParameters(f"checkpoints/{records.SWEEP} lists no run of the name {name}.")
+
+
+# --- Command line ---------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns 2 for wrong parameters, 1 for a run that failed, 130 for an interrupted one."""
+    parser = argparse.ArgumentParser(prog="python -m lib.runs", description="Train networks on CIFAR-10.")
+    commands = parser.add_subparsers(required=True, dest="command")
+    one = commands.add_parser("train", help="train one network, or go on training it")
+    one.add_argument("run", nargs="?", help=f"a name that checkpoints/{records.SWEEP} lists")
+    one.add_argument("--profile", default=parameters.PAPER, help="whose values the run starts from")
+    one.add_argument("--set", default="", metavar="'NAME=VALUE ...'", help="values in their place")
+    pending = commands.add_parser("pending", help=f"the runs of checkpoints/{records.SWEEP} that are not finished")
+    for command in (one, pending):
+        command.add_argument("--epochs", type=int, help="a schedule of this length for the listed runs")
+    commands.add_parser("gather", help="make runs.csv and successive_distance.csv from the records")
+    chosen = parser.parse_args(arguments)
+    try:
+        _COMMANDS[chosen.command](chosen)
+    except (notebooks.RunFailed, cifar.DataNotFoundError, records.CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (parameters.WrongParameters, ValueError, TypeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on after the last complete epoch.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train_command(chosen: argparse.Namespace) -> None:
+    values = parameters.profile_values(NOTEBOOK, chosen.profile) | parameters.parse_settings(chosen.set)
+    if chosen.run:
+        values = listed_values(chosen.run, chosen.epochs, values)
+    parameters.check_values(NOTEBOOK, values)
+    train(values)
+    if not chosen.run:  # of several runs, make gathers the records at the end
+        records.gather()
+
+
+def _pending_command(chosen: argparse.Namespace) -> None:
+    done = records.finished()
+    print("\n".join(config.name for config in records.sweep(chosen.epochs) if config.name not in done))
+
+
+def _gather_command(_: argparse.Namespace) -> None:
+    print(f"checkpoints/{records.RUNS}: {records.gather()} runs")
+
+
+_COMMANDS = {"train": _train_command, "pending": _pending_command, "gather": _gather_command}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
