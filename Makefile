@@ -32,7 +32,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help figures $(FIGURES) test lab env engine notebooks clean distclean
+.PHONY: help figures $(FIGURES) train checkpoints sweep test lab env engine notebooks clean distclean
 
 help: ## This list
 	@echo 'make TARGET [PROFILE=paper|released|quick] [PYTHON=interpreter to use as it is]'
@@ -63,6 +63,32 @@ $(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml li
 $(FIGURES:%=$(BUILD)/%.ipynb): $(BUILD)/%.ipynb: notebooks/%.ipynb | $(READY) $(CHECKED)
 	@$(RUN) run $* --profile $(PROFILE)
 -include $(wildcard $(BUILD)/*.d)
+
+# --- Training on CIFAR-10: never part of `make figures`. CIFAR10_ROOT=folder says where the images are ---
+# LAUNCH goes before each run's command: make -j30 checkpoints LAUNCH="srun -n1 --gres=gpu:1"
+LAUNCH ?=
+PLACE = $(if $(DEVICE),device=$(DEVICE)) $(if $(THREADS),threads=$(THREADS))
+NETWORK = $(if $(ACTIVATION),activation=$(ACTIVATION)) $(if $(SMOOTH_INIT),smooth_init=$(SMOOTH_INIT)) \
+  $(if $(BATCH_NORM),batch_norm=$(BATCH_NORM)) $(if $(DEPTH),depth=$(DEPTH)) $(if $(SEED),seed=$(SEED)) \
+  $(if $(LR),learning_rate=$(LR)) $(if $(ADAPTIVE),adaptive=$(ADAPTIVE)) $(if $(EPOCHS),epochs=$(EPOCHS)) \
+  $(if $(BATCH_SIZE),batch_size=$(BATCH_SIZE))
+
+train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180, more in the README
+	@$(LAUNCH) $(PYTHON) -m lib.runs train --profile $(PROFILE) --set "$(strip $(NETWORK) $(PLACE) $(SET))"
+
+# The images are fetched before runs start side by side; the table is gathered even where some runs failed.
+checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not finished (-j, LAUNCH, EPOCHS, DEVICE, THREADS)
+	@$(PYTHON) -m lib.cifar
+	@status=0; $(MAKE) --no-print-directory sweep || status=$$?; $(PYTHON) -m lib.runs gather; exit $$status
+
+ifneq ($(filter sweep,$(MAKECMDGOALS)),)
+SCHEDULE := $(if $(EPOCHS),--epochs $(EPOCHS))
+PENDING := $(shell $(PYTHON) -m lib.runs pending $(SCHEDULE))
+.PHONY: $(PENDING)
+sweep: $(PENDING)
+$(PENDING):
+	@$(LAUNCH) $(PYTHON) -m lib.runs train $@ $(SCHEDULE) --set "$(strip $(PLACE))"
+endif
 
 # --- Tests ---
 test: | $(READY) ## Style, every figure at its quick size, unit tests and stored notebooks
