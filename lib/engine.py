@@ -232,6 +232,8 @@ def main(arguments: list[str]) -> int:
         return 2
     if arguments == ["build"]:
         there = path().exists()
+        # torch looks for ninja on the PATH, where an environment that is not activated has no folder.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         try:
             target = build()
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
