@@ -31,6 +31,7 @@ from lib.training import Divergence
 FIRST_NODES = 16
 MAX_NODES = 256
 MAX_SWEEPS = 200
+CHECK_EVERY = 10  # training steps between two looks at the tolerance
 # The guess for the next training step: the polynomial of degree 4 through the solutions of the last five.
 EXTRAPOLATION = (1, -5, 10, -10, 5)
 
@@ -371,16 +372,18 @@ def train(
 
 
 def _records(new_solver, learning_rate, wanted, tolerance, clip, max_nodes) -> Iterator[LimitRecord]:
-    coarse = new_solver(FIRST_NODES * 2 // 3)
-    fine = new_solver(FIRST_NODES)
-    done, warned = 0, False
+    coarse, fine = new_solver(FIRST_NODES * 2 // 3), new_solver(FIRST_NODES)
+    done, warned, error = 0, False, math.nan
     for iteration in wanted:
-        for solver in (coarse, fine):
-            solver.run(learning_rate, iteration - done, clip)
-        done = iteration
-        while (error := _difference(coarse, fine)) > tolerance and len(fine.grid) < max_nodes:
-            coarse, fine = fine, new_solver(min(max_nodes, len(fine.grid) * 3 // 2))
-            fine.run(learning_rate, iteration, clip)
+        while done < iteration or math.isnan(error):
+            # Looking every few steps keeps what a refinement has to repeat short.
+            count = min(CHECK_EVERY, iteration - done)
+            coarse.run(learning_rate, count, clip)
+            fine.run(learning_rate, count, clip)
+            done += count
+            while (error := _difference(coarse, fine)) > tolerance and len(fine.grid) < max_nodes:
+                coarse, fine = fine, new_solver(min(max_nodes, len(fine.grid) * 3 // 2))
+                fine.run(learning_rate, done, clip)
         if error > tolerance and not warned:
             warned = True
             warnings.warn(

@@ -36,9 +36,9 @@ class NetworkConfig:
 
     Other arguments: ``output_dimension`` d' and ``hidden_dimension`` q (0 stands for d and for the larger of
     d and d'), ``train_ends`` (whether A and B are trained), ``residual_scaling`` ("1/L" or "1/sqrt(L)"),
-    ``initial_V`` ("zero", or "drawn" in the same way as W), ``draw_order`` (see `conventions.DRAW_ORDERS`),
-    ``dtype`` ("float32" or "float64"; draws are always made in float32, so that a seed gives the same
-    numbers in both).
+    ``initial_V`` ("zero", or "drawn" in the same way as W), ``target_scale`` (the targets are this times
+    standard Gaussian; Thm 6 asks for small ones), ``draw_order`` (see `conventions.DRAW_ORDERS`), ``dtype``
+    ("float32" or "float64"; draws are always made in float32, so that a seed gives the same numbers in both).
 
     Raises TypeError or ValueError, one sentence, for a value that cannot be.
     """
@@ -57,6 +57,7 @@ class NetworkConfig:
     residual_scaling: str = "1/L"
     length_scale: float = 0.5
     initial_V: str = "zero"
+    target_scale: float = 1.0
     draw_order: str = "W X Y"
     dtype: str = "float64"
 
@@ -69,6 +70,7 @@ class NetworkConfig:
         conventions.get(self.convention)
         checks.choice("initialisation", self.initialisation, INITIALISATIONS)
         checks.positive_float("length_scale", self.length_scale)
+        checks.positive_float("target_scale", self.target_scale, zero_allowed=True)
         checks.choice("initial_V", self.initial_V, INITIAL_V)
         checks.choice("residual_scaling", self.residual_scaling, conventions.RESIDUAL_EXPONENTS)
         checks.choice("draw_order", self.draw_order, conventions.DRAW_ORDERS)
@@ -223,7 +225,8 @@ def _first_draws(config: NetworkConfig) -> tuple[Callable[..., Tensor], Tensor, 
     first = randn(config.hidden, config.width)
     if config.draw_order == "W unused X Y":
         randn(config.dimension, config.dimension)
-    data = Data(randn(config.samples, config.dimension), randn(config.samples, config.outputs))
+    x, y = randn(config.samples, config.dimension), randn(config.samples, config.outputs)
+    data = Data(x, y if config.target_scale == 1 else config.target_scale * y)
     return randn, first, data
 
 
