@@ -74,20 +74,20 @@ NETWORK = $(if $(ACTIVATION),activation=$(ACTIVATION)) $(if $(SMOOTH_INIT),smoot
   $(if $(BATCH_SIZE),batch_size=$(BATCH_SIZE))
 
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180, more in the README
-	@$(LAUNCH) $(PYTHON) -m lib.runs train --profile $(PROFILE) --set "$(strip $(NETWORK) $(PLACE) $(SET))"
+	@$(LAUNCH) $(PYTHON) -m lib.runs --profile $(PROFILE) --set "$(strip $(NETWORK) $(PLACE) $(SET))"
 
 # The images are fetched before runs start side by side; the table is gathered even where some runs failed.
 checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not finished (-j, LAUNCH, EPOCHS, DEVICE, THREADS)
 	@$(PYTHON) -m lib.cifar
-	@status=0; $(MAKE) --no-print-directory sweep || status=$$?; $(PYTHON) -m lib.runs gather; exit $$status
+	@status=0; $(MAKE) --no-print-directory sweep || status=$$?; $(PYTHON) -m lib.records gather; exit $$status
 
 ifneq ($(filter sweep,$(MAKECMDGOALS)),)
 SCHEDULE := $(if $(EPOCHS),--epochs $(EPOCHS))
-PENDING := $(shell $(PYTHON) -m lib.runs pending $(SCHEDULE))
+PENDING := $(shell $(PYTHON) -m lib.records pending $(SCHEDULE))
 .PHONY: $(PENDING)
 sweep: $(PENDING)
 $(PENDING):
-	@$(LAUNCH) $(PYTHON) -m lib.runs train $@ $(SCHEDULE) --set "$(strip $(PLACE))"
+	@$(LAUNCH) $(PYTHON) -m lib.runs $@ $(SCHEDULE) --set "$(strip $(PLACE))"
 endif
 
 # --- Tests ---

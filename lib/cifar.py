@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.datasets import CIFAR10
 
 from lib import checks, paths
 
@@ -65,7 +64,9 @@ def available() -> bool:
     return True
 
 
-def _open(root: Path, train: bool, download: bool) -> CIFAR10:
+def _open(root: Path, train: bool, download: bool):
+    from torchvision.datasets import CIFAR10  # a second to import, and only who reads images needs it
+
     try:
         return CIFAR10(root, train=train, download=False)
     except (RuntimeError, OSError):

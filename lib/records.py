@@ -9,8 +9,10 @@ no weights. Each run writes its own, so that parallel runs cannot clash; `gather
 A run in ``runs.csv``, or with a record, is finished, and is never trained again.
 """
 
+import argparse
 import json
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -268,3 +270,30 @@ def finished(folder: Path | None = None) -> set[str]:
     folder = folder or paths.CHECKPOINTS
     recorded = {path.stem for path in (folder / "records").glob("*.json")}
     return recorded | {str(row["run"]) for row in _rows(folder / RUNS)}
+
+
+# --- Command line: python -m lib.records pending | gather -------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``pending [--epochs N]`` lists the runs of the sweep that are not finished, ``gather`` makes the tables."""
+    parser = argparse.ArgumentParser(prog="python -m lib.records", description="The records of trained networks.")
+    commands = parser.add_subparsers(required=True, dest="command")
+    pending = commands.add_parser("pending", help=f"list the runs of checkpoints/{SWEEP} that are not finished")
+    pending.add_argument("--epochs", type=int, help="for schedules of this length")
+    commands.add_parser("gather", help=f"make {RUNS} and {DISTANCES} from the records")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "gather":
+            print(f"checkpoints/{RUNS}: {gather()} runs")
+        else:
+            done = finished()
+            print("\n".join(config.name for config in sweep(chosen.epochs) if config.name not in done))
+    except (ValueError, TypeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -76,20 +76,18 @@ def listed_values(name: str, epochs: int | None, others: Mapping[str, Any]) -> d
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns 2 for wrong parameters, 1 for a run that failed, 130 for an interrupted one."""
-    parser = argparse.ArgumentParser(prog="python -m lib.runs", description="Train networks on CIFAR-10.")
-    commands = parser.add_subparsers(required=True, dest="command")
-    one = commands.add_parser("train", help="train one network, or go on training it")
-    one.add_argument("run", nargs="?", help=f"a name that checkpoints/{records.SWEEP} lists")
-    one.add_argument("--profile", default=parameters.PAPER, help="whose values the run starts from")
-    one.add_argument("--set", default="", metavar="'NAME=VALUE ...'", help="values in their place")
-    pending = commands.add_parser("pending", help=f"the runs of checkpoints/{records.SWEEP} that are not finished")
-    for command in (one, pending):
-        command.add_argument("--epochs", type=int, help="a schedule of this length for the listed runs")
-    commands.add_parser("gather", help="make runs.csv and successive_distance.csv from the records")
+    """``python -m lib.runs [NAME] [--profile PROFILE] [--set "NAME=VALUE ..."]``.
+
+    Returns 2 for wrong parameters, 1 for a run that failed, 130 for an interrupted one.
+    """
+    parser = argparse.ArgumentParser(prog="python -m lib.runs", description="Train a network, or go on training it.")
+    parser.add_argument("run", nargs="?", help=f"a name that checkpoints/{records.SWEEP} lists")
+    parser.add_argument("--profile", default=parameters.PAPER, help="whose values the run starts from")
+    parser.add_argument("--set", default="", metavar="'NAME=VALUE ...'", help="values in their place")
+    parser.add_argument("--epochs", type=int, help="a schedule of this length for a listed run")
     chosen = parser.parse_args(arguments)
     try:
-        _COMMANDS[chosen.command](chosen)
+        _train_command(chosen)
     except (notebooks.RunFailed, cifar.DataNotFoundError, records.CheckpointError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -110,18 +108,6 @@ def _train_command(chosen: argparse.Namespace) -> None:
     train(values)
     if not chosen.run:  # of several runs, make gathers the records at the end
         records.gather()
-
-
-def _pending_command(chosen: argparse.Namespace) -> None:
-    done = records.finished()
-    print("\n".join(config.name for config in records.sweep(chosen.epochs) if config.name not in done))
-
-
-def _gather_command(_: argparse.Namespace) -> None:
-    print(f"checkpoints/{records.RUNS}: {records.gather()} runs")
-
-
-_COMMANDS = {"train": _train_command, "pending": _pending_command, "gather": _gather_command}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from cifar_set import PER_FILE, TEST_SIZE, needs_cifar10, write_set
 from PIL import Image
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import functional as TF
 
 from lib import cifar
-from lib.tests.cifar_set import PER_FILE, TEST_SIZE, needs_cifar10, write_set
 
 
 def test_loads_the_format_on_disk(tmp_path, monkeypatch):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from cifar_set import needs_cifar10, write_set
 
 from lib import cifar_training, paths
 from lib.cifar_training import CifarConfig, EpochRecord, Progress, read_state, train
-from lib.tests.cifar_set import needs_cifar10, write_set
 from lib.training import Divergence
 
 SMALL = {"depth": 4, "epochs": 3, "batch_size": 32, "test_every": 2}
@@ -244,7 +244,7 @@ def test_names_tell_runs_apart():
 
 
 def test_devices_get_sentences():
-    with pytest.raises(ValueError, match="device is 'gpu', expected cpu, cuda"):
+    with pytest.raises(ValueError, match="device is 'gpu', expected auto, cpu, cuda"):
         cifar_training.usable_device("gpu")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device is 'cuda', but PyTorch sees no CUDA device here"):

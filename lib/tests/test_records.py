@@ -1,0 +1,238 @@
+"""From a finished run to the tables of checkpoints/, and from these to Figure 3, Table 1 and Figure 4."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cifar_set import needs_cifar10, write_set
+
+from lib import cifar_results, cifar_training, paths, records, tables
+from lib.cifar_results import NetworkChoice
+from lib.cifar_training import CifarConfig
+from lib.convnet import ConvResNet
+
+SMALL = {"depth": 4, "epochs": 2, "test_every": 2}
+
+
+def write_state(folder, config, network, **changes):
+    """A state as training leaves it after the last epoch, with a network of our choice."""
+    folder.mkdir(parents=True)
+    line = {"train_loss": 1.0, "train_accuracy": 50.0, "test_loss": None, "test_accuracy": None, "seconds": 2.0}
+    line |= {"von_neumann_conv1": None, "von_neumann_conv2": None, "device": "cpu", "engine": "pytorch", "threads": 1}
+    log = [dict(line, epoch=epoch, learning_rate=0.1) for epoch in range(config.epochs)]
+    log[-1] |= {"test_loss": 1.5, "test_accuracy": 40.0, "von_neumann_conv1": 0.5, "von_neumann_conv2": 2.0} | changes
+    state = {"format": 1, "config": vars(config), "epoch": config.epochs, "network": network.state_dict()}
+    state |= {"optimizer": {}, "generator": torch.zeros(1), "log": log, "versions": cifar_training.versions()}
+    torch.save(state, folder / cifar_training.STATE_FILE)
+
+
+def finish(tmp_path, config, network=None, **changes):
+    folder = tmp_path / "states" / config.name
+    write_state(folder, config, network or ConvResNet(config.network), **changes)
+    records.export(config, folder)
+    return records.publish(config, folder, tmp_path)
+
+
+def test_a_run_becomes_rows(tmp_path, monkeypatch):
+    write_set(tmp_path / "set", monkeypatch)
+    config = CifarConfig(**SMALL)
+    folder = tmp_path / "run"
+    trained = list(cifar_training.train(config, folder))
+    records.export(config, folder)
+    assert records.publish(config, folder, tmp_path) == records.record_path(config, tmp_path)
+    assert records.gather(tmp_path) == 1
+
+    (run,) = records.read_runs(tmp_path)
+    assert run.config == config
+    assert run.values["train_accuracy"] == trained[-1].train_accuracy
+    assert run.values["test_accuracy_best"] == trained[-1].test_accuracy
+    assert run.values["von_neumann_conv2"] == trained[-1].von_neumann_conv2
+    assert run.values["seconds"] == pytest.approx(sum(record.seconds for record in trained), abs=0.06)
+    assert (run.values["device"], run.values["torch"]) == ("cpu", torch.__version__)
+
+    network = run.load().network
+    distances = records.read_distances(tmp_path)
+    assert distances["layer"].tolist() == [1, 2, 3, 1, 2, 3]
+    weight = network.state_dict()["residual_layers.1.conv2.weight"]
+    following = network.state_dict()["residual_layers.2.conv2.weight"]
+    expected = torch.linalg.vector_norm((following - weight).double())
+    assert distances["distance"][4] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_runs_that_are_not_finished_are_not_exported(tmp_path):
+    config = CifarConfig(**SMALL)
+    with pytest.raises(ValueError, match=r"has 0 of 2 epochs in .*: train it to the end first"):
+        records.export(config, tmp_path)
+
+
+def test_tables_keep_rows_whose_record_is_gone(tmp_path):
+    first, second = CifarConfig(**SMALL), CifarConfig(**SMALL, seed=1)
+    record = finish(tmp_path, first)
+    records.gather(tmp_path)
+    before = (tmp_path / "runs.csv").read_text().splitlines()
+    record.unlink()
+    finish(tmp_path, second, von_neumann_conv1=None)
+    assert records.finished(tmp_path) == {first.name, second.name}  # by its row, by its record
+    assert records.gather(tmp_path) == 2
+    after = (tmp_path / "runs.csv").read_text().splitlines()
+    assert after[:2] == before
+    assert [run.config for run in records.read_runs(tmp_path)] == [first, second]
+    assert math.isnan(records.read_runs(tmp_path)[1].values["von_neumann_conv1"])
+    assert len(records.read_distances(tmp_path)["run"]) == 2 * 2 * 3
+    assert records.gather(tmp_path) == 2  # gathering again changes nothing
+    assert (tmp_path / "runs.csv").read_text().splitlines() == after
+
+
+def test_broken_records_get_a_sentence(tmp_path):
+    record = finish(tmp_path, CifarConfig(**SMALL))
+    record.write_text(record.read_text()[:500])
+    with pytest.raises(records.CheckpointError, match=r"seed0_testevery2.json is not a whole record of a run"):
+        records.gather(tmp_path)
+
+
+def test_the_sweep_holds_the_runs_of_table_1():
+    configs = records.sweep()
+    assert len({config.name for config in configs}) == len(configs)
+    listed = {(c.activation, c.smooth_init, c.seed) for c in configs if c.batch_norm}
+    rows = {(row.activation, row.smooth_init) for row in cifar_results.PAPER_TABLE}
+    assert listed == {(*row, seed) for row in rows for seed in range(5)}
+    paper = CifarConfig()
+    for config in configs:
+        for name in ("depth", "channels", "learning_rate", "epochs", "batch_size", "adaptive"):
+            assert getattr(config, name) == getattr(paper, name)
+    assert {config.epochs for config in records.sweep(30)} == {30}
+
+
+def test_a_sweep_with_unknown_columns_gets_a_sentence(tmp_path):
+    (tmp_path / "sweep.csv").write_text("activation,width\ngelu,3\n")
+    with pytest.raises(ValueError, match=r"sweep.csv has a column width, expected some of: activation"):
+        records.sweep(folder=tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- what figures show
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Runs whose weights are known functions of depth: weight-tied ones a sine, i.i.d. ones noise."""
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    depth = 64
+    s = torch.arange(depth) / depth
+    for smooth in (True, False):
+        for seed, epochs, test in ((0, 30, 50.0), (1, 30, 52.0), (2, 30, 60.0), (0, 180, 80.0)):
+            if epochs == 180 and not smooth:
+                continue
+            config = CifarConfig(depth=depth, smooth_init=smooth, seed=seed, epochs=epochs)
+            network = ConvResNet(config.network)
+            with torch.no_grad():
+                for name in records.CONVOLUTIONS:
+                    weight = network.residual_layers.stacked(f"{name}.weight")
+                    if smooth:
+                        weight.copy_(0.1 * torch.sin(2 * math.pi * s)[:, None, None, None, None].expand_as(weight))
+            ratios = {f"von_neumann_{name}": cifar_training.smoothness(network, name) for name in records.CONVOLUTIONS}
+            finish(tmp_path, config, network, test_accuracy=test, train_accuracy=test + 1, **ratios)
+    records.gather()
+    return NetworkChoice(depth=depth)
+
+
+def test_figure_3_shows_the_drawn_entries(trained):
+    pairs = cifar_results.pairs(records.read_runs(), trained, seed=0)
+    # The 180-epoch run has no i.i.d. counterpart: the pair is one of equal schedules.
+    assert {smooth: [run.config.epochs for run in side] for smooth, side in pairs.items()} == {True: [30], False: [30]}
+    entries = {"conv1": (1, 2, 0, 2), "conv2": (15, 0, 1, 1)}
+    networks = {smooth: side[0] for smooth, side in pairs.items()}
+    table = cifar_results.entries_across_layers(networks, entries)
+    curve = tables.select(table, smooth_init=True, convolution="conv2")
+    assert curve["layer"].tolist() == list(range(1, 65))
+    np.testing.assert_allclose(curve["value"], 0.1 * np.sin(2 * np.pi * np.arange(64) / 64), atol=1e-6)
+    noise = tables.select(table, smooth_init=False, convolution="conv1")["value"]
+    layer = networks[False].load().network.state_dict()["residual_layers.7.conv1.weight"]
+    assert noise[7] == layer[1, 2, 0, 2].item()
+    assert cifar_results.panel_title(networks[True]) == "weight-tied, 30 epochs (paper: 180), test 50.0 %"
+
+
+def test_entries_are_drawn_from_all_by_their_seed():
+    drawn = [cifar_results.draw_entries(seed) for seed in range(300)]
+    assert drawn[3] == cifar_results.draw_entries(3)
+    assert len({entries["conv1"] for entries in drawn}) > 250
+    assert np.array([entries["conv2"] for entries in drawn]).max(axis=0).tolist() == [15, 15, 2, 2]
+
+
+def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(trained):
+    table = cifar_results.table_1(records.read_runs(), trained)
+    row = {name: values[3] for name, values in table.items()}
+    assert (row["activation"], row["initialisation"]) == ("gelu", "i.i.d.")
+    # 50, 52, 60: quartiles 51 and 56.
+    assert (row["test"], row["test_range"]) == (52.0, 5.0)
+    assert (row["train"], row["runs"], row["epochs"]) == (53.0, 3, 30)
+    assert row["von_neumann_conv1"] == pytest.approx(2, abs=0.1)
+    assert not row["smooth"]
+    tied = {name: values[2] for name, values in table.items()}
+    assert (tied["test"], tied["runs"], tied["epochs"], tied["smooth"]) == (80.0, 1, 180, True)
+    # Mean squared difference of a sine over its variance: (2 pi / L)^2.
+    assert tied["von_neumann_conv1"] == pytest.approx((2 * math.pi / 64) ** 2, rel=0.05)
+    assert table["runs"][0] == 0
+
+    readable = cifar_results.readable_table_1(table)
+    assert readable["trained"][2:4] == ["180 epochs, 1 of 5 runs", "30 of 180 epochs, 3 of 5 runs"]
+    assert readable["trained"][0] == "not yet"
+    assert readable["test %"][3] == "52.0 ± 5.0"
+    assert readable["paper test %"][3] == "85.7 ± 0.1"
+    short = cifar_results.table_1(records.read_runs(), NetworkChoice(depth=64, epochs=30))
+    assert (short["epochs"][2], short["runs"][2]) == (30, 3)
+
+
+def test_figure_4_averages_over_layers_and_runs(trained):
+    pairs = cifar_results.pairs(records.read_runs(), trained)
+    layers, averages = cifar_results.successive_distance_tables(pairs, records.read_distances())
+    s = np.arange(64) / 64
+    expected = 48 * np.abs(np.diff(0.1 * np.sin(2 * np.pi * s)))  # 2,304 equal entries: a factor 48
+    tied = tables.select(layers, smooth_init=True, convolution="conv1")
+    np.testing.assert_allclose(tied["distance"], expected, rtol=1e-4)
+    assert tables.select(averages, smooth_init=True, convolution="conv2")["seed"].tolist() == [0, 1, 2]
+    factors = cifar_results.closer_by(averages)
+    noise = np.median(tables.select(averages, smooth_init=False, convolution="conv2")["average"])
+    assert factors["conv2"] == pytest.approx(noise / expected.mean(), rel=1e-4)
+    assert cifar_results.lengths(pairs) == "30 epochs, not the paper's 180"
+
+
+def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
+    runs, choice = records.read_runs(tmp_path), NetworkChoice()
+    assert runs == []
+    assert cifar_results.pairs(runs, choice) == {}
+    assert set(cifar_results.readable_table_1(cifar_results.table_1(runs, choice))["trained"]) == {"not yet"}
+    layers, averages = cifar_results.successive_distance_tables({}, records.read_distances(tmp_path))
+    assert layers["distance"] == averages["average"] == []
+    assert cifar_results.nothing_trained(choice) == (
+        "checkpoints/ holds no gelu network with batch norm of depth 256 yet: make train ACTIVATION=gelu trains one."
+    )
+
+
+def test_trials_and_other_settings_stay_out(tmp_path):
+    for changes in ({"train_images": 100}, {"batch_size": 32}, {"adaptive": True}, {"channels": 8}):
+        finish(tmp_path, CifarConfig(**{"depth": 4, "epochs": 1} | changes))
+    records.gather(tmp_path)
+    assert len(records.read_runs(tmp_path)) == 4
+    assert NetworkChoice(depth=4).select(records.read_runs(tmp_path)) == []
+
+
+# ------------------------------------------------------------------------------------------ shipped networks
+
+
+@needs_cifar10
+def test_a_shipped_network_reproduces_its_record():
+    shipped = [run for run in records.read_runs() if run.has_weights]
+    if not shipped:
+        pytest.skip("checkpoints/ holds no trained network yet")
+    run = shipped[0]
+    checkpoint = run.load()
+    for name in records.CONVOLUTIONS:
+        assert cifar_training.smoothness(checkpoint.network, name) == pytest.approx(
+            run.values[f"von_neumann_{name}"], rel=1e-9
+        )
+    from lib import cifar
+
+    _, accuracy = cifar_training.evaluate(checkpoint.network, cifar.load(train=False, download=False))
+    same = run.values["device"] == "cpu" and run.values["engine"] == checkpoint.network.engine
+    assert accuracy == pytest.approx(run.values["test_accuracy"], abs=0.005 if same else 0.05)

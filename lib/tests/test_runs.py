@@ -1,0 +1,119 @@
+"""make train and make checkpoints, in a copy of the project; no run of these tests takes more than seconds."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from cifar_set import needs_cifar10
+
+from lib import cifar_training, paths, records, runs
+from lib.cifar_training import CifarConfig
+
+OUTSIDE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "PROFILE", "SET", "PARAMETERS", "PYTHONPATH")
+OUTSIDE += ("ACTIVATION", "SMOOTH_INIT", "BATCH_NORM", "DEPTH", "LR", "EPOCHS", "SEED", "DEVICE", "THREADS", "LAUNCH")
+
+# A scheduler's command that starts nothing: it notes what it was asked to run.
+RECORDER = """#!/bin/sh
+echo "$*" >> "$(dirname "$0")/launched"
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    root = tmp_path / "project"
+    shutil.copytree(paths.ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("tests", "__pycache__"))
+    shutil.copytree(paths.ROOT / "notebooks", root / "notebooks")
+    shutil.copy(paths.ROOT / "Makefile", root)
+    (root / "checkpoints").mkdir()
+    shutil.copy(paths.CHECKPOINTS / "sweep.csv", root / "checkpoints")
+    recorder = root / "recorder"
+    recorder.write_text(RECORDER)
+    recorder.chmod(0o755)
+    return root
+
+
+def make(root, *arguments, **environment):
+    outer = {name: value for name, value in os.environ.items() if name not in OUTSIDE}
+    return subprocess.run(
+        ["make", f"PYTHON={sys.executable}", *arguments],
+        cwd=root,
+        env={**outer, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_sweep_launches_each_run_that_is_not_finished_once(project):
+    # One run is in the table, another has its record only.
+    (project / "checkpoints" / "runs.csv").write_text("run\ngelu_weight-tied_bn_depth256_lr0.04_epochs180_seed0\n")
+    (project / "checkpoints" / "records").mkdir()
+    (project / "checkpoints" / "records" / "relu_iid_bn_depth256_lr0.04_epochs180_seed3.json").write_text("{}")
+    result = make(project, "-j4", "sweep", "LAUNCH=./recorder")
+    assert result.returncode == 0, result.stderr
+    launched = [line.split() for line in (project / "launched").read_text().splitlines()]
+    assert {tuple(line[:3]) for line in launched} == {(sys.executable, "-m", "lib.runs")}
+    names = [line[3] for line in launched]
+    done = {"gelu_weight-tied_bn_depth256_lr0.04_epochs180_seed0", "relu_iid_bn_depth256_lr0.04_epochs180_seed3"}
+    assert sorted(names) == sorted({config.name for config in records.sweep()} - done)
+
+    (project / "launched").unlink()
+    result = make(project, "sweep", "EPOCHS=30", "DEVICE=cpu", "LAUNCH=./recorder")
+    lines = (project / "launched").read_text().splitlines()
+    assert len(lines) == len(records.sweep())
+    assert lines[0].endswith("lib.runs gelu_weight-tied_bn_depth256_lr0.04_epochs30_seed0 --epochs 30 --set device=cpu")
+
+
+def test_make_train_hands_its_variables_to_one_run(project):
+    variables = ("ACTIVATION=gelu", "SMOOTH_INIT=True", "SEED=1", "DEPTH=256", "LR=0.04")
+    assert make(project, "train", *variables, "LAUNCH=./recorder").returncode == 0
+    (line,) = (project / "launched").read_text().splitlines()
+    assert line.endswith(
+        "-m lib.runs --profile paper --set activation=gelu smooth_init=True depth=256 seed=1 learning_rate=0.04"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("depth=many", "train_cifar: depth is 'many', expected a whole number"),
+        ("activation=swish", "activation is 'swish', expected one of: gelu"),
+        ("width=3", "train_cifar has no parameter 'width'"),
+        ("depth=4", "CIFAR-10 was not found whole in"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_wrong_values_and_missing_images_stop_before_training(tmp_path, monkeypatch, capsys, settings, sentence):
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
+    assert runs.main(["--set", settings]) in (1, 2)
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_finished_run_is_never_trained_again(tmp_path, monkeypatch, capsys):
+    config = CifarConfig(depth=4, epochs=1)
+    monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
+    record = records.record_path(config, tmp_path)
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    runs.train(vars(config), tmp_path)
+    assert "epochs1_seed0 is finished" in capsys.readouterr().out
+
+
+@needs_cifar10
+def test_make_train_on_real_images(project):
+    images = "train_images=320 test_images=100"
+    root = paths.cifar10_root()
+    result = make(project, "train", "DEPTH=4", "EPOCHS=2", f"SET={images} batch_size=32", f"CIFAR10_ROOT={root}")
+    assert result.returncode == 0, result.stderr
+    config = CifarConfig(depth=4, epochs=2, batch_size=32, train_images=320, test_images=100)
+    folder = project / ".build" / "training" / config.name
+    assert cifar_training.read_state(folder)["epoch"] == 2
+    files = {path.name for path in folder.iterdir()}
+    assert {f"{config.name}.safetensors", f"{config.name}.json", "log.json", "train_cifar.ipynb"} <= files
+    assert "epoch 2 of 2, loss" in result.stderr  # a line an epoch where nobody looks at a bar
+    executed = (folder / "train_cifar.ipynb").read_text()
+    assert "image/png" in executed
+    assert "min left" not in executed
+    assert not (project / "checkpoints" / "records").exists()  # a trial is no result
