@@ -1,14 +1,15 @@
 """Networks that differ in nothing but their depth, trained side by side: what `explore_depth` shows."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lib import checks
 from lib.distances import Slope, SuccessiveDistance, fit_slope
-from lib.experiments import entries
+from lib.experiments import Progress, entries, silent
 from lib.network import NetworkConfig, Weights
 from lib.tables import from_rows
-from lib.training import lockstep, train
+from lib.training import lockstep, one_thread, train
 
 # Layers at most this far apart are equal up to rounding (of float64, for weights of order 1).
 ROUNDING = 1e-12
@@ -87,3 +88,9 @@ def depths_steps(config: DepthsConfig) -> Iterator[DepthsState]:
             state.iteration = record.iteration
         state.start = state.start or records[-1].weights.clone()
         yield state
+
+
+def growing_depths(config: DepthsConfig, progress: Progress = silent) -> DepthsState:
+    """The state of `depths_steps` after the last iteration."""
+    with one_thread():
+        return deque(progress(depths_steps(config), config.iterations + 1), maxlen=1).pop()

@@ -97,9 +97,7 @@ def network_name(network: NetworkConfig) -> str:
     return f"{initialisation} · {activation} · {scaling}"
 
 
-def explore_depth(
-    states: Sequence[DepthsState], row: int = 0, column: int = 0, figure: Figure | None = None
-) -> Figure:
+def explore_depth(states: Sequence[DepthsState], row: int = 0, column: int = 0, figure: Figure | None = None) -> Figure:
     """Networks of growing depth while they train, one or two ``states`` side by side.
 
     Above, the entry (``row``, ``column``) of V_k and of W_k over s = k/L, a curve for each depth (dotted: the deepest

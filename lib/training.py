@@ -1,9 +1,11 @@
 """Training the fully connected residual network: a generator of records, the same for every use."""
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -108,6 +110,21 @@ def _check_finite(losses: Tensor, first: int, config: NetworkConfig, learning_ra
 def lockstep(trainings: Iterable[Iterator[Record]]) -> Iterator[tuple[Record, ...]]:
     """Several trainings side by side: at each recorded iteration the tuple of their records."""
     return zip(*trainings, strict=True)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: what suits small networks where other work shares the processor.
+
+    The threads of a product wait for each other; where one of two has no core to itself, a step of milliseconds
+    takes a second.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def progress(records: Iterable, total: int | None = None, label: str = "training") -> Iterable:
