@@ -78,8 +78,8 @@ def neural_ode(config: NeuralODEConfig, progress: Progress = silent) -> tuple[di
     - ``scipy``: of F(x) between the trained network and SciPy's solution of the ODE whose weights interpolate the
       network's (nan but for the last iteration): this knows nothing of `lib.limit`.
 
-    The second table holds the first coordinate of five hidden states over s at the end, for the limit and the
-    smallest depths: columns depth, s, input, value.
+    The second table holds the first coordinate of five hidden states over s at the end, for the limit, the
+    second and third depth: columns depth, s, input, value.
     """
     x = config.draw_inputs()
     reference = limit.train(
@@ -101,7 +101,7 @@ def neural_ode(config: NeuralODEConfig, progress: Progress = silent) -> tuple[di
     few = x[:5]
     fine = torch.linspace(0, 1, 101, dtype=torch.float64)
     shown = [(LIMIT, fine, ode.hidden_states(few, fine))]
-    for depth, grid, other in list(zip(config.depths, grids, records, strict=True))[:3]:
+    for depth, grid, other in list(zip(config.depths, grids, records, strict=True))[1:3]:
         shown.append((depth, grid, hidden_states(config.network.at_depth(depth), other.weights, few)))
     trajectories = [
         {"depth": depth, "s": float(s), "input": number, "value": float(value)}
@@ -172,34 +172,33 @@ def scipy_output(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: 
 
 @dataclass(frozen=True)
 class PolyakLojasiewiczConfig:
-    """Networks of several ``widths`` (at the network's depth) and of several ``depths`` (at its width).
+    """Networks of several ``widths`` and ``seeds`` (at the network's depth), then of several ``depths`` (at its width).
 
-    All are trained for ``iterations`` with ``learning_rate``; losses and PL ratios are kept ``recorded`` times.
-    ``row`` and ``column`` (from 0) say which entry of V_k and W_k is kept. ``tolerance``: see `limit.train`.
+    The former train for ``width_iterations``, the latter and the limit for ``iterations``, all with
+    ``learning_rate``; losses and PL ratios are kept ``recorded`` times. ``tolerance``: see `limit.train`.
     """
 
     network: NetworkConfig
     widths: list[int]
+    seeds: list[int]
     depths: list[int]
+    width_iterations: int
     iterations: int
-    learning_rate: float = 0.5
+    learning_rate: float = 0.03
     recorded: int = 50
     tolerance: float = 1e-5
-    row: int = 0
-    column: int = 0
+    slope_from: int = 4
 
     def __post_init__(self) -> None:
         checks.positive_ints("widths", self.widths)
+        checks.positive_ints("seeds", self.seeds, least=0)
         checks.positive_ints("depths", self.depths)
+        checks.positive_int("width_iterations", self.width_iterations)
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_int("recorded", self.recorded, least=2)
         checks.positive_float("tolerance", self.tolerance)
-        for name in ("row", "column"):
-            checks.positive_int(name, getattr(self, name), least=0)
-            largest = min(self.network.hidden, self.network.width) - 1
-            if getattr(self, name) > largest:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at most {largest}, for V_k and W_k alike.")
+        checks.positive_int("slope_from", self.slope_from)
 
 
 def polyak_lojasiewicz_ratio(record: Record | limit.LimitRecord) -> float:
@@ -216,53 +215,59 @@ def polyak_lojasiewicz_ratio(record: Record | limit.LimitRecord) -> float:
     return float(layers + sum(square.sum() for square in squares.values())) / record.loss
 
 
-def polyak_lojasiewicz(config: PolyakLojasiewiczConfig, progress: Progress = silent) -> tuple[dict[str, list], ...]:
-    """Three tables: training curves, the weights at the end across s, and how near the depths are to the limit.
+def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
+    ratio = polyak_lojasiewicz_ratio(record)
+    time = learning_rate * record.iteration
+    return {"iteration": record.iteration, "time": time, "loss": record.loss, "ratio": ratio}
 
-    The first has columns varied ("width" or "depth"), width, depth, iteration, time, loss, ratio; the second depth,
-    s, entry_V, entry_W (layer k at s = (k - 1/2)/L); the third depth, distance_V, distance_W (integral norm),
-    residual (the largest |F(x_i) - y_i|).
+
+def by_width(config: PolyakLojasiewiczConfig, progress: Progress = silent) -> dict[str, list]:
+    """PL ratios along training: columns width, seed, iteration, time, loss, ratio."""
+    recorded = evenly(config.width_iterations, config.recorded)
+    runs = [(width, seed) for width in config.widths for seed in config.seeds]
+    rows = []
+    for width, seed in progress(runs, len(runs)):
+        network = dataclasses.replace(config.network, width=width, seed=seed)
+        for record in train(network, config.learning_rate, config.width_iterations, recorded):
+            rows.append({"width": width, "seed": seed, **_point(record, config.learning_rate)})
+    return from_rows(rows)
+
+
+def by_depth(config: PolyakLojasiewiczConfig, progress: Progress = silent) -> tuple[dict[str, list], ...]:
+    """Three tables on the ``depths`` and the limit: training curves, the weights at the end, nearness to the limit.
+
+    The first has columns depth, iteration, time, loss, ratio; the second depth, s, entry_V, entry_W (layer k at
+    s = (k - 1/2)/L; those entries of V and of W that vary most over s in the limit); the third depth, distance_V,
+    distance_W (integral norm), residual (the largest |F(x_i) - y_i|).
     """
     recorded = evenly(config.iterations, config.recorded)
-    network, rate = config.network, config.learning_rate
-    by_width = [dataclasses.replace(network, width=width) for width in config.widths]
-    by_depth = [network.at_depth(depth) for depth in config.depths]
-    trainings = [train(each, rate, config.iterations, recorded) for each in by_width + by_depth]
-    trainings.append(limit.train(network, rate, config.iterations, recorded, tolerance=config.tolerance))
-    labels = [("width", each.width, each.depth) for each in by_width]
-    labels += [("depth", each.width, each.depth) for each in by_depth]
-    labels.append(("depth", network.width, LIMIT))
+    arguments = config.learning_rate, config.iterations, recorded
+    trainings = [limit.train(config.network, *arguments, tolerance=config.tolerance)]
+    trainings += [train(config.network.at_depth(depth), *arguments) for depth in config.depths]
     rows = []
     for records in progress(lockstep(trainings), len(recorded)):
-        for (varied, width, depth), record in zip(labels, records, strict=True):
-            point = {"iteration": record.iteration, "time": rate * record.iteration, "loss": record.loss}
-            ratio = polyak_lojasiewicz_ratio(record)
-            rows.append({"varied": varied, "width": width, "depth": depth, **point, "ratio": ratio})
-    weights, ends = [], []
-    ode = records[-1].ode
-    s = torch.linspace(0, 1, 101, dtype=torch.float64)
-    ends.append((LIMIT, s, ode.weights_at(s), None, records[-1]))
-    for depth, record in zip(config.depths, records[len(by_width) : -1], strict=True):
-        s = (torch.arange(depth, dtype=torch.float64) + 0.5) / depth
-        ends.append((depth, s, record.weights, ode.distance_to_network(record.weights), record))
-    for depth, s, Z, _, _ in ends:
-        entries = [values[:, config.row, config.column].tolist() for values in (Z.V, Z.W)]
+        for depth, record in zip([LIMIT, *config.depths], records, strict=True):
+            rows.append({"depth": depth, **_point(record, config.learning_rate)})
+    ode = records[0].ode
+    liveliest = [int(values.flatten(1).std(dim=0).argmax()) for values in (ode.weights.V, ode.weights.W)]
+    weights, nearness = [], []
+    for depth, record in zip([LIMIT, *config.depths], records, strict=True):
+        if depth == LIMIT:
+            s = torch.linspace(0, 1, 101, dtype=torch.float64)
+            Z, distances = ode.weights_at(s), {"V": 0.0, "W": 0.0}
+        else:
+            s = (torch.arange(depth, dtype=torch.float64) + 0.5) / depth
+            Z, distances = record.weights, ode.distance_to_network(record.weights)
+        entries = [values.flatten(1)[:, entry].tolist() for values, entry in zip((Z.V, Z.W), liveliest, strict=True)]
         for position, entry_V, entry_W in zip(s.tolist(), *entries, strict=True):
             weights.append({"depth": depth, "s": position, "entry_V": entry_V, "entry_W": entry_W})
-    nearness = [
-        {
-            "depth": depth,
-            "distance_V": distances["V"] if distances else 0.0,
-            "distance_W": distances["W"] if distances else 0.0,
-            "residual": largest_norm(record.solver.residual),
-        }
-        for depth, _, _, distances, record in ends
-    ]
-    return from_rows(sorted(rows, key=_curve)), from_rows(weights), from_rows(nearness)
-
-
-def _curve(row: dict) -> list:
-    return [row[name] for name in ("varied", "width", "depth", "iteration")]
+        away = {f"distance_{name}": distance for name, distance in distances.items()}
+        nearness.append({"depth": depth, **away, "residual": largest_norm(record.solver.residual)})
+    return (
+        from_rows(sorted(rows, key=lambda row: (row["depth"], row["iteration"]))),
+        from_rows(weights),
+        from_rows(nearness),
+    )
 
 
 # --- Initialisations (section 4.3) -------------------------------------------------------------------------

@@ -1,0 +1,253 @@
+"""The pictures of `lib.theory` and `lib.counterexample`, in the style of `lib.plots`."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from lib.distances import fit_slope
+from lib.plots import COLORS, GREY, MARKERS, ORANGE, SKY, color_scale, depth_axis, panels, rate_line, styled
+from lib.tables import Table, select
+from lib.theory import LIMIT
+
+BLACK = "#222222"
+
+
+def _depth_label(depth: int) -> str:
+    return r"$L=\infty$" if depth == LIMIT else f"$L={depth}$"
+
+
+# --- The neural ODE ----------------------------------------------------------------------------------------
+
+ERRORS = {
+    "hidden_states": r"hidden states, $\sup_{x,k}$",
+    "output": r"output, $\sup_x$",
+    "discretised": r"output, limit's weights",
+    "scipy": "output, SciPy's ODE",
+    "weights": r"weights, $\sup_s$",
+}
+
+
+@styled
+def neural_ode(errors: Table, trajectories: Table, slope_from: int) -> Figure:
+    """Networks beside the limit: hidden states, errors against depth at the end, slopes during training.
+
+    ``errors`` has the columns of ``neural_ode.csv``, ``trajectories`` those of ``neural_ode_states.csv``.
+    """
+    figure, (states, error, slope) = panels(3, height=3.2, width_ratios=[1, 1.1, 1])
+    depths = np.unique(trajectories["depth"])
+    for depth, color in zip(depths, (BLACK, ORANGE, SKY), strict=False):
+        for number in np.unique(trajectories["input"]):
+            rows = select(trajectories, depth=depth, input=number)
+            style = {"linewidth": 1.4} if depth == LIMIT else {"marker": "o", "markersize": 3.5, "linewidth": 0.7}
+            label = _depth_label(depth) if number == 0 else None
+            states.plot(rows["s"], rows["value"], color=color, label=label, **style)
+    states.set_xlabel("$s=k/L$")
+    states.set_title("first coordinate of $h_k$")
+    low, high = states.get_ylim()
+    states.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    states.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=1)
+    iterations = np.unique(errors["iteration"])
+    last = select(errors, iteration=iterations[-1])
+    for (name, label), color, marker in zip(ERRORS.items(), COLORS, MARKERS, strict=False):
+        style = {"markerfacecolor": "none", "linestyle": "none", "markersize": 7} if name == "hidden_states" else {}
+        error.plot(last["depth"], last[name], marker=marker, color=color, label=label, **style)
+    fitted = last["depth"][last["depth"] >= slope_from]
+    if len(fitted) > 1:
+        fit = fit_slope(last["depth"], last["hidden_states"], slope_from)
+        rate_line(error, fitted, fit, -1.0, "slope $-1$")
+    depth_axis(error, last["depth"])
+    error.set_yscale("log")
+    error.set_title(f"error at iteration {iterations[-1]}")
+    for place, shift in ((4, -1), (1, 1)):
+        name, times, fits = list(ERRORS)[place], [], []
+        for iteration in iterations:
+            rows = select(errors, iteration=iteration)
+            if ((rows[name] > 1e-12) & (rows["depth"] >= slope_from)).sum() > 2:
+                times.append(iteration + shift * 0.006 * iterations[-1])
+                fits.append(fit_slope(rows["depth"], rows[name], slope_from))
+        bars = [[fit.slope - fit.low for fit in fits], [fit.high - fit.slope for fit in fits]]
+        slopes = [fit.slope for fit in fits]
+        slope.errorbar(times, slopes, bars, color=COLORS[place], marker=MARKERS[place], linewidth=1, capsize=2)
+    slope.axhline(-1, color=GREY, linestyle="--", linewidth=1, zorder=0)
+    low, high = slope.get_ylim()
+    slope.set_ylim(min(low, -1.1), max(high, -0.9))
+    slope.set_xlabel("training iteration")
+    slope.set_title("slope in $L$, 95 % interval")
+    figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+# --- Long times --------------------------------------------------------------------------------------------
+
+
+@styled
+def long_time(ratios: Table, curves: Table, weights: Table, samples: int) -> Figure:
+    """PL ratios for several widths, then losses and final weights for several depths and the limit.
+
+    ``ratios``, ``curves`` and ``weights`` have the columns of ``long_time.csv``, ``long_time_depths.csv`` and
+    ``long_time_weights.csv``.
+    """
+    figure, ((along, least), (loss, final)) = panels(2, 2, height=4.8)
+    widths, seeds = np.unique(ratios["width"]), np.unique(ratios["seed"])
+    color, _ = color_scale(widths, log=True)
+    for width in widths:
+        rows = [select(ratios, width=width, seed=seed) for seed in seeds]
+        middle = np.median([row["ratio"] for row in rows], axis=0)
+        along.plot(rows[0]["time"], middle, color=color(width), label=f"$m={width}$")
+        minima = [row["ratio"].min() for row in rows]
+        least.plot([width] * len(minima), minima, "o", color=color(width))
+    lowest = [np.median([select(ratios, width=width, seed=seed)["ratio"].min() for seed in seeds]) for width in widths]
+    least.plot(widths, lowest, "-", color=GREY, zorder=0, label="median")
+    least.axvline(samples, color=GREY, linestyle=":", linewidth=1)
+    least.annotate("$m=n$", (samples, 0), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points")
+    least.set_xscale("log", base=2)
+    least.set_xlabel("width $m$")
+    least.set_title("smallest PL ratio along training, a dot a seed")
+    along.set_xlabel("training time $t$")
+    along.set_title("PL ratio" + (", median over seeds" if len(seeds) > 1 else ""))
+    along.legend(ncols=2, loc="best", labelspacing=0.25, handlelength=1.2)
+    depths = np.unique(curves["depth"])
+    for depth, hue, line in zip(depths, (BLACK, *COLORS), ("-", "--", "-.", ":", "--"), strict=False):
+        label, rows = _depth_label(depth), select(curves, depth=depth)
+        loss.plot(rows["time"], rows["loss"], line, color=hue, label=label, linewidth=1.6)
+        rows = select(weights, depth=depth)
+        style = {} if depth == LIMIT else {"drawstyle": "steps-mid", "linewidth": 0.9}
+        final.plot(rows["s"], rows["entry_V"], color=hue, label=label, **style)
+    loss.set_xlabel("training time $t$")
+    loss.set_title("loss")
+    final.set_xlabel("$s=k/L$")
+    final.set_title(f"one entry of $V$ at $t={curves['time'][-1]:.0f}$")
+    for axes in (along, least, loss):
+        axes.set_yscale("log")
+    for axes in (loss, final):
+        axes.legend(loc="best", labelspacing=0.25)
+    return figure
+
+
+# --- Initialisations ---------------------------------------------------------------------------------------
+
+
+def _case_label(case: str) -> str:
+    if case.startswith("Gaussian process"):
+        return rf"Gaussian process, $\ell={case.split()[-1]}$"
+    return {"iid": "i.i.d.", "iid 1/sqrt(L)": r"i.i.d., scaling $1/\sqrt{L}$"}.get(case, case)
+
+
+@styled
+def initialisation(table: Table, entries: Table) -> Figure:
+    """Successive distance, distance to the limit and quadratic variation against depth, for each initialisation.
+
+    Open markers and thin lines: before training; full ones: after. ``table`` and ``entries`` have the columns of
+    ``initialisation.csv`` and ``initialisation_weights.csv``.
+    """
+    figure, axes = panels(2, 2, height=5.4)
+    successive, distance, variation, entry = axes.flat
+    cases = list(dict.fromkeys(table["case"]))
+    before, after = np.unique(table["iteration"])
+    for case, color, marker in zip(cases, (BLACK, *COLORS), (*MARKERS, "P"), strict=False):
+        for iteration, style in ((before, {"markerfacecolor": "white", "linewidth": 0.7}), (after, {})):
+            rows = select(table, case=case, iteration=iteration)
+            for panel, name in ((successive, "successive"), (distance, "distance"), (variation, "variation")):
+                values = np.where(np.nan_to_num(rows[name]) > 1e-10, rows[name], np.nan)
+                panel.plot(rows["depth"], values, marker + "-", color=color, **style)
+        rows = select(entries, case=case, iteration=after)
+        if case != "iid 1/sqrt(L)":
+            width = 0.5 if case == "iid" else 1.3
+            entry.plot(rows["s"], rows["entry"], color=color, linewidth=width, zorder=1 if case == "iid" else 2)
+        successive.plot([], [], marker + "-", color=color, label=_case_label(case))
+    successive.plot([], [], "o", color=GREY, markerfacecolor="white", label="open: before training")
+    titles = {
+        successive: r"$\max_k\,\|Z_{k+1}-Z_k\|_F$",
+        distance: "distance to the limit (i.i.d.: to the deepest)",
+        variation: r"$\sum_k\,\|h_{k+1}-h_k\|^2$, mean over inputs",
+    }
+    for panel, title in titles.items():
+        depth_axis(panel, table["depth"])
+        panel.set_yscale("log")
+        panel.set_title(title)
+    entry.set_xlabel("$s=k/L$")
+    entry.set_title(f"one entry of $W_k$ after training, $L={max(table['depth'])}$")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+# --- The counterexample ------------------------------------------------------------------------------------
+
+
+@styled
+def relu_counterexample(table: Table, weights: Table) -> Figure:
+    """Weights across the layers with ReLU and with GELU, and the largest successive distance against depth.
+
+    ``table`` and ``weights`` have the columns of ``relu_counterexample.csv`` and ``..._weights.csv``.
+    """
+    names = list(dict.fromkeys(table["activation"]))
+    figure, axes = panels(3, height=2.9, width_ratios=[1, 1, 1.15])
+    titles = {"relu": "ReLU", "gelu": "GELU"}
+    for panel, name in zip(axes, names, strict=False):
+        rows = select(weights, activation=name)
+        panel.plot(rows["layer"], rows["weight"], "o", markersize=2.5, color=COLORS[names.index(name)])
+        panel.set_xlabel("layer $k$")
+        panel.set_title(f"{titles.get(name, name)}: $w_k$ after training")
+        if name == "relu":
+            star = select(table, activation=name, depth=rows["depth"][0], factor=rows["factor"][0])["limit_weight"][0]
+            panel.axhline(star, color=GREY, linestyle="--", linewidth=1, zorder=0)
+            panel.annotate("$w^*$", (0.02, star), (0, -11), xycoords=("axes fraction", "data"),
+                           textcoords="offset points")  # fmt: skip
+            limits = panel.get_ylim()
+    for panel in axes[: len(names)]:
+        panel.set_ylim(limits)
+    compared = axes[2]
+    for name, line in zip(names, ("-", "--"), strict=False):
+        for factor, color, marker in zip(np.unique(table["factor"]), COLORS, MARKERS, strict=False):
+            rows = select(table, activation=name, factor=factor)
+            label = f"{titles.get(name, name)}, $C={factor:g}$"
+            compared.plot(rows["depth"], rows["end"], line, marker=marker, color=color, label=label)
+            if name == "relu":
+                compared.plot(rows["depth"], rows["limit_weight"], "x", color=BLACK, markersize=6, zorder=3)
+    compared.plot([], [], "x", color=BLACK, markersize=6, label="closed form $w^*$")
+    depth_axis(compared, table["depth"])
+    compared.set_xlabel("depth $2L$")
+    compared.set_yscale("log")
+    compared.set_title(r"$\max_k\,|w_{k+1}-w_k|$")
+    figure.legend(*compared.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+# --- The clipped flow --------------------------------------------------------------------------------------
+
+
+@styled
+def clipping(table: Table) -> Figure:
+    """The clipped flow: weight norms and Lipschitz constants against depth and time, and the bound C t.
+
+    ``table`` has the columns of ``clipping.csv``.
+    """
+    figure, ((norm, constant), (growth, change)) = panels(2, 2, height=5)
+    clips, depths = np.unique(table["clip"]), np.unique(table["depth"])
+    last, deepest = max(table["iteration"]), depths[-1]
+    for clip, color, marker in zip(clips, (BLACK, *COLORS), MARKERS, strict=False):
+        end = select(table, clip=clip, iteration=last)
+        label = "no clipping" if clip == 0 else f"$C={clip:g}$"
+        norm.plot(end["depth"], end["norm_V"], marker + "-", color=color, label=label)
+        constant.plot(end["depth"], end["lipschitz"], marker + "-", color=color)
+        path = select(table, clip=clip, depth=deepest)
+        later = path["time"] > 0
+        growth.plot(path["time"][later], path["lipschitz"][later], color=color)
+        change.plot(path["time"][later], path["change"][later], color=color)
+        if clip > 0:
+            change.plot(path["time"][later], clip * path["time"][later], ":", color="white", linewidth=1.3)
+    time = table["time"][-1]
+    norm.set_title(rf"$\max_{{k,\,t\leq {time:g}}}\,\|V_k(t)\|_F$")
+    constant.set_title(rf"$L\,\max_{{k,\,t\leq {time:g}}}\,\|Z_{{k+1}}(t)-Z_k(t)\|_F$")
+    growth.set_title(rf"$L\,\max_k\,\|Z_{{k+1}}-Z_k\|_F$ up to time $t$, $L={deepest}$")
+    change.set_title(r"largest change of an entry; white dots: the bound $C\,t$")
+    for panel in (norm, constant):
+        depth_axis(panel, depths)
+        panel.set_ylim(0)
+    for panel in (growth, change):
+        panel.set_xlabel("training time $t$")
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(loc="outside lower center", ncols=len(clips))
+    return figure
