@@ -73,7 +73,7 @@ NETWORK = $(if $(ACTIVATION),activation=$(ACTIVATION)) $(if $(SMOOTH_INIT),smoot
   $(if $(LR),learning_rate=$(LR)) $(if $(ADAPTIVE),adaptive=$(ADAPTIVE)) $(if $(EPOCHS),epochs=$(EPOCHS)) \
   $(if $(BATCH_SIZE),batch_size=$(BATCH_SIZE))
 
-train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180, more in the README
+train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
 	@$(LAUNCH) $(PYTHON) -m lib.runs --profile $(PROFILE) --set "$(strip $(NETWORK) $(PLACE) $(SET))"
 
 # The images are fetched before runs start side by side; the table is gathered even where some runs failed.
@@ -93,7 +93,7 @@ endif
 # --- Tests ---
 test: | $(READY) ## Style, every figure at its quick size, unit tests and stored notebooks
 	$(PYTHON) -m ruff check .
-	$(MAKE) figures PROFILE=quick
+	OMP_NUM_THREADS=1 $(MAKE) -j2 figures PROFILE=quick
 	$(PYTHON) -m pytest -rs lib/tests $(wildcard notebooks/*.ipynb) --nbval-lax --nbval-current-env
 
 # --- Work ---

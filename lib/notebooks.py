@@ -24,6 +24,7 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
 
@@ -205,6 +206,8 @@ def execute_with(
             f"{name} stopped in its cell In [{error.exec_count}]; {paths.short(unfinished)} shows how far it came.\n"
             + "\n".join(lines[-TRACEBACK_LINES:])
         ) from None
+    except DeadKernelError:
+        raise RunFailed(f"{name}: its Python process died, as it does when memory runs out.") from None
     if errors := hidden_errors(notebook):
         raise RunFailed(f"{name} hides an error in an explorer: {'; '.join(errors)} ({paths.short(unfinished)}).")
     unfinished.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from lib import parameters, paths
 CONDA_NAMES = {"torch": "pytorch"}
 IMPORT_NAMES = {"yaml": "pyyaml"}
 # These come with jupyterlab, papermill and matplotlib, whose files, kernels and images they are.
-COMES_ALONG = {"nbformat", "IPython", "PIL"}
+COMES_ALONG = {"nbclient", "nbformat", "IPython", "PIL"}
 TOOLS = ("sh", "bash", "make", "rm", "cp", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
 
 

@@ -194,6 +194,13 @@ def test_an_error_hidden_in_an_explorer_fails_the_run(project):
     assert not (project / "figures" / "custom").exists()
 
 
+def test_a_dead_kernel_is_said_in_a_sentence(project):
+    result = make(project, "figure_b", "SET=mode=dies")
+    assert result.returncode == 2
+    assert "figure_b: its Python process died" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_stored_notebooks_are_normalised_and_show_no_warning(project):
     notebook = project / "notebooks" / "figure_b.ipynb"
     before = notebook.stat().st_mtime

@@ -52,7 +52,7 @@ def test_parameters_are_read_with_their_types(toy):
         ({"mode": 3}, "figure_b: mode is 3, expected text."),
         ({"depth": 0}, "figure_b: depth is 0, expected a whole number of at least 1."),
         ({"learning_rate": -0.1}, "figure_b: learning_rate is -0.1, expected a number above 0."),
-        ({"mode": "fast"}, "figure_b: mode is 'fast', expected one of: plain, fails, hides, warns, sleeps."),
+        ({"mode": "fast"}, "figure_b: mode is 'fast', expected one of: plain, fails, hides, warns, sleeps, dies."),
     ],
 )
 def test_wrong_parameters_are_named_and_the_possible_listed(toy, values, sentence):

@@ -16,6 +16,7 @@ MODULES = ("__init__", "checks", "notebooks", "parameters", "paths")
 # What a make that calls this one, or a person's shell, may set and these tests must not inherit.
 OUTSIDE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "PROFILE", "SET", "PARAMETERS", "PYTHONPATH")
 
+IMPORTS = "import os\nimport sys\nimport time\nfrom dataclasses import dataclass\n\nimport ipywidgets"
 PARAMETERS = """depth: int = 4  # number of layers
 learning_rate: float = 0.1  # step of gradient descent
 mode: str = "plain"  # what the notebook does"""
@@ -28,7 +29,7 @@ class Config:
     def __post_init__(self):
         checks.positive_int("depth", self.depth)
         checks.positive_float("learning_rate", self.learning_rate)
-        checks.choice("mode", self.mode, ["plain", "fails", "hides", "warns", "sleeps"])
+        checks.choice("mode", self.mode, ["plain", "fails", "hides", "warns", "sleeps", "dies"])
 
 
 config = Config(depth, learning_rate, mode)"""
@@ -40,7 +41,9 @@ if config.mode == "fails":
 if config.mode == "warns":
     print("a warning", file=sys.stderr)
 if config.mode == "sleeps":
-    time.sleep(600)"""
+    time.sleep(600)
+if config.mode == "dies":
+    os.kill(os.getpid(), 9)"""
 EXPLORER = """shown = ipywidgets.Output()
 with shown:
     if config.mode == "hides":
@@ -55,7 +58,7 @@ def _cell(source: str, *tags: str) -> nbformat.NotebookNode:
 def write_notebook(folder: Path, name: str, imports: str, value: str = "1", parameters: str = PARAMETERS) -> None:
     cells = [
         new_markdown_cell(f"# Title of {name}\n\nA claim."),
-        _cell(f"import sys\nimport time\nfrom dataclasses import dataclass\n\nimport ipywidgets\n\n{imports}"),
+        _cell(f"{IMPORTS}\n\n{imports}"),
         _cell(parameters, "parameters"),
         _cell(CONFIG, "config"),
         _cell(WORK.replace("NAME", name).replace("VALUE", value)),
