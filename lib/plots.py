@@ -317,27 +317,21 @@ def figure_3(table: tables.Table, titles: Mapping[bool, str], entries: Mapping[s
     ``table`` has the columns of ``figure_3.csv``; ``titles`` says of each initialisation (True: weight-tied)
     which network it is; ``entries`` names the entry (out, in, row, column) of "conv1" and "conv2".
     """
-    figure, axes = panels(2)
+    figure, axes = panels(2, rows=2, height=3.6, sharex=True)
     tied = np.asarray(table["smooth_init"], dtype=bool)
-    for panel, (smooth, name, _) in zip(axes, INITIALISATIONS, strict=True):
-        panel.set_title(titles.get(smooth, name))
-        if not (tied == smooth).any():
-            panel.text(0.5, 0.5, "no such network is trained yet", ha="center", transform=panel.transAxes)
-            panel.set_axis_off()
-            continue
-        for convolution, color in zip(("conv1", "conv2"), (BLUE, ORANGE), strict=True):
+    for column, (smooth, name, color) in enumerate(INITIALISATIONS):
+        axes[0, column].set_title(titles.get(smooth, name))
+        for panel, (convolution, entry) in zip(axes[:, column], entries.items(), strict=True):
             rows = (tied == smooth) & (np.asarray(table["convolution"]) == convolution)
-            index = ",".join(str(i) for i in entries[convolution])
-            panel.plot(
-                np.asarray(table["layer"])[rows],
-                np.asarray(table["value"])[rows],
-                color=color,
-                linewidth=0.8,
-                label=f"{convolution} $[{index}]$",
-            )
-        panel.set_xlabel("layer $k$")
-        panel.legend(loc="best")
-    axes[0].set_ylabel("weight")
+            if not rows.any():
+                panel.text(0.5, 0.5, "no such network is trained yet", ha="center", transform=panel.transAxes)
+                panel.set_axis_off()
+                continue
+            # A scale of its own for each: what matters is whether a curve is smooth, not where it lies.
+            panel.plot(np.asarray(table["layer"])[rows], np.asarray(table["value"])[rows], color=color, linewidth=0.8)
+            panel.set_ylabel(f"{convolution} $[{','.join(str(i) for i in entry)}]$")
+            if convolution == "conv2":
+                panel.set_xlabel("layer $k$")
     return figure
 
 
@@ -366,14 +360,16 @@ def figure_4(layers: tables.Table, averages: tables.Table, title: str = "") -> F
                 continue
             label = f"{name}, {convolution}"
             axes[0].plot(of(layers, "layer"), of(layers, "distance"), line, color=color, linewidth=0.8, label=label)
-            axes[1].bar(place + (-0.2 if smooth else 0.2), values.mean(), 0.36, color=color, alpha=0.45)
-            axes[1].plot([place + (-0.2 if smooth else 0.2)] * len(values), values, "o", color=color)
+            x = place + (-0.15 if smooth else 0.15)
+            axes[1].hlines(values.mean(), x - 0.12, x + 0.12, color=color, linewidth=2)
+            axes[1].plot([x] * len(values), values, "o", color=color, alpha=0.7)
     axes[0].set_xlabel("layer $k$")
     axes[0].set_ylabel(r"$\|\mathrm{conv}_{i,k+1}-\mathrm{conv}_{i,k}\|_F$")
     axes[0].set_title(title)
-    axes[0].legend(loc="best", ncols=2)
+    axes[0].legend(loc="center", ncols=2)  # between the two initialisations
     axes[1].set_xticks([0, 1], ["conv1", "conv2"])
-    axes[1].set_title("average over layers")
+    axes[1].set_xlim(-0.5, 1.5)
+    axes[1].set_title("average over layers, a dot a run")
     for panel in axes:
         panel.set_yscale("log")
     return figure

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cifar_set import needs_cifar10, write_set
 
-from lib import cifar_results, cifar_training, paths, records, tables
+from lib import cifar_results, cifar_training, paths, plots, records, tables
 from lib.cifar_results import NetworkChoice
 from lib.cifar_training import CifarConfig
 from lib.convnet import ConvResNet
@@ -149,7 +149,12 @@ def test_figure_3_shows_the_drawn_entries(trained):
     noise = tables.select(table, smooth_init=False, convolution="conv1")["value"]
     layer = networks[False].load().network.state_dict()["residual_layers.7.conv1.weight"]
     assert noise[7] == layer[1, 2, 0, 2].item()
-    assert cifar_results.panel_title(networks[True]) == "weight-tied, 30 epochs (paper: 180), test 50.0 %"
+    title = cifar_results.panel_title(networks[True])
+    assert title == "weight-tied, 30 epochs (paper: 180), test 50.0 %"
+    figure = plots.figure_3(table, {True: title}, entries)
+    drawn = figure.axes[2].lines[0]  # conv2 of the weight-tied network
+    np.testing.assert_array_equal(drawn.get_ydata(), curve["value"])
+    assert figure.axes[2].get_ylabel() == "conv2 $[15,0,1,1]$"
 
 
 def test_entries_are_drawn_from_all_by_their_seed():
@@ -195,6 +200,10 @@ def test_figure_4_averages_over_layers_and_runs(trained):
     noise = np.median(tables.select(averages, smooth_init=False, convolution="conv2")["average"])
     assert factors["conv2"] == pytest.approx(noise / expected.mean(), rel=1e-4)
     assert cifar_results.lengths(pairs) == "30 epochs, not the paper's 180"
+    curves, points = plots.figure_4(layers, averages, "title").axes
+    assert curves.lines[0].get_label() == "weight-tied, conv1"
+    np.testing.assert_allclose(curves.lines[0].get_ydata(), expected, rtol=1e-4)
+    assert len(points.lines[0].get_ydata()) == 3
 
 
 def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
@@ -204,6 +213,11 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     assert set(cifar_results.readable_table_1(cifar_results.table_1(runs, choice))["trained"]) == {"not yet"}
     layers, averages = cifar_results.successive_distance_tables({}, records.read_distances(tmp_path))
     assert layers["distance"] == averages["average"] == []
+    for figure in (
+        plots.figure_3(cifar_results.entries_across_layers({}, {}), {}, {"conv1": (0,) * 4, "conv2": (0,) * 4}),
+        plots.figure_4(layers, averages),
+    ):
+        assert figure.axes[0].texts[0].get_text() == "no such network is trained yet"
     assert cifar_results.nothing_trained(choice) == (
         "checkpoints/ holds no gelu network with batch norm of depth 256 yet: make train ACTIVATION=gelu trains one."
     )
