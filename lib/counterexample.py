@@ -56,7 +56,7 @@ def train(half_depth: int, factors: Tensor, activation: str, iterations: int, le
     """Weights (2L, c) before and after training, and the last loss (c,), for c factors C at once (float64)."""
     s, depth = activations.get(activation), 2 * half_depth
     sign = 1 - 2 * (torch.arange(1, depth + 1) % 2)  # (-1)^k, k = 1..2L
-    start = (sign / depth).double()[:, None].repeat(1, len(factors))
+    start = (sign.double() / depth)[:, None].repeat(1, len(factors))
     w, target = start.clone(), factors * x
     h = torch.empty(depth + 1, len(factors), dtype=torch.float64)
     h[0] = x

@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from lib.distances import fit_slope
 from lib.plots import COLORS, GREY, MARKERS, ORANGE, SKY, color_scale, depth_axis, panels, rate_line, styled
@@ -38,7 +38,11 @@ def neural_ode(errors: Table, trajectories: Table, slope_from: int) -> Figure:
     for depth, color in zip(depths, (BLACK, ORANGE, SKY), strict=False):
         for number in np.unique(trajectories["input"]):
             rows = select(trajectories, depth=depth, input=number)
-            style = {"linewidth": 1.4} if depth == LIMIT else {"marker": "o", "markersize": 3.5, "linewidth": 0.7}
+            style = (
+                {"linewidth": 1.4, "zorder": 3}
+                if depth == LIMIT
+                else {"marker": "o", "markersize": 3.5, "linewidth": 0.7}
+            )
             label = _depth_label(depth) if number == 0 else None
             states.plot(rows["s"], rows["value"], color=color, label=label, **style)
     states.set_xlabel("$s=k/L$")
@@ -240,7 +244,7 @@ def clipping(table: Table) -> Figure:
     norm.set_title(rf"$\max_{{k,\,t\leq {time:g}}}\,\|V_k(t)\|_F$")
     constant.set_title(rf"$L\,\max_{{k,\,t\leq {time:g}}}\,\|Z_{{k+1}}(t)-Z_k(t)\|_F$")
     growth.set_title(rf"$L\,\max_k\,\|Z_{{k+1}}-Z_k\|_F$ up to time $t$, $L={deepest}$")
-    change.set_title(r"largest change of an entry; white dots: the bound $C\,t$")
+    change.set_title(r"largest change of an entry (dots: bound $C\,t$)")
     for panel in (norm, constant):
         depth_axis(panel, depths)
         panel.set_ylim(0)
@@ -248,6 +252,32 @@ def clipping(table: Table) -> Figure:
         panel.set_xlabel("training time $t$")
         panel.set_xscale("log")
         panel.set_yscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(ScalarFormatter())
         panel.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=len(clips))
+    return figure
+
+
+# --- Claims ------------------------------------------------------------------------------------------------
+
+
+@styled
+def claims(table: Table) -> Figure:
+    """The claims on rates: fitted slopes in L with their 95 % intervals beside the claimed ones.
+
+    ``table`` has the columns of ``claims.csv``; rows without a slope are left out.
+    """
+    keep = np.isfinite(np.asarray(table["slope"], dtype=float))
+    rows = {name: np.asarray(column)[keep] for name, column in table.items()}
+    figure, axes = panels(1, height=0.6 + 0.24 * keep.sum())
+    places = np.arange(keep.sum())[::-1]
+    reach = [rows["slope"] - rows["low"], rows["high"] - rows["slope"]]
+    axes.plot(rows["expected"], places, "|", color=GREY, markersize=11, markeredgewidth=3, label="claimed", zorder=1)
+    axes.errorbar(rows["slope"], places, xerr=reach, fmt="o", color=COLORS[0], capsize=2, linewidth=1, label="measured")
+    labels = [f"{statement} ({where})" for statement, where in zip(rows["statement"], rows["where"], strict=True)]
+    axes.set_yticks(places, labels, fontsize=7)
+    axes.set_ylim(-0.7, len(places) - 0.3)
+    axes.set_xlabel("slope in $L$ (log-log), 95 % interval")
+    figure.legend(loc="outside upper right", ncols=2)
     return figure

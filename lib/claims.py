@@ -1,0 +1,267 @@
+"""The paper's claims, one a row, each judged from the tables that the figures were drawn from."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib import checks, paths, tables
+from lib.distances import Slope, fit_slope, von_neumann_ratio
+from lib.experiments import mean_log_loss_rate
+from lib.tables import Table, select
+from lib.theory import LIMIT
+
+HOLDS, FAILS = "as claimed", "not as claimed"
+RATE_WITHIN = 0.1  # how far a fitted slope may lie from the claimed one
+LEAST_DEPTH = 16  # slopes are fitted over depths of at least this, where not said otherwise
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said and where, what was measured (in words), its interval, the verdict and the figure.
+
+    Claims on a rate also hold it as numbers: the ``expected`` slope and the fitted one with its bounds.
+    """
+
+    statement: str
+    where: str
+    measured: str
+    interval: str
+    verdict: str
+    figure: str
+    expected: float = math.nan
+    slope: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+
+def check_profile(profile: str) -> None:
+    """Raise ValueError unless figures of that profile have been made."""
+    checks.choice("profile", profile, ["paper", *(path.name for path in sorted(paths.FIGURES.glob("*/")))])
+
+
+def folder(profile: str) -> Path:
+    """Where a profile's tables are: ``figures`` for "paper", ``figures/<profile>`` for every other."""
+    return paths.FIGURES if profile == "paper" else paths.FIGURES / profile
+
+
+def read(profile: str, name: str) -> dict[str, np.ndarray]:
+    """The table ``<name>.csv`` of a profile; raises FileNotFoundError with the command that makes it."""
+    path = folder(profile) / f"{name}.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{paths.short(path)} is missing: `make figures PROFILE={profile}` makes it.")
+    return tables.read_csv(path)
+
+
+def _rate(statement: str, where: str, figure: str, fit: Slope, expected: float, what: str = "slope in L") -> Claim:
+    verdict = HOLDS if abs(fit.slope - expected) <= RATE_WITHIN else FAILS
+    measured = f"{what} {fit.slope:.3f}, claimed {expected:g}"
+    interval = f"[{fit.low:.3f}, {fit.high:.3f}]"
+    return Claim(statement, where, measured, interval, verdict, figure, expected, fit.slope, fit.low, fit.high)
+
+
+def _fit(rows: Table, column: str, at_least: int = LEAST_DEPTH) -> Slope:
+    depths = np.unique(rows["depth"])
+    # Small sizes have few depths: take the larger half of them.
+    start = at_least if (depths >= at_least).sum() >= 3 else depths[len(depths) // 2 - 1]
+    return fit_slope(rows["depth"], rows[column], start)
+
+
+def _at_end(table: Table, column: str = "iteration") -> dict[str, np.ndarray]:
+    return select(table, **{column: max(table[column])})
+
+
+def _judge(true: bool) -> str:
+    return HOLDS if true else FAILS
+
+
+def _neural_ode(profile: str) -> Iterator[Claim]:
+    end = _at_end(read(profile, "neural_ode"))
+    claims = (
+        ("A network that samples Lipschitz V(s), W(s) is within C/L of its neural ODE", "Prop. 2", "discretised"),
+        ("Trained weights converge to the limit's, uniformly in s", "Thm 4", "weights"),
+        ("Trained hidden states converge to the limit's", "Thm 4", "hidden_states"),
+        ("Trained outputs converge to the limit's", "Thm 4", "output"),
+        ("The ODE through a trained network's weights, solved by SciPy, gives its outputs", "Thm 4", "scipy"),
+    )
+    for statement, where, column in claims:
+        yield _rate(statement, where, "neural_ode", _fit(end, column), -1.0)
+
+
+def _figure_1(profile: str) -> Iterator[Claim]:
+    left = _at_end(read(profile, "figure_1_left"), "iterations")
+    statement = "Layers that start equal stay within K/L of each other during training"
+    yield _rate(statement, "Prop. 3, Fig. 1 left", "figure_1_left", _fit(left, "max_distance"), -1.0)
+    right = _at_end(read(profile, "figure_1_right"))
+    for name in "VW":
+        statement = f"{name} of the trained network converges to the limit's, in the norm of Fig. 1"
+        yield _rate(statement, "Thm 4, Fig. 1 right", "figure_1_right", _fit(right, f"distance_{name}"), -1.0)
+
+
+def _clipping(profile: str) -> Iterator[Claim]:
+    table = read(profile, "clipping")
+    clipped = [clip for clip in np.unique(table["clip"]) if clip > 0]
+    end = _at_end(table)
+    for column, statement in (
+        ("norm_V", "Clipped flow: weight norms do not grow with L"),
+        ("lipschitz", "Clipped flow: K in |Z_(k+1) - Z_k| <= K/L does not grow with L"),
+    ):
+        fits = [_fit(select(end, clip=clip), column, at_least=8) for clip in clipped]
+        yield _rate(statement, "Prop. 3", "clipping", max(fits, key=lambda fit: abs(fit.slope)), 0.0)
+    later = (table["clip"] > 0) & (table["time"] > 0)
+    share = table["change"][later] / (table["clip"][later] * table["time"][later])
+    measured = f"at most {share.max():.6f} of C t"
+    yield Claim(
+        "Clipped flow: no entry moves by more than C t", "clipped flow", measured, "", _judge(share.max() < 1 + 1e-9),
+        "clipping",
+    )  # fmt: skip
+    exponents = []
+    for clip in clipped:
+        path = select(table, clip=clip, depth=max(table["depth"]))
+        for start, stop in ((0.25, 0.5), (0.5, 1.0)):
+            part = (path["time"] >= start * path["time"][-1]) & (path["time"] <= stop * path["time"][-1])
+            exponents.append(fit_slope(path["time"][part], path["lipschitz"][part]).slope)
+    early, late = np.array(exponents).reshape(-1, 2).T
+    yield Claim(
+        "Clipped flow: K grows with T far slower than the bound's exponential",
+        "Prop. 3",
+        f"K grows as T^p, p = {late.min():.2f} to {late.max():.2f} in the second half, falling with T",
+        "",
+        _judge(bool((late <= early).all())),
+        "clipping",
+    )
+
+
+def _long_time(profile: str) -> Iterator[Claim]:
+    ratios = read(profile, "long_time")
+    least = {
+        width: [select(ratios, width=width, seed=seed)["ratio"].min() for seed in np.unique(ratios["seed"])]
+        for width in np.unique(ratios["width"])
+    }
+    middle = int(np.median(list(least)))
+    wide = [value for width, values in least.items() if width >= middle for value in values]
+    narrow = least[min(least)]
+    yield Claim(
+        "The PL ratio stays above a positive mu along training, for wide networks",
+        "Def. 1, Prop. 5",
+        f"smallest ratio {min(wide):.3f} for m >= {middle}, {min(narrow):.3f} for m = {min(least)}",
+        f"over {len(narrow)} seeds",
+        _judge(min(wide) > min(narrow) > 0),
+        "long_time",
+    )
+    curves, ends = read(profile, "long_time_depths"), read(profile, "long_time_limit")
+    rates, halves, losses = [], [], []
+    for depth in np.unique(curves["depth"]):
+        rows = select(curves, depth=depth)
+        by_time = {"iteration": rows["time"], "loss": rows["loss"]}
+        rates.append(mean_log_loss_rate(by_time))
+        quarter = len(rows["time"]) // 4
+        halves.append([mean_log_loss_rate({k: v[a:b] for k, v in by_time.items()}, 1.0)
+                       for a, b in ((2 * quarter, 3 * quarter), (3 * quarter, None))])  # fmt: skip
+        losses.append(rows["loss"][-1] / rows["loss"][0])
+    third, fourth = np.array(halves).T
+    yield Claim(
+        "The loss goes to 0 at a linear rate",
+        "Thm 6",
+        f"falls by a factor {max(losses):.1e}; rate {third[0]:.3f} in the third quarter, {fourth[0]:.3f} in the last",
+        "",
+        _judge(bool(max(losses) < 1e-3 and (fourth > third / 2).all())),
+        "long_time",
+    )
+    spread = max(rates) / min(rates) - 1
+    yield Claim(
+        "The rate does not depend on L",
+        "Thm 6",
+        f"rates differ by {100 * spread:.1f} % over depths from {min(d for d in ends['depth'] if d)} to infinity",
+        f"[{min(rates):.4f}, {max(rates):.4f}]",
+        _judge(spread < 0.1),
+        "long_time",
+    )
+    finite = {name: column[ends["depth"] != LIMIT] for name, column in ends.items()}
+    fit = _fit(finite, "distance_V", at_least=4)
+    yield _rate("The weights at the end of training converge to the limit's", "Thm 6", "long_time", fit, -1.0)
+    residual = select(ends, depth=LIMIT)["residual"][0]
+    yield Claim(
+        "The neural ODE of the trained limit interpolates the data",
+        "Thm 6",
+        f"largest |F(x_i) - y_i| {residual:.1e}",
+        "",
+        _judge(residual < 1e-2),
+        "long_time",
+    )
+
+
+def _figure_2(profile: str) -> Iterator[Claim]:
+    loss, weights = read(profile, "figure_2"), read(profile, "figure_2_weights")
+    last = _at_end(weights)
+    ratios = [von_neumann_ratio(torch.as_tensor(last[f"entry_{name}"])[:, None]) for name in "VW"]
+    yield Claim(
+        "Trained for long, the weights stay smooth across layers while the loss goes to 0",
+        "Thm 6, Fig. 2",
+        f"loss {loss['loss'][0]:.2f} to {loss['loss'][-1]:.1e}; von Neumann ratio {max(ratios):.4f} (independent: 2)",
+        "",
+        _judge(loss["loss"][-1] < 1e-3 * loss["loss"][0] and max(ratios) < 0.1),
+        "figure_2",
+    )
+
+
+def _initialisation(profile: str) -> Iterator[Claim]:
+    table = read(profile, "initialisation")
+    after = _at_end(table)
+    longest = {}
+    for case in dict.fromkeys(table["case"]):
+        rows = select(after, case=case)
+        smooth = not case.startswith("iid")
+        # A Gaussian process of length scale ell is resolved by depths well above 1/ell.
+        at_least = max(LEAST_DEPTH, 8 / float(case.split()[-1])) if case.startswith("Gaussian") else LEAST_DEPTH
+        fit = _fit(rows, "successive", int(at_least))
+        name = case.replace("iid", "i.i.d.").replace("process ", "process of length scale ")
+        word = "smooth" if smooth else "rough"
+        statement = (
+            f"Initialised by {name}: layers are {word} after training" if smooth else f"{name}: layers stay {word}"
+        )
+        yield _rate(statement, "section 4.3", "initialisation", fit, -1.0 if smooth else 0.0)
+        longest[case] = rows
+    for case, expected, kind in (("iid", -1.0, "ordinary"), ("iid 1/sqrt(L)", 0.0, "stochastic")):
+        fit = _fit(longest[case], "variation")
+        scaling = "1/sqrt(L)" if "sqrt" in case else "1/L"
+        statement = f"i.i.d. with the scaling {scaling}: hidden states vary like an {kind} differential equation's"
+        statement = statement.replace("an stochastic", "a stochastic")
+        yield _rate(statement, "section 4.3", "initialisation", fit, expected, "quadratic variation, slope in L")
+
+
+def _counterexample(profile: str) -> Iterator[Claim]:
+    table = read(profile, "relu_counterexample")
+    relu = select(table, activation="relu")
+    error = np.abs(relu["even"] - relu["limit_weight"]) + relu["even_spread"]
+    bound = np.all(relu["limit_weight"] >= 2 * np.log(relu["factor"]))
+    yield Claim(
+        "ReLU: odd layers never move, even layers go to w* >= 2 log C",
+        "App. D",
+        f"odd layers moved by {relu['odd_moved'].max():.0e}, even layers are {error.max():.0e} from w*",
+        "",
+        _judge(bool(relu["odd_moved"].max() == 0 and error.max() < 1e-6 and bound)),
+        "relu_counterexample",
+    )
+    for name, expected, statement in (
+        ("relu", 0.0, "ReLU: neighbouring layers end Omega(1) apart"),
+        ("gelu", -1.0, "GELU: on the same example neighbouring layers end O(1/L) apart"),
+    ):
+        rows = select(table, activation=name)
+        fits = [_fit(select(rows, factor=factor), "end", 64) for factor in np.unique(rows["factor"])]
+        worst = max(fits, key=lambda fit: abs(fit.slope - expected))
+        yield _rate(statement, "App. D", "relu_counterexample", worst, expected)
+
+
+PARTS = (_neural_ode, _figure_1, _clipping, _long_time, _figure_2, _initialisation, _counterexample)
+
+
+def claims(profile: str = "paper") -> list[Claim]:
+    """Every claim, judged from the tables of ``profile``, in the order of the paper's statements."""
+    check_profile(profile)
+    found = [claim for part in PARTS for claim in part(profile)]
+    order = ["Prop. 2", "Prop. 3", "clipped flow", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"]
+    return sorted(found, key=lambda claim: next(i for i, name in enumerate(order) if claim.where.startswith(name)))
