@@ -46,6 +46,11 @@ class CounterexampleConfig:
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_float("x", self.x)
 
+    @property
+    def shown(self) -> int:
+        """The half depth whose layers are looked at one by one: 16, or the nearest to it."""
+        return min(self.half_depths, key=lambda half: abs(math.log(half / 16)))
+
 
 def limit_weight(half_depth: int, factor: float) -> float:
     """w* with (1 + w* / (2L))^L = C: what every even layer goes to with ReLU."""
@@ -77,12 +82,12 @@ def train(half_depth: int, factors: Tensor, activation: str, iterations: int, le
 def counterexample(
     config: CounterexampleConfig, progress: Progress = silent
 ) -> tuple[dict[str, list], dict[str, list]]:
-    """Two tables: distances at the end, and the weights of the largest depth.
+    """Two tables: distances at the end, and the weights of one depth to look at.
 
     The first has columns activation, factor, half_depth, depth (= 2L), loss, ``start`` and ``end`` (the largest
     |w_{k+1} - w_k| before and after), ``even`` (the mean of the even layers), ``even_spread`` (their largest
     deviation from it), ``odd_moved`` (the largest change of an odd layer), ``limit_weight`` w*. The second has columns
-    activation, factor, depth, layer, weight, for the largest factor and depth.
+    activation, factor, depth, layer, weight, for the largest factor and ``config.shown``.
     """
     rows, shown = [], []
     factors = torch.tensor(config.factors, dtype=torch.float64)
@@ -106,7 +111,7 @@ def counterexample(
                     "limit_weight": limit_weight(half, factor),
                 }
             )
-        if half == config.half_depths[-1]:
+        if half == config.shown:
             best = int(np.argmax(config.factors))
             for layer, weight in enumerate(end[:, best].tolist(), start=1):
                 point = {"depth": 2 * half, "layer": layer, "weight": weight}

@@ -326,6 +326,10 @@ class LimitRecord:
         """The number of nodes in s."""
         return len(self.ode.grid)
 
+    def gradients(self) -> Weights:
+        """The functional gradients at these weights (valid until the generator moves on)."""
+        return self.solver.gradients()
+
 
 def train(
     config: NetworkConfig,

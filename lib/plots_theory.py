@@ -189,9 +189,9 @@ def relu_counterexample(table: Table, weights: Table) -> Figure:
     titles = {"relu": "ReLU", "gelu": "GELU"}
     for panel, name in zip(axes, names, strict=False):
         rows = select(weights, activation=name)
-        panel.plot(rows["layer"], rows["weight"], "o", markersize=2.5, color=COLORS[names.index(name)])
+        panel.plot(rows["layer"], rows["weight"], "o-", markersize=3.5, linewidth=0.4, color=COLORS[2])
         panel.set_xlabel("layer $k$")
-        panel.set_title(f"{titles.get(name, name)}: $w_k$ after training")
+        panel.set_title(f"{titles.get(name, name)}: $w_k$, $C={rows['factor'][0]:g}$, after training")
         if name == "relu":
             star = select(table, activation=name, depth=rows["depth"][0], factor=rows["factor"][0])["limit_weight"][0]
             panel.axhline(star, color=GREY, linestyle="--", linewidth=1, zorder=0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lib import activations, checks, limit
 from lib.distances import integral_distance, successive_squares
 from lib.experiments import Progress, silent
-from lib.network import NetworkConfig, Weights, hidden_states, outputs
+from lib.network import NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.tables import from_rows
 from lib.training import Record, lockstep, train
 
@@ -206,7 +206,7 @@ def polyak_lojasiewicz_ratio(record: Record | limit.LimitRecord) -> float:
 
     For the limit the middle term is the integral over s of the squared functional gradient.
     """
-    gradients = record.solver.gradients()
+    gradients = record.gradients()
     squares = {name: gradient.square().flatten(1).sum(dim=1) for name, gradient in gradients.items().items()}
     if isinstance(record, limit.LimitRecord):
         layers = record.solver.grid.quadrature @ (squares.pop("V") + squares.pop("W"))
@@ -251,18 +251,20 @@ def by_depth(config: PolyakLojasiewiczConfig, progress: Progress = silent) -> tu
     ode = records[0].ode
     liveliest = [int(values.flatten(1).std(dim=0).argmax()) for values in (ode.weights.V, ode.weights.W)]
     weights, nearness = [], []
+    _, data = initialise(config.network)
     for depth, record in zip([LIMIT, *config.depths], records, strict=True):
         if depth == LIMIT:
             s = torch.linspace(0, 1, 101, dtype=torch.float64)
-            Z, distances = ode.weights_at(s), {"V": 0.0, "W": 0.0}
+            Z, distances, output = ode.weights_at(s), {"V": 0.0, "W": 0.0}, ode(data.x)
         else:
             s = (torch.arange(depth, dtype=torch.float64) + 0.5) / depth
             Z, distances = record.weights, ode.distance_to_network(record.weights)
+            output = outputs(Z, hidden_states(config.network.at_depth(depth), Z, data.x))
         entries = [values.flatten(1)[:, entry].tolist() for values, entry in zip((Z.V, Z.W), liveliest, strict=True)]
         for position, entry_V, entry_W in zip(s.tolist(), *entries, strict=True):
             weights.append({"depth": depth, "s": position, "entry_V": entry_V, "entry_W": entry_W})
         away = {f"distance_{name}": distance for name, distance in distances.items()}
-        nearness.append({"depth": depth, **away, "residual": largest_norm(record.solver.residual)})
+        nearness.append({"depth": depth, **away, "residual": largest_norm(output - data.y)})
     return (
         from_rows(sorted(rows, key=lambda row: (row["depth"], row["iteration"]))),
         from_rows(weights),
@@ -339,6 +341,7 @@ def initialisations(
     moments = [0, config.iterations]
     for case, network in progress(config.cases.items(), len(config.cases)):
         smooth = network.initialisation != "iid"
+        _, data = initialise(network)
         trainings = [
             train(network.at_depth(L), config.learning_rate, config.iterations, moments) for L in config.depths
         ]
@@ -360,7 +363,8 @@ def initialisations(
                 else:
                     parts = (math.nan,)
                 squares = sum(successive_squares(weights))
-                variation = record.solver.H.diff(dim=0).square().sum() / config.network.samples
+                states = hidden_states(network.at_depth(depth), weights, data.x)
+                variation = states.diff(dim=0).square().sum() / config.network.samples
                 rows.append(
                     {
                         "case": case,
