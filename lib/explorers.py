@@ -122,7 +122,7 @@ class Explorer(widgets.VBox):
         self.save_name.style.description_width = "24px"
         self.saved = widgets.HTML()
         self.parameters = widgets.Textarea(
-            disabled=True, layout=widgets.Layout(width="100%", max_width="900px", height="150px")
+            disabled=True, layout=widgets.Layout(width="100%", max_width="900px", height="250px")
         )
         self.parameters.add_class("explorer-parameters")
         footer = [_row(self.save_button, self.save_name, self.saved)]

@@ -23,6 +23,8 @@ from lib.plots import GREY, MARKERS, STYLE, depth_axis, minus
 # A hue for each of two networks that are compared, light for shallow, dark for deep.
 HUES = ("Blues", "Oranges")
 HUE_COLORS = ("#1B5E9E", "#C4500A")
+# A fixed layout, since one that follows the tick labels trembles.
+LIVE_STYLE = {**STYLE, "figure.constrained_layout.use": False, "axes.titlesize": 11, "axes.labelsize": 10}
 
 
 class Frames:
@@ -39,7 +41,7 @@ class Frames:
 
     def png(self, dpi: float = 100) -> bytes:
         """The figure as it is now."""
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(LIVE_STYLE):
             if dpi != self._dpi:
                 self._draw_all(dpi)
             self.figure.canvas.restore_region(self._background)
@@ -101,13 +103,13 @@ def explore_depth(states: Sequence[DepthsState], row: int = 0, column: int = 0, 
     """Networks of growing depth while they train, one or two ``states`` side by side.
 
     Above, the entry (``row``, ``column``) of V_k and of W_k over s = k/L, a curve for each depth (dotted: the deepest
-    one's initialisation); below, the loss
-    and the successive distance against the depth with its slope.
+    one's initialisation); below, the loss and the successive distance against the depth with its slope.
 
     ``figure``, from an earlier call with the same configurations and the same entry, is brought up to date and
     returned: its lines are marked ``animated``, for `Frames`.
     """
-    with mpl.rc_context({**STYLE, "figure.constrained_layout.use": False}):
+    with mpl.rc_context(LIVE_STYLE):
+        new = figure is None
         figure = figure or _explore_depth_axes(states, row, column)
         axes = {panel.get_label(): panel for panel in figure.axes}
         for number, state in enumerate(states):
@@ -122,6 +124,8 @@ def explore_depth(states: Sequence[DepthsState], row: int = 0, column: int = 0, 
                 losses = state.losses[depth]
                 line = {"color": color, "linewidth": wide, "linestyle": "-" if number == 0 else (0, (4, 1.2))}
                 bring(axes["loss"], (number, depth), np.arange(len(losses)), losses, **line)
+            now = {"color": HUE_COLORS[number], "marker": MARKERS[number], "markersize": 5}
+            bring(axes["loss"], f"now {number}", [len(losses) - 1], losses[-1:], **now)
             start = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "zorder": 1}
             for Z, entry in zip("VW", entries(state.start, row, column), strict=True):
                 bring(axes[f"{Z}{number}"], "start", np.arange(1, len(entry) + 1) / len(entry), entry, **start)
@@ -134,12 +138,14 @@ def explore_depth(states: Sequence[DepthsState], row: int = 0, column: int = 0, 
             note(axes["distance"], number, f"slope {minus(fit.slope, 2)}" if fit else text, HUE_COLORS[number])
         for panel in figure.axes:
             values = [line.get_ydata() for line in panel.lines]
-            keep_or_set_limits(panel, *extent(values, log=panel.get_yscale() == "log"))
+            low, high = extent(values, log=panel.get_yscale() == "log")
+            if new or not fills(panel, low, high):
+                set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2)
     return figure
 
 
 def _explore_depth_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
-    figure = Figure(figsize=(10, 6))
+    figure = Figure(figsize=(9.6, 6))
     above = [f"{Z}{number}" for number in range(len(states)) for Z in "VW"]
     span = 4 // len(above)
     mosaic = [[label for label in above for _ in range(span)], ["loss"] * 2 + ["distance"] * 2]
@@ -201,8 +207,8 @@ def note(axes: Axes, number: int, text: str, color: str) -> None:
     gid = f"note {number}"
     found = next((old for old in axes.texts if old.get_gid() == gid), None)
     if found is None:
-        place = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "size": 10, "weight": "bold"}
-        found = axes.text(0.75 + 0.25 * number, 1.03, "", gid=gid, animated=True, color=color, **place)
+        place = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "size": 11, "weight": "bold"}
+        found = axes.text(0.74 + 0.26 * number, 1.03, "", gid=gid, animated=True, color=color, **place)
     found.set_text(text)
 
 
@@ -215,18 +221,22 @@ def extent(values: Sequence[Sequence[float]], log: bool = False) -> tuple[float,
     return (float(together.min()), float(together.max())) if len(together) else (float(log), float(log))
 
 
-def keep_or_set_limits(axes: Axes, low: float, high: float) -> None:
-    """Leave the limits of the y axis where the data from ``low`` to ``high`` fill much of them, so that a picture
-    stands still while it changes a little; else set them around the data, to round numbers."""
+def fills(axes: Axes, low: float, high: float) -> bool:
+    """Whether data from ``low`` to ``high`` lie within the y axis and take up much of it, so that it can stay."""
+    ends = (*axes.get_ylim(), low, high)
+    bottom, top, low, high = map(math.log10, ends) if axes.get_yscale() == "log" else ends
+    return bottom <= low <= high <= top and high - low > 0.4 * (top - bottom)
+
+
+def set_limits(axes: Axes, low: float, high: float, decades: float) -> None:
+    """Limits of the y axis at round numbers around the data, at least ``decades`` of them where it is logarithmic."""
     log = axes.get_yscale() == "log"
-    bottom, top = axes.get_ylim()
     if log:
-        low, high, bottom, top = map(math.log10, (low, high, bottom, top))
-    if bottom <= low <= high <= top and high - low > 0.4 * (top - bottom):
-        return
-    if high - low < (0.1 if log else 1e-13 * abs(high) or 1e-300):
-        half = 0.1 if log else 0.5 * abs(high) or 0.5
-        low, high = low - half, high + half
+        low, high = math.log10(low), math.log10(high)
+    if log and high - low < decades:
+        low, high = (low + high - decades) / 2, (low + high + decades) / 2
+    elif high - low <= 1e-13 * abs(high):
+        low, high = low - (0.5 * abs(high) or 0.5), high + (0.5 * abs(high) or 0.5)
     margin = 0.08 * (high - low)
     step = 10 ** (math.floor(3 * math.log10((high - low) / 2)) / 3)  # three sizes a decade
     low, high = step * math.floor((low - margin) / step), step * math.ceil((high + margin) / step)
