@@ -63,6 +63,10 @@ $(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml li
 $(FIGURES:%=$(BUILD)/%.ipynb): $(BUILD)/%.ipynb: notebooks/%.ipynb | $(READY) $(CHECKED)
 	@$(RUN) run $* --profile $(PROFILE)
 -include $(wildcard $(BUILD)/*.d)
+# The claims are judged from what the other figures wrote: they come last.
+ifneq ($(filter figures,$(MAKECMDGOALS)),)
+$(BUILD)/claims.ipynb: $(patsubst %,$(BUILD)/%.ipynb,$(filter-out claims,$(filter $(HAVING),$(FIGURES))))
+endif
 
 # --- Training on CIFAR-10: never part of `make figures`. CIFAR10_ROOT=folder says where the images are ---
 # LAUNCH goes before each run's command: make -j30 checkpoints LAUNCH="srun -n1 --gres=gpu:1"

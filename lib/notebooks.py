@@ -60,28 +60,33 @@ def _imports(tree: ast.AST) -> set[str]:
     return {name for name in found if (paths.ROOT / "lib" / f"{name}.py").is_file()} - set(NO_DEPENDENCY)
 
 
-def _reads_checkpoints(tree: ast.AST) -> bool:
-    return any(isinstance(node, ast.Attribute) and node.attr == "CHECKPOINTS" for node in ast.walk(tree))
+def _reads(tree: ast.AST) -> set[str]:
+    # Which folders of results a piece of code names, as paths.CHECKPOINTS or paths.FIGURES.
+    named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return named & {"CHECKPOINTS", "FIGURES"}
 
 
 def dependencies(name: str, profile: str) -> list[Path]:
     """The files that a result is made from: the notebook, its profile, the modules of ``lib`` that it imports, those
-    that they import in turn, and the trained networks where one of them reads ``paths.CHECKPOINTS``."""
+    that they import in turn; the trained networks where one of them reads ``paths.CHECKPOINTS``, and the tracked tables
+    of the other figures where one reads ``paths.FIGURES``."""
     cells = [cell for cell in parameters.read(name).cells if cell.cell_type == "code"]
     tree = ast.parse("\n".join(parameters.code(cell) for cell in cells))
-    checkpoints = _reads_checkpoints(tree)
+    reads = _reads(tree)
     modules, waiting = {"__init__"}, _imports(tree)
     while waiting:
         module = waiting.pop()
         modules.add(module)
         tree = ast.parse((paths.ROOT / "lib" / f"{module}.py").read_text(encoding="utf-8"))
-        checkpoints = checkpoints or _reads_checkpoints(tree)
+        reads |= _reads(tree)
         waiting |= _imports(tree) - modules
     found = [paths.NOTEBOOKS / f"{name}.ipynb"]
     if profile != parameters.QUICK:
         found.append(paths.PROFILES / profile / f"{name}.yaml")
     found += [paths.ROOT / "lib" / f"{module}.py" for module in sorted(modules)]
-    if checkpoints:
+    if "FIGURES" in reads:
+        found += sorted(path for path in paths.FIGURES.glob("*.csv") if not path.stem.startswith(name))
+    if "CHECKPOINTS" in reads:
         found += sorted(path for kind in ("*.csv", "*.safetensors") for path in paths.CHECKPOINTS.glob(kind))
     return found
 

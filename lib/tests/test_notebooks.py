@@ -20,6 +20,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", root / "notebooks")
     monkeypatch.setattr(paths, "PROFILES", root / "notebooks" / "profiles")
     monkeypatch.setattr(paths, "CHECKPOINTS", root / "checkpoints")
+    monkeypatch.setattr(paths, "FIGURES", root / "figures")
     return root
 
 
@@ -132,6 +133,15 @@ def test_what_reads_trained_networks_depends_on_them(toy):
     (toy / "lib" / "helper.py").write_text("from lib import paths\n\nFOLDER = paths.CHECKPOINTS\n")
     assert toy / "checkpoints" / "runs.csv" in notebooks.dependencies("figure_a", "paper")
     assert toy / "checkpoints" / "runs.csv" not in notebooks.dependencies("figure_b", "paper")
+
+
+def test_what_reads_the_figures_depends_on_the_tables_of_the_others(toy):
+    paths.FIGURES.mkdir(exist_ok=True)
+    for stem in ("figure_a", "figure_a_more", "figure_b"):
+        (paths.FIGURES / f"{stem}.csv").write_text("")
+    (toy / "lib" / "helper.py").write_text("from lib import paths\n\nFOLDER = paths.FIGURES\n")
+    found = notebooks.dependencies("figure_a", "paper")
+    assert [path.name for path in found if path.suffix == ".csv"] == ["figure_b.csv"]
 
 
 def test_errors_hidden_in_widgets_are_found():
