@@ -97,15 +97,19 @@ class ResidualLayers(nn.Module):
             options = {"training": self.training, "momentum": BN_MOMENTUM, "eps": BN_EPS}
             return engine.conv_stack(h, tensors, self.activation, **options)
         self.engine = "pytorch"
-        return self._stock(h)
+        for state in self.states(h):
+            h = state
+        return h
 
-    def _stock(self, h: Tensor) -> Tensor:
+    def states(self, h: Tensor) -> Iterator[Tensor]:
+        """h_1, ..., h_L from h_0 = ``h``, by PyTorch; in training mode batch norm follows the batch."""
         s = activations.get(self.activation).function
         layers = [self.stacked(name).unbind() for name in self.CONVOLUTIONS]
         if not self.batch_norm:
             for w1, b1, w2, b2 in zip(*layers, strict=True):
                 h = h + F.conv2d(s(F.conv2d(h, w1, b1, padding=1)), w2, b2, padding=1) / self.depth
-            return h
+                yield h
+            return
         if self.training:
             self.bn1_num_batches_tracked += 1
             self.bn2_num_batches_tracked += 1
@@ -117,7 +121,7 @@ class ResidualLayers(nn.Module):
             z = F.batch_norm(F.conv2d(h, w1, b1, padding=1), m1, v1, g1, s1, **bn)
             z = F.batch_norm(F.conv2d(s(z), w2, b2, padding=1), m2, v2, g2, s2, **bn)
             h = h + z / self.depth
-        return h
+            yield h
 
     # The state dict's names and shapes are the released ones, one tensor a layer.
 
@@ -170,10 +174,26 @@ class ConvResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (n, 3, 32, 32) -> logits (n, 10)."""
-        h = F.relu(self.bn1(self.conv1(images)))  # (n, C, 10, 10)
-        h = self.residual_layers(h)
+        return self.head(self.residual_layers(self.stem(images)))
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Normalised images (n, 3, 32, 32) -> h_0 (n, C, 10, 10)."""
+        return F.relu(self.bn1(self.conv1(images)))
+
+    def head(self, h: Tensor) -> Tensor:
+        """h_L (n, C, 10, 10) -> logits (n, 10)."""
         h = F.avg_pool2d(h, 4).flatten(1)  # (n, C, 2, 2) -> (n, 4C)
         return self.linear(h)
+
+    @torch.no_grad()
+    def hidden_states(self, images: Tensor) -> Tensor:
+        """h_0, ..., h_L of normalised images (n, 3, 32, 32), in evaluation mode: (L+1, n, C, 10, 10)."""
+        training = self.training
+        self.eval()
+        h = self.stem(images)
+        states = torch.stack([h, *self.residual_layers.states(h)])
+        self.train(training)
+        return states
 
     @property
     def engine(self) -> str:

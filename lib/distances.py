@@ -107,6 +107,16 @@ def von_neumann_ratio(weights: Tensor) -> float:
     return float(torch.diff(flat, dim=0).square().mean(dim=0).sum()) / variance
 
 
+def von_neumann_ratios(weights: Tensor) -> Tensor:
+    """The same for every entry on its own: (L, ...) -> (...), nan where an entry does not vary with depth."""
+    weights = weights.double()
+    if len(weights) < 2:
+        return torch.full(weights.shape[1:], math.nan, dtype=torch.float64)
+    variance = weights.var(dim=0)
+    ratio = torch.diff(weights, dim=0).square().mean(dim=0) / variance
+    return torch.where(variance > 1e-28 * weights.square().sum(dim=0), ratio, math.nan)
+
+
 @dataclass(frozen=True)
 class Slope:
     """A rate: y ~ C x^slope, fitted by least squares in log-log; ``low`` and ``high`` bound the slope's
