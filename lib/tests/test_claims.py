@@ -1,0 +1,124 @@
+"""The table of claims says what the other tables hold, and nothing else."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from lib import claims, paths, plots_theory, tables
+from lib.tables import from_rows
+
+DEPTHS = [16, 32, 64, 128]
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    """A folder of tables in which every claim holds exactly."""
+    monkeypatch.setattr(paths, "FIGURES", tmp_path)
+    rate = {"iteration": [9] * 4, "depth": DEPTHS}
+    inverse = [1 / depth for depth in DEPTHS]
+    errors = ("discretised", "weights", "hidden_states", "output", "scipy")
+    times = [0.0, 1.0, 2.0, 3.0, 4.0]
+    clipping = [
+        {"clip": clip, "depth": L, "iteration": int(t), "time": t, "norm_V": 1.0, "lipschitz": math.log1p(t),
+         "change": clip * t}
+        for clip in (0.0, 0.1) for L in (8, 16, 32) for t in times
+    ]  # fmt: skip
+    ratios = [
+        {"width": m, "seed": seed, "iteration": t, "ratio": r}
+        for m, r in ((2, 0.01), (8, 0.1), (32, 0.2)) for seed in (0, 1) for t in (0, 1)
+    ]  # fmt: skip
+    curves = [
+        {"depth": L, "iteration": t, "time": float(t), "loss": math.exp(-t)} for L in (0, 4, 16, 64) for t in range(17)
+    ]
+    cases = {"weight-tied": -1, "Gaussian process 0.5": -1, "iid": 0, "iid 1/sqrt(L)": 0}
+    initialisation = [
+        {"case": case, "iteration": 5, "depth": L, "successive": L**slope,
+         "variation": 1.0 if case == "iid 1/sqrt(L)" else 1 / L}
+        for case, slope in cases.items() for L in DEPTHS
+    ]  # fmt: skip
+    counterexample = [
+        {"activation": name, "factor": 2.0, "depth": L, "end": 1.4 if name == "relu" else 1 / L, "even": 1.4,
+         "even_spread": 0.0, "odd_moved": 0.0, "limit_weight": 1.4}
+        for name in ("relu", "gelu") for L in (64, 128, 256)
+    ]  # fmt: skip
+    weights = [{"iteration": 7, "layer": k, "entry_V": k / 50, "entry_W": math.sin(k / 50)} for k in range(50)]
+    held = {
+        "neural_ode": {**rate, **dict.fromkeys(errors, inverse)},
+        "figure_1_left": {"iterations": [9] * 4, "depth": DEPTHS, "max_distance": inverse},
+        "figure_1_right": {**rate, "distance_V": inverse, "distance_W": inverse},
+        "clipping": from_rows(clipping),
+        "long_time": from_rows(ratios),
+        "long_time_depths": from_rows(curves),
+        "long_time_limit": {
+            "depth": [0, 4, 16, 64],
+            "distance_V": [0.0, 1 / 4, 1 / 16, 1 / 64],
+            "residual": [1e-4] * 4,
+        },
+        "figure_2": {"iteration": [0, 7], "loss": [1.0, 1e-6]},
+        "figure_2_weights": from_rows(weights),
+        "initialisation": from_rows(initialisation),
+        "relu_counterexample": from_rows(counterexample),
+    }
+    for name, table in held.items():
+        tables.write_csv(tmp_path / f"{name}.csv", table)
+    return tmp_path
+
+
+def test_tables_in_which_all_holds_give_only_that_verdict(figures):
+    found = claims.claims()
+    assert {claim.verdict for claim in found} == {claims.HOLDS}
+    assert all(claim.slope == pytest.approx(claim.expected, abs=1e-9) for claim in found if math.isfinite(claim.slope))
+    assert found[0].where == "Prop. 2"
+    assert {"Prop. 3", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"} < {c.where.split(",")[0] for c in found}
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "change", "where"),
+    [
+        ("neural_ode", "output", lambda x: x**0.5, "Thm 4"),
+        ("figure_1_left", "max_distance", lambda x: x**0.5, "Prop. 3, Fig. 1 left"),
+        ("clipping", "change", lambda x: 1.01 * x, "clipped flow"),
+        ("clipping", "lipschitz", lambda x: np.expm1(np.expm1(x)), "Prop. 3"),
+        ("long_time", "ratio", lambda x: x[::-1], "Def. 1, Prop. 5"),
+        ("long_time_depths", "loss", lambda x: np.maximum(x, 1e-2), "Thm 6"),
+        ("long_time_limit", "residual", lambda x: 1e3 * x, "Thm 6"),
+        ("figure_2_weights", "entry_V", lambda x: np.random.default_rng(0).permutation(x), "Thm 6, Fig. 2"),
+        ("initialisation", "variation", lambda x: np.ones_like(x), "section 4.3"),
+        ("relu_counterexample", "odd_moved", lambda x: x + 1e-3, "App. D"),
+    ],
+)
+def test_a_table_that_contradicts_a_claim_is_judged_so(figures, name, column, change, where):
+    path = figures / f"{name}.csv"
+    table = tables.read_csv(path)
+    table[column] = change(np.asarray(table[column], dtype=float))
+    tables.write_csv(path, table)
+    wrong = [claim for claim in claims.claims() if claim.verdict == claims.FAILS]
+    assert wrong
+    assert {claim.where for claim in wrong} == {where}
+
+
+def test_a_missing_table_is_named_with_what_makes_it(figures):
+    (figures / "clipping.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"clipping\.csv is missing: `make figures PROFILE=paper` makes it\."):
+        claims.claims()
+    with pytest.raises(ValueError, match="profile is 'other', expected one of: paper"):
+        claims.claims("other")
+
+
+def test_figure_draws_the_slopes(figures):
+    found = claims.claims()
+    figure = plots_theory.claims(from_rows(dataclasses.asdict(claim) for claim in found))
+    assert list(figure.axes[0].lines[0].get_xdata()) == [c.expected for c in found if math.isfinite(c.slope)]
+
+
+def test_tracked_tables_agree_with_the_tracked_claims():
+    path = paths.FIGURES / "claims.csv"
+    if not path.is_file():
+        pytest.skip("figures/claims.csv is not made yet: `make claims`")
+    stored = tables.read_csv(path)
+    found = claims.claims()
+    assert list(stored["statement"]) == [claim.statement for claim in found]
+    assert list(stored["verdict"]) == [claim.verdict for claim in found]
+    assert stored["slope"] == pytest.approx([claim.slope for claim in found], nan_ok=True, rel=1e-6)
