@@ -159,7 +159,7 @@ def initialisation(table: Table, entries: Table) -> Figure:
             width = 0.5 if case == "iid" else 1.3
             entry.plot(rows["s"], rows["entry"], color=color, linewidth=width, zorder=1 if case == "iid" else 2)
         successive.plot([], [], marker + "-", color=color, label=_case_label(case))
-    successive.plot([], [], "o", color=GREY, markerfacecolor="white", label="open: before training")
+    successive.plot([], [], "o", color=GREY, markerfacecolor="white", label="open: before training, if it differs")
     titles = {
         successive: r"$\max_k\,\|Z_{k+1}-Z_k\|_F$",
         distance: "distance to the limit (i.i.d.: to the deepest)",
