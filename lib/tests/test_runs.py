@@ -47,22 +47,19 @@ def make(root, *arguments, **environment):
 
 def test_a_sweep_launches_each_run_that_is_not_finished_once(project):
     # One run is in the table, another has its record only.
-    (project / "checkpoints" / "runs.csv").write_text("run\ngelu_weight-tied_bn_depth256_lr0.04_epochs180_seed0\n")
+    in_table, in_record = (
+        f"{network}_bn_depth256_lr0.04_epochs30_seed3" for network in ("gelu_weight-tied", "relu_iid")
+    )
+    (project / "checkpoints" / "runs.csv").write_text(f"run\n{in_table}\n")
     (project / "checkpoints" / "records").mkdir()
-    (project / "checkpoints" / "records" / "relu_iid_bn_depth256_lr0.04_epochs180_seed3.json").write_text("{}")
-    result = make(project, "-j4", "sweep", "LAUNCH=./recorder")
+    (project / "checkpoints" / "records" / f"{in_record}.json").write_text("{}")
+    result = make(project, "-j4", "sweep", "EPOCHS=30", "DEVICE=cpu", "LAUNCH=./recorder")
     assert result.returncode == 0, result.stderr
     launched = [line.split() for line in (project / "launched").read_text().splitlines()]
-    assert {tuple(line[:3]) for line in launched} == {(sys.executable, "-m", "lib.runs")}
     names = [line[3] for line in launched]
-    done = {"gelu_weight-tied_bn_depth256_lr0.04_epochs180_seed0", "relu_iid_bn_depth256_lr0.04_epochs180_seed3"}
-    assert sorted(names) == sorted({config.name for config in records.sweep()} - done)
-
-    (project / "launched").unlink()
-    result = make(project, "sweep", "EPOCHS=30", "DEVICE=cpu", "LAUNCH=./recorder")
-    lines = (project / "launched").read_text().splitlines()
-    assert len(lines) == len(records.sweep())
-    assert lines[0].endswith("lib.runs gelu_weight-tied_bn_depth256_lr0.04_epochs30_seed0 --epochs 30 --set device=cpu")
+    assert sorted(names) == sorted({config.name for config in records.sweep(30)} - {in_table, in_record})
+    for line, name in zip(launched, names, strict=True):
+        assert line == [sys.executable, "-m", "lib.runs", name, "--epochs", "30", "--set", "device=cpu"]
 
 
 def test_make_train_hands_its_variables_to_one_run(project):
