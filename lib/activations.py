@@ -39,7 +39,8 @@ def _tanh_derivative(z: Tensor) -> Tensor:
 
 
 def _leaky_relu_derivative(z: Tensor) -> Tensor:
-    return torch.where(z > 0, 1.0, 0.01).to(z.dtype)
+    # Numbers of z's own dtype: 0.01 in float32 is another number.
+    return torch.where(z > 0, z.new_ones(()), z.new_full((), 0.01))
 
 
 ACTIVATIONS = {

@@ -105,7 +105,8 @@ def build() -> Path:
 
 
 @functools.cache
-def _load() -> tuple[ModuleType | None, str]:
+def load() -> tuple[ModuleType | None, str]:
+    """The engine's module, None where it does not run, and the reason in words."""
     if os.environ.get("LIB_ENGINE", "").lower() in ("off", "0", "no"):
         return None, "LIB_ENGINE switches the compiled engine off"
     target = path()
@@ -122,7 +123,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 def report() -> str:
     """One line: which engine runs here, and why."""
-    module, reason = _load()
+    module, reason = load()
     return f"engine: {reason}" if module else f"engine: PyTorch, since {reason}"
 
 
@@ -131,7 +132,7 @@ def report() -> str:
 
 def conv_stack_available(h: Tensor, tensors: Mapping[str, Tensor], activation: str) -> Availability:
     """Whether ``conv_stack`` takes these; ``tensors`` as there."""
-    module, reason = _load()
+    module, reason = load()
     if module is None:
         return Availability(False, reason)
     problem = _conv_stack_problem(module, h, tensors, activation)
@@ -193,7 +194,7 @@ def conv_stack(
     available = conv_stack_available(h, tensors, activation)
     if not available:
         raise ValueError(f"The compiled convolutions do not apply: {available.reason}.")
-    module, _ = _load()
+    module, _ = load()
     batch_norm = "bn1.weight" in tensors
     parameters = [tensors[key] for key in CONV_PARAMETERS + (BN_PARAMETERS if batch_norm else ())]
     running = [tensors[key] for key in BN_RUNNING] if batch_norm else []

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib import checks, paths
+from lib import checks, compiled, paths
 from lib.adjoint import Adjoint
 from lib.network import Data, NetworkConfig, Weights, initialise
 
-ENGINES = ("auto", "adjoint")
+ENGINES = ("auto", "compiled", "adjoint")
 
 
 class Divergence(ArithmeticError):
@@ -73,9 +73,14 @@ def train(
     return _records(config, solver, learning_rate, wanted, clip)
 
 
-def make_solver(config: NetworkConfig, weights: Weights, data: Data, engine: str = "auto") -> Adjoint:
-    """The engine that trains: "adjoint" is PyTorch's, "auto" the fastest one that applies."""
+def make_solver(
+    config: NetworkConfig, weights: Weights, data: Data, engine: str = "auto"
+) -> Adjoint | compiled.Compiled:
+    """The engine that trains: "adjoint" is PyTorch's, "compiled" the C++ one (ValueError where it does not apply),
+    "auto" the compiled one where it is built and applies, else the adjoint."""
     checks.choice("engine", engine, ENGINES)
+    if engine == "compiled" or (engine == "auto" and not compiled.problem(config, weights, data)):
+        return compiled.Compiled(config, weights, data)
     return Adjoint(config, weights, data)
 
 

@@ -1,0 +1,113 @@
+"""The compiled engine for the fully connected network, behind the interface of `lib.adjoint.Adjoint`.
+
+The arithmetic is that of the adjoint, to rounding; results do not depend on the number of threads and repeat bit for
+bit. ``lib/csrc/dense_stack.cpp`` says how it works, `lib.engine` where it comes from.
+"""
+
+import torch
+from torch import Tensor
+
+from lib import engine
+from lib.network import Data, NetworkConfig, Weights
+
+
+def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
+    """Why the compiled engine does not take these, in words; empty where it does."""
+    module, reason = engine.load()
+    if module is None:
+        return reason
+    if config.activation not in engine.ACTIVATION_CODES:
+        return f"the compiled engine has no activation {config.activation!r}"
+    for name, tensor in {**weights.items(), "x": data.x, "y": data.y}.items():
+        if tensor.device.type != "cpu":
+            return f"the compiled engine runs on the CPU, and {name} is on {tensor.device}"
+        if tensor.dtype != config.torch_dtype:
+            return f"{name} is {tensor.dtype}, not {config.torch_dtype}"
+        if name in "VW" and not tensor.is_contiguous():
+            return f"{name} is not contiguous"
+    return ""
+
+
+class Compiled:
+    """A network, its weights and its data, ready for gradient descent in place: see `lib.adjoint.Adjoint`.
+
+    Raises ValueError where `problem` finds one.
+    """
+
+    name = "compiled"
+
+    def __init__(self, config: NetworkConfig, weights: Weights, data: Data) -> None:
+        if reason := problem(config, weights, data):
+            raise ValueError(f"The compiled engine does not apply: {reason}.")
+        self.config, self.weights, self.data = config, weights, data
+        self._module, _ = engine.load()
+        L, _, q = weights.V.shape
+        lanes = self._module.dense_lanes(weights.V.dtype == torch.float64)
+        padded = -(-q // lanes) * lanes
+        # Rows end on a whole vector; the padding is zero and stays so.
+        self._H = torch.zeros(L + 1, len(data.x), padded, dtype=weights.V.dtype)
+        self._top = torch.zeros(len(data.x), padded, dtype=weights.V.dtype)
+        self.H = self._H[:, :, :q]
+        self.residual = torch.empty(len(data.x), config.outputs, dtype=weights.V.dtype)
+        self._targets = data.y.contiguous()
+
+    @property
+    def _constants(self) -> tuple:
+        """inner, outer, activation, threads: the last arguments of every operator."""
+        code = engine.ACTIVATION_CODES[self.config.activation]
+        return self.config.inner_scale, self.config.outer_scale, code, torch.get_num_threads()
+
+    @torch.no_grad()
+    def forward(self) -> Tensor:
+        """The loss at the present weights, a tensor without axes; leaves states for the backward pass."""
+        weights, data = self.weights, self.data
+        self.H[0] = data.x if weights.A is None else data.x @ weights.A
+        self._module.dense_forward(weights.V, weights.W, self._H, *self._constants)
+        output = self.H[-1] if weights.B is None else self.H[-1] @ weights.B
+        torch.sub(output, data.y, out=self.residual)
+        return self.residual.square().sum() * self.config.loss_scale
+
+    def _backward(self, targets: Weights, rate: float = 0.0, clip: float = 0.0) -> dict[str, Tensor]:
+        """Gradients into ``targets``, or a step of ``rate``; returns the gradients of A and B where trained."""
+        weights, config = self.weights, self.config
+        above = self.residual * (2 * config.loss_scale)
+        # dl/dB and dl/dH_L follow from the weights before the step.
+        ends = {"B": self.H[-1].mT @ above} if config.train_ends else {}
+        self._top[:, : config.hidden] = above if weights.B is None else above @ weights.B.mT
+        step = rate, config.step_factor, clip
+        self._module.dense_backward(
+            weights.V, weights.W, self._H, self._top, targets.V, targets.W, *step, *self._constants
+        )
+        if config.train_ends:
+            ends["A"] = self.data.x.mT @ self._top[:, : config.hidden]
+        return ends
+
+    @torch.no_grad()
+    def gradients(self) -> Weights:
+        """The gradient of the loss at the states of the last `forward` (A, B: None where not trained)."""
+        gradient = Weights(torch.empty_like(self.weights.V), torch.empty_like(self.weights.W))
+        for name, tensor in self._backward(gradient).items():
+            setattr(gradient, name, tensor)
+        return gradient
+
+    @torch.no_grad()
+    def descend(self, learning_rate: float, clip: float = 0.0) -> None:
+        """One step from the states of the last `forward`, in place; see `lib.adjoint.Adjoint.descend`."""
+        for name, gradient in self._backward(self.weights, learning_rate, clip).items():
+            velocity = gradient.clamp_(-clip, clip) if clip > 0 else gradient
+            getattr(self.weights, name).sub_(velocity, alpha=learning_rate)
+
+    @torch.no_grad()
+    def run(self, learning_rate: float, count: int, clip: float = 0.0) -> Tensor:
+        """``count`` whole steps; returns the loss before each: (count,)."""
+        losses = torch.empty(count, dtype=torch.float64)
+        if self.config.ends_are_identity:
+            self.H[0] = self.data.x
+            V, W, scale = self.weights.V, self.weights.W, self.config.loss_scale
+            step = learning_rate, self.config.step_factor, clip
+            self._module.dense_run(V, W, self._H, self._targets, scale, *step, losses, *self._constants)
+            return losses
+        for step in range(count):
+            losses[step] = self.forward()
+            self.descend(learning_rate, clip)
+        return losses

@@ -1,0 +1,140 @@
+"""The compiled engine of the fully connected network: the adjoint's results, for any shape and number of threads."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lib import compiled, engine
+from lib.activations import ACTIVATIONS
+from lib.adjoint import Adjoint
+from lib.compiled import Compiled
+from lib.network import NetworkConfig, initialise
+from lib.training import make_solver, train
+
+needs_engine = pytest.mark.skipif(engine.load()[0] is None, reason=engine.load()[1])
+TOLERANCE = {"float32": 3e-5, "float64": 1e-12}
+# Widths below, at and beyond whole vectors, one sample, blocks of samples with a remainder.
+SHAPES = [
+    {"depth": 7, "width": 5, "dimension": 4, "samples": 6},
+    {"depth": 1, "width": 1, "dimension": 1, "samples": 1},
+    {"depth": 20, "width": 33, "dimension": 17, "samples": 103},
+    {"depth": 9, "width": 64, "dimension": 16, "samples": 50},
+    {"depth": 9, "width": 24, "dimension": 6, "samples": 70, "hidden_dimension": 10, "output_dimension": 3},
+    {"depth": 5, "width": 24, "dimension": 6, "samples": 9, "hidden_dimension": 9, "train_ends": True},
+]
+
+
+def problem(config):
+    """Weights away from their special initial values, and data."""
+    weights, data = initialise(config)
+    generator = torch.Generator().manual_seed(1)
+    for tensor in weights.items().values():
+        tensor += 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+    return weights, data
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+@needs_engine
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_loss_gradients_and_steps_are_those_of_the_adjoint(shape, activation, dtype):
+    for convention in ("released", "eq3"):
+        config = NetworkConfig(activation=activation, convention=convention, dtype=dtype, **shape)
+        weights, data = problem(config)
+        reference, found = Adjoint(config, weights.clone(), data), Compiled(config, weights.clone(), data)
+        tolerance = TOLERANCE[dtype]
+        assert float(found.forward()) == pytest.approx(float(reference.forward()), rel=tolerance)
+        expected = reference.gradients().items()
+        for name, gradient in found.gradients().items().items():
+            assert relative(gradient, expected[name]) < tolerance, name
+        for step in (lambda s: s.descend(1e-3), lambda s: s.run(1e-3, 2), lambda s: s.run(1e-3, 2, clip=0.05)):
+            step(reference), step(found)
+            for name, tensor in reference.weights.items().items():
+                assert relative(found.weights.items()[name], tensor) < tolerance, name
+
+
+@needs_engine
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_any_number_of_threads_gives_the_same_bits(dtype):
+    config = NetworkConfig(depth=40, width=33, dimension=17, samples=101, dtype=dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 8, 1):
+            torch.set_num_threads(threads)
+            weights, data = problem(config)
+            losses = Compiled(config, weights, data).run(0.01, 3)
+            results.append((losses, weights.V, weights.W))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(result, results[0], strict=True))
+
+
+@needs_engine
+def test_whole_steps_are_forward_and_descend():
+    config = NetworkConfig(depth=6, width=10, dimension=7, samples=20)
+    weights, data = problem(config)
+    together, apart = Compiled(config, weights.clone(), data), Compiled(config, weights.clone(), data)
+    losses = together.run(0.02, 5)
+    for loss in losses:
+        assert float(apart.forward()) == pytest.approx(float(loss), rel=1e-13)
+        apart.descend(0.02)
+    assert torch.equal(together.weights.V, apart.weights.V)
+    assert torch.equal(together.weights.W, apart.weights.W)
+
+
+@needs_engine
+def test_gelu_is_accurate_everywhere():
+    # One layer with W = 1, V = 1, no residual seen: H_1 - H_0 = s(x), from the far tail to large values.
+    for dtype, tolerance in (("float32", 3e-7), ("float64", 2e-15)):
+        x = torch.linspace(-40, 40, 8001, dtype=torch.float64)[:, None]
+        config = NetworkConfig(depth=1, width=1, dimension=1, samples=len(x), dtype=dtype)
+        weights, data = initialise(config)
+        weights.V.fill_(1), weights.W.fill_(1)
+        data.x, data.y = x.to(config.torch_dtype), torch.zeros_like(x, dtype=config.torch_dtype)
+        solver = Compiled(config, weights, data)
+        solver.forward()
+        exact = x + torch.nn.functional.gelu(x)
+        assert float(((solver.H[1].double() - exact).abs() / (1 + x.abs())).max()) < tolerance
+
+
+@needs_engine
+def test_auto_takes_the_compiled_engine_where_it_applies():
+    config = NetworkConfig(depth=3, width=4, dimension=2, samples=5)
+    weights, data = initialise(config)
+    assert make_solver(config, weights, data).name == "compiled"
+    assert make_solver(config, weights, data, "adjoint").name == "PyTorch adjoint"
+    strided = dataclasses.replace(weights, W=weights.W.mT.contiguous().mT)
+    assert "W is not contiguous" in compiled.problem(config, strided, data)
+    assert make_solver(config, strided, data).name == "PyTorch adjoint"
+    with pytest.raises(ValueError, match=r"The compiled engine does not apply: W is not contiguous\."):
+        make_solver(config, strided, data, "compiled")
+
+
+@needs_engine
+def test_a_training_takes_the_same_path_with_both_engines():
+    config = NetworkConfig(depth=12, width=8, dimension=5, samples=30, seed=4)
+    paths = [[record.loss for record in train(config, 0.02, 40, [0, 7, 40], engine=e)] for e in ("adjoint", "compiled")]
+    assert paths[0] == pytest.approx(paths[1], rel=1e-12)
+
+
+def test_without_the_engine_the_adjoint_trains(monkeypatch):
+    monkeypatch.setattr(engine, "load", lambda: (None, "the compiled engine is not built"))
+    config = NetworkConfig(depth=3, width=4, dimension=2, samples=5)
+    weights, data = initialise(config)
+    assert make_solver(config, weights, data).name == "PyTorch adjoint"
+    with pytest.raises(ValueError, match="does not apply: the compiled engine is not built"):
+        make_solver(config, weights, data, "compiled")
+
+
+def test_gradients_of_every_activation_are_those_of_autograd():
+    z = torch.linspace(-3, 3, 101, dtype=torch.float64).requires_grad_()
+    for activation in ACTIVATIONS.values():
+        (expected,) = torch.autograd.grad(activation.function(z).sum(), z)
+        torch.testing.assert_close(activation.derivative(z.detach()), expected, rtol=1e-13, atol=1e-15)
