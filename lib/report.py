@@ -1,0 +1,136 @@
+"""One HTML document from the executed notebooks of a profile, to read or to mail: ``make report``.
+
+Every picture is inside the file, no kernel is needed. Code is folded away; explorer cells, which need a kernel, are
+left out; links from one notebook to another lead to its section.
+"""
+
+import argparse
+import html
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+from traitlets.config import Config
+
+from lib import parameters, paths
+
+# The order of the paper, then of what goes beyond it; notebooks that are not listed come after these.
+ORDER = ("claims", "figure_1_left", "figure_1_right", "figure_2", "figure_3", "table_1", "figure_4")
+TEMPLATE = """
+{%- extends 'basic/index.html.j2' -%}
+{%- block input_group -%}
+<details class="code"><summary>code</summary>{{ super() }}</details>
+{%- endblock input_group -%}
+"""
+STYLE = """
+body { max-width: 52rem; margin: 0 auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; }
+nav { border: 1px solid #ddd; border-radius: 6px; padding: .5rem 1rem; margin: 1rem 0 2rem; }
+nav ol { columns: 2; padding-left: 1.2rem; margin: .3rem 0; }
+section { border-top: 2px solid #0072B2; margin-top: 3rem; }
+img { max-width: 100%; height: auto; }
+pre { overflow-x: auto; background: #f6f8fa; padding: .6rem; border-radius: 6px; font-size: .85rem; line-height: 1.35; }
+table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; }
+details.code > summary { color: #777; cursor: pointer; font-size: .8rem; }
+.jp-InputPrompt, .jp-OutputPrompt, .anchor-link, .prompt { display: none; }
+a { color: #0072B2; }
+"""
+MATHJAX = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"
+LINK = re.compile(r'href="(?P<target>[^"#:]+)"')
+
+
+def executed(profile: str) -> list[Path]:
+    """The executed notebooks of a profile, in reading order.
+
+    Raises FileNotFoundError, one sentence, where there is none.
+    """
+    folder = paths.BUILD / profile
+    known = set(parameters.figures())
+    found = {path.stem: path for path in sorted(folder.glob("*.ipynb")) if path.stem in known}
+    if not found:
+        raise FileNotFoundError(
+            f"No executed notebook of the profile {profile!r} is there: `make figures PROFILE={profile}` makes them."
+        )
+    first = [name for name in ORDER if name in found]
+    return [found[name] for name in first + [name for name in found if name not in first]]
+
+
+def title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
+    """The first heading of a notebook, without the #."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for line in cell.source.splitlines():
+                if line.startswith("# "):
+                    return line[2:].strip()
+    return otherwise
+
+
+def _exporter() -> HTMLExporter:
+    config = Config()
+    config.TagRemovePreprocessor.enabled = True
+    config.TagRemovePreprocessor.remove_cell_tags = {"explorer"}
+    config.HTMLExporter.preprocessors = ["nbconvert.preprocessors.TagRemovePreprocessor"]
+    return HTMLExporter(config=config, raw_template=TEMPLATE)
+
+
+def _with_inner_links(body: str, sections: Sequence[str]) -> str:
+    """Links to a notebook lead to its section; links to other files of the repository become plain text."""
+
+    def replaced(match: re.Match) -> str:
+        target = Path(match["target"])
+        if target.suffix == ".ipynb" and target.stem in sections:
+            return f'href="#{target.stem}"'
+        return f'title="{html.escape(match["target"])} in the repository"'
+
+    return LINK.sub(replaced, body)
+
+
+def render(profile: str) -> str:
+    """The document as text."""
+    exporter, sections, entries = _exporter(), [], []
+    files = executed(profile)
+    names = [path.stem for path in files]
+    for path in files:
+        notebook = nbformat.read(path, as_version=4)
+        body, _ = exporter.from_notebook_node(notebook)
+        sections.append(f'<section id="{path.stem}">\n{_with_inner_links(body, names)}\n</section>')
+        entries.append(f'<li><a href="#{path.stem}">{html.escape(title(notebook, path.stem))}</a></li>')
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            "<title>Implicit regularization of deep residual networks towards neural ODEs: report</title>",
+            f"<style>{STYLE}</style>",
+            '<script>window.MathJax = {tex: {inlineMath: [["$", "$"], ["\\\\(", "\\\\)"]]}};</script>',
+            f'<script async src="{MATHJAX}"></script>\n</head>\n<body>',
+            "<h1>Implicit regularization of deep residual networks towards neural ODEs</h1>",
+            "<p>The figures and tables of Marion, Wu, Sander and Biau (ICLR 2024), regenerated; the notebooks' code is "
+            f"folded under each step. Profile: {html.escape(profile)}.</p>",
+            f"<nav><ol>{''.join(entries)}</ol></nav>",
+            *sections,
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m lib.report [--profile paper]``: write the document and say where."""
+    parser = argparse.ArgumentParser(prog="python -m lib.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default=parameters.PAPER, help="whose executed notebooks (default: paper)")
+    profile = parser.parse_args(arguments).profile
+    try:
+        document = render(profile)
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
+    target = paths.BUILD / f"report-{profile}.html"
+    target.write_text(document, encoding="utf-8")
+    print(f"wrote {target.relative_to(paths.ROOT)} ({len(document.encode()) / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
