@@ -115,8 +115,11 @@ def long_time(ratios: Table, curves: Table, weights: Table, samples: int) -> Fig
         label, rows = _depth_label(depth), select(curves, depth=depth)
         loss.plot(rows["time"], rows["loss"], line, color=hue, label=label, linewidth=1.6)
         rows = select(weights, depth=depth)
-        style = {} if depth == LIMIT else {"drawstyle": "steps-mid", "linewidth": 0.9}
-        final.plot(rows["s"], rows["entry_V"], color=hue, label=label, **style)
+        if depth == LIMIT:
+            final.plot(rows["s"], rows["entry_V"], color=hue, label=label)
+        else:
+            edges = np.linspace(0, 1, depth + 1)
+            final.stairs(rows["entry_V"], edges, baseline=None, color=hue, label=label, linewidth=0.9)
     loss.set_xlabel("training time $t$")
     loss.set_title("loss")
     final.set_xlabel("$s=k/L$")

@@ -192,6 +192,18 @@ def test_configurations_without_such_a_limit_are_refused():
         limit.train(SMALL, 0.1, 5, [6])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_another_device_gives_the_same_limit():
+    record, expected = (trained(GENERAL, 20, tolerance=1e-8, device=device) for device in ("cuda", "cpu"))
+    assert record.loss == pytest.approx(expected.loss, rel=1e-10)
+    torch.testing.assert_close(record.ode.weights.V.cpu(), expected.ode.weights.V, rtol=1e-8, atol=1e-10)
+    network = expected.ode.network(9)
+    distances = expected.ode.distance_to_network(network)
+    assert record.ode.distance_to_network(network.to("cuda")) == pytest.approx(distances, rel=1e-8)
+    x = expected.solver.data.x
+    torch.testing.assert_close(record.ode(x).cpu(), expected.ode(x), rtol=1e-8, atol=1e-8)
+
+
 # --- Networks and their limit ---
 
 
