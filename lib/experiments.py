@@ -59,6 +59,11 @@ class SuccessiveDistanceConfig:
                 "to fit a slope over: lower it or add depths."
             )
 
+    @property
+    def steps(self) -> int:
+        """How many states are looked at."""
+        return self.iterations[-1]
+
 
 def successive_distance_steps(config: SuccessiveDistanceConfig) -> Iterator[dict[str, list]]:
     """The table of `successive_distance` so far, after each iteration (empty until the first training time)."""
@@ -78,7 +83,7 @@ def successive_distance_steps(config: SuccessiveDistanceConfig) -> Iterator[dict
 
 def successive_distance(config: SuccessiveDistanceConfig, progress: Progress = silent) -> dict[str, list]:
     """The table of ``figure_1_left.csv``: a row for each depth and each training time in ``iterations``."""
-    return _last(progress(successive_distance_steps(config), config.iterations[-1]))
+    return _last(progress(successive_distance_steps(config), config.steps))
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,11 @@ class LimitDistanceConfig:
     def recorded(self) -> list[int]:
         """The iterations t whose states are compared, the last one among them."""
         return sorted({*range(0, self.iterations, self.every), self.iterations - 1})
+
+    @property
+    def steps(self) -> int:
+        """How many states are looked at."""
+        return len(self.recorded)
 
 
 def _network_reference(config: LimitDistanceConfig) -> Iterable[Callable[[Record], tuple[float, float]]]:
@@ -171,7 +181,7 @@ def limit_distance_steps(config: LimitDistanceConfig) -> Iterator[dict[str, list
 
 def limit_distance(config: LimitDistanceConfig, progress: Progress = silent) -> dict[str, list]:
     """The table of ``figure_1_right.csv``: a row for each depth and each recorded iteration."""
-    return _last(progress(limit_distance_steps(config), len(config.recorded)))
+    return _last(progress(limit_distance_steps(config), config.steps))
 
 
 @dataclass(frozen=True)
@@ -223,6 +233,11 @@ class LongTimeConfig:
         """The iterations of which anything is kept."""
         return sorted({*self.weight_iterations, *self.loss_iterations})
 
+    @property
+    def steps(self) -> int:
+        """How many states are looked at."""
+        return len(self.kept)
+
 
 def entries(weights: Weights, row: int, column: int) -> tuple[list[float], list[float]]:
     """The entry (``row``, ``column``) of V_k: (m, q) and of W_k: (q, m) across the layers."""
@@ -251,7 +266,7 @@ def long_time_steps(config: LongTimeConfig) -> Iterator[tuple[dict[str, list], d
 
 def long_time(config: LongTimeConfig, progress: Progress = silent) -> tuple[dict[str, list], dict[str, list]]:
     """The tables of ``figure_2.csv`` and ``figure_2_weights.csv``."""
-    return _last(progress(long_time_steps(config), len(config.kept)))
+    return _last(progress(long_time_steps(config), config.steps))
 
 
 def mean_log_loss_rate(loss: dict[str, list], last: float = 0.5) -> float:
