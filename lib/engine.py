@@ -158,8 +158,8 @@ def _conv_stack_problem(module: ModuleType, h: Tensor, tensors: Mapping[str, Ten
     if h.dim() != 4 or h.numel() == 0:
         return f"the compiled convolutions take h of shape (n, C, H, W), and it has {tuple(h.shape)}"
     channels = h.shape[1]
-    if channels not in module.conv_stack_channels():
-        return f"the compiled convolutions take {module.conv_stack_channels()} channels, and h has {channels}"
+    if channels != module.CONV_CHANNELS:
+        return f"the compiled convolutions take {module.CONV_CHANNELS} channels, and h has {channels}"
     if h.numel() == channels and batch_norm:
         return "batch norm has a single value a channel"  # stock PyTorch raises in training
     depth = tensors["conv1.weight"].shape[0]

@@ -1,0 +1,252 @@
+// The residual layers of the convolutional network, forward and backward:
+//
+//     h_{k+1} = h_k + (1/L) bn2(conv2(s(bn1(conv1(h_k))))),   k = 0..L-1,   conv 3x3 with bias, padding 1,
+//
+// with bn1 and bn2 absent in the variant without batch norm. What makes it faster than a library call for each
+// operation: a pixel's channels fill a vector (layout: image, row, column, channel), and an image stays in the
+// cache while convolution, batch norm, activation and residual work on it. Names: x = h_k, z1 = conv1(x),
+// u = bn1(z1), a = s(u), z2 = conv2(a); dx is the gradient of the loss with respect to x, and so on.
+//
+// Threads share the images. Sums over images add first inside an image or a block of images, whose size does not
+// depend on the number of threads, then over them in order: any number of threads gives the same bits.
+#pragma once
+
+#include <cstdlib>
+#include <new>
+
+#include "conv_image.h"
+
+namespace conv {
+
+constexpr int IMAGES_A_BLOCK = 4;
+
+struct Problem {
+    int64_t depth, images;
+    Size size;
+    bool batch_norm, training;  // training: normalise by the batch's own statistics
+    bool keep;                  // keep x, z1 and z2 of all layers for the backward pass
+    int64_t activation;
+    double eps;
+    int threads;
+    int64_t blocks() const { return (images + IMAGES_A_BLOCK - 1) / IMAGES_A_BLOCK; }
+};
+
+// Parameters of one layer: both weights as (9 taps, C in, C out), then the vectors.
+struct alignas(64) Layer {
+    float weight1[9 * C * C], weight2[9 * C * C], bias1[C], bias2[C], gamma1[C], beta1[C], gamma2[C], beta2[C];
+};
+
+// Mean and variance that the two batch norms of one layer divide by.
+struct alignas(64) Statistics {
+    float mean1[C], variance1[C], mean2[C], variance2[C];
+};
+
+// Gradients of the parameters, stacked over the layers, in PyTorch's layout: weights (L, C out, C in, 9 taps).
+struct Gradients {
+    float *weight1, *bias1, *weight2, *bias2, *gamma1, *beta1, *gamma2, *beta2;
+};
+
+// Sums over one block of images for the gradients of the convolutions.
+struct alignas(64) Partial {
+    float weight1[9 * C * C], weight2[9 * C * C], bias1[C], bias2[C];
+};
+
+template <class T>
+class Buffer {  // `count` zeroed elements, aligned to a cache line
+    T* data;
+
+  public:
+    explicit Buffer(int64_t count) {
+        const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+        data = static_cast<T*>(std::aligned_alloc(64, bytes));
+        if (!data) throw std::bad_alloc();
+        std::memset(static_cast<void*>(data), 0, bytes);
+    }
+    ~Buffer() { std::free(data); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    operator T*() const { return data; }
+};
+
+// x: (L, n, H, W, C), or (1, ...) without `keep`, with x[0] given; z1, z2 alike (z2 with batch norm only); out: h_L.
+// In evaluation mode the statistics are given, in training mode they are found.
+inline void forward(const Problem& q, const Layer* layers, Statistics* statistics, float* x, float* z1, float* z2, float* out) {
+    const int64_t image = q.size.pixels() * C, n = q.images, stride = q.keep ? n * image : 0;
+    const float step = 1.0f / q.depth;
+    const bool batch = q.batch_norm && q.training;
+    const Activate activate = activate_function<false>(q.activation);
+    Buffer<float> moments1(n * 2 * C), moments2(n * 2 * C);
+#pragma omp parallel num_threads(q.threads)
+    {
+        Buffer<float> a(image), scratch(image);
+        for (int64_t k = 0; k < q.depth; k++) {
+            const Layer& layer = layers[k];
+            const float* xk = x + k * stride;
+            float* next = k + 1 == q.depth ? out : x + (k + 1) * stride;
+            const auto z1_of = [&](int64_t i) { return z1 + k * stride + i * image; };
+            const auto z2_of = [&](int64_t i) { return q.batch_norm ? z2 + k * stride + i * image : scratch; };
+            Norm norm1, norm2;
+
+            const auto first_convolution = [&](int64_t i) {
+                convolve(xk + i * image, q.size, layer.weight1, layer.bias1, z1_of(i));
+                if (batch) image_moments(z1_of(i), q.size, moments1 + i * 2 * C);
+            };
+            const auto second_convolution = [&](int64_t i) {
+                activate(z1_of(i), q.size, norm1.scale, norm1.shift, a, nullptr);
+                convolve(a, q.size, layer.weight2, layer.bias2, z2_of(i));
+                if (batch) image_moments(z2_of(i), q.size, moments2 + i * 2 * C);
+            };
+            const auto residual = [&](int64_t i) {
+                norm2.add_scaled(xk + i * image, step, z2_of(i), q.size, next + i * image);
+            };
+
+            if (batch) {  // each `omp for` ends with a barrier, unless it says nowait
+                Statistics found;
+#pragma omp for schedule(static)
+                for (int64_t i = 0; i < n; i++) first_convolution(i);
+                batch_moments(moments1, n, q.size, found.mean1, found.variance1);
+                norm1 = Norm(found.mean1, found.variance1, layer.gamma1, layer.beta1, q.eps);
+#pragma omp for schedule(static)
+                for (int64_t i = 0; i < n; i++) second_convolution(i);
+                batch_moments(moments2, n, q.size, found.mean2, found.variance2);
+                norm2 = Norm(found.mean2, found.variance2, layer.gamma2, layer.beta2, q.eps);
+#pragma omp single nowait
+                statistics[k] = found;
+#pragma omp for schedule(static) nowait
+                for (int64_t i = 0; i < n; i++) residual(i);
+            } else {
+                if (q.batch_norm) {
+                    const Statistics& s = statistics[k];
+                    norm1 = Norm(s.mean1, s.variance1, layer.gamma1, layer.beta1, q.eps);
+                    norm2 = Norm(s.mean2, s.variance2, layer.gamma2, layer.beta2, q.eps);
+                }
+#pragma omp for schedule(static) nowait
+                for (int64_t i = 0; i < n; i++) {
+                    first_convolution(i);
+                    second_convolution(i);
+                    residual(i);
+                }
+            }
+        }
+    }
+}
+
+// A weight for the gradient with respect to the input: input and output channels exchanged, taps in reverse.
+inline void flip(const float* weight, float* flipped) {
+    for (int tap = 0; tap < 9; tap++)
+        for (int in = 0; in < C; in++)
+            for (int out = 0; out < C; out++) flipped[((8 - tap) * C + out) * C + in] = weight[(tap * C + in) * C + out];
+}
+
+// Adds the blocks' sums in order: entries [first, first + LANE) of a weight, which go to PyTorch's layout.
+inline void reduce_weight(const Partial* partial, float (Partial::*weight)[9 * C * C], int64_t blocks, int64_t first, float* gradient) {
+    Vec sum{};
+    for (int64_t b = 0; b < blocks; b++) sum += load(partial[b].*weight + first);
+    const int64_t tap = first / (C * C), in = first / C % C, out = first % C;
+    for (int lane = 0; lane < LANE; lane++) gradient[((out + lane) * C + in) * 9 + tap] = sum[lane];
+}
+
+// g: dL/dh_L on entry, dL/dh_0 on return; the rest as the forward pass kept it.
+inline void backward(const Problem& q, const Layer* layers, const Statistics* statistics, const float* x, const float* z1,
+                   const float* z2, float* g, Gradients gradients) {
+    const int64_t image = q.size.pixels() * C, n = q.images, blocks = q.blocks();
+    const float step = 1.0f / q.depth;
+    const double share = q.training ? 1.0 / (double(n) * q.size.pixels()) : 0.0;  // turns sums into means
+    const Activate activate = activate_function<true>(q.activation);
+    Buffer<float> du(n * image), sums1(n * 2 * C), sums2(n * 2 * C), flipped(q.depth * 18 * C * C);
+    Buffer<Partial> partials(2 * blocks);  // two sets: one is summed up while the next layer fills the other
+#pragma omp parallel num_threads(q.threads)
+    {
+        Buffer<float> a(image), slope(image), dz2(image), dx(image);
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < q.depth; k++) {
+            flip(layers[k].weight1, flipped + k * 18 * C * C);
+            flip(layers[k].weight2, flipped + k * 18 * C * C + 9 * C * C);
+        }
+        for (int64_t k = q.depth - 1; k >= 0; k--) {
+            const Layer& layer = layers[k];
+            const int64_t kept = k * n * image;
+            const float *flipped1 = flipped + k * 18 * C * C, *flipped2 = flipped1 + 9 * C * C;
+            Partial* partial = partials + (k % 2) * blocks;
+            Norm norm1, norm2;
+            alignas(64) float sum1[2 * C], sum2[2 * C], mean1[2 * C], mean2[2 * C];
+            if (q.batch_norm) {
+                const Statistics& s = statistics[k];
+                norm1 = Norm(s.mean1, s.variance1, layer.gamma1, layer.beta1, q.eps);
+                norm2 = Norm(s.mean2, s.variance2, layer.gamma2, layer.beta2, q.eps);
+            }
+
+            const auto second_convolution = [&](int64_t i) {  // g -> dz2 -> da -> du
+                const float *gi = g + i * image, *z1i = z1 + kept + i * image;
+                float* dui = du + i * image;
+                Partial& sums = partial[i / IMAGES_A_BLOCK];
+                if (i % IMAGES_A_BLOCK == 0) std::memset(static_cast<void*>(&sums), 0, sizeof sums);
+                if (q.batch_norm)
+                    norm2.backward(gi, step, z2 + kept + i * image, mean2, q.size, dz2);
+                else
+                    for (int64_t p = 0; p < image; p++) dz2[p] = gi[p] * step;
+                add_pixels(dz2, q.size, sums.bias2);
+                activate(z1i, q.size, norm1.scale, norm1.shift, a, slope);
+                accumulate_weight_gradient(a, q.size, dz2, sums.weight2, q.batch_norm ? z1i + image : nullptr);
+                convolve(dz2, q.size, flipped2, nullptr, dui, x + kept + i * image);
+                for (int64_t p = 0; p < image; p++) dui[p] *= slope[p];
+                if (q.batch_norm) norm1.sums(dui, z1i, q.size, sums1 + i * 2 * C);
+            };
+            const auto first_convolution = [&](int64_t i) {  // du -> dz1 -> dx, added to g
+                float *dz1 = du + i * image, *gi = g + i * image;
+                Partial& sums = partial[i / IMAGES_A_BLOCK];
+                if (q.batch_norm) norm1.backward(dz1, 1, z1 + kept + i * image, mean1, q.size, dz1);
+                add_pixels(dz1, q.size, sums.bias1);
+                accumulate_weight_gradient(x + kept + i * image, q.size, dz1, sums.weight1);
+                convolve(dz1, q.size, flipped1, nullptr, dx, (k > 0 && q.batch_norm ? z2 : z1) + kept - (k > 0 ? n * image : 0) + i * image);
+                for (int64_t p = 0; p < image; p++) gi[p] += dx[p];
+            };
+            const auto each_image = [&](int64_t block, const auto& work) {
+                for (int64_t i = block * IMAGES_A_BLOCK; i < std::min(n, (block + 1) * IMAGES_A_BLOCK); i++) work(i);
+            };
+
+            if (q.batch_norm) {
+#pragma omp for schedule(static)
+                for (int64_t b = 0; b < blocks; b++)
+                    each_image(b, [&](int64_t i) { norm2.sums(g + i * image, z2 + kept + i * image, q.size, sums2 + i * 2 * C); });
+                batch_sums(sums2, n, step, sum2);
+                for (int c = 0; c < 2 * C; c++) mean2[c] = float(sum2[c] * share);
+#pragma omp for schedule(static)
+                for (int64_t b = 0; b < blocks; b++) each_image(b, second_convolution);
+                batch_sums(sums1, n, 1, sum1);
+                for (int c = 0; c < 2 * C; c++) mean1[c] = float(sum1[c] * share);
+#pragma omp for schedule(static)
+                for (int64_t b = 0; b < blocks; b++) each_image(b, first_convolution);
+            } else {
+#pragma omp for schedule(static)
+                for (int64_t b = 0; b < blocks; b++)
+                    each_image(b, [&](int64_t i) {
+                        second_convolution(i);
+                        first_convolution(i);
+                    });
+            }
+
+            // All images of this layer are done.
+#pragma omp for schedule(static) nowait
+            for (int64_t first = 0; first < 9 * C * C; first += LANE) {
+                reduce_weight(partial, &Partial::weight1, blocks, first, gradients.weight1 + k * 9 * C * C);
+                reduce_weight(partial, &Partial::weight2, blocks, first, gradients.weight2 + k * 9 * C * C);
+            }
+#pragma omp single nowait
+            for (int c = 0; c < C; c++) {
+                const int64_t kc = k * C + c;
+                gradients.bias1[kc] = gradients.bias2[kc] = 0;
+                for (int64_t b = 0; b < blocks; b++) {
+                    gradients.bias1[kc] += partial[b].bias1[c];
+                    gradients.bias2[kc] += partial[b].bias2[c];
+                }
+                if (q.batch_norm) {
+                    gradients.beta1[kc] = sum1[c], gradients.gamma1[kc] = sum1[C + c];
+                    gradients.beta2[kc] = sum2[c], gradients.gamma2[kc] = sum2[C + c];
+                }
+            }
+        }
+    }
+}
+
+}  // namespace conv
