@@ -1,7 +1,7 @@
 """Networks that differ in nothing but their depth, trained side by side: what `explore_depth` shows."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lib import checks
@@ -9,7 +9,7 @@ from lib.distances import Slope, SuccessiveDistance, fit_slope
 from lib.experiments import Progress, entries, silent
 from lib.network import NetworkConfig, Weights
 from lib.tables import from_rows
-from lib.training import lockstep, one_thread, train
+from lib.training import Divergence, lockstep, one_thread, train
 
 # Layers at most this far apart are equal up to rounding (of float64, for weights of order 1).
 ROUNDING = 1e-12
@@ -94,3 +94,32 @@ def growing_depths(config: DepthsConfig, progress: Progress = silent) -> DepthsS
     """The state of `depths_steps` after the last iteration."""
     with one_thread():
         return deque(progress(depths_steps(config), config.iterations + 1), maxlen=1).pop()
+
+
+@dataclass
+class Comparison:
+    """One or two networks side by side: their ``states``, and a ``sentence`` for each that diverged."""
+
+    states: list[DepthsState]
+    sentence: str = ""
+
+    @property
+    def iteration(self) -> int:
+        return max(state.iteration for state in self.states)
+
+
+def side_by_side(trainings: Sequence[Iterator[DepthsState]]) -> Iterator[Comparison]:
+    """Advance trainings in turns, one that diverges stays where it is; yields the same object after every turn."""
+    comparison = Comparison([next(training) for training in trainings])
+    yield comparison
+    going = dict(enumerate(trainings))
+    while going:
+        for number, training in list(going.items()):
+            try:
+                comparison.states[number] = next(training)
+            except StopIteration:
+                del going[number]
+            except Divergence as error:
+                del going[number]
+                comparison.sentence = f"{comparison.sentence} {error}".strip()
+            yield comparison

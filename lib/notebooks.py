@@ -33,8 +33,9 @@ from lib import parameters, paths
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-# The compiled engine computes what the PyTorch engine computes, so a result does not depend on it.
-NO_DEPENDENCY = ("engine",)
+# The compiled engine computes what the PyTorch engine computes, and explorers show what there is: no result depends on
+# them.
+NO_DEPENDENCY = ("engine", "explorers")
 TRACEBACK_LINES = 20
 # Errors whose sentence tells a reader everything: no traceback.
 SENTENCES = ("Divergence", "DataNotFoundError", "CheckpointError")

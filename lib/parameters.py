@@ -38,11 +38,12 @@ class WrongParameters(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line ``name: type = default`` of a parameters cell."""
+    """One line ``name: type = default  # words`` of a parameters cell."""
 
     name: str
     type: str
     default: Any
+    words: str = ""
 
 
 def names() -> list[str]:
@@ -99,7 +100,8 @@ def offered(name: str) -> dict[str, Parameter]:
         kind = kind.partition("[")[0]
         if kind not in TYPES:
             raise WrongParameters(f"{name}: {target.id} has the type {kind}, expected one of: {', '.join(TYPES)}.")
-        found[target.id] = Parameter(target.id, kind, default)
+        words = code(cells[0]).splitlines()[line.end_lineno - 1].partition("  # ")[2]
+        found[target.id] = Parameter(target.id, kind, default, words)
     seen = {parameter.name for parameter in PythonTranslator.inspect(cells[0])}
     if unseen := sorted(set(found) - seen):
         raise WrongParameters(

@@ -9,20 +9,27 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogFormatterSciNotation
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
+from lib.cifar import CLASSES
+from lib.cifar_training import CifarConfig
 from lib.depths import ROUNDING, DepthsState
 from lib.experiments import entries
 from lib.network import NetworkConfig
-from lib.plots import GREY, MARKERS, STYLE, depth_axis, minus
+from lib.plots import GREY, MARKERS, SEQUENTIAL, STYLE, VERMILION, depth_axis, minus
+from lib.trained import View
 
 # A hue for each of two networks that are compared, light for shallow, dark for deep.
 HUES = ("Blues", "Oranges")
 HUE_COLORS = ("#1B5E9E", "#C4500A")
+# A diverging network's last numbers are not drawn.
+TOO_LARGE = 1e30
 # A fixed layout, since one that follows the tick labels trembles.
 LIVE_STYLE = {**STYLE, "figure.constrained_layout.use": False, "axes.titlesize": 11, "axes.labelsize": 10}
 
@@ -87,16 +94,23 @@ def encode(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+# What parameters' values are called in pictures and menus, where it is not what they are.
+WORDS = {
+    "iid": "i.i.d.",
+    "gaussian-process": "Gaussian process",
+    "gelu": "GELU",
+    "relu": "ReLU",
+    "leaky_relu": "leaky ReLU",
+    "released": "released scaling",
+    "eq3": "scaling of eq. (3)",
+}
+
+
 def network_name(network: NetworkConfig) -> str:
     """What distinguishes networks in the explorer, in words: initialisation, activation, scaling."""
-    initialisation = {"iid": "i.i.d.", "gaussian-process": "Gaussian process"}.get(
-        network.initialisation, network.initialisation
+    return " · ".join(
+        WORDS.get(name, name) for name in (network.initialisation, network.activation, network.convention)
     )
-    activation = {"gelu": "GELU", "relu": "ReLU", "leaky_relu": "leaky ReLU"}.get(
-        network.activation, network.activation
-    )
-    scaling = {"released": "released scaling", "eq3": "scaling of eq. (3)"}[network.convention]
-    return f"{initialisation} · {activation} · {scaling}"
 
 
 def explore_depth(states: Sequence[DepthsState], row: int = 0, column: int = 0, figure: Figure | None = None) -> Figure:
@@ -157,6 +171,7 @@ def _explore_depth_axes(states: Sequence[DepthsState], row: int, column: int) ->
             panel.set_title(rf"$({Z}_k)_{{{row},{column}}}$")
             panel.set_xlabel(r"$s=k/L$")
             panel.set_xlim(0, 1.02)
+            panel.ticklabel_format(useOffset=False)
         left, right = axes[f"V{number}"].get_position(), axes[f"W{number}"].get_position()
         name = network_name(state.config.network)
         style = {"color": HUE_COLORS[number], "weight": "bold", "size": 11}
@@ -196,6 +211,8 @@ def bring(axes: Axes, key: object, x: Sequence[float], y: Sequence[float], **sty
     """Move the animated line of that key to the data, or draw it where there is none yet."""
     gid = f"line {key}"
     line = next((line for line in axes.lines if line.get_gid() == gid), None)
+    y = np.asarray(y, dtype=float)
+    y = np.where(np.abs(y) < TOO_LARGE, y, np.nan)
     if line is None:
         axes.plot(x, y, gid=gid, animated=True, **style)
     else:
@@ -215,8 +232,7 @@ def note(axes: Axes, number: int, text: str, color: str) -> None:
 def extent(values: Sequence[Sequence[float]], log: bool = False) -> tuple[float, float]:
     """Smallest and largest of the finite values (with ``log``, of the positive ones); (0, 0), or (1, 1), of none."""
     together = np.concatenate([np.asarray(value, dtype=float) for value in values])
-    # A diverging network's last numbers are no scale for a picture.
-    together = together[np.isfinite(together) & (np.abs(together) < 1e30)]
+    together = together[np.isfinite(together)]
     together = together[together > 0] if log else together
     return (float(together.min()), float(together.max())) if len(together) else (float(log), float(log))
 
@@ -235,9 +251,121 @@ def set_limits(axes: Axes, low: float, high: float, decades: float) -> None:
         low, high = math.log10(low), math.log10(high)
     if log and high - low < decades:
         low, high = (low + high - decades) / 2, (low + high + decades) / 2
-    elif high - low <= 1e-13 * abs(high):
+    elif high - low <= 2e-3 * abs(high):  # as good as constant, and no room for more digits
         low, high = low - (0.5 * abs(high) or 0.5), high + (0.5 * abs(high) or 0.5)
     margin = 0.08 * (high - low)
     step = 10 ** (math.floor(3 * math.log10((high - low) / 2)) / 3)  # three sizes a decade
     low, high = step * math.floor((low - margin) / step), step * math.ceil((high + margin) / step)
     axes.set_ylim(*((10**low, 10**high) if log else (low, high)))
+
+
+# --- Entries of trained convolutions ---------------------------------------------------------------------------------
+
+# Ratios of the histogram and the map: from far below any trained entry's to above that of independent layers, 2.
+RATIOS = (1e-4, 4.0)
+
+
+def trained_name(config: CifarConfig) -> str:
+    """A trained network in words: initialisation, activation, schedule and what else differs from the paper."""
+    parts = ["weight-tied" if config.smooth_init else "i.i.d.", WORDS.get(config.activation, config.activation)]
+    parts += ["" if config.batch_norm else "no batch norm", f"L = {config.depth}", f"{config.epochs} epochs"]
+    return " · ".join([*filter(None, parts), f"seed {config.seed}"])
+
+
+def explore_weights(views: Sequence[View], image: np.ndarray | None = None, caption: str = "") -> Figure:
+    """One entry of the convolutions of one or two trained networks, and all entries by their smoothness.
+
+    Above, the entry across the layers; in the middle, the von Neumann ratio of every entry as a map over kernels
+    (out channel down, in channel across, each a block of 3 x 3) and as a histogram; below, the path of the hidden
+    states of ``image`` (32, 32, 3) in the plane of its two principal axes, or ``caption`` where there is no image.
+    """
+    with mpl.rc_context(LIVE_STYLE | {"axes.titlesize": 10}):
+        two = len(views) > 1
+        figure = Figure(figsize=(9.6, 7.6))
+        axes = figure.subplot_mosaic(
+            [
+                ["curve0"] * 3 + ["curve1"] * 3 if two else ["curve0"] * 6,
+                ["map0", "map0", "map1", "map1"] + ["histogram"] * 2 if two else ["map0"] * 3 + ["histogram"] * 3,
+                ["path0", "path0", "path1", "path1"] + ["image"] * 2 if two else ["path0"] * 3 + ["image"] * 3,
+            ],
+            height_ratios=[1, 1.25, 1],
+        )
+        figure.subplots_adjust(left=0.085, right=0.985, bottom=0.06, top=0.89, wspace=0.8, hspace=0.45)
+        out, into, row, column = views[0].entry
+        name = f"{views[0].convolution}: out channel {out}, in channel {into}, row {row}, column {column} of the kernel"
+        figure.suptitle(name, fontsize=11, y=0.975)
+        for number, view in enumerate(views):
+            _entry_curve(axes[f"curve{number}"], view, number)
+            _ratio_map(axes[f"map{number}"], view, number)
+            _image_path(axes[f"path{number}"], view, number)
+        _ratio_histogram(axes["histogram"], views)
+        axes["image"].set_axis_off()
+        if image is not None:
+            axes["image"].imshow(image, interpolation="nearest")
+        axes["image"].set_title(caption, wrap=True)
+    return figure
+
+
+def _entry_curve(axes: Axes, view: View, number: int) -> None:
+    axes.plot(np.arange(1, len(view.curve) + 1), view.curve, color=HUE_COLORS[number], linewidth=1.2)
+    axes.set_title(trained_name(view.config), color=HUE_COLORS[number], weight="bold")
+    axes.set_xlabel("layer $k$")
+
+
+def _ratio_map(axes: Axes, view: View, number: int) -> None:
+    out, into, *kernel = view.ratios.shape
+    picture = view.ratios.transpose(0, 2, 1, 3).reshape(out * kernel[0], into * kernel[1])
+    norm = LogNorm(*RATIOS, clip=True)
+    axes.imshow(picture, norm=norm, cmap=SEQUENTIAL, interpolation="nearest", extent=(0, into, out, 0))
+    for panel_axis, count in ((axes.xaxis, into), (axes.yaxis, out)):
+        panel_axis.set_ticks(
+            [place + 0.5 for place in range(0, count, 5)], [str(place) for place in range(0, count, 5)]
+        )
+        panel_axis.set_tick_params(length=0)
+    axes.vlines(range(1, into), 0, out, color="white", linewidth=0.4)
+    axes.hlines(range(1, out), 0, into, color="white", linewidth=0.4)
+    o, i, row, column = view.entry
+    corner = (i + column / kernel[1], o + row / kernel[0])
+    axes.add_patch(Rectangle(corner, 1 / kernel[1], 1 / kernel[0], fill=False, color=VERMILION, linewidth=2))
+    axes.set_title("smoothness of every entry", color=HUE_COLORS[number])
+    axes.set_xlabel("in channel")
+    axes.set_ylabel("out channel")
+
+
+def _ratio_histogram(axes: Axes, views: Sequence[View]) -> None:
+    edges = np.geomspace(*RATIOS, 60)
+    for number, view in enumerate(views):
+        counts, _ = np.histogram(np.clip(view.ratios[np.isfinite(view.ratios)], *RATIOS), edges)
+        axes.stairs(counts, edges, fill=True, color=HUE_COLORS[number], alpha=0.6)
+        ratio = view.ratios[view.entry]
+        if np.isfinite(ratio):
+            axes.plot(np.clip(ratio, *RATIOS), 0, marker="^", color=HUE_COLORS[number], markersize=9, clip_on=False)
+    axes.axvline(2, color=GREY, linestyle=":", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlim(*RATIOS)
+    strip = axes.inset_axes([0, 1.01, 1, 0.04])  # the colours of the map
+    strip.pcolormesh(edges, [0, 1], np.sqrt(edges[1:] * edges[:-1])[None], norm=LogNorm(*RATIOS), cmap=SEQUENTIAL)
+    strip.set_xscale("log")
+    strip.set_xlim(*RATIOS)
+    strip.set_axis_off()
+    axes.set_title("von Neumann ratio of the entries", pad=12)
+    axes.set_xlabel("smooth  ←  → independent (2)")
+    axes.set_ylabel("entries")
+
+
+def _image_path(axes: Axes, view: View, number: int) -> None:
+    if view.path is None:
+        axes.set_axis_off()
+        return
+    points = view.path.points
+    colors = hue(number, len(points))
+    axes.add_collection(LineCollection(np.stack([points[:-1], points[1:]], axis=1), colors=colors[1:], linewidths=2))
+    for place, name in ((0, "$h_0$"), (-1, "$h_L$")):
+        axes.plot(*points[place], "o", color=colors[place], markersize=6)
+        axes.annotate(name, points[place], xytext=(6, 6), textcoords="offset points", size=10)
+    axes.margins(0.15)
+    seen = CLASSES[int(view.path.logits.argmax())]
+    axes.set_title(f"the image's path, seen as {seen}", color=HUE_COLORS[number])
+    first, second = view.path.shares
+    axes.set_xlabel(f"first principal axis ({first:.1%})")
+    axes.set_ylabel(f"second ({second:.1%})")

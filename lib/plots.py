@@ -149,7 +149,7 @@ def figure_1_left(table: tables.Table, slope_from: int = 16) -> Figure:
     times = [t for t in np.unique(columns["iterations"]) if aggregate[columns["iterations"] == t].max() > 0]
     depths = np.unique(columns["depth"])
     figure, axes = panels(2)
-    color, mappable = color_scale(times)
+    color, mappable = color_scale(times or [0])
     quantities = (
         (columns["max_distance"], r"$\max_{k,\,t}\;\|Z_{k+1}(t)-Z_k(t)\|_F$", "the paper's quantity", -1.0),
         (aggregate, r"$\left(\sum_{t,\,k}\;\|\Delta_k(t)\|_F^2\right)^{1/2}$", "the released aggregate", -0.5),
