@@ -1,0 +1,214 @@
+"""The compiled engine: its build, and the residual layers of the convolutional network against float64 autograd."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from lib import engine, paths
+from lib.activations import ACTIVATIONS
+from lib.convnet import ConvNetConfig, ConvResNet, ResidualLayers
+
+module, reason = engine.load()
+needs_engine = pytest.mark.skipif(module is None, reason=reason)
+VARIANTS = {"training": (True, True), "evaluation": (True, False), "no batch norm": (False, True)}
+
+
+def perturbed_layers(variant: str, activation: str = "gelu", depth: int = 8) -> ResidualLayers:
+    """Layers in float32 with every parameter and running statistic away from its special initial value."""
+    batch_norm, training = VARIANTS[variant]
+    config = ConvNetConfig(depth=depth, activation=activation, batch_norm=batch_norm, smooth_init=False)
+    layers = ConvResNet(config).residual_layers.train(training)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        for name, buffer in layers.named_buffers():
+            if name.endswith("mean"):
+                buffer.normal_(generator=generator)
+            elif name.endswith("var"):
+                buffer.uniform_(0.5, 2, generator=generator)
+    return layers
+
+
+def images(n: int = 5, height: int = 10, width: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """h_0 and the weights of a scalar function of h_L."""
+    generator = torch.Generator().manual_seed(2)
+    return tuple(torch.randn(n, 16, height, width, generator=generator) for _ in range(2))
+
+
+def compiled(layers: ResidualLayers, h: torch.Tensor) -> torch.Tensor:
+    tensors = {name: layers.stacked(name) for name in layers.names()}
+    return engine.conv_stack(h, tensors, layers.activation, training=layers.training)
+
+
+def results(layers: ResidualLayers, run, h: torch.Tensor, w: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Output, gradients of the sum of w h_L, running statistics."""
+    h = h.clone().requires_grad_()
+    out = run(layers, h)
+    (w * out).sum().backward()
+    gradients = {f"d {name}": parameter.grad for name, parameter in layers.named_parameters()}
+    return {"h_L": out.detach(), "d h_0": h.grad, **gradients, **dict(layers.named_buffers())}
+
+
+def stock(layers: ResidualLayers, h: torch.Tensor) -> torch.Tensor:
+    return list(layers.states(h))[-1]
+
+
+def assert_close(found: dict, expected: dict, variant: str, tolerance: float = 2e-6) -> None:
+    # In training the loss does not depend on a bias before batch norm: what is left is rounding.
+    scale = {f"d {c}_bias": expected[f"d {c}_weight"].norm() for c in ("conv1", "conv2") if variant == "training"}
+    for name, value in expected.items():
+        error = (found[name] - value).double().norm() / scale.get(name, value.double().norm()).clamp(min=1e-30)
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
+@needs_engine
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_results_and_gradients_are_those_of_float64_autograd(activation, variant):
+    layers = perturbed_layers(variant, activation)
+    h, w = images()
+    expected = results(copy.deepcopy(layers).double(), stock, h.double(), w.double())
+    assert_close(results(layers, compiled, h, w), expected, variant)
+
+
+@needs_engine
+@pytest.mark.parametrize("shape", [(16, 10, 10), (1, 3, 2), (2, 1, 13), (3, 5, 1), (1, 9, 31)])
+def test_any_number_of_images_of_any_size(shape):
+    for variant in VARIANTS:
+        layers = perturbed_layers(variant, depth=3)
+        h, w = images(*shape)
+        expected = results(copy.deepcopy(layers).double(), stock, h.double(), w.double())
+        assert_close(results(layers, compiled, h, w), expected, variant, 4e-6)
+
+
+@needs_engine
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_number_of_threads_changes_no_bit(variant):
+    layers = perturbed_layers(variant)
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results(copy.deepcopy(layers), compiled, *images(n=11)))
+    finally:
+        torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in found[0])
+
+
+@needs_engine
+def test_without_gradients_the_same_output_and_running_statistics():
+    for variant in VARIANTS:
+        layers = perturbed_layers(variant)
+        expected = results(copy.deepcopy(layers), compiled, *images())
+        with torch.no_grad():
+            out = compiled(layers, images()[0])
+        assert not out.requires_grad
+        assert torch.equal(out, expected["h_L"])
+        assert all(torch.equal(buffer, expected[name]) for name, buffer in layers.named_buffers())
+
+
+@needs_engine
+def test_frozen_parameters_and_a_graph_used_twice():
+    layers = perturbed_layers("training")
+    h, w = images()
+    expected = results(copy.deepcopy(layers), compiled, h, w)
+    layers.conv1_weight.requires_grad_(False)
+    loss = (w * compiled(layers, h)).sum()  # h_0 takes no gradient here
+    loss.backward(retain_graph=True)
+    compiled(copy.deepcopy(layers), h)  # another pass must not touch what the first one kept
+    loss.backward()
+    assert layers.conv1_weight.grad is None
+    assert torch.equal(layers.conv2_weight.grad, 2 * expected["d conv2_weight"])
+    loss = (w.requires_grad_() * compiled(layers, h)).sum()
+    gradient = torch.autograd.grad(loss, layers.conv2_weight, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@needs_engine
+def test_the_network_trains_alike_with_and_without_the_engine(monkeypatch):
+    def steps() -> tuple[str, list[torch.Tensor]]:
+        network = ConvResNet(ConvNetConfig(depth=4))
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.04, momentum=0.9)
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(3):
+            logits = network(torch.randn(4, 3, 32, 32, generator=generator))
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(logits, torch.tensor([0, 3, 5, 9])).backward()
+            optimiser.step()
+        return network.engine, list(network.state_dict().values())
+
+    name, found = steps()
+    monkeypatch.setattr(engine, "load", lambda: (None, "switched off here"))
+    fallback, expected = steps()
+    assert (name, fallback) == ("compiled", "pytorch")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@needs_engine
+def test_what_the_engine_does_not_take_is_said_in_words():
+    layers = perturbed_layers("training", depth=2)
+    tensors = {name: layers.stacked(name) for name in layers.names()}
+    h, _ = images(2)
+
+    def reason(h=h, activation="gelu", **changed) -> str:
+        answer = engine.conv_stack_available(h, tensors | changed, activation)
+        assert not answer
+        return answer.reason
+
+    assert engine.conv_stack_available(h, tensors, "gelu")
+    assert "float64" in reason(h.double())
+    assert "h has 8" in reason(h[:, :8])
+    assert "'sine'" in reason(activation="sine")
+    assert "meta" in reason(h.to("meta"))
+    assert "(2, 16, 16, 3, 3)" in reason(**{"conv2.weight": torch.zeros(2, 16, 16, 5, 5)})
+    assert "single value" in reason(h[:1, :, :1, :1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast" in reason()
+    del tensors["bn2.running_var"]
+    assert "bn2.running_var" in reason()
+    with pytest.raises(ValueError, match=r"do not apply: .* needs the tensor bn2.running_var\."):
+        engine.conv_stack(h, tensors, "gelu")
+
+
+def test_lib_engine_off_switches_it_off(monkeypatch):
+    monkeypatch.setenv("LIB_ENGINE", "off")
+    engine.load.cache_clear()
+    try:
+        assert engine.report() == "engine: PyTorch, since LIB_ENGINE switches the compiled engine off"
+    finally:
+        engine.load.cache_clear()
+
+
+def test_a_changed_source_has_another_name_so_a_stale_build_is_not_loaded(monkeypatch, tmp_path):
+    before = engine.path()
+    shutil.copytree(paths.CSRC, tmp_path / "csrc")
+    monkeypatch.setattr(paths, "CSRC", tmp_path / "csrc")
+    monkeypatch.delenv("LIB_ENGINE", raising=False)
+    assert engine.path() == before
+    with open(tmp_path / "csrc" / "vector.h", "a") as file:
+        file.write("// changed\n")
+    assert engine.path() != before
+    engine.load.cache_clear()
+    try:
+        assert engine.load()[0] is None
+        assert "not built for this machine and these sources" in engine.report()
+    finally:
+        engine.load.cache_clear()
+
+
+def test_without_a_compiler_the_build_says_so_and_succeeds(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    engine.load.cache_clear()
+    try:
+        assert engine.main(["build"]) == 0
+    finally:
+        engine.load.cache_clear()
+    assert "no C++ compiler was found (looked for 'no-such-compiler'" in (out := capsys.readouterr().out)
+    assert "Everything works without it" in out
