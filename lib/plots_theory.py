@@ -198,8 +198,8 @@ def relu_counterexample(table: Table, weights: Table) -> Figure:
         if name == "relu":
             star = select(table, activation=name, depth=rows["depth"][0], factor=rows["factor"][0])["limit_weight"][0]
             panel.axhline(star, color=GREY, linestyle="--", linewidth=1, zorder=0)
-            panel.annotate("$w^*$", (0.02, star), (0, -11), xycoords=("axes fraction", "data"),
-                           textcoords="offset points")  # fmt: skip
+            panel.set_ylim(top=1.15 * star)
+            panel.annotate("$w^*$", (0.5, star), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points")
             limits = panel.get_ylim()
     for panel in axes[: len(names)]:
         panel.set_ylim(limits)

@@ -79,7 +79,7 @@ def neural_ode(config: NeuralODEConfig, progress: Progress = silent) -> tuple[di
       network's (nan but for the last iteration): this knows nothing of `lib.limit`.
 
     The second table holds the first coordinate of five hidden states over s at the end, for the limit and the
-    two smallest depths: columns depth, s, input, value.
+    second and fourth depth: columns depth, s, input, value.
     """
     x = config.draw_inputs()
     reference = limit.train(
@@ -101,7 +101,7 @@ def neural_ode(config: NeuralODEConfig, progress: Progress = silent) -> tuple[di
     few = x[:5]
     fine = torch.linspace(0, 1, 101, dtype=torch.float64)
     shown = [(LIMIT, fine, ode.hidden_states(few, fine))]
-    for depth, grid, other in list(zip(config.depths, grids, records, strict=True))[:2]:
+    for depth, grid, other in list(zip(config.depths, grids, records, strict=True))[1:4:2]:
         shown.append((depth, grid, hidden_states(config.network.at_depth(depth), other.weights, few)))
     trajectories = [
         {"depth": depth, "s": float(s), "input": number, "value": float(value)}

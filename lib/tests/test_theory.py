@@ -52,12 +52,12 @@ def test_networks_start_on_the_neural_ode(neural_ode):
 
 def test_shown_states_start_at_the_inputs_and_reach_the_outputs(neural_ode):
     errors, states = neural_ode
-    assert sorted(set(states["depth"])) == [theory.LIMIT, 8, 16]
+    assert sorted(set(states["depth"])) == [theory.LIMIT, 16, 64]
     for number in range(5):
         at_zero = select(states, input=number, s=0.0)["value"]
         assert at_zero == pytest.approx([at_zero[0]] * 3, abs=1e-12)
         limit_end, *ends = select(states, input=number, s=1.0)["value"]
-        for depth, end in zip((8, 16), ends, strict=True):
+        for depth, end in zip((16, 64), ends, strict=True):
             assert abs(end - limit_end) <= select(errors, iteration=20, depth=depth)["output"][0] + 1e-9
 
 
