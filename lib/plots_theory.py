@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from lib.distances import fit_slope
-from lib.plots import COLORS, GREY, MARKERS, ORANGE, SKY, color_scale, depth_axis, panels, rate_line, styled
+from lib.plots import COLORS, GREY, MARKERS, ORANGE, SKY, color_scale, depth_axis, minus, panels, rate_line, styled
 from lib.tables import Table, select
 from lib.theory import LIMIT
 
@@ -266,21 +266,29 @@ def clipping(table: Table) -> Figure:
 
 
 @styled
-def claims(table: Table) -> Figure:
-    """The claims on rates: fitted slopes in L with their 95 % intervals beside the claimed ones.
+def claims(table: Table, within: float) -> Figure:
+    """The claims on rates: how far the fitted slopes in L are from the claimed ones, with 95 % intervals.
 
-    ``table`` has the columns of ``claims.csv``; rows without a slope are left out.
+    ``table`` has the columns of ``claims.csv``; rows without a slope are left out. The band is +- ``within``.
     """
     keep = np.isfinite(np.asarray(table["slope"], dtype=float))
     rows = {name: np.asarray(column)[keep] for name, column in table.items()}
-    figure, axes = panels(1, height=0.6 + 0.24 * keep.sum())
+    figure, axes = panels(1, height=0.6 + 0.2 * keep.sum())
     places = np.arange(keep.sum())[::-1]
     reach = [rows["slope"] - rows["low"], rows["high"] - rows["slope"]]
-    axes.plot(rows["expected"], places, "|", color=GREY, markersize=11, markeredgewidth=3, label="claimed", zorder=1)
-    axes.errorbar(rows["slope"], places, xerr=reach, fmt="o", color=COLORS[0], capsize=2, linewidth=1, label="measured")
+    axes.axvspan(-within, within, color="#E8EEF4", zorder=0)
+    axes.axvline(0, color=GREY, linewidth=1, zorder=1)
+    axes.errorbar(
+        rows["slope"] - rows["expected"], places, xerr=reach, fmt="o", color=COLORS[0], capsize=2, linewidth=1
+    )
     labels = [f"{statement} ({where})" for statement, where in zip(rows["statement"], rows["where"], strict=True)]
     axes.set_yticks(places, labels, fontsize=7)
+    for place, expected in zip(places, rows["expected"], strict=True):
+        text = minus(expected, 0) if expected else "0"
+        axes.annotate(text, (1.04, place), xycoords=("axes fraction", "data"), va="center", ha="center", fontsize=7)
+    axes.annotate("claimed", (1.04, len(places) - 0.2), xycoords=("axes fraction", "data"), ha="center", fontsize=7)
     axes.set_ylim(-0.7, len(places) - 0.3)
-    axes.set_xlabel("slope in $L$ (log-log), 95 % interval")
-    figure.legend(loc="outside upper right", ncols=2)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1.25 * within), max(high, 1.25 * within))
+    axes.set_xlabel("measured − claimed, 95 % interval")
     return figure

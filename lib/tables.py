@@ -64,9 +64,9 @@ def select(table: Table, **values: Any) -> dict[str, np.ndarray]:
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown, entries as `str` shows them."""
+    """The table in Markdown, entries as `str` shows them (a bar in an entry is escaped)."""
     lines = [table, ["---"] * len(table), *zip(*table.values(), strict=True)]
-    return "\n".join("| " + " | ".join(str(entry) for entry in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(str(entry).replace("|", r"\|") for entry in line) + " |" for line in lines)
 
 
 def latex(table: Table) -> str:
@@ -81,8 +81,7 @@ def latex(table: Table) -> str:
     body = "\n".join(row(entries) for entries in zip(*table.values(), strict=True))
     columns = "l" * len(table)
     return (
-        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{row(table)}\n\\midrule\n{body}\n"
-        "\\bottomrule\n\\end{tabular}"
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{row(table)}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}"
     )
 
 
