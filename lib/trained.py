@@ -1,9 +1,9 @@
 """Trained convolutional networks seen entry by entry: across the layers, by smoothness, and along an image's path."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,14 +11,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import checkpoints, checks, cifar, cifar_results, paths
+from lib import checkpoints, checks, cifar, cifar_results, paths, tables
 from lib.checkpoints import Checkpoint
 from lib.cifar_training import CifarConfig
 from lib.distances import von_neumann_ratios
+from lib.records import CONVOLUTIONS
 
 Entry = tuple[int, int, int, int]  # out channel, in channel, row and column of the kernel
-# How an entry can be chosen.
-CHOICES = ("index", "random", "roughest", "smoothest")
+HOW = ("random", "roughest", "smoothest", "index")
+
+
+NOTHING_TRAINED = "There is no trained network in checkpoints/ yet: make train trains one, make help says more."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which curve to look at: a ``convolution`` ("conv1" or "conv2"), and an entry of it,
+
+    - ``how`` "random": the one that ``seed`` draws, as Figure 3 does with its ``entry_seed``;
+    - "roughest", "smoothest": by the von Neumann ratio in the first of the networks;
+    - "index": the one at ``index``.
+
+    ``image`` is the number of the test image whose path is followed.
+    """
+
+    convolution: str = "conv1"
+    how: str = "random"
+    seed: int = 0
+    image: int = 7
+    index: Entry = (0, 0, 0, 0)
+
+    def __post_init__(self) -> None:
+        checks.choice("convolution", self.convolution, CONVOLUTIONS)
+        checks.choice("how", self.how, HOW)
+        checks.positive_int("seed", self.seed, least=0)
+        checks.positive_int("image", self.image, least=0)
+        for place in self.index:
+            checks.positive_int("an index of the entry", place, least=0)
 
 
 def find(folder: Path | None = None) -> dict[Path, CifarConfig]:
@@ -74,22 +103,20 @@ class Trained:
             self._ratios[convolution] = von_neumann_ratios(self.weights(convolution)).numpy()
         return self._ratios[convolution]
 
-    def entry(self, convolution: str, how: str, index: Entry = (0, 0, 0, 0), seed: int = 0) -> Entry:
-        """An entry by its ``index``, at "random" from ``seed`` (as Figure 3 draws it), the "roughest" or "smoothest".
-
-        Raises ValueError where the index is not one of the convolution's, or where no entry varies with depth.
-        """
-        checks.choice("entry", how, CHOICES)
-        ratios = self.ratios(convolution)
-        if how == "index":
-            if any(not 0 <= place < size for place, size in zip(index, ratios.shape, strict=True)):
-                raise ValueError(f"The entry is {index}, expected indices below {ratios.shape}, the weight's shape.")
-            return index
-        if how == "random":
-            return cifar_results.draw_entries(seed, channels=len(ratios))[convolution]
+    def entry(self, choice: Choice) -> Entry:
+        """The chosen entry. Raises ValueError where the convolution has no such entry, or none that varies."""
+        ratios = self.ratios(choice.convolution)
+        if choice.how == "index":
+            if any(place >= size for place, size in zip(choice.index, ratios.shape, strict=True)):
+                raise ValueError(
+                    f"The entry is {choice.index}, expected indices below the weight's shape {ratios.shape}."
+                )
+            return choice.index
+        if choice.how == "random":
+            return cifar_results.draw_entries(choice.seed, channels=len(ratios))[choice.convolution]
         if np.isnan(ratios).all():
-            raise ValueError("No entry varies with depth, so that none is the roughest: all layers are equal.")
-        extreme = np.nanargmax(ratios) if how == "roughest" else np.nanargmin(ratios)
+            raise ValueError("All layers are equal, so that no entry is the roughest: choose one by its index.")
+        extreme = np.nanargmax(ratios) if choice.how == "roughest" else np.nanargmin(ratios)
         return tuple(int(place) for place in np.unravel_index(extreme, ratios.shape))
 
     @torch.no_grad()
@@ -100,11 +127,6 @@ class Trained:
             states = network.hidden_states(cifar.normalise(images.pixels[number : number + 1]))[:, 0]
             self._paths[number] = ImagePath(*principal_plane(states.flatten(1)), network.head(states[-1:])[0].numpy())
         return self._paths[number]
-
-    def view(self, convolution: str, entry: Entry, path: ImagePath | None = None) -> View:
-        """One entry, ready to be drawn."""
-        curve = self.weights(convolution)[(slice(None), *entry)].numpy()
-        return View(self.config, convolution, entry, curve, self.ratios(convolution), path)
 
 
 @lru_cache(maxsize=4)
@@ -141,12 +163,52 @@ class Browsing:
 
     networks: list[Trained]
     images: cifar.Images | None = None
-    sentence: str = ""
+    sentence: str = "The images are being read."
+
+    def views(self, choice: Choice) -> list[View]:
+        """The same entry of every network, ready to be drawn."""
+        entry, name = self.networks[0].entry(choice), choice.convolution
+        views = []
+        for network in self.networks:
+            network.entry(replace(choice, how="index", index=entry))  # a smaller network may not have it
+            path = network.path(self.images, choice.image) if self._has(choice) else None
+            curve = network.weights(name)[(slice(None), *entry)].numpy()
+            views.append(View(network.config, name, entry, curve, network.ratios(name), path))
+        return views
+
+    def image(self, choice: Choice) -> tuple[np.ndarray | None, str]:
+        """The image (32, 32, 3) and its caption, or None and a sentence."""
+        if not self._has(choice):
+            return None, self.sentence or f"There is no test image {choice.image}: they end at {len(self.images) - 1}."
+        label = cifar.CLASSES[int(self.images.labels[choice.image])]
+        pixels = self.images.pixels[choice.image].permute(1, 2, 0).numpy()
+        return pixels, f"test image {choice.image}: {label}"
+
+    def _has(self, choice: Choice) -> bool:
+        return self.images is not None and choice.image < len(self.images)
+
+    def table(self, choice: Choice) -> dict[str, list]:
+        """The curves as a table: run, convolution, entry, ratio, layer, value."""
+        rows = []
+        for view in self.views(choice):
+            entry = dict(zip(("out", "in", "row", "column"), view.entry, strict=True))
+            ratio = float(view.ratios[view.entry])
+            run = {"run": view.config.name, "convolution": view.convolution, **entry, "von_neumann": ratio}
+            rows += [{**run, "layer": layer, "value": float(w)} for layer, w in enumerate(view.curve, start=1)]
+        return tables.from_rows(rows)
+
+
+def one_of_each(found: Mapping[Path, CifarConfig]) -> list[Path]:
+    """The first weight-tied network of these and the first i.i.d. one, as far as there are such."""
+    firsts = [
+        next((path for path, config in found.items() if config.smooth_init == tied), None) for tied in (True, False)
+    ]
+    return [path for path in firsts if path is not None]
 
 
 def browse(files: Sequence[Path]) -> Iterator[Browsing | None]:
     """First the networks of these checkpoints; then, since reading takes a while, None until the images are there."""
-    browsing = Browsing([load(path) for path in files], sentence="the images are being read")
+    browsing = Browsing([load(path) for path in files])
     yield browsing
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(test_images)

@@ -1,0 +1,173 @@
+"""Runs that advance by themselves while the notebook goes on answering: in slices of the kernel's event loop."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lib.experiments import Progress
+from lib.training import one_thread
+
+SLICE = 0.03  # seconds of work between two chances for a button to answer
+PAUSE = 0.005  # seconds left to the kernel after each slice
+# What values that cannot be, divergence and missing files raise: errors whose text is a sentence for the reader.
+SENTENCES = (ValueError, TypeError, ArithmeticError, FileNotFoundError)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Something that takes steps: an iterator of ``states``, one a step (None: nothing new yet).
+
+    ``done`` says how many of ``total`` steps are behind a state, ``warning`` a sentence where there is one.
+    """
+
+    states: Iterator[Any]
+    total: int = 1
+    done: Callable[[Any], int] = lambda state: 0
+    warning: Callable[[Any], str] = lambda state: ""
+
+
+class Live:
+    """A run that starts and stops; of all that there are, at most one advances.
+
+    ``news`` is called after a slice with a new ``state``, ``halted`` once the run stands still, by itself or stopped,
+    ``say`` with the sentence of an error.
+    """
+
+    _advancing: ClassVar["Live | None"] = None
+
+    def __init__(self, news: Callable[[], None], halted: Callable[[], None], say: Callable[[str], None]) -> None:
+        self._news, self._halted, self._say = news, halted, say
+        self._task: asyncio.Task | None = None
+        self.run, self.state, self.finished = Run(iter(())), None, True
+
+    @property
+    def running(self) -> bool:
+        """Whether it advances by itself."""
+        return self._task is not None
+
+    def begin(self, make: Callable[[], Run], first: Any = None) -> bool:
+        """Put a new run in place of this one and take its first state (or ``first``, which is no step of it); returns
+        whether there is a new state to show."""
+        self._leave()
+        getattr(self.run.states, "close", lambda: None)()
+        try:
+            self.run = make()
+            state = next(self.run.states) if first is None else first
+        except SENTENCES as error:
+            self.run, self.finished = Run(iter(())), True
+            self._say(str(error))
+            return False
+        self.finished = False
+        self.state = self.state if state is None else state
+        return state is not None
+
+    def start(self) -> None:
+        """Advance from now on. Needs a running event loop."""
+        if self.running or self.finished:
+            return
+        Live.stop_all()
+        self._task, Live._advancing = asyncio.get_running_loop().create_task(self._go()), self
+
+    def stop(self) -> None:
+        """Stand still; `start` goes on from there."""
+        if self.running:
+            self._leave()
+            self._halted()
+
+    @classmethod
+    def stop_all(cls) -> None:
+        """Stop whichever advances: that of a cell that is run again, or another explorer's."""
+        if cls._advancing is not None:
+            cls._advancing.stop()
+
+    def _leave(self) -> None:
+        if self.running:
+            self._task.cancel()
+            self._task = Live._advancing = None
+
+    async def _go(self) -> None:
+        try:
+            while self.advance():
+                await asyncio.sleep(PAUSE)
+        except Exception as error:  # a fault of the project: say so, rather than stand still
+            self.finished = True
+            self._say(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if asyncio.current_task() is self._task:
+                self._task = Live._advancing = None
+                self._halted()
+
+    def advance(self, seconds: float = SLICE) -> bool:
+        """Take steps for about ``seconds``, one at least; returns whether there are more."""
+        until, new = time.perf_counter() + seconds, False
+        try:
+            with one_thread():
+                while not self.finished:
+                    state = next(self.run.states)
+                    if state is not None:
+                        self.state, new = state, True
+                    if time.perf_counter() > until:
+                        break
+        except StopIteration:
+            self.finished = True
+        except SENTENCES as error:
+            self.finished = True
+            self._say(str(error))
+        if new:
+            self._news()
+        return not self.finished
+
+
+# --- Functions that report their progress -----------------------------------------------------------------------------
+
+
+class _Halt(BaseException):
+    """Ends the work of a thread that nobody waits for any more."""
+
+
+def in_thread(function: Callable[[Progress], Any], reported: list[float]) -> Iterator[Any]:
+    """A function that reports its progress, as an iterator: None while it works, then its result.
+
+    It works in a thread of its own, which waits wherever it reports (in per cent, to ``reported``) until the iterator
+    is asked for more, and which has ended once the iterator is closed.
+    """
+    waits, go, outcome, closed = threading.Event(), threading.Event(), [], []
+
+    def progress(items: Iterable, total: int) -> Iterator[Any]:
+        for count, item in enumerate(items):
+            reported.append(100 * count / total)
+            waits.set()
+            go.wait()
+            go.clear()
+            if closed:
+                raise _Halt
+            yield item
+
+    def work() -> None:
+        try:
+            outcome.append(function(progress))
+        except _Halt:
+            pass
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            if waits.is_set():
+                waits.clear()
+                go.set()
+            thread.join(PAUSE)
+            yield None
+    finally:
+        closed.append(True)
+        go.set()
+        thread.join()
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    yield outcome[0]
