@@ -104,11 +104,15 @@ def build() -> Path:
     return target
 
 
-@functools.cache
 def load() -> tuple[ModuleType | None, str]:
     """The engine's module, None where it does not run, and the reason in words."""
     if os.environ.get("LIB_ENGINE", "").lower() in ("off", "0", "no"):
         return None, "LIB_ENGINE switches the compiled engine off"
+    return _built()
+
+
+@functools.cache
+def _built() -> tuple[ModuleType | None, str]:
     target = path()
     if not target.exists():
         return None, f"the compiled engine is not built for this machine and these sources; {ADVICE}"

@@ -176,16 +176,20 @@ def test_what_the_engine_does_not_take_is_said_in_words():
         engine.conv_stack(h, tensors, "gelu")
 
 
+@pytest.fixture
+def anew():
+    """The engine looked for again, in the test and after it."""
+    engine._built.cache_clear()
+    yield
+    engine._built.cache_clear()
+
+
 def test_lib_engine_off_switches_it_off(monkeypatch):
     monkeypatch.setenv("LIB_ENGINE", "off")
-    engine.load.cache_clear()
-    try:
-        assert engine.report() == "engine: PyTorch, since LIB_ENGINE switches the compiled engine off"
-    finally:
-        engine.load.cache_clear()
+    assert engine.report() == "engine: PyTorch, since LIB_ENGINE switches the compiled engine off"
 
 
-def test_a_changed_source_has_another_name_so_a_stale_build_is_not_loaded(monkeypatch, tmp_path):
+def test_a_changed_source_has_another_name_so_a_stale_build_is_not_loaded(monkeypatch, tmp_path, anew):
     before = engine.path()
     shutil.copytree(paths.CSRC, tmp_path / "csrc")
     monkeypatch.setattr(paths, "CSRC", tmp_path / "csrc")
@@ -194,21 +198,13 @@ def test_a_changed_source_has_another_name_so_a_stale_build_is_not_loaded(monkey
     with open(tmp_path / "csrc" / "vector.h", "a") as file:
         file.write("// changed\n")
     assert engine.path() != before
-    engine.load.cache_clear()
-    try:
-        assert engine.load()[0] is None
-        assert "not built for this machine and these sources" in engine.report()
-    finally:
-        engine.load.cache_clear()
+    assert engine.load()[0] is None
+    assert "not built for this machine and these sources" in engine.report()
 
 
-def test_without_a_compiler_the_build_says_so_and_succeeds(monkeypatch, tmp_path, capsys):
+def test_without_a_compiler_the_build_says_so_and_succeeds(monkeypatch, tmp_path, anew, capsys):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    engine.load.cache_clear()
-    try:
-        assert engine.main(["build"]) == 0
-    finally:
-        engine.load.cache_clear()
+    assert engine.main(["build"]) == 0
     assert "no C++ compiler was found (looked for 'no-such-compiler'" in (out := capsys.readouterr().out)
     assert "Everything works without it" in out
