@@ -95,10 +95,23 @@ $(PENDING):
 endif
 
 # --- Tests ---
-test: | $(READY) ## Style, every figure at its quick size, unit tests and stored notebooks
+# Two at a time, one thread each: that is what fills two cores. Each part's output comes in one piece.
+test: | $(READY) ## Style, unit tests, every figure at its quick size, stored notebooks
+	@OMP_NUM_THREADS=1 $(MAKE) -k -j2 --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync) \
+	  test-style test-units test-figures test-notebooks
+
+.PHONY: test-style test-units test-figures test-notebooks
+test-style: | $(READY)
 	$(PYTHON) -m ruff check .
-	OMP_NUM_THREADS=1 $(MAKE) -j2 figures PROFILE=quick
-	$(PYTHON) -m pytest -rs lib/tests $(wildcard notebooks/*.ipynb) --nbval-lax --nbval-current-env
+
+test-units: | $(READY)
+	$(PYTHON) -m pytest -rs lib/tests
+
+test-figures: | $(READY)
+	@$(MAKE) --no-print-directory figures PROFILE=quick
+
+test-notebooks: | $(READY)
+	$(PYTHON) -m pytest -rs $(wildcard notebooks/*.ipynb) --nbval-lax --nbval-current-env
 
 # --- Work ---
 lab: | $(READY) ## JupyterLab on the notebooks (options: LAB="--no-browser --port 9000")
