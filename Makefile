@@ -32,7 +32,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help figures $(FIGURES) train checkpoints sweep test lab env engine notebooks clean distclean
+.PHONY: help figures $(FIGURES) train checkpoints sweep test lab report env engine notebooks clean distclean
 
 help: ## This list
 	@echo 'make TARGET [PROFILE=paper|released|quick] [PYTHON=interpreter to use as it is]'
@@ -116,6 +116,9 @@ test-notebooks: | $(READY)
 # --- Work ---
 lab: | $(READY) ## JupyterLab on the notebooks (options: LAB="--no-browser --port 9000")
 	$(PYTHON) -m jupyterlab --ServerApp.root_dir=notebooks $(LAB)
+
+report: | $(READY) ## The executed notebooks of the profile as one HTML document (after `make figures`)
+	@$(PYTHON) -m lib.report --profile $(PROFILE)
 
 env: $(READY) ## The environment alone: by micromamba, mamba or conda into .conda, else .venv
 

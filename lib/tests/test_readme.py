@@ -1,0 +1,116 @@
+"""What the README says exists and is true: links, commands, and numbers against the tracked tables."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib import paths, tables
+from lib.distances import fit_slope
+
+README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
+NOTEBOOKS = {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")}
+
+
+def code_blocks():
+    return re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+
+
+def gallery_row(name):
+    """The row of the gallery that shows a figure."""
+    (row,) = [line for line in README.splitlines() if line.startswith("| [!") and f"(figures/{name}.png)" in line]
+    return row
+
+
+def test_every_link_leads_to_a_file():
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    local = [target for target in targets if not target.startswith("http")]
+    assert len(local) > 10
+    missing = [target for target in local if not (paths.ROOT / target).exists()]
+    assert not missing
+
+
+def test_every_make_command_has_a_target():
+    targets = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, flags=re.MULTILINE)) | NOTEBOOKS
+    commands = re.findall(r"^make\b([^#\n]*)", "\n".join(code_blocks()), flags=re.MULTILINE)
+    commands += re.findall(r"`make\b([^`]*)`", README)
+    named = []
+    for command in commands:
+        # Options and variables aside, what remains are targets.
+        command = re.sub(r"\w+=(\"[^\"]*\"|\S+)", "", command)
+        named += [word for word in command.split() if not word.startswith("-")]
+    assert {"figures", "test", "lab", "train", "checkpoints"} <= set(named)
+    assert set(named) - {"my_figure"} <= targets  # the recipe's own name
+
+
+def test_every_variable_of_a_command_is_known():
+    names = set(re.findall(r"\b([A-Z][A-Z_0-9]+)=", "\n".join(code_blocks())))
+    assert {"SET", "PARAMETERS", "PROFILE", "ACTIVATION", "LAUNCH"} <= names
+    assert all(re.search(rf"\b{name}\b", MAKEFILE) for name in names)
+
+
+def test_values_of_settings_are_parameters():
+    from lib import parameters
+
+    for name, settings in re.findall(r"make (\w+) SET=\"([^\"]*)\"", README):
+        values = parameters.parse_settings(settings)
+        parameters.check_values(name, values)
+
+
+def minus(number, digits=3):
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+def test_slope_of_figure_1_left():
+    table = tables.read_csv(paths.FIGURES / "figure_1_left.csv")
+    last = tables.select(table, iterations=table["iterations"].max())
+    aggregate = np.maximum(last["aggregate_V"], last["aggregate_W"])
+    row = gallery_row("figure_1_left")
+    assert minus(fit_slope(last["depth"], last["max_distance"], 16).slope) in row
+    assert minus(fit_slope(last["depth"], aggregate, 16).slope) in row
+
+
+def test_slope_of_figure_1_right():
+    table = tables.read_csv(paths.FIGURES / "figure_1_right.csv")
+    last = tables.select(table, iteration=table["iteration"].max())
+    for Z in "VW":
+        slope = fit_slope(last["depth"], last[f"distance_{Z}"], 16).slope
+        assert minus(slope) in gallery_row("figure_1_right")
+
+
+def test_loss_of_figure_2():
+    table = tables.read_csv(paths.FIGURES / "figure_2.csv")
+    assert table["iteration"][-1] == 80_000
+    assert f"{table['loss'][-1]:.1e}".replace("e-0", "e−") in gallery_row("figure_2")
+
+
+@pytest.mark.parametrize("name", ["neural_ode", "initialisation", "clipping", "relu_counterexample"])
+def test_slopes_of_the_theory(name):
+    claims = tables.select(tables.read_csv(paths.FIGURES / "claims.csv"), figure=name)
+    measured = {minus(slope) for slope in claims["slope"].astype(float) if np.isfinite(slope)}
+    quoted = re.findall(r"−?\d\.\d{3}\b", gallery_row(name))
+    assert quoted
+    assert set(quoted) <= measured
+
+
+def test_verdicts_of_the_claims():
+    claims = tables.read_csv(paths.FIGURES / "claims.csv")
+    slopes, expected = claims["slope"].astype(float), claims["expected"].astype(float)
+    judged = np.isfinite(slopes)
+    assert judged.sum() >= 10
+    assert ("all rows within 0.1 of the claimed slope" in README) == bool(
+        np.all(np.abs(slopes - expected)[judged] <= 0.1) and set(claims["verdict"]) == {"as claimed"}
+    )
+
+
+@pytest.mark.parametrize("words", [["git", "make", "Python 3.11"], ["float64"], ["MIT"]])
+def test_what_a_user_has_to_know_is_said(words):
+    assert all(word in README for word in words)
+
+
+def test_no_machine_is_named():
+    for path in [paths.ROOT / "README.md", *sorted(paths.CHECKPOINTS.glob("*.md"))]:
+        text = Path(path).read_text(encoding="utf-8")
+        assert not re.search(r"(?<![\w.])/(root|work|home|tmp)/", text), path.name
