@@ -170,4 +170,5 @@ def in_thread(function: Callable[[Progress], Any], reported: list[float]) -> Ite
         thread.join()
     if isinstance(outcome[0], Exception):
         raise outcome[0]
+    reported.append(100.0)
     yield outcome[0]

@@ -3,7 +3,7 @@ several times a second."""
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -62,7 +62,8 @@ class Frames:
     def _draw_all(self, dpi: float) -> None:
         self.figure.set_dpi(dpi)
         FigureCanvasAgg(self.figure).draw()
-        self._drawn = {axes: self._now(axes) for axes in self.figure.axes}
+        moving = [axes for axes in self.figure.axes if any(each.get_animated() for each in axes.get_children())]
+        self._drawn = {axes: self._now(axes) for axes in moving}
         self._keep(dpi)
 
     def _draw_changed(self) -> None:
@@ -152,7 +153,7 @@ def explore_depth(states: Sequence[DepthsState], row: int = 0, column: int = 0, 
             style = {"color": HUE_COLORS[number], "marker": MARKERS[number], "markersize": 5, "linewidth": 1.3}
             bring(axes["distance"], number, depths, distances, **style)
             fit = state.slope()
-            text = "all layers equal" if np.isnan(distances).all() else ""
+            text = "equal layers" if np.isnan(distances).all() else ""
             note(axes["distance"], number, f"slope {minus(fit.slope, 2)}" if fit else text, HUE_COLORS[number])
         for panel in figure.axes:
             values = [line.get_ydata() for line in panel.lines]
@@ -373,3 +374,26 @@ def _image_path(axes: Axes, view: View, number: int) -> None:
     first, second = view.path.shares
     axes.set_xlabel(f"first principal axis ({first:.1%})")
     axes.set_ylabel(f"second ({second:.1%})")
+
+
+# --- Tables ----------------------------------------------------------------------------------------------------------
+
+
+def table(readable: Mapping[str, Sequence[str]]) -> Figure:
+    """A table of texts as a picture, columns as wide as what they hold."""
+    with mpl.rc_context(LIVE_STYLE):
+        rows = list(zip(*readable.values(), strict=True))
+        wide = [max(map(len, [*name.split(), *column])) for name, column in readable.items()]
+        figure = Figure(figsize=(max(8.0, 0.085 * sum(wide) + 0.16 * len(wide)), 0.6 + 0.3 * len(rows)))
+        axes = figure.add_axes([0.01, 0.01, 0.98, 0.98])
+        axes.set_axis_off()
+        heads = [name.replace(" ", "\n", 1) for name in readable]
+        widths = [width / sum(wide) for width in wide]
+        drawn = axes.table(rows, colLabels=heads, colWidths=widths, bbox=[0, 0, 1, 1], edges="horizontal")
+        drawn.auto_set_font_size(False)
+        drawn.set_fontsize(9)
+        for (row, _), cell in drawn.get_celld().items():
+            cell.set_height(2 if row == 0 else 1)
+            cell.set_linewidth(0.5)
+            cell.set_text_props(weight="bold" if row == 0 else "normal")
+    return figure

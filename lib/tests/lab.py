@@ -1,0 +1,218 @@
+"""The explorers in a real browser: ``make test-lab`` opens them in JupyterLab and plays with them.
+
+Not part of the default tests, since it needs a browser. Screenshots land in ``.build/lab``; with LAB_PICTURE in the
+environment the one of explore_depth is also written to that file, as PNG.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from lib import paths
+
+SCREENSHOTS = paths.BUILD / "lab"
+PATIENCE = 120_000  # ms: a busy machine takes its time to start a kernel
+HOW_TO_GET_A_BROWSER = (
+    "`make test-lab` needs Playwright and Chromium, and did not find {}: install them with "
+    "`pip install playwright` and `playwright install chromium`, or set CHROMIUM to the path of a Chromium or Chrome "
+    "that is installed."
+)
+
+
+def chromium() -> str | None:
+    """The browser to use: CHROMIUM, else one on the PATH, else None for Playwright's own."""
+    named = os.environ.get("CHROMIUM")
+    if named and not Path(named).is_file():
+        pytest.exit(f"CHROMIUM is {named}, where there is no file.", returncode=2)
+    return named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        pytest.exit(HOW_TO_GET_A_BROWSER.format("the package playwright"), returncode=2)
+    with sync_playwright() as playwright:
+        try:
+            launched = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        except Error as error:
+            if "Executable doesn't exist" not in str(error):
+                raise
+            pytest.exit(HOW_TO_GET_A_BROWSER.format("a browser"), returncode=2)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab on copies of the notebooks, which it may save; it ends with the tests."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(paths.NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    # No question about news in front of the notebook.
+    answers = {"fetchNews": "false", "checkForUpdates": False}
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps(answers))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    environment = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTHONPATH")}
+    environment |= {
+        "PYTHONPATH": str(paths.ROOT),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "FIGURES_OUTPUT": str(folder / "figures"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+    }
+    options = [
+        "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder / 'notebooks'}",
+        f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
+        "--LabApp.expose_app_in_browser=True",
+    ]  # fmt: skip
+    log = (folder / "log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", *options],
+        env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{address}/api?token={token}", server, folder / "log")
+        yield address, token
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+        log.close()
+
+
+def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(600):
+        assert server.poll() is None, f"JupyterLab did not start:\n{log.read_text()}"
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"JupyterLab did not answer at {address}:\n{log.read_text()}")
+
+
+class Notebook:
+    """A notebook in a browser's page, all cells run."""
+
+    def __init__(self, browser, lab, name: str) -> None:
+        address, token = lab
+        self.name, self.exceptions = name, []
+        self.page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        self.page.set_default_timeout(PATIENCE)
+        self.page.on("pageerror", lambda error: self.exceptions.append(str(error)))
+        self.page.on("console", self._listen)
+        self.page.goto(f"{address}/lab/tree/{name}.ipynb?reset&token={token}")
+        self.page.wait_for_function("window.jupyterapp !== undefined")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+        self.run("application:toggle-left-area")
+        self.page.wait_for_function(
+            "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+        )
+        self.run("notebook:run-all-cells")
+        self.picture.wait_for()
+        self.picture.scroll_into_view_if_needed()
+        # Counts the pictures that arrive from now on.
+        self.page.evaluate(
+            """() => { window.pictures = 0;
+            const seen = changes => { window.pictures += changes.length };
+            for (const image of document.querySelectorAll('.explorer-picture'))
+                new MutationObserver(seen).observe(image, {attributes: true, attributeFilter: ['src']}) }"""
+        )
+
+    def _listen(self, message) -> None:
+        # JupyterLab reports on its own network and extensions too; widgets are ours.
+        if message.type == "error" and re.search("widget|comm", message.text, re.IGNORECASE):
+            self.exceptions.append(message.text)
+
+    def run(self, command: str) -> None:
+        self.page.evaluate("command => void window.jupyterapp.commands.execute(command)", command)
+
+    @property
+    def picture(self):
+        return self.page.locator(".explorer-picture").first
+
+    @property
+    def pictures(self) -> int:
+        return self.page.evaluate("window.pictures")
+
+    def button(self, text: str):
+        return self.page.locator(f".widget-button:text-is('{text}')").first
+
+    def slider(self, label: str):
+        """The handle of the slider whose label contains the text."""
+        return self.page.locator(f".widget-hslider:has(label:has-text('{label}')) .noUi-handle").first
+
+    def text(self, css: str) -> str:
+        return self.page.locator(css).first.inner_text()
+
+    @property
+    def iteration(self) -> int:
+        return int(re.search(r"iteration ([\d,]+)", self.text(".explorer-status"))[1].replace(",", ""))
+
+    def wait(self, condition, seconds: float = 60, what: str = "") -> float:
+        """Wait until the condition holds; returns the seconds that took."""
+        started = time.perf_counter()
+        while not condition():
+            assert time.perf_counter() - started < seconds, f"{self.name}: {what} not within {seconds} s"
+            self.page.wait_for_timeout(20)
+        return time.perf_counter() - started
+
+    def screenshot(self, name: str) -> Path:
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        path = SCREENSHOTS / f"{self.name}_{name}.png"
+        self.page.screenshot(path=path)
+        return path
+
+    def check(self) -> None:
+        """No error in an output, no exception in the console."""
+        errors = self.page.locator(".jp-OutputArea-output[data-mime-type*=error], [data-mime-type*=stderr]")
+        assert errors.all_inner_texts() == []
+        assert self.exceptions == []
+
+
+def test_explore_depth(browser, lab):
+    notebook = Notebook(browser, lab, "explore_depth")
+    notebook.screenshot("first")
+    notebook.button("Start").click()
+    took = notebook.wait(lambda: notebook.pictures >= 10, what="ten pictures")
+    print(f"{10 / took:.1f} pictures a second")
+    notebook.screenshot("running")
+    # A slider moved while it trains: from the beginning, and on.
+    before = notebook.iteration
+    notebook.wait(lambda: notebook.iteration > 20, what="iteration 20")
+    notebook.slider("width").press("ArrowLeft")
+    notebook.wait(lambda: notebook.iteration < max(before, 20), what="a restart")
+    pictures = notebook.pictures
+    notebook.wait(lambda: notebook.pictures > pictures + 3 and notebook.iteration > 3, what="training after a restart")
+    notebook.button("Stop").click()
+    took = notebook.wait(lambda: notebook.button("Stop").is_disabled(), 5, "Stop")
+    print(f"Stop answered after {took:.2f} s")
+    notebook.page.wait_for_timeout(500)
+    stopped, pictures = notebook.iteration, notebook.pictures
+    notebook.page.wait_for_timeout(1500)
+    assert (notebook.iteration, notebook.pictures) == (stopped, pictures)
+    notebook.button("Reset").click()
+    notebook.wait(lambda: notebook.iteration == 0, 5, "Reset")
+    assert "make figure_1_left" in notebook.page.locator(".explorer-parameters textarea").input_value()
+    notebook.check()
