@@ -4,6 +4,8 @@ The arithmetic is that of the adjoint, to rounding; results do not depend on the
 bit. ``lib/csrc/dense_stack.cpp`` says how it works, `lib.engine` where it comes from.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,11 @@ def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
     return ""
 
 
+# Activations and their slopes are kept from the forward pass where that takes at most this many bytes, about what
+# the caches next to the cores hold; beyond, computing them again is as fast as fetching them.
+KEEP_BYTES = 2**24
+
+
 class Compiled:
     """A network, its weights and its data, ready for gradient descent in place: see `lib.adjoint.Adjoint`.
 
@@ -41,13 +48,16 @@ class Compiled:
             raise ValueError(f"The compiled engine does not apply: {reason}.")
         self.config, self.weights, self.data = config, weights, data
         self._module, _ = engine.load()
-        L, _, q = weights.V.shape
+        L, m, q = weights.V.shape
         lanes = self._module.dense_lanes(weights.V.dtype == torch.float64)
-        padded = -(-q // lanes) * lanes
+        padded, padded_width = -(-q // lanes) * lanes, -(-m // lanes) * lanes
         # Rows end on a whole vector; the padding is zero and stays so.
         self._H = torch.zeros(L + 1, len(data.x), padded, dtype=weights.V.dtype)
         self._top = torch.zeros(len(data.x), padded, dtype=weights.V.dtype)
         self.H = self._H[:, :, :q]
+        shape = (2, L, len(data.x), padded_width)
+        keep = math.prod(shape) * weights.V.element_size() <= KEEP_BYTES
+        self._kept = torch.empty(shape if keep else 0, dtype=weights.V.dtype)
         self.residual = torch.empty(len(data.x), config.outputs, dtype=weights.V.dtype)
         self._targets = data.y.contiguous()
 
@@ -62,7 +72,7 @@ class Compiled:
         """The loss at the present weights, a tensor without axes; leaves states for the backward pass."""
         weights, data = self.weights, self.data
         self.H[0] = data.x if weights.A is None else data.x @ weights.A
-        self._module.dense_forward(weights.V, weights.W, self._H, *self._constants)
+        self._module.dense_forward(weights.V, weights.W, self._H, self._kept, *self._constants)
         output = self.H[-1] if weights.B is None else self.H[-1] @ weights.B
         torch.sub(output, data.y, out=self.residual)
         return self.residual.square().sum() * self.config.loss_scale
@@ -76,7 +86,7 @@ class Compiled:
         self._top[:, : config.hidden] = above if weights.B is None else above @ weights.B.mT
         step = rate, config.step_factor, clip
         self._module.dense_backward(
-            weights.V, weights.W, self._H, self._top, targets.V, targets.W, *step, *self._constants
+            weights.V, weights.W, self._H, self._kept, self._top, targets.V, targets.W, *step, *self._constants
         )
         if config.train_ends:
             ends["A"] = self.data.x.mT @ self._top[:, : config.hidden]
@@ -105,7 +115,7 @@ class Compiled:
             self.H[0] = self.data.x
             V, W, scale = self.weights.V, self.weights.W, self.config.loss_scale
             step = learning_rate, self.config.step_factor, clip
-            self._module.dense_run(V, W, self._H, self._targets, scale, *step, losses, *self._constants)
+            self._module.dense_run(V, W, self._H, self._kept, self._targets, scale, *step, losses, *self._constants)
             return losses
         for step in range(count):
             losses[step] = self.forward()

@@ -5,8 +5,8 @@
 //     dl/dV_k = outer * s(z_k)^T p_{k+1},   dl/dW_k = outer * inner * h_k^T u_k,      k = L-1, ..., 0.
 //
 // What makes it faster than one library call an operation: each thread carries its samples through all layers, so
-// that a layer costs no call and no allocation; only the states h_k are stored, and z_k is recomputed on the way
-// back; products, activation and residual run on a few samples at a time, in the innermost cache. The weight
+// that a layer costs no call and no allocation; s(z_k) and s'(z_k) are stored where they fit a cache (the caller
+// decides), else only the states h_k are, and z_k is recomputed on the way back; products, activation and residual run on a few samples at a time, in the innermost cache. The weight
 // gradients, sums over all samples, are formed a chunk of layers at a time, each layer by one thread, and applied to
 // the weights on the spot.
 //
@@ -181,6 +181,7 @@ struct Stack {
     T inner, outer;
     const T *V, *W;            // (L, m, q), (L, q, m)
     T* H;                      // (L+1, n, Q), zero in the padding
+    T *value, *slope;          // (L, n, M): s(z_k) and s'(z_k) where they are kept, else null
     Activate<T> s;
     int threads;
 
@@ -224,11 +225,12 @@ struct Stack {
             const T *w = pack(W + k * q * m, q, m, packed.W, M), *v = pack(V + k * q * m, m, q, packed.V, Q);
             blocks(from, to, [&](int64_t start, int64_t rows) {
                 const T* h = H + (k * n + start) * Q;
-                T *next = H + ((k + 1) * n + start) * Q, *z = scratch.z, *value = scratch.value;
+                T *next = H + ((k + 1) * n + start) * Q, *z = scratch.z;
+                T* a = value ? value + (k * n + start) * M : (T*)scratch.value;
                 multiply<T, false>(rows, h, Q, w, M, q, M,
                                    [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
-                s(z, value, nullptr, rows * M);
-                multiply<T, false>(rows, value, M, v, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
+                s(z, a, value ? slope + (k * n + start) * M : nullptr, rows * M);
+                multiply<T, false>(rows, a, M, v, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
                     store(next + i * Q + j, load(h + i * Q + j) + sum * outer);
                 });
             });
@@ -243,18 +245,21 @@ struct Stack {
     };
 
     void backward_layer(int64_t k, int64_t slot, int64_t from, int64_t to, Packed& packed, Scratch& scratch, Chunk& chunk) const {
-        const T* w = pack(W + k * q * m, q, m, packed.W, M);
+        const T* w = value ? nullptr : pack(W + k * q * m, q, m, packed.W, M);
         transpose(W + k * q * m, q, m, packed.Wt, Q);
         transpose(V + k * q * m, m, q, packed.Vt, M);
         blocks(from, to, [&](int64_t start, int64_t rows) {
             const T *h = H + (k * n + start) * Q, *above = chunk.p + ((slot + 1) * n + start) * Q;
             T *below = chunk.p + (slot * n + start) * Q, *u = chunk.u + (slot * n + start) * M;
-            T *z = scratch.z, *slope = scratch.slope;
-            multiply<T, false>(rows, h, Q, w, M, q, M,
-                               [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
-            s(z, chunk.value + (slot * n + start) * M, slope, rows * M);
+            const T* ds = value ? slope + (k * n + start) * M : (T*)scratch.slope;
+            if (!value) {
+                T* z = scratch.z;
+                multiply<T, false>(rows, h, Q, w, M, q, M,
+                                   [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
+                s(z, chunk.value + (slot * n + start) * M, scratch.slope, rows * M);
+            }
             multiply<T, false>(rows, above, Q, packed.Vt, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) {
-                store(u + i * M + j, sum * load(slope + i * M + j));
+                store(u + i * M + j, sum * load(ds + i * M + j));
             });
             const T scale = outer * inner;
             multiply<T, false>(rows, u, M, packed.Wt, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
@@ -264,7 +269,8 @@ struct Stack {
     }
 
     void weight_gradients(int64_t k, int64_t slot, const Chunk& chunk, const Update<T>& update) const {
-        multiply<T, true>(m, chunk.value + slot * n * M, M, chunk.p + (slot + 1) * n * Q, Q, n, Q,
+        const T* a = value ? value + k * n * M : chunk.value + slot * n * M;
+        multiply<T, true>(m, a, M, chunk.p + (slot + 1) * n * Q, Q, n, Q,
                           [&](int64_t i, int64_t j, Vector<T> sum) { update.apply(update.V + k * q * m, i, j, q, outer, sum); });
         multiply<T, true>(q, H + k * n * Q, Q, chunk.u + slot * n * M, M, n, M,
                           [&](int64_t i, int64_t j, Vector<T> sum) { update.apply(update.W + k * q * m, i, j, m, outer * inner, sum); });
@@ -318,13 +324,17 @@ struct Stack {
 // ---- From and to Python ----
 
 template <class T>
-Stack<T> make_stack(const at::Tensor& V, const at::Tensor& W, const at::Tensor& H, double inner, double outer, int64_t activation,
-                    int64_t threads) {
+Stack<T> make_stack(const at::Tensor& V, const at::Tensor& W, const at::Tensor& H, const at::Tensor& kept, double inner,
+                    double outer, int64_t activation, int64_t threads) {
     const int64_t L = V.size(0), m = V.size(1), q = V.size(2), n = H.size(1), lane = LANES<T>;
     const int64_t Q = (q + lane - 1) / lane * lane, M = (m + lane - 1) / lane * lane;
     TORCH_CHECK(H.size(0) == L + 1 && H.size(2) == Q && H.is_contiguous(), "the states have another shape than (L+1, n, padded q)");
+    const bool keeps = kept.numel() > 0;
+    TORCH_CHECK(!keeps || (kept.is_contiguous() && kept.numel() == 2 * L * n * M), "kept has another shape than (2, L, n, padded m)");
+    T* value = keeps ? kept.data_ptr<T>() : nullptr;
     const int64_t useful = std::max<int64_t>(1, n * q * m / WORK_A_THREAD);
-    return {L, n, q, m, Q, M, T(inner), T(outer), V.data_ptr<T>(), W.data_ptr<T>(), H.data_ptr<T>(), find_activation<T>(activation),
+    return {L, n, q, m, Q, M, T(inner), T(outer), V.data_ptr<T>(), W.data_ptr<T>(), H.data_ptr<T>(), value,
+            keeps ? value + L * n * M : nullptr, find_activation<T>(activation),
             int(std::max<int64_t>(1, std::min({threads, n, useful})))};
 }
 
@@ -382,9 +392,9 @@ void run(const Stack<T>& stack, const T* y, double loss_scale, const Update<T>& 
         __VA_ARGS__                                                  \
     }
 
-void dense_forward(at::Tensor V, at::Tensor W, at::Tensor H, double inner, double outer, int64_t activation, int64_t threads) {
+void dense_forward(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor kept, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
-        const auto stack = make_stack<T>(V, W, H, inner, outer, activation, threads);
+        const auto stack = make_stack<T>(V, W, H, kept, inner, outer, activation, threads);
         pybind11::gil_scoped_release release;
         forward(stack);
     })
@@ -392,10 +402,10 @@ void dense_forward(at::Tensor V, at::Tensor W, at::Tensor H, double inner, doubl
 
 // top: (n, padded q), p_L on entry and p_0 on return. rate 0 stores the gradients in V_out and W_out; otherwise these
 // are the weights V and W themselves and take a step.
-void dense_backward(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor top, at::Tensor V_out, at::Tensor W_out, double rate,
+void dense_backward(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor kept, at::Tensor top, at::Tensor V_out, at::Tensor W_out, double rate,
                     double factor, double clip, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
-        const auto stack = make_stack<T>(V, W, H, inner, outer, activation, threads);
+        const auto stack = make_stack<T>(V, W, H, kept, inner, outer, activation, threads);
         const Update<T> update{T(rate), T(factor), T(clip), V_out.data_ptr<T>(), W_out.data_ptr<T>()};
         T* p = top.data_ptr<T>();
         pybind11::gil_scoped_release release;
@@ -404,10 +414,10 @@ void dense_backward(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor top, at
 }
 
 // `count` whole steps towards the targets y (n, q) where A and B are the identity; the loss before each, in losses.
-void dense_run(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor y, double loss_scale, double rate, double factor, double clip,
+void dense_run(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor kept, at::Tensor y, double loss_scale, double rate, double factor, double clip,
                at::Tensor losses, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
-        const auto stack = make_stack<T>(V, W, H, inner, outer, activation, threads);
+        const auto stack = make_stack<T>(V, W, H, kept, inner, outer, activation, threads);
         const Update<T> update{T(rate), T(factor), T(clip), V.data_ptr<T>(), W.data_ptr<T>()};
         const T* targets = y.data_ptr<T>();
         double* before = losses.data_ptr<double>();
