@@ -32,7 +32,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help figures $(FIGURES) train checkpoints sweep test lab report env engine notebooks clean distclean
+.PHONY: help figures $(FIGURES) train checkpoints sweep test lab report env engine bench notebooks clean distclean
 
 help: ## This list
 	@echo 'make TARGET [PROFILE=paper|released|quick] [PYTHON=interpreter to use as it is]'
@@ -124,6 +124,9 @@ env: $(READY) ## The environment alone: by micromamba, mamba or conda into .cond
 
 engine: | $(ENVIRONMENT) ## The compiled engine (`make env` builds it where it finds a compiler)
 	$(PYTHON) -m lib.engine build
+
+bench: | $(READY) ## What a training step costs, by engine, into .build/bench.csv (BENCH="--save" into figures, "--only CIFAR")
+	$(PYTHON) -m lib.bench $(BENCH)
 
 notebooks: | $(READY) ## Run the notebooks with their own values and store the outputs in them
 	$(RUN) execute
