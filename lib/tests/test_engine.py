@@ -85,6 +85,28 @@ def test_any_number_of_images_of_any_size(shape):
 
 
 @needs_engine
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_an_activation_over_its_whole_range(activation):
+    """One layer whose convolutions pass the centre pixel on: h_1 = h_0 + s(h_0), and 1 + s'(h_0) as gradient."""
+    config = ConvNetConfig(depth=1, activation=activation, batch_norm=False)
+    layers = ConvResNet(config).residual_layers
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter.zero_()
+        for weight in (layers.conv1_weight, layers.conv2_weight):
+            weight[0, :, :, 1, 1] = torch.eye(16)
+    h = torch.linspace(-30, 30, 101 * 16).view(101, 16, 1, 1)
+    h[-1] = float("nan")
+    out = compiled(layers, h.requires_grad_())
+    out.sum().backward()
+    value, slope, z = (out - h).detach()[:-1], (h.grad - 1)[:-1], h.detach()[:-1].double()
+    s = ACTIVATIONS[activation]
+    torch.testing.assert_close(value.double(), s.function(z), rtol=1e-6, atol=4e-6)
+    torch.testing.assert_close(slope.double(), s.derivative(z), rtol=1e-6, atol=1e-6)
+    assert out[-1].isnan().all()
+
+
+@needs_engine
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_number_of_threads_changes_no_bit(variant):
     layers = perturbed_layers(variant)
