@@ -21,6 +21,10 @@ HAVING := $(if $(filter quick,$(PROFILE)),$(FIGURES),$(basename $(notdir $(wildc
 BUILD := .build/$(PROFILE)
 CHECKED := $(BUILD)/checked
 RUN = $(PYTHON) -m lib.notebooks
+# Runs side by side (make -j2) share the cores: two threads each on two cores would wait for one another.
+JOBS = $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS)))
+SHARE = $(if $(filter -j%,$(MAKEFLAGS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(n=$$(getconf _NPROCESSORS_ONLN); \
+  j=$(or $(JOBS),$$n); echo $$(( n > j ? n / j : 1 )))})
 
 # This tree's lib and this interpreter's kernel; a backend from outside would keep notebooks from drawing inline.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -57,11 +61,12 @@ endif
 # All parameters of a profile are checked in one go before the first notebook of it runs.
 $(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml lib/*.py) | $(READY)
 	@$(RUN) check --profile $(PROFILE)
+	@$(PYTHON) -m lib.engine report
 	@mkdir -p $(BUILD) && touch $@
 
 # The runner writes what else a result depends on (profile, modules of lib) into the .d file beside it.
 $(FIGURES:%=$(BUILD)/%.ipynb): $(BUILD)/%.ipynb: notebooks/%.ipynb | $(READY) $(CHECKED)
-	@$(RUN) run $* --profile $(PROFILE)
+	@$(SHARE) $(RUN) run $* --profile $(PROFILE)
 -include $(wildcard $(BUILD)/*.d)
 # The claims are judged from what the other figures wrote: they come last.
 ifneq ($(filter figures,$(MAKECMDGOALS)),)

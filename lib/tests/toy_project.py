@@ -75,6 +75,7 @@ def write(root: Path) -> Path:
         shutil.copy(paths.ROOT / file, root / file)
     for module in MODULES:
         shutil.copy(paths.ROOT / "lib" / f"{module}.py", root / "lib")
+    (root / "lib" / "engine.py").write_text("print('engine: none')\n")  # make reports the engine; there is none here
     (root / "lib" / "helper.py").write_text("FACTOR = 10\n")
     (root / "lib" / "tool.py").write_text("from lib.helper import FACTOR\n\n\ndef scaled(n):\n    return FACTOR * n\n")
     (root / "lib" / "unused.py").write_text("")
