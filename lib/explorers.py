@@ -10,7 +10,7 @@ import asyncio
 import html
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,12 @@ from matplotlib.figure import Figure
 
 from lib import activations, conventions, parameters, paths, pictures, plots, tables, trained
 from lib.depths import Comparison, DepthsConfig, depths_steps, side_by_side
-from lib.experiments import Progress
+from lib.experiments import REFERENCES, Progress
 from lib.live import SENTENCES, Live, Run, in_thread
-from lib.network import INITIALISATIONS, NetworkConfig
+from lib.network import DTYPES, INITIAL_V, INITIALISATIONS, NetworkConfig
 from lib.records import CONVOLUTIONS
 
-FRAME = 0.04  # seconds at least from one picture to the beginning of the next
+FRAME = 0.08  # seconds at least from one picture to the beginning of the next
 LIVE, STILL = (110, "jpeg"), (200, "png")  # resolution in dpi, format
 ALERT = "border-left: 4px solid #D55E00; background: #FDF1E7; color: #5A2B00; padding: 6px 12px; margin: 4px"
 
@@ -113,8 +113,7 @@ class Explorer(widgets.VBox):
         self.save_name = widgets.Text(name, description="as", style={"description_width": "24px"})
         self.save_name.observe(lambda _: self._show_parameters(), names="value")
         self.saved = widgets.HTML()
-        text = Layout(width="100%", max_width="900px", height="250px")
-        self.parameters = widgets.Textarea(disabled=True, layout=text)
+        self.parameters = widgets.Textarea(disabled=True, layout=Layout(width="100%", max_width="900px"))
         self.parameters.add_class("explorer-parameters")
         return widgets.VBox([_row(self.save_button, self.save_name, self.saved), self.parameters])
 
@@ -143,9 +142,9 @@ class Explorer(widgets.VBox):
         self._begin(self._first)
 
     def set(self, **values: Any) -> None:
-        """Move several controls at once: the run begins anew once."""
+        """Move several controls at once: the run begins anew once, if at all."""
         self._put(values)
-        self._begin_again()
+        self._changed(values)
 
     def _put(self, values: Values) -> None:
         self._held = True
@@ -156,15 +155,15 @@ class Explorer(widgets.VBox):
             self._held = False
 
     def _moved(self, change: Mapping) -> None:
-        if self._held:
-            return
-        if any(self.controls[name] is change["owner"] for name in self._view):
+        if not self._held:
+            self._changed(name for name, control in self.controls.items() if control is change["owner"])
+
+    def _changed(self, names: Iterable[str]) -> None:
+        if self._view.issuperset(names):
+            self.say("")
             self._frames = None
             self._show(LIVE if self.live.running else STILL)
-        else:
-            self._begin_again()
-
-    def _begin_again(self) -> None:
+            return
         running = self.live.running
         self._begin()
         if running:
@@ -191,8 +190,8 @@ class Explorer(widgets.VBox):
             self._show(LIVE)
 
     def _still(self) -> None:
+        self._able()  # first, so that the buttons answer before the large picture is drawn
         self._show(STILL)
-        self._able()
 
     def _able(self) -> None:
         self.start_button.disabled, self.stop_button.disabled = self.live.running, not self.live.running
@@ -219,7 +218,7 @@ class Explorer(widgets.VBox):
             self.say(warning)
         self._show_parameters()
         now = time.perf_counter()
-        self._next_frame = now + max(FRAME, (now - started) / 2)  # a third of the time at least is left to the run
+        self._next_frame = now + max(FRAME, now - started)  # half of the time at least is left to the run
 
     # --- From playing to reproducing ---
 
@@ -234,7 +233,7 @@ class Explorer(widgets.VBox):
         for name, value in values.items():
             inline = None if isinstance(value, list) else False
             lines.append(yaml.safe_dump({name: value}, default_flow_style=inline, width=1000).rstrip())
-        self.parameters.value = "\n".join(lines) + "\n"
+        self.parameters.value, self.parameters.rows = "\n".join(lines) + "\n", len(lines) + 1
 
     def save(self) -> None:
         """Save the picture as PDF and PNG, its tables as CSV and the parameters as YAML, under the name given."""
@@ -273,8 +272,8 @@ WIDE = {"layout": {"width": "auto"}}
 
 
 def _decades(low: int, high: int) -> list[float]:
-    """1, 2 and 5 times the powers of ten from 10^low to 10^high."""
-    exact = [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in (1, 2, 5)][:-2]
+    """1, 2, 3 and 5 times the powers of ten from 10^low to 10^high."""
+    exact = [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in (1, 2, 3, 5)][:-3]
     return [int(value) if low >= 0 else value for value in exact]
 
 
@@ -319,6 +318,12 @@ CONTROLS: dict[str, Callable[[Any], widgets.ValueWidget]] = {
     "activation": _choice("activation", "applied entry by entry", list(activations.ACTIVATIONS)),
     "initialisation": _choice("initialisation", "of W across the layers, V starts at 0", INITIALISATIONS),
     "convention": _choice("convention", "which factors stand before V and W", list(conventions.CONVENTIONS)),
+    "initial_V": _choice("initial V", "where it is not 0", INITIAL_V),
+    "dtype": _choice("dtype", "of weights and computation", list(DTYPES)),
+    "draw_order": _choice("draw order", "of the random numbers", conventions.DRAW_ORDERS),
+    "reference": _choice("reference", "in the limit's place", list(REFERENCES)),
+    "sampling": _choice("sampling", "of the norm over s", conventions.SAMPLING_RULES),
+    "accuracy": _choice("accuracy", "of which epoch", ("last", "best")),
     "seed": _number("seed", "draws weights and data"),
     "row": _number("row", "of the entry shown, counted from 0"),
     "column": _number("column", "of the entry shown, counted from 0"),

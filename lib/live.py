@@ -90,7 +90,7 @@ class Live:
 
     async def _go(self) -> None:
         try:
-            while self.advance():
+            while self.advance(SLICE):
                 await asyncio.sleep(PAUSE)
         except Exception as error:  # a fault of the project: say so, rather than stand still
             self.finished = True
@@ -101,8 +101,8 @@ class Live:
                 self._task = Live._advancing = None
                 self._halted()
 
-    def advance(self, seconds: float = SLICE) -> bool:
-        """Take steps for about ``seconds``, one at least; returns whether there are more."""
+    def advance(self, seconds: float = 0.0) -> bool:
+        """Take steps for about ``seconds``, at least one; returns whether there are more."""
         until, new = time.perf_counter() + seconds, False
         try:
             with one_thread():
@@ -155,7 +155,7 @@ def in_thread(function: Callable[[Progress], Any], reported: list[float]) -> Ite
         except Exception as error:
             outcome.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=work, name="explorer", daemon=True)
     thread.start()
     try:
         while thread.is_alive():

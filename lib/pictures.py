@@ -43,6 +43,7 @@ class Frames:
 
     def __init__(self, figure: Figure) -> None:
         self.figure = figure
+        figure.set_layout_engine("none")  # which `plots.styled` has let do its work
         self._dpi = self._background = None
         self._drawn = {}  # axes -> (limits, box in pixels) as they are in the background
 
@@ -383,17 +384,23 @@ def table(readable: Mapping[str, Sequence[str]]) -> Figure:
     """A table of texts as a picture, columns as wide as what they hold."""
     with mpl.rc_context(LIVE_STYLE):
         rows = list(zip(*readable.values(), strict=True))
-        wide = [max(map(len, [*name.split(), *column])) for name, column in readable.items()]
-        figure = Figure(figsize=(max(8.0, 0.085 * sum(wide) + 0.16 * len(wide)), 0.6 + 0.3 * len(rows)))
+        wide = [2 + max(map(len, [*name.split(), *column])) for name, column in readable.items()]
+        lines = max(len(name.split()) for name in readable)
+        figure = Figure(figsize=(max(8.0, 0.085 * sum(wide)), 0.3 * len(rows) + 0.22 * lines))
         axes = figure.add_axes([0.01, 0.01, 0.98, 0.98])
         axes.set_axis_off()
-        heads = [name.replace(" ", "\n", 1) for name in readable]
-        widths = [width / sum(wide) for width in wide]
-        drawn = axes.table(rows, colLabels=heads, colWidths=widths, bbox=[0, 0, 1, 1], edges="horizontal")
+        drawn = axes.table(
+            rows,
+            colLabels=[name.replace(" ", "\n") for name in readable],
+            colWidths=[width / sum(wide) for width in wide],
+            cellLoc="center",
+            edges="horizontal",
+            bbox=[0, 0, 1, 1],
+        )
         drawn.auto_set_font_size(False)
         drawn.set_fontsize(9)
         for (row, _), cell in drawn.get_celld().items():
-            cell.set_height(2 if row == 0 else 1)
+            cell.set_height(0.75 * lines if row == 0 else 1)
             cell.set_linewidth(0.5)
             cell.set_text_props(weight="bold" if row == 0 else "normal")
     return figure
