@@ -105,7 +105,7 @@ test: | $(READY) ## Style, unit tests, every figure at its quick size, stored no
 	@OMP_NUM_THREADS=1 $(MAKE) -k -j2 --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync) \
 	  test-style test-units test-figures test-notebooks
 
-.PHONY: test-style test-units test-figures test-notebooks
+.PHONY: test-style test-units test-figures test-notebooks test-lab
 test-style: | $(READY)
 	$(PYTHON) -m ruff check .
 
@@ -117,6 +117,9 @@ test-figures: | $(READY)
 
 test-notebooks: | $(READY)
 	$(PYTHON) -m pytest -rs $(wildcard notebooks/*.ipynb) --nbval-lax --nbval-current-env
+
+test-lab: | $(READY) ## The explorers in a real browser (LAB_PICTURE=figures/explorer.png takes the picture of the README)
+	$(PYTHON) -m pytest -s lib/tests/lab.py
 
 # --- Work ---
 lab: | $(READY) ## JupyterLab on the notebooks (options: LAB="--no-browser --port 9000")

@@ -113,6 +113,7 @@ class Explorer(widgets.VBox):
         self.save_name = widgets.Text(name, description="as", style={"description_width": "24px"})
         self.save_name.observe(lambda _: self._show_parameters(), names="value")
         self.saved = widgets.HTML()
+        self.saved.add_class("explorer-saved")
         self.parameters = widgets.Textarea(disabled=True, layout=Layout(width="100%", max_width="900px"))
         self.parameters.add_class("explorer-parameters")
         return widgets.VBox([_row(self.save_button, self.save_name, self.saved), self.parameters])

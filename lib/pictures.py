@@ -257,7 +257,7 @@ def set_limits(axes: Axes, low: float, high: float, decades: float) -> None:
         low, high = math.log10(low), math.log10(high)
     if log and high - low < decades:
         low, high = (low + high - decades) / 2, (low + high + decades) / 2
-    elif high - low <= 2e-3 * abs(high):  # as good as constant, and no room for more digits
+    elif high - low <= 3e-4 * abs(high):  # as good as constant, and no room for more digits
         low, high = low - (0.5 * abs(high) or 0.5), high + (0.5 * abs(high) or 0.5)
     margin = 0.08 * (high - low)
     step = 10 ** (math.floor(3 * math.log10((high - low) / 2)) / 3)  # three sizes a decade

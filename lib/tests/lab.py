@@ -4,6 +4,7 @@ Not part of the default tests, since it needs a browser. Screenshots land in ``.
 environment the one of explore_depth is also written to that file, as PNG.
 """
 
+import io
 import json
 import os
 import re
@@ -18,8 +19,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from lib import paths
+from lib import checkpoints, paths, trained
+from lib.cifar_training import CifarConfig
+from lib.convnet import ConvResNet
 
 SCREENSHOTS = paths.BUILD / "lab"
 PATIENCE = 120_000  # ms: a busy machine takes its time to start a kernel
@@ -55,11 +60,33 @@ def browser():
         launched.close()
 
 
+def write_networks(folder: Path) -> None:
+    """Two small networks, as drawn, for explore_weights to show where ``checkpoints/`` holds none yet."""
+    for smooth in (True, False):
+        config = CifarConfig(depth=16, channels=4, smooth_init=smooth, epochs=1)
+        network = ConvResNet(config.network)
+        with torch.no_grad():
+            for name in ("conv1.weight", "conv2.weight"):
+                drift = torch.rand(network.residual_layers.stacked(name).shape[1:])
+                network.residual_layers.stacked(name).add_(torch.linspace(0, 1, 16).view(-1, 1, 1, 1, 1) ** 2 * drift)
+        checkpoint = checkpoints.Checkpoint(config, network, {}, {})
+        checkpoints.save(folder / "checkpoints" / f"{config.name}.safetensors", checkpoint)
+    notebook = folder / "notebooks" / "explore_weights.ipynb"
+    where = f"__import__('pathlib').Path('{folder / 'checkpoints'}')"
+    text = notebook.read_text(encoding="utf-8")
+    for call in ("trained.find(", "explorers.explore_weights("):
+        text = text.replace(call, f"{call}{where}, ")
+    text = text.replace(", )", ")")
+    notebook.write_text(text, encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """The address of a JupyterLab on copies of the notebooks, which it may save; it ends with the tests."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(paths.NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    if not trained.find():
+        write_networks(folder)
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     # No question about news in front of the notebook.
@@ -130,7 +157,11 @@ class Notebook:
             "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
         )
         self.run("notebook:run-all-cells")
-        self.picture.wait_for()
+        try:
+            self.picture.wait_for()
+        except Exception:
+            self.check()  # an error in a cell says more than a picture that does not come
+            raise
         self.picture.scroll_into_view_if_needed()
         # Counts the pictures that arrive from now on.
         self.page.evaluate(
@@ -163,6 +194,10 @@ class Notebook:
         """The handle of the slider whose label contains the text."""
         return self.page.locator(f".widget-hslider:has(label:has-text('{label}')) .noUi-handle").first
 
+    def menu(self, label: str):
+        """The drop-down menu of that label."""
+        return self.page.locator(f".widget-dropdown:has(label:text-is('{label}')) select").first
+
     def text(self, css: str) -> str:
         return self.page.locator(css).first.inner_text()
 
@@ -178,9 +213,30 @@ class Notebook:
             self.page.wait_for_timeout(20)
         return time.perf_counter() - started
 
+    @property
+    def parameters(self) -> str:
+        return self.page.locator(".explorer-parameters textarea").input_value()
+
+    def picture_of_the_explorer(self, path: Path) -> None:
+        """The explorer without the notebook around it, with as few colours as look the same: a small file."""
+        self.page.set_viewport_size({"width": 1500, "height": 1300})
+        self.page.locator(".jp-OutputArea-output:has(.explorer-picture)").first.scroll_into_view_if_needed()
+        self.page.wait_for_timeout(2000)
+        whole = self.page.locator(".jp-OutputArea-output:has(.explorer-picture)").first.bounding_box()
+        end = self.page.locator(".widget-button:text-is('Save this figure')").first.bounding_box()
+        clip = {
+            "x": whole["x"] - 12,
+            "y": whole["y"] - 8,
+            "width": whole["width"] + 20,
+            "height": end["y"] - whole["y"],
+        }
+        shot = Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB")
+        shot.quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
+        print(f"{path}: {path.stat().st_size // 1024} KiB")
+
     def screenshot(self, name: str) -> Path:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        path = SCREENSHOTS / f"{self.name}_{name}.png"
+        path = SCREENSHOTS / f"{self.name}_{name.replace(' ', '_')}.png"
         self.page.screenshot(path=path)
         return path
 
@@ -195,24 +251,66 @@ def test_explore_depth(browser, lab):
     notebook = Notebook(browser, lab, "explore_depth")
     notebook.screenshot("first")
     notebook.button("Start").click()
-    took = notebook.wait(lambda: notebook.pictures >= 10, what="ten pictures")
-    print(f"{10 / took:.1f} pictures a second")
+    seconds = notebook.wait(lambda: notebook.pictures >= 20, what="twenty pictures")
+    print(f"\n{20 / seconds:.1f} pictures a second")
     notebook.screenshot("running")
     # A slider moved while it trains: from the beginning, and on.
-    before = notebook.iteration
     notebook.wait(lambda: notebook.iteration > 20, what="iteration 20")
     notebook.slider("width").press("ArrowLeft")
-    notebook.wait(lambda: notebook.iteration < max(before, 20), what="a restart")
+    notebook.wait(lambda: notebook.iteration < 20, what="a restart")
     pictures = notebook.pictures
     notebook.wait(lambda: notebook.pictures > pictures + 3 and notebook.iteration > 3, what="training after a restart")
     notebook.button("Stop").click()
-    took = notebook.wait(lambda: notebook.button("Stop").is_disabled(), 5, "Stop")
-    print(f"Stop answered after {took:.2f} s")
-    notebook.page.wait_for_timeout(500)
+    print(f"Stop answered after {notebook.wait(lambda: notebook.button('Stop').is_disabled(), 5, 'Stop'):.2f} s")
+    notebook.page.wait_for_timeout(1000)  # the last picture, a large one, is on its way
     stopped, pictures = notebook.iteration, notebook.pictures
     notebook.page.wait_for_timeout(1500)
     assert (notebook.iteration, notebook.pictures) == (stopped, pictures)
     notebook.button("Reset").click()
     notebook.wait(lambda: notebook.iteration == 0, 5, "Reset")
-    assert "make figure_1_left" in notebook.page.locator(".explorer-parameters textarea").input_value()
+    notebook.slider("width").press("ArrowRight")
+    # A story.
+    notebook.button("weight-tied or i.i.d. layers").click()
+    picture = os.environ.get("LAB_PICTURE")
+    notebook.wait(lambda: notebook.iteration > (300 if picture else 50), 200, what="the story")
+    notebook.button("Stop").click()
+    if picture:
+        notebook.picture_of_the_explorer(paths.ROOT / picture)
+    notebook.button("Save this figure").click()
+    notebook.wait(lambda: "Wrote explore_depth.pdf" in notebook.text(".explorer-saved"), what="a saved figure")
+    assert "make figure_1_left" in notebook.parameters
+    notebook.check()
+
+
+def test_explore_weights(browser, lab):
+    notebook = Notebook(browser, lab, "explore_weights")
+    notebook.wait(lambda: "from the smoothest" in notebook.text(".explorer-status"), what="the first entry")
+    notebook.page.wait_for_timeout(3000)  # for the images, where they are
+    notebook.screenshot("first")
+    for choice in ("roughest", "smoothest", "index"):
+        pictures, status = notebook.pictures, notebook.text(".explorer-status")
+        notebook.menu("entry").select_option(choice)
+        if choice != "index":  # whose entry was never shown may have the same rank, but not these two
+            notebook.wait(lambda status=status: notebook.text(".explorer-status") != status, what=f"the {choice} entry")
+        notebook.wait(lambda pictures=pictures: notebook.pictures > pictures, what=f"the picture of the {choice} entry")
+    pictures = notebook.pictures
+    notebook.slider("out channel").press("ArrowRight")
+    notebook.wait(lambda: notebook.pictures > pictures, what="another entry")
+    notebook.menu("beside it").select_option("none")
+    notebook.wait(lambda: notebook.text(".explorer-status").count("from the smoothest") == 1, what="one network")
+    notebook.screenshot("one network")
+    assert "make figure_3" in notebook.parameters
+    notebook.check()
+
+
+def test_the_explorer_of_a_figure(browser, lab):
+    notebook = Notebook(browser, lab, "figure_2")
+    pictures = notebook.pictures
+    notebook.menu("activation").select_option("tanh")
+    notebook.wait(lambda: notebook.pictures > pictures + 3, what="pictures of the new training")
+    notebook.screenshot("running")
+    notebook.wait(lambda: not notebook.button("Start").is_disabled(), what="the end of the training")
+    assert "activation: tanh" in notebook.parameters
+    notebook.button("Reset").click()
+    notebook.wait(lambda: "activation: gelu" in notebook.parameters, 5, "Reset")
     notebook.check()
