@@ -9,6 +9,7 @@ first state, and that is all.
 import asyncio
 import html
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -69,6 +70,7 @@ class Explorer(widgets.VBox):
         follow: bool = False,
         buttons: bool = True,
     ) -> None:
+        self._thread, self._loop = threading.get_ident(), _running_loop()
         Live.stop_all()
         self.controls, self.live = dict(controls), Live(self._news, self._still, self.say)
         self._make, self._draw, self._reproduce, self._table, self._status = make, draw, reproduce, table, status
@@ -77,7 +79,7 @@ class Explorer(widgets.VBox):
         self._next_frame, self._held = 0.0, False
         super().__init__([*above, self._body(panel or list(self.controls.values()), buttons), self._footer(name)])
         for control in self.controls.values():
-            control.observe(self._moved, names="value")
+            control.observe(self.at_home(self._moved), names="value")
         self._begin(first)
         if first is None:
             self._follow()
@@ -88,7 +90,7 @@ class Explorer(widgets.VBox):
         def button(text: str, icon: str, style: str, click: Callable[[], None]) -> widgets.Button:
             made = widgets.Button(description=text, icon=icon, button_style=style)
             made.layout = Layout(width="auto", flex="1 1 70px")
-            made.on_click(lambda _: click())
+            made.on_click(self.at_home(lambda _: click()))
             return made
 
         self.start_button = button("Start", "play", "success", self.start)
@@ -109,14 +111,29 @@ class Explorer(widgets.VBox):
 
     def _footer(self, name: str) -> widgets.VBox:
         self.save_button = widgets.Button(description="Save this figure", icon="download")
-        self.save_button.on_click(lambda _: self.save())
+        self.save_button.on_click(self.at_home(lambda _: self.save()))
         self.save_name = widgets.Text(name, description="as", style={"description_width": "24px"})
-        self.save_name.observe(lambda _: self._show_parameters(), names="value")
+        self.save_name.observe(self.at_home(lambda _: self._show_parameters()), names="value")
         self.saved = widgets.HTML()
         self.saved.add_class("explorer-saved")
         self.parameters = widgets.Textarea(disabled=True, layout=Layout(width="100%", max_width="900px"))
         self.parameters.add_class("explorer-parameters")
         return widgets.VBox([_row(self.save_button, self.save_name, self.saved), self.parameters])
+
+    def at_home(self, handler: Callable[..., None]) -> Callable[..., None]:
+        """The handler of an event, run where the explorer was made.
+
+        JupyterLab may deliver events in a thread of the kernel that is not the one of its cells, in which the run
+        advances and pictures are drawn: the handler then waits for its turn there.
+        """
+
+        def handle(*arguments: Any) -> None:
+            if self._loop is None or threading.get_ident() == self._thread:
+                handler(*arguments)
+            else:
+                self._loop.call_soon_threadsafe(handler, *arguments)
+
+        return handle
 
     def values(self) -> dict[str, Any]:
         """What the controls say, by parameter name."""
@@ -173,7 +190,7 @@ class Explorer(widgets.VBox):
             self._follow()
 
     def _follow(self) -> None:
-        if self._follows and not self.live.finished and not paths.unattended() and _loop_runs():
+        if self._follows and not self.live.finished and not paths.unattended() and _running_loop():
             self.start()
 
     def _begin(self, first: Any = None) -> None:
@@ -255,12 +272,11 @@ class Explorer(widgets.VBox):
         self.saved.value = f"Wrote {', '.join(path.name for path in written)} into {html.escape(str(shown))}."
 
 
-def _loop_runs() -> bool:
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        return None
 
 
 def _row(*children: widgets.Widget) -> widgets.Box:
@@ -419,7 +435,7 @@ def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row
         view=("row", "column"),
     )
     for button in stories:
-        button.on_click(partial(_tell, explorer))
+        button.on_click(explorer.at_home(partial(_tell, explorer)))
     return explorer
 
 

@@ -66,6 +66,7 @@ def write_networks(folder: Path) -> None:
         config = CifarConfig(depth=16, channels=4, smooth_init=smooth, epochs=1)
         network = ConvResNet(config.network)
         with torch.no_grad():
+            network.residual_layers.bn2_weight.fill_(1.0)
             for name in ("conv1.weight", "conv2.weight"):
                 drift = torch.rand(network.residual_layers.stacked(name).shape[1:])
                 network.residual_layers.stacked(name).add_(torch.linspace(0, 1, 16).view(-1, 1, 1, 1, 1) ** 2 * drift)

@@ -185,6 +185,30 @@ def test_at_most_one_explorer_trains(explorer, single_steps):
     asyncio.run(play())
 
 
+def test_events_from_another_thread_wait_for_their_turn(single_steps, monkeypatch):
+    drawing = []
+    pixels = pictures.Frames.pixels
+
+    def watched(frames, dpi):
+        drawing.append(threading.current_thread())
+        return pixels(frames, dpi)
+
+    monkeypatch.setattr(pictures.Frames, "pixels", watched)
+
+    async def play():
+        explorer = explorers.explore_depth(SMALL, IID)
+        await asyncio.to_thread(explorer.start_button.click)
+        await until(lambda: iteration(explorer) >= 2)
+        await asyncio.to_thread(setattr, explorer.controls["seed"], "value", 7)
+        await until(lambda: explorer.live.state.states[0].config.network.seed == 7)
+        await asyncio.to_thread(explorer.stop_button.click)
+        await until(lambda: not explorer.live.running)
+
+    asyncio.run(play())
+    assert set(drawing) == {threading.main_thread()}
+    assert len(drawing) >= 3
+
+
 def test_divergence_is_a_sentence_and_the_other_network_goes_on(explorer):
     explorer.set(learning_rate=1.0, depth=64, iterations=50)
     finish(explorer)
