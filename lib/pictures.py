@@ -287,7 +287,7 @@ def explore_weights(views: Sequence[View], image: np.ndarray | None = None, capt
     """
     with mpl.rc_context(LIVE_STYLE | {"axes.titlesize": 10}):
         two = len(views) > 1
-        figure = Figure(figsize=(9.6, 7.6))
+        figure = Figure(figsize=(9.6, 7.2))
         axes = figure.subplot_mosaic(
             [
                 ["curve0"] * 3 + ["curve1"] * 3 if two else ["curve0"] * 6,
