@@ -285,8 +285,6 @@ def _row(*children: widgets.Widget) -> widgets.Box:
 
 # --- Controls ---------------------------------------------------------------------------------------------------------
 
-WIDE = {"layout": {"width": "auto"}}
-
 
 def _decades(low: int, high: int) -> list[float]:
     """1, 2, 3 and 5 times the powers of ten from 10^low to 10^high."""
@@ -295,7 +293,8 @@ def _decades(low: int, high: int) -> list[float]:
 
 
 def _label(text: str) -> dict[str, Any]:
-    return {"description": text, "description_allow_html": True, "style": {"description_width": "104px"}, **WIDE}
+    style, layout = {"description_width": "104px"}, {"width": "auto"}
+    return {"description": text, "description_allow_html": True, "style": style, "layout": layout}
 
 
 def _scale(text: str, tooltip: str, options: Sequence[float]) -> Callable[[Any], widgets.ValueWidget]:
@@ -312,7 +311,7 @@ def _scale(text: str, tooltip: str, options: Sequence[float]) -> Callable[[Any],
 
 def _choice(text: str, tooltip: str, options: Sequence[str]) -> Callable[[Any], widgets.ValueWidget]:
     def control(value: Any) -> widgets.ValueWidget:
-        listed = [(pictures.WORDS.get(option, option), option) for option in options]
+        listed = [(pictures.WORDS.get(option, option), option) for option in dict.fromkeys([*options, value])]
         return widgets.Dropdown(options=listed, value=value, tooltip=tooltip, **_label(text))
 
     return control
@@ -350,8 +349,8 @@ CONTROLS: dict[str, Callable[[Any], widgets.ValueWidget]] = {
 # --- Networks of growing depth ----------------------------------------------------------------------------------------
 
 SMALLEST_DEPTH = 4
-# The two networks that a story compares; what it does not name stays as it is.
-# What each story compares: initialisation, activation and convention of the first and of the second network.
+# What each story compares: initialisation, activation and convention of the first and of the second network, at which
+# learning rate.
 STORIES = {
     "weight-tied or i.i.d. layers": ("weight-tied gelu released", "iid gelu released", 0.01),
     "weight-tied or Gaussian process": ("weight-tied gelu released", "gaussian-process gelu released", 0.01),
@@ -596,10 +595,18 @@ def figure(
         controls,
         make,
         lambda state, values, _: draw(*state[1:]),
+        table=lambda state, values: _tables(state[1]),
         reproduce=lambda values: (name, read(values), ""),
         first=(0, result, moved_to({key: control.value for key, control in controls.items()})),
         follow=True,
     )
+
+
+def _tables(result: Any) -> dict[str, tables.Table]:
+    """The tables among what a figure is drawn from: the first without a name of its own, the others numbered."""
+    parts = result if isinstance(result, tuple) else (result,)
+    found = [part for part in parts if isinstance(part, Mapping) and not any(isinstance(c, str) for c in part.values())]
+    return {str(number) if number > 1 else "": table for number, table in enumerate(found, start=1)}
 
 
 def _control(parameter: parameters.Parameter, value: Any) -> widgets.ValueWidget:
