@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lib import activations, checks, conventions
 from lib.network import Data, NetworkConfig, Weights, initial_functions
-from lib.training import Divergence
+from lib.training import Divergence, checked_schedule
 
 FIRST_NODES = 16
 MAX_NODES = 256
@@ -356,16 +356,9 @@ def train(
     (then `LimitRecord.error` says what was reached). Raises ValueError for a configuration without such a
     limit, `Divergence` where the states stop being finite.
     """
-    checks.positive_float("learning_rate", learning_rate)
-    checks.positive_int("iterations", iterations, least=0)
+    wanted = checked_schedule(learning_rate, iterations, record_at, clip)
     checks.positive_float("tolerance", tolerance)
-    checks.positive_float("clip", clip, zero_allowed=True)
     checks.positive_int("max_nodes", max_nodes, least=FIRST_NODES)
-    wanted = range(iterations + 1) if record_at is None else sorted(set(record_at))
-    if len(wanted) and not 0 <= wanted[0] <= wanted[-1] <= iterations:
-        raise ValueError(
-            f"record_at asks for iterations {wanted[0]} to {wanted[-1]}, expected them within 0 to {iterations}."
-        )
     # The error that Picard sweeps leave in one step enters the weights times the learning rate.
     picard = min(1e-7, max(1e-13, 1e-3 * tolerance))
 

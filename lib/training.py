@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +60,16 @@ def train(
     Yields a `Record` for each asked iteration, in order. No training happens beyond the last one.
     Raises `Divergence` when the loss stops being finite, ValueError for arguments that cannot be.
     """
+    wanted = checked_schedule(learning_rate, iterations, record_at, clip)
+    weights, data = start or initialise(config)
+    solver = make_solver(config, weights.to(device), data.to(device), engine)
+    return _records(config, solver, learning_rate, wanted, clip)
+
+
+def checked_schedule(
+    learning_rate: float, iterations: int, record_at: Iterable[int] | None, clip: float
+) -> Sequence[int]:
+    """The iterations to record, in order (default: all of 0..``iterations``); raises where `train` says so."""
     checks.positive_float("learning_rate", learning_rate)
     checks.positive_int("iterations", iterations, least=0)
     checks.positive_float("clip", clip, zero_allowed=True)
@@ -68,9 +78,7 @@ def train(
         raise ValueError(
             f"record_at asks for iterations {wanted[0]} to {wanted[-1]}, expected them within 0 to {iterations}."
         )
-    weights, data = start or initialise(config)
-    solver = make_solver(config, weights.to(device), data.to(device), engine)
-    return _records(config, solver, learning_rate, wanted, clip)
+    return wanted
 
 
 def make_solver(
