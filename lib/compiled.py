@@ -4,8 +4,6 @@ The arithmetic is that of the adjoint, to rounding; results do not depend on the
 bit. ``lib/csrc/dense_stack.cpp`` says how it works, `lib.engine` where it comes from.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -30,9 +28,10 @@ def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
     return ""
 
 
-# Activations and their slopes are kept from the forward pass where that takes at most this many bytes, about what
-# the caches next to the cores hold; beyond, computing them again is as fast as fetching them.
+# A network is one segment, of which the forward pass keeps activations, slopes and states for the backward pass, where
+# that takes at most so many bytes; beyond, computing a segment that fits the caches again is faster than fetching it.
 KEEP_BYTES = 2**24
+SEGMENT_BYTES = 2**20
 
 
 class Compiled:
@@ -49,15 +48,16 @@ class Compiled:
         self.config, self.weights, self.data = config, weights, data
         self._module, _ = engine.load()
         L, m, q = weights.V.shape
-        lanes = self._module.dense_lanes(weights.V.dtype == torch.float64)
-        padded, padded_width = -(-q // lanes) * lanes, -(-m // lanes) * lanes
+        n, lanes = len(data.x), self._module.dense_lanes(weights.V.dtype == torch.float64)
         # Rows end on a whole vector; the padding is zero and stays so.
-        self._H = torch.zeros(L + 1, len(data.x), padded, dtype=weights.V.dtype)
-        self._top = torch.zeros(len(data.x), padded, dtype=weights.V.dtype)
-        self.H = self._H[:, :, :q]
-        shape = (2, L, len(data.x), padded_width)
-        keep = math.prod(shape) * weights.V.element_size() <= KEEP_BYTES
-        self._kept = torch.empty(shape if keep else 0, dtype=weights.V.dtype)
+        padded, padded_width = -(-q // lanes) * lanes, -(-m // lanes) * lanes
+        layer = n * (2 * padded_width + padded)
+        layer_bytes = layer * weights.V.element_size()
+        span = L if L * layer_bytes <= KEEP_BYTES else min(L, max(1, SEGMENT_BYTES // layer_bytes))
+        self._states = torch.zeros(-(-L // span) + 1, n, padded, dtype=weights.V.dtype)  # where segments meet
+        self._kept = torch.empty(span, layer, dtype=weights.V.dtype)
+        self._top = torch.zeros(n, padded, dtype=weights.V.dtype)
+        self._input, self.output = self._states[0, :, :q], self._states[-1, :, :q]  # H_0 and H_L
         self.residual = torch.empty(len(data.x), config.outputs, dtype=weights.V.dtype)
         self._targets = data.y.contiguous()
 
@@ -71,9 +71,9 @@ class Compiled:
     def forward(self) -> Tensor:
         """The loss at the present weights, a tensor without axes; leaves states for the backward pass."""
         weights, data = self.weights, self.data
-        self.H[0] = data.x if weights.A is None else data.x @ weights.A
-        self._module.dense_forward(weights.V, weights.W, self._H, self._kept, *self._constants)
-        output = self.H[-1] if weights.B is None else self.H[-1] @ weights.B
+        self._input[:] = data.x if weights.A is None else data.x @ weights.A
+        self._module.dense_forward(weights.V, weights.W, self._states, self._kept, *self._constants)
+        output = self.output if weights.B is None else self.output @ weights.B
         torch.sub(output, data.y, out=self.residual)
         return self.residual.square().sum() * self.config.loss_scale
 
@@ -82,11 +82,11 @@ class Compiled:
         weights, config = self.weights, self.config
         above = self.residual * (2 * config.loss_scale)
         # dl/dB and dl/dH_L follow from the weights before the step.
-        ends = {"B": self.H[-1].mT @ above} if config.train_ends else {}
+        ends = {"B": self.output.mT @ above} if config.train_ends else {}
         self._top[:, : config.hidden] = above if weights.B is None else above @ weights.B.mT
         step = rate, config.step_factor, clip
         self._module.dense_backward(
-            weights.V, weights.W, self._H, self._kept, self._top, targets.V, targets.W, *step, *self._constants
+            weights.V, weights.W, self._states, self._kept, self._top, targets.V, targets.W, *step, *self._constants
         )
         if config.train_ends:
             ends["A"] = self.data.x.mT @ self._top[:, : config.hidden]
@@ -112,10 +112,10 @@ class Compiled:
         """``count`` whole steps; returns the loss before each: (count,)."""
         losses = torch.empty(count, dtype=torch.float64)
         if self.config.ends_are_identity:
-            self.H[0] = self.data.x
+            self._input[:] = self.data.x
             V, W, scale = self.weights.V, self.weights.W, self.config.loss_scale
             step = learning_rate, self.config.step_factor, clip
-            self._module.dense_run(V, W, self._H, self._kept, self._targets, scale, *step, losses, *self._constants)
+            self._module.dense_run(V, W, self._states, self._kept, self._targets, scale, *step, losses, *self._constants)
             return losses
         for step in range(count):
             losses[step] = self.forward()

@@ -5,13 +5,15 @@
 //     dl/dV_k = outer * s(z_k)^T p_{k+1},   dl/dW_k = outer * inner * h_k^T u_k,      k = L-1, ..., 0.
 //
 // What makes it faster than one library call an operation: each thread carries its samples through all layers, so
-// that a layer costs no call and no allocation; s(z_k) and s'(z_k) are stored where they fit a cache (the caller
-// decides), else only the states h_k are, and z_k is recomputed on the way back; products, activation and residual run on a few samples at a time, in the innermost cache. The weight
-// gradients, sums over all samples, are formed a chunk of layers at a time, each layer by one thread, and applied to
-// the weights on the spot.
+// that a layer costs no call and no allocation, and its products run on a few samples at a time, in the innermost
+// cache. The layers are cut into segments: the way up stores the state at the foot of each, the way back computes a
+// segment again from there and keeps its s(z_k), s'(z_k) and h_k, which fit a cache; a network of one segment is never
+// computed twice. Every thread sums the weight gradients of its own samples, layer by layer; the sums meet, and the
+// weights move, a chunk of layers at a time.
 //
-// Every entry is computed by one thread with its sum in one order, whatever the blocks are: any number of threads
-// gives the same bits. Rows of h, p (q entries) and of z, u (m entries) are padded to whole vectors.
+// The samples form groups, as many as the size of the problem asks for; every sum runs over a group in one order by
+// one thread, and then over the groups: any number of threads gives the same bits. Rows of h, p (q entries) and of z,
+// u (m entries) are padded to whole vectors.
 #include <omp.h>
 #include <torch/extension.h>
 
@@ -20,15 +22,17 @@
 #include <cstdlib>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "vector.h"
 
 namespace {
 
-constexpr int64_t BLOCK = 64;                  // samples that go through a layer together
-constexpr int64_t CHUNK_BYTES = 1 << 19;       // what a chunk of layers keeps until its weight gradients are formed
-constexpr int64_t WORK_A_THREAD = 20'000;      // multiply-adds in a layer below which another thread does not pay
+constexpr int64_t BLOCK = 64;              // samples that go through a layer together
+constexpr int64_t CHUNK_BYTES = 1 << 18;   // what a chunk of layers keeps until its weight gradients meet
+constexpr int64_t WORK_A_GROUP = 20'000;   // multiply-adds in a layer below which another thread does not pay
+constexpr int64_t MOST_GROUPS = 16;        // each group has weight gradients of its own
 
 // ---- Products of small matrices, held in registers ----
 
@@ -39,16 +43,24 @@ __attribute__((always_inline)) inline void multiply_tile(const T* a, int64_t a_r
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < COLUMNS; j++) sum[i][j] = Vector<T>{};
+    // Three rows from each of a few addresses: one offset a row is more than the registers hold.
+    const int64_t step = TRANSPOSED ? 1 : a_row, along = TRANSPOSED ? a_row : 1;
+    const T* row[(ROWS + 2) / 3];
+#pragma GCC unroll 6
+    for (int i = 0; i < (ROWS + 2) / 3; i++) row[i] = a + 3 * i * step;
     for (int64_t k = 0; k < inner; k++, b += b_row) {
         Vector<T> column[COLUMNS];
 #pragma GCC unroll 4
         for (int j = 0; j < COLUMNS; j++) column[j] = load(b + j * LANES<T>);
 #pragma GCC unroll 16
         for (int i = 0; i < ROWS; i++) {
-            const T factor = TRANSPOSED ? a[k * a_row + i] : a[i * a_row + k];
+            const T factor = TRANSPOSED ? a[i] : row[i / 3][i % 3 * step];
 #pragma GCC unroll 4
             for (int j = 0; j < COLUMNS; j++) sum[i][j] += factor * column[j];
         }
+        a += along;
+#pragma GCC unroll 6
+        for (int i = 0; i < (ROWS + 2) / 3; i++) row[i] += along;
     }
 }
 
@@ -73,8 +85,8 @@ __attribute__((always_inline)) inline void multiply_rows(int64_t row, int64_t ro
 template <class T, bool TRANSPOSED, class Use>
 __attribute__((always_inline)) inline void multiply(int64_t rows, const T* a, int64_t a_row, const T* b, int64_t b_row, int64_t inner, int64_t columns,
                      const Use& use) {
-    // Sums held in registers at a time; rows of a^T b are widths, often powers of two.
-    constexpr int SUMS = REGISTERS == 32 ? (TRANSPOSED ? 16 : 24) : 8;
+    // Sums held in registers at a time; rows of a^T b are widths, often powers of two, other rows samples.
+    constexpr int SUMS = REGISTERS == 32 ? (TRANSPOSED ? 16 : 20) : 8, TALLEST = TRANSPOSED || REGISTERS < 32 ? 16 : 10;
     constexpr int64_t LANE = LANES<T>;
     int64_t column = 0;
     for (; column + 4 * LANE <= columns; column += 4 * LANE)
@@ -82,7 +94,7 @@ __attribute__((always_inline)) inline void multiply(int64_t rows, const T* a, in
     for (; column + 2 * LANE <= columns; column += 2 * LANE)
         multiply_rows<T, SUMS / 2, 2, TRANSPOSED>(0, rows, a, a_row, b + column, b_row, inner, column, use);
     for (; column < columns; column += LANE)
-        multiply_rows<T, 16, 1, TRANSPOSED>(0, rows, a, a_row, b + column, b_row, inner, column, use);
+        multiply_rows<T, TALLEST, 1, TRANSPOSED>(0, rows, a, a_row, b + column, b_row, inner, column, use);
 }
 
 // ---- Activations over an array ----
@@ -155,152 +167,232 @@ struct Update {
     T* V;                  // (L, m, q): where gradients go, or the weights
     T* W;                  // (L, q, m)
 
-    void apply(T* target, int64_t row, int64_t column, int64_t width, T scale, Vector<T> sum) const {
-        T* entry = target + row * width + column;
-        const bool whole = column + LANES<T> <= width;  // a copy of known size is one instruction
-        const size_t bytes = whole ? sizeof sum : (width - column) * sizeof(T);
-        Vector<T> old{}, value = sum * scale;
-        if (rate != 0) whole ? std::memcpy(&old, entry, sizeof old) : std::memcpy(&old, entry, bytes);
-        if (rate != 0) {
-            value *= factor;
-            if (clip > 0) {
-                value = value > clip ? spread<T>(clip) : value;
-                value = value < -clip ? spread<T>(-clip) : value;
-            }
-            value = old - value * rate;
+    Vector<T> moved(Vector<T> weight, Vector<T> gradient) const {
+        Vector<T> velocity = gradient * factor;
+        if (clip > 0) {
+            velocity = velocity > clip ? spread<T>(clip) : velocity;
+            velocity = velocity < -clip ? spread<T>(-clip) : velocity;
         }
-        whole ? std::memcpy(entry, &value, sizeof value) : std::memcpy(entry, &value, bytes);
+        return weight - velocity * rate;
+    }
+
+    // A row of a gradient, its sum over the groups, into a row of the weights.
+    void apply(T* target, int64_t width, T scale, const T* sums, int64_t groups, int64_t next_group) const {
+        for (int64_t j = 0; j < width; j += LANES<T>) {
+            Vector<T> sum = load(sums + j);
+            for (int64_t g = 1; g < groups; g++) sum += load(sums + g * next_group + j);
+            sum *= scale;
+            if (j + LANES<T> <= width) {
+                store(target + j, rate != 0 ? moved(load(target + j), sum) : sum);
+            } else {
+                Vector<T> end{};
+                std::memcpy(&end, target + j, (width - j) * sizeof(T));
+                end = rate != 0 ? moved(end, sum) : sum;
+                std::memcpy(target + j, &end, (width - j) * sizeof(T));
+            }
+        }
     }
 };
+
+// ---- Transposes ----
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HAS_SHUFFLE
+#endif
+#endif
+
+#ifdef HAS_SHUFFLE
+// The halves of a and b, entry by entry in turn: a0 b0 a1 b1 ...; the lower halves, or the upper ones.
+template <class T, int HALF, size_t... I>
+inline Vector<T> interleave(Vector<T> a, Vector<T> b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (int(I / 2) + HALF * LANES<T> / 2 + int(I % 2) * LANES<T>)...);
+}
+
+// A square of LANES x LANES entries: each round of interleaving row i with row i + LANES / 2 turns the index of an
+// entry, (row, column) in binary, by one digit.
+template <class T>
+inline void transpose_square(const T* from, int64_t from_row, T* to, int64_t to_row) {
+    constexpr int N = LANES<T>;
+    constexpr auto every = std::make_index_sequence<N>{};
+    Vector<T> row[N], turned[N];
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i++) row[i] = load(from + i * from_row);
+#pragma GCC unroll 4
+    for (int digit = 1; digit < N; digit *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < N / 2; i++) {
+            turned[2 * i] = interleave<T, 0>(row[i], row[i + N / 2], every);
+            turned[2 * i + 1] = interleave<T, 1>(row[i], row[i + N / 2], every);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < N; i++) row[i] = turned[i];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i++) store(to + i * to_row, row[i]);
+}
+#endif
+
+template <class T>
+void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64_t padded) {
+    int64_t done_rows = 0, done_columns = 0;
+#ifdef HAS_SHUFFLE
+    constexpr int64_t N = LANES<T>;
+    done_rows = rows / N * N, done_columns = columns / N * N;
+    for (int64_t i = 0; i < done_rows; i += N)
+        for (int64_t j = 0; j < done_columns; j += N) transpose_square(from + i * columns + j, columns, to + j * padded + i, padded);
+#endif
+    for (int64_t j = 0; j < columns; j++)
+        for (int64_t i = j < done_columns ? done_rows : 0; i < rows; i++) to[j * padded + i] = from[i * columns + j];
+}
 
 // ---- The network ----
 
 template <class T>
 struct Stack {
     int64_t L, n, q, m, Q, M;  // Q, M: q and m padded to whole vectors
+    int64_t span;              // layers in a segment; the last one may have fewer
+    int64_t groups;            // of samples
     T inner, outer;
     const T *V, *W;            // (L, m, q), (L, q, m)
-    T* H;                      // (L+1, n, Q), zero in the padding
-    T *value, *slope;          // (L, n, M): s(z_k) and s'(z_k) where they are kept, else null
+    T* states;                 // (segments + 1, n, Q), zero in the padding: h at the foot of each segment, then h_L
+    T *value, *slope, *h;      // (span, n, M) twice, (span, n, Q): s(z_k), s'(z_k) and h_k of one segment
     Activate<T> s;
     int threads;
 
-    int64_t chunk() const {
-        const int64_t bytes = n * (2 * M + Q) * sizeof(T);
-        return std::clamp<int64_t>(CHUNK_BYTES / bytes / threads * threads, threads, std::max<int64_t>(L, threads));
-    }
-    int64_t first(int thread) const { return n * thread / threads; }
+    int64_t segments() const { return (L + span - 1) / span; }
+    T* state(int64_t segment) const { return states + segment * n * Q; }
+    int64_t weights() const { return m * Q + q * M; }  // entries of a layer's V and W, padded
+    int64_t chunk() const { return std::clamp<int64_t>(CHUNK_BYTES / (weights() * groups * sizeof(T)), 1, L); }
 
-    // The weights of a layer, padded; transposed where the way back needs it.
-    struct Packed {
-        Packed(int64_t q, int64_t m, int64_t Q, int64_t M) : W(q * M), V(m * Q), Vt(q * M), Wt(m * Q) {}
-        Buffer<T> W, V, Vt, Wt;
+    // What one thread needs for itself: a layer's weights, padded; transposed where the way back needs it.
+    struct Scratch {
+        explicit Scratch(const Stack& s) : W(s.q * s.M), V(s.m * s.Q), Vt(s.q * s.M), Wt(s.m * s.Q), z(BLOCK * s.M), value(BLOCK * s.M) {}
+        Buffer<T> W, V, Vt, Wt, z, value;
     };
     static const T* pack(const T* from, int64_t rows, int64_t columns, T* to, int64_t padded) {
         if (columns == padded) return from;
         for (int64_t i = 0; i < rows; i++) std::memcpy(to + i * padded, from + i * columns, columns * sizeof(T));
         return to;
     }
-    static void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64_t padded) {
-        for (int64_t j = 0; j < columns; j++)
-            for (int64_t i = 0; i < rows; i++) to[j * padded + i] = from[i * columns + j];
+
+    void prefetch(int64_t k) const {  // the weights of layer k, which another thread may have moved
+        if (k >= L) return;
+        for (int64_t i = 0; i < q * m; i += 64 / sizeof(T)) {
+            __builtin_prefetch(W + k * q * m + i);
+            __builtin_prefetch(V + k * q * m + i);
+        }
     }
 
-    struct Scratch {
-        explicit Scratch(int64_t M) : z(BLOCK * M), value(BLOCK * M), slope(BLOCK * M) {}
-        Buffer<T> z, value, slope;
-    };
-
+    // each(group, first, rows, whether these are the group's first) for the blocks of this thread's groups, blocks of
+    // equal sizes as far as that goes.
     template <class Each>
-    void blocks(int64_t from, int64_t to, const Each& each) const {  // of equal sizes, as far as that goes
-        const int64_t count = (to - from + BLOCK - 1) / BLOCK;
-        for (int64_t b = 0; b < count; b++) {
-            const int64_t start = from + (to - from) * b / count;
-            each(start, from + (to - from) * (b + 1) / count - start);
+    void blocks(int thread, const Each& each) const {
+        for (int64_t g = groups * thread / threads; g < groups * (thread + 1) / threads; g++) {
+            const int64_t from = n * g / groups, rows = n * (g + 1) / groups - from, count = (rows + BLOCK - 1) / BLOCK;
+            for (int64_t b = 0; b < count; b++) each(g, from + rows * b / count, rows * (b + 1) / count - rows * b / count, b == 0);
         }
     }
+    int64_t first(int thread) const { return n * (groups * thread / threads) / groups; }
 
-    void forward(int64_t from, int64_t to, Packed& packed, Scratch& scratch) const {
-        for (int64_t k = 0; k < L; k++) {
-            const T *w = pack(W + k * q * m, q, m, packed.W, M), *v = pack(V + k * q * m, m, q, packed.V, Q);
-            blocks(from, to, [&](int64_t start, int64_t rows) {
-                const T* h = H + (k * n + start) * Q;
-                T *next = H + ((k + 1) * n + start) * Q, *z = scratch.z;
-                T* a = value ? value + (k * n + start) * M : (T*)scratch.value;
-                multiply<T, false>(rows, h, Q, w, M, q, M,
-                                   [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
-                s(z, a, value ? slope + (k * n + start) * M : nullptr, rows * M);
-                multiply<T, false>(rows, a, M, v, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
-                    store(next + i * Q + j, load(h + i * Q + j) + sum * outer);
-                });
-            });
-        }
-    }
-
-    // The buffers of a chunk of layers: layer k of [start, start + count) has slot k - start, and p slot j holds
-    // p_{start + j}.
-    struct Chunk {
-        Chunk(int64_t layers, int64_t n, int64_t Q, int64_t M) : value(layers * n * M), u(layers * n * M), p((layers + 1) * n * Q) {}
-        Buffer<T> value, u, p;
-    };
-
-    void backward_layer(int64_t k, int64_t slot, int64_t from, int64_t to, Packed& packed, Scratch& scratch, Chunk& chunk) const {
-        const T* w = value ? nullptr : pack(W + k * q * m, q, m, packed.W, M);
-        transpose(W + k * q * m, q, m, packed.Wt, Q);
-        transpose(V + k * q * m, m, q, packed.Vt, M);
-        blocks(from, to, [&](int64_t start, int64_t rows) {
-            const T *h = H + (k * n + start) * Q, *above = chunk.p + ((slot + 1) * n + start) * Q;
-            T *below = chunk.p + (slot * n + start) * Q, *u = chunk.u + (slot * n + start) * M;
-            const T* ds = value ? slope + (k * n + start) * M : (T*)scratch.slope;
-            if (!value) {
-                T* z = scratch.z;
-                multiply<T, false>(rows, h, Q, w, M, q, M,
-                                   [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
-                s(z, chunk.value + (slot * n + start) * M, scratch.slope, rows * M);
-            }
-            multiply<T, false>(rows, above, Q, packed.Vt, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) {
-                store(u + i * M + j, sum * load(ds + i * M + j));
-            });
-            const T scale = outer * inner;
-            multiply<T, false>(rows, u, M, packed.Wt, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
-                store(below + i * Q + j, load(above + i * Q + j) + sum * scale);
+    // Layer k from the states `from` to the states `next` of all samples (next may be `from`, or null: not wanted),
+    // keeping what the way back needs in `slot` of the segment, where that is not negative.
+    void layer(int64_t k, int64_t slot, int thread, const T* from, T* next, Scratch& scratch) const {
+        prefetch(k + 1);
+        const T *w = pack(W + k * q * m, q, m, scratch.W, M), *v = pack(V + k * q * m, m, q, scratch.V, Q);
+        blocks(thread, [&](int64_t, int64_t first, int64_t rows, bool) {
+            const T* x = from + first * Q;
+            T *z = scratch.z, *a = slot < 0 ? (T*)scratch.value : value + (slot * n + first) * M;
+            multiply<T, false>(rows, x, Q, w, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
+            s(z, a, slot < 0 ? nullptr : slope + (slot * n + first) * M, rows * M);
+            if (!next) return;
+            T* to = next + first * Q;
+            multiply<T, false>(rows, a, M, v, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
+                store(to + i * Q + j, load(x + i * Q + j) + sum * outer);
             });
         });
     }
 
-    void weight_gradients(int64_t k, int64_t slot, const Chunk& chunk, const Update<T>& update) const {
-        const T* a = value ? value + k * n * M : chunk.value + slot * n * M;
-        multiply<T, true>(m, a, M, chunk.p + (slot + 1) * n * Q, Q, n, Q,
-                          [&](int64_t i, int64_t j, Vector<T> sum) { update.apply(update.V + k * q * m, i, j, q, outer, sum); });
-        multiply<T, true>(q, H + k * n * Q, Q, chunk.u + slot * n * M, M, n, M,
-                          [&](int64_t i, int64_t j, Vector<T> sum) { update.apply(update.W + k * q * m, i, j, m, outer * inner, sum); });
+    // The layers of a segment, kept; h after them into `after` where wanted.
+    void keep(int64_t segment, int thread, T* after, Scratch& scratch) const {
+        const int64_t foot = segment * span, count = std::min(span, L - foot);
+        std::memcpy(h + first(thread) * Q, state(segment) + first(thread) * Q, (first(thread + 1) - first(thread)) * Q * sizeof(T));
+        for (int64_t slot = 0; slot < count; slot++)
+            layer(foot + slot, slot, thread, h + slot * n * Q, slot + 1 < count ? h + (slot + 1) * n * Q : after, scratch);
     }
 
-    // From p_L in `top` (n, Q) to the weight gradients; leaves p_0 in `top`.
-    void backward(int thread, T* top, Packed& packed, Scratch& scratch, Chunk& chunk, int64_t layers, const Update<T>& update,
-                  Barrier& barrier) const {
-        const int64_t from = first(thread), to = first(thread + 1), row = (to - from) * Q * sizeof(T);
-        for (int64_t stop = L; stop > 0;) {
-            const int64_t start = std::max<int64_t>(0, stop - layers), count = stop - start;
-            std::memcpy(chunk.p + (count * n + from) * Q, top + from * Q, row);
-            for (int64_t slot = count - 1; slot >= 0; slot--) backward_layer(start + slot, slot, from, to, packed, scratch, chunk);
-            std::memcpy(top + from * Q, chunk.p + from * Q, row);
-            barrier.wait();  // all samples of the chunk are there
-            for (int64_t slot = thread; slot < count; slot += threads) weight_gradients(start + slot, slot, chunk, update);
-            barrier.wait();  // the chunk's buffers are free again
-            stop = start;
+    void forward(int thread, Scratch& scratch) const {  // leaves the uppermost segment kept
+        for (int64_t segment = 0; segment < segments() - 1; segment++)
+            for (int64_t slot = 0; slot < span; slot++)
+                layer(segment * span + slot, -1, thread, state(slot ? segment + 1 : segment), state(segment + 1), scratch);
+        keep(segments() - 1, thread, state(segments()), scratch);
+    }
+
+    // Layer k, kept in `slot`: p_{k+1} in p becomes p_k, and the weight gradients of each group go to its place in
+    // `sums`, (groups, weights()).
+    void backward_layer(int64_t k, int64_t slot, int thread, T* p, T* sums, Scratch& scratch) const {
+        transpose(W + k * q * m, q, m, (T*)scratch.Wt, Q);
+        transpose(V + k * q * m, m, q, (T*)scratch.Vt, M);
+        blocks(thread, [&](int64_t group, int64_t first, int64_t rows, bool fresh) {
+            const T *a = value + (slot * n + first) * M, *ds = slope + (slot * n + first) * M, *x = h + (slot * n + first) * Q;
+            T *above = p + first * Q, *u = scratch.z, *for_V = sums + group * weights(), *for_W = for_V + m * Q;
+            multiply<T, false>(rows, above, Q, scratch.Vt, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) {
+                store(u + i * M + j, sum * load(ds + i * M + j));
+            });
+            const auto add = [&](T* to, int64_t width) {
+                return [=](int64_t i, int64_t j, Vector<T> sum) {
+                    T* entry = to + i * width + j;
+                    store(entry, fresh ? sum : load(entry) + sum);
+                };
+            };
+            multiply<T, true>(m, a, M, above, Q, rows, Q, add(for_V, Q));
+            multiply<T, true>(q, x, Q, u, M, rows, M, add(for_W, M));
+            const T scale = outer * inner;
+            multiply<T, false>(rows, u, M, scratch.Wt, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
+                store(above + i * Q + j, load(above + i * Q + j) + sum * scale);
+            });
+        });
+    }
+
+    void update_layer(int64_t k, const T* sums, const Update<T>& update) const {
+        for (int64_t i = 0; i < m; i++) update.apply(update.V + (k * m + i) * q, q, outer, sums + i * Q, groups, weights());
+        sums += m * Q;
+        for (int64_t i = 0; i < q; i++) update.apply(update.W + (k * q + i) * m, m, outer * inner, sums + i * M, groups, weights());
+    }
+
+    // From p_L in p (n, Q) to the weight gradients; leaves p_0 in p. `kept`: whether the uppermost segment is.
+    void backward(int thread, T* p, bool kept, T* sums, Scratch& scratch, const Update<T>& update, Barrier& barrier) const {
+        const int64_t layers = chunk(), place = weights() * groups;
+        int64_t stop = L;  // layers from here on have moved
+        for (int64_t segment = segments() - 1; segment >= 0; segment--) {
+            const int64_t foot = segment * span;
+            if (!kept) keep(segment, thread, nullptr, scratch);
+            kept = false;
+            for (int64_t k = std::min(L, foot + span) - 1; k >= foot; k--) {
+                // Chunks take turns in two halves of `sums`: past a barrier, all threads are done with the half that
+                // comes next, and the other one is complete.
+                T* half = sums + ((L - stop) / layers % 2) * layers * place;
+                backward_layer(k, k - foot, thread, p, half + (stop - 1 - k) * place, scratch);
+                if (k > 0 && stop - k < layers) continue;
+                barrier.wait();
+                const int64_t count = stop - k;
+                for (int64_t i = count * thread / threads; i < count * (thread + 1) / threads; i++)
+                    update_layer(stop - 1 - i, half + i * place, update);
+                stop = k;
+            }
         }
+        barrier.wait();  // all layers have moved
     }
 
-    // top = 2 loss_scale (h_L - y); returns loss_scale * |h_L - y|^2 of each sample into `losses`.
-    void residual(int64_t from, int64_t to, const T* y, double loss_scale, T* top, double* losses) const {
-        const T* h = H + L * n * Q;
-        for (int64_t i = from; i < to; i++) {
+    // p = 2 loss_scale (h_L - y); loss_scale * |h_L - y|^2 of each of the thread's samples into `losses`.
+    void residual(int thread, const T* y, double loss_scale, T* p, double* losses) const {
+        const T* output = state(segments());
+        for (int64_t i = first(thread); i < first(thread + 1); i++) {
             double sum = 0;
             for (int64_t j = 0; j < q; j++) {
-                const T difference = h[i * Q + j] - y[i * q + j];
+                const T difference = output[i * Q + j] - y[i * q + j];
                 sum += double(difference) * difference;
-                top[i * Q + j] = T(2 * loss_scale) * difference;
+                p[i * Q + j] = T(2 * loss_scale) * difference;
             }
             losses[i] = sum * loss_scale;
         }
@@ -324,60 +416,52 @@ struct Stack {
 // ---- From and to Python ----
 
 template <class T>
-Stack<T> make_stack(const at::Tensor& V, const at::Tensor& W, const at::Tensor& H, const at::Tensor& kept, double inner,
+Stack<T> make_stack(const at::Tensor& V, const at::Tensor& W, const at::Tensor& states, const at::Tensor& kept, double inner,
                     double outer, int64_t activation, int64_t threads) {
-    const int64_t L = V.size(0), m = V.size(1), q = V.size(2), n = H.size(1), lane = LANES<T>;
-    const int64_t Q = (q + lane - 1) / lane * lane, M = (m + lane - 1) / lane * lane;
-    TORCH_CHECK(H.size(0) == L + 1 && H.size(2) == Q && H.is_contiguous(), "the states have another shape than (L+1, n, padded q)");
-    const bool keeps = kept.numel() > 0;
-    TORCH_CHECK(!keeps || (kept.is_contiguous() && kept.numel() == 2 * L * n * M), "kept has another shape than (2, L, n, padded m)");
-    T* value = keeps ? kept.data_ptr<T>() : nullptr;
-    const int64_t useful = std::max<int64_t>(1, n * q * m / WORK_A_THREAD);
-    return {L, n, q, m, Q, M, T(inner), T(outer), V.data_ptr<T>(), W.data_ptr<T>(), H.data_ptr<T>(), value,
-            keeps ? value + L * n * M : nullptr, find_activation<T>(activation),
-            int(std::max<int64_t>(1, std::min({threads, n, useful})))};
+    const int64_t L = V.size(0), m = V.size(1), q = V.size(2), n = states.size(1), lane = LANES<T>;
+    const int64_t Q = (q + lane - 1) / lane * lane, M = (m + lane - 1) / lane * lane, span = kept.size(0);
+    TORCH_CHECK(kept.is_contiguous() && kept.size(1) == n * (2 * M + Q), "kept has another shape than (span, n (2 padded m + padded q))");
+    TORCH_CHECK(states.is_contiguous() && states.size(0) == (L + span - 1) / span + 1 && states.size(2) == Q,
+                "the states have another shape than (segments + 1, n, padded q)");
+    T* value = kept.data_ptr<T>();
+    const int64_t groups = std::clamp<int64_t>(n * q * m / WORK_A_GROUP, 1, std::min(n, MOST_GROUPS));
+    return {L, n, q, m, Q, M, span, groups, T(inner), T(outer), V.data_ptr<T>(), W.data_ptr<T>(), states.data_ptr<T>(), value,
+            value + span * n * M, value + 2 * span * n * M, find_activation<T>(activation), int(std::clamp<int64_t>(threads, 1, groups))};
 }
 
 template <class T>
 void forward(const Stack<T>& stack) {
     stack.parallel([](const Stack<T>& mine, int thread, Barrier&) {
-        typename Stack<T>::Packed packed(mine.q, mine.m, mine.Q, mine.M);
-        typename Stack<T>::Scratch scratch(mine.M);
-        mine.forward(mine.first(thread), mine.first(thread + 1), packed, scratch);
+        typename Stack<T>::Scratch scratch(mine);
+        mine.forward(thread, scratch);
     });
 }
 
 template <class T>
-void backward(const Stack<T>& stack, T* top, const Update<T>& update) {
-    const int64_t layers = stack.chunk();
-    typename Stack<T>::Chunk chunk(layers, stack.n, stack.Q, stack.M);
+void backward(const Stack<T>& stack, T* p, const Update<T>& update) {
+    Buffer<T> sums(2 * stack.chunk() * stack.groups * stack.weights());
     stack.parallel([&](const Stack<T>& mine, int thread, Barrier& barrier) {
-        typename Stack<T>::Packed packed(mine.q, mine.m, mine.Q, mine.M);
-        typename Stack<T>::Scratch scratch(mine.M);
-        mine.backward(thread, top, packed, scratch, chunk, layers, update, barrier);
+        typename Stack<T>::Scratch scratch(mine);
+        // An earlier way back has left the lowest segment.
+        mine.backward(thread, p, mine.segments() == 1, sums, scratch, update, barrier);
     });
 }
 
 template <class T>
 void run(const Stack<T>& stack, const T* y, double loss_scale, const Update<T>& update, int64_t count, double* losses) {
-    const int64_t layers = stack.chunk();
-    typename Stack<T>::Chunk chunk(layers, stack.n, stack.Q, stack.M);
-    Buffer<T> top(stack.n * stack.Q);
-    std::vector<double> by_sample(stack.n);
+    Buffer<T> sums(2 * stack.chunk() * stack.groups * stack.weights()), p(stack.n * stack.Q);
+    std::vector<double> by_sample(2 * stack.n);  // of even and odd steps: between two of a kind there is a barrier
     stack.parallel([&](const Stack<T>& mine, int thread, Barrier& barrier) {
-        typename Stack<T>::Packed packed(mine.q, mine.m, mine.Q, mine.M);
-        typename Stack<T>::Scratch scratch(mine.M);
-        const int64_t from = mine.first(thread), to = mine.first(thread + 1);
+        typename Stack<T>::Scratch scratch(mine);
         for (int64_t step = 0; step < count; step++) {
-            mine.forward(from, to, packed, scratch);
-            mine.residual(from, to, y, loss_scale, top, by_sample.data());
-            mine.backward(thread, top, packed, scratch, chunk, layers, update, barrier);
-            // backward ended with a barrier: all residuals are there, and no thread writes them before the next one.
+            double* now = by_sample.data() + step % 2 * mine.n;
+            mine.forward(thread, scratch);
+            mine.residual(thread, y, loss_scale, p, now);
+            mine.backward(thread, p, true, sums, scratch, update, barrier);
             if (thread == 0) {
                 losses[step] = 0;
-                for (double loss : by_sample) losses[step] += loss;
+                for (int64_t i = 0; i < mine.n; i++) losses[step] += now[i];
             }
-            barrier.wait();
         }
     });
 }
@@ -392,9 +476,9 @@ void run(const Stack<T>& stack, const T* y, double loss_scale, const Update<T>& 
         __VA_ARGS__                                                  \
     }
 
-void dense_forward(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor kept, double inner, double outer, int64_t activation, int64_t threads) {
+void dense_forward(at::Tensor V, at::Tensor W, at::Tensor states, at::Tensor kept, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
-        const auto stack = make_stack<T>(V, W, H, kept, inner, outer, activation, threads);
+        const auto stack = make_stack<T>(V, W, states, kept, inner, outer, activation, threads);
         pybind11::gil_scoped_release release;
         forward(stack);
     })
@@ -402,10 +486,10 @@ void dense_forward(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor kept, do
 
 // top: (n, padded q), p_L on entry and p_0 on return. rate 0 stores the gradients in V_out and W_out; otherwise these
 // are the weights V and W themselves and take a step.
-void dense_backward(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor kept, at::Tensor top, at::Tensor V_out, at::Tensor W_out, double rate,
+void dense_backward(at::Tensor V, at::Tensor W, at::Tensor states, at::Tensor kept, at::Tensor top, at::Tensor V_out, at::Tensor W_out, double rate,
                     double factor, double clip, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
-        const auto stack = make_stack<T>(V, W, H, kept, inner, outer, activation, threads);
+        const auto stack = make_stack<T>(V, W, states, kept, inner, outer, activation, threads);
         const Update<T> update{T(rate), T(factor), T(clip), V_out.data_ptr<T>(), W_out.data_ptr<T>()};
         T* p = top.data_ptr<T>();
         pybind11::gil_scoped_release release;
@@ -414,10 +498,10 @@ void dense_backward(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor kept, a
 }
 
 // `count` whole steps towards the targets y (n, q) where A and B are the identity; the loss before each, in losses.
-void dense_run(at::Tensor V, at::Tensor W, at::Tensor H, at::Tensor kept, at::Tensor y, double loss_scale, double rate, double factor, double clip,
+void dense_run(at::Tensor V, at::Tensor W, at::Tensor states, at::Tensor kept, at::Tensor y, double loss_scale, double rate, double factor, double clip,
                at::Tensor losses, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
-        const auto stack = make_stack<T>(V, W, H, kept, inner, outer, activation, threads);
+        const auto stack = make_stack<T>(V, W, states, kept, inner, outer, activation, threads);
         const Update<T> update{T(rate), T(factor), T(clip), V.data_ptr<T>(), W.data_ptr<T>()};
         const T* targets = y.data_ptr<T>();
         double* before = losses.data_ptr<double>();

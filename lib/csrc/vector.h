@@ -18,7 +18,7 @@ constexpr int VECTOR_BYTES = 16, REGISTERS = 16;
 #endif
 
 // What the functions below have to know of a floating-point format. ln 2 comes in two parts, so that
-// n * ln2_high is exact; the Phi coefficients are explained at normal_cdf.
+// n * ln2_high is exact; the coefficients are explained where they are used.
 template <class T>
 struct Format;
 
@@ -26,8 +26,9 @@ template <>
 struct Format<float> {
     typedef float vector __attribute__((vector_size(VECTOR_BYTES)));
     typedef uint32_t bits __attribute__((vector_size(VECTOR_BYTES)));
-    static constexpr int mantissa = 23, bias = 127, exp_degree = 7, log_terms = 9;
+    static constexpr int mantissa = 23, bias = 127, log_terms = 9;
     static constexpr float lowest_exponent = -60, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+    static constexpr float exp[] = {1.00000001f, 0.500000001f, 0.166665052f, 0.0416664649f, 0.00836915567f, 0.001393365f};
     static constexpr float phi_scale = 0.275f;
     static constexpr bool phi_centred = false;
     static constexpr float phi[] = {0.11780925f, 0.0421114981f, 0.333932255f, -0.330993369f, 0.451998701f, -0.11485833f};
@@ -37,8 +38,12 @@ template <>
 struct Format<double> {
     typedef double vector __attribute__((vector_size(VECTOR_BYTES)));
     typedef uint64_t bits __attribute__((vector_size(VECTOR_BYTES)));
-    static constexpr int mantissa = 52, bias = 1023, exp_degree = 13, log_terms = 18;
+    static constexpr int mantissa = 52, bias = 1023, log_terms = 18;
     static constexpr double lowest_exponent = -600, ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723212e-6;
+    static constexpr double exp[] = {
+        1.0, 0.5000000000000005623, 0.1666666666666667099, 0.04166666666657306773, 0.008333333333326135126,
+        0.001388888893251477936, 0.0001984126987482062527, 0.00002480150431378554017, 2.755725540020642443e-6,
+        2.762637106569635608e-7, 2.510521700472074516e-8};
     static constexpr double phi_scale = 0.2;
     static constexpr bool phi_centred = true;
     static constexpr double phi[] = {
@@ -72,16 +77,34 @@ static inline Vector<T> spread(T value) {
     return Vector<T>{} + value;
 }
 
+// Even and odd terms apart: two chains of half the length. What bounds these loops is how long they wait.
 template <class T, int N>
 static inline Vector<T> polynomial(const T (&coefficients)[N], Vector<T> x) {  // constant term first
-    Vector<T> sum = spread<T>(coefficients[N - 1]);
+    static_assert(N > 1);
+    const Vector<T> square = x * x;
+    Vector<T> last = spread<T>(coefficients[N - 1]), other = spread<T>(coefficients[N - 2]);
 #pragma GCC unroll 32
-    for (int k = N - 2; k >= 0; k--) sum = sum * x + coefficients[k];
-    return sum;
+    for (int k = N - 3; k >= 0; k -= 2) {
+        last = last * square + coefficients[k];
+        if (k > 0) other = other * square + coefficients[k - 1];
+    }
+    return N % 2 ? last + other * x : other + last * x;
+}
+
+template <class T, int N>
+struct Coefficients {
+    T of[N];
+};
+
+template <class T>
+constexpr auto odd_reciprocals() {  // 1 / (2 k + 1), from k = 0
+    Coefficients<T, Format<T>::log_terms + 1> result{};
+    for (int k = 0; k <= Format<T>::log_terms; k++) result.of[k] = 1 / T(2 * k + 1);
+    return result;
 }
 
 // exp(x), or exp(x) - 1 with small relative error near 0, for x <= 0. With x = n ln 2 + r, |r| <= ln(2) / 2:
-// exp(x) = 2^n + 2^n (exp(r) - 1), the bracket by its Taylor polynomial. Adding 1.5 * 2^mantissa rounds to the
+// exp(x) = 2^n + 2^n (exp(r) - 1), the bracket r times a polynomial of least largest error. Adding 1.5 * 2^mantissa rounds to the
 // whole number n and leaves it in the low bits, from where it is shifted to the place of an exponent.
 // Far below what rounding sees, exp(x) is 0: subnormal numbers, which it would lead to, take a hundred times longer.
 template <class T, bool MINUS_ONE = false>
@@ -91,16 +114,7 @@ static inline Vector<T> exponential(Vector<T> x) {
     const Vector<T> shifted = x * T(1.44269504088896340736) + rounder, n = shifted - rounder;
     const Vector<T> r = (x - n * F::ln2_high) - n * F::ln2_low;
     const Vector<T> power = (Vector<T>)(((typename F::bits)shifted + F::bias) << F::mantissa);  // 2^n
-    T factorial = 1;
-#pragma GCC unroll 16
-    for (int k = 2; k <= F::exp_degree; k++) factorial *= T(k);
-    Vector<T> sum = spread<T>(1 / factorial);
-#pragma GCC unroll 16
-    for (int k = F::exp_degree; k > 1; k--) {
-        factorial /= T(k);
-        sum = sum * r + 1 / factorial;
-    }
-    sum *= r;
+    const Vector<T> sum = polynomial(Format<T>::exp, r) * r;
     const Vector<T> value = power * sum + (MINUS_ONE ? power - T(1) : power);
     return x < F::lowest_exponent ? spread<T>(MINUS_ONE ? -1 : 0) : value;
 }
@@ -132,9 +146,8 @@ static inline Vector<T> activation(Vector<T> z, Vector<T>* derivative) {
     } else if constexpr (NAME == SOFTPLUS) {
         // max(z, 0) + log(1 + e) with e = exp(-|z|); log((1 + s) / (1 - s)) = 2 (s + s^3 / 3 + ...), s <= 1/3.
         const V e = exponential<T>(-magnitude), s = e / (e + T(2)), square = s * s;
-        V sum = spread<T>(T(1) / (2 * Format<T>::log_terms + 1));
-#pragma GCC unroll 32
-        for (int k = Format<T>::log_terms - 1; k >= 0; k--) sum = sum * square + T(1) / T(2 * k + 1);
+        static constexpr auto series = odd_reciprocals<T>();
+        const V sum = polynomial(series.of, square);
         if (DERIVATIVE) *derivative = (z < 0 ? e : one) / (one + e);
         const V value = (z < 0 ? zero : z) + s * sum * T(2);
         return z > 20 ? z : value;  // as PyTorch has it
