@@ -133,8 +133,13 @@ class Adjoint:
 
     def run(self, learning_rate: float, count: int, clip: float = 0.0) -> Tensor:
         """``count`` whole steps; returns the loss before each: (count,)."""
-        losses = torch.empty(count, dtype=torch.float64, device=self.H.device)
-        for step in range(count):
-            losses[step] = self.forward()
-            self.descend(learning_rate, clip)
-        return losses
+        return take_steps(self, learning_rate, count, clip)
+
+
+def take_steps(solver, learning_rate: float, count: int, clip: float = 0.0) -> Tensor:
+    """``count`` times `forward` and `descend` of an engine; returns the loss before each: (count,)."""
+    losses = torch.empty(count, dtype=torch.float64, device=solver.residual.device)
+    for step in range(count):
+        losses[step] = solver.forward()
+        solver.descend(learning_rate, clip)
+    return losses

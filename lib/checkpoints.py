@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib import cifar_training
-from lib.cifar_training import CifarConfig, write_atomically
+from lib import cifar_training, paths
+from lib.cifar_training import CifarConfig
 from lib.convnet import ConvResNet
 
 FORMAT = "convolutional residual network"
@@ -64,7 +64,7 @@ def save(path: Path | str, checkpoint: Checkpoint) -> Path:
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda draft: save_file(tensors, draft, metadata=header))
+    paths.write_atomically(path, lambda draft: save_file(tensors, draft, metadata=header))
     return path
 
 

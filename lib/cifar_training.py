@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -316,9 +316,9 @@ class _Run:
             "log": self.log,
             "versions": versions(),
         }
-        write_atomically(folder / STATE_FILE, lambda path: torch.save(state, path))
+        paths.write_atomically(folder / STATE_FILE, lambda draft: torch.save(state, draft))
         text = json.dumps({"config": state["config"], "log": self.log}, indent=1)
-        write_atomically(folder / LOG_FILE, lambda path: path.write_text(text + "\n"))
+        paths.write_atomically(folder / LOG_FILE, lambda draft: draft.write_text(text + "\n"))
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         found = state["config"]
@@ -454,24 +454,3 @@ def _alone_in(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RuntimeError(f"Another process is training the run in {folder}: wait for it, or end it.") from None
         yield
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file so that readers, and a machine that lost power, find the old one or the new one, whole."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        write(draft)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-        _flush_folder(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)  # the rename itself lives in the folder
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lib import engine
+from lib.adjoint import take_steps
 from lib.network import Data, NetworkConfig, Weights
 
 
@@ -110,14 +111,11 @@ class Compiled:
     @torch.no_grad()
     def run(self, learning_rate: float, count: int, clip: float = 0.0) -> Tensor:
         """``count`` whole steps; returns the loss before each: (count,)."""
+        if not self.config.ends_are_identity:
+            return take_steps(self, learning_rate, count, clip)
         losses = torch.empty(count, dtype=torch.float64)
-        if self.config.ends_are_identity:
-            self._input[:] = self.data.x
-            V, W, scale = self.weights.V, self.weights.W, self.config.loss_scale
-            step = learning_rate, self.config.step_factor, clip
-            self._module.dense_run(V, W, self._states, self._kept, self._targets, scale, *step, losses, *self._constants)
-            return losses
-        for step in range(count):
-            losses[step] = self.forward()
-            self.descend(learning_rate, clip)
+        self._input[:] = self.data.x
+        network = self.weights.V, self.weights.W, self._states, self._kept
+        step = learning_rate, self.config.step_factor, clip
+        self._module.dense_run(*network, self._targets, self.config.loss_scale, *step, losses, *self._constants)
         return losses

@@ -141,9 +141,7 @@ def _network_reference(config: LimitDistanceConfig) -> Iterable[Callable[[Record
 
         def distances(record: Record, deep=reference.weights) -> tuple[float, float]:
             weights = record.weights
-            return tuple(
-                distance(*pair, config.sampling) for pair in ((weights.V, deep.V), (weights.W, deep.W))
-            )
+            return tuple(distance(*pair, config.sampling) for pair in ((weights.V, deep.V), (weights.W, deep.W)))
 
         yield distances
 

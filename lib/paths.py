@@ -1,6 +1,7 @@
-"""Every path of the project, absolute, and what the environment says about a run, in one place."""
+"""Every path of the project, absolute, what the environment says about a run, and how a file is written."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,3 +41,24 @@ def unattended() -> bool:
     Progress bars and live loops are then off, so that stored notebooks hold none and every run ends.
     """
     return bool(os.environ.get("NOTEBOOK_UNATTENDED"))
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file so that readers, and a machine that lost power, find the old one or the new one, whole."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        write(draft)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+        _flush_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)  # the rename itself lives in the folder
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

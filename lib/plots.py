@@ -5,9 +5,8 @@ stays behind in a global list, and the same data gives the same bytes.
 """
 
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 
 import matplotlib as mpl
@@ -98,9 +97,7 @@ def save(name: str, figure: Figure, data: Mapping[str, tables.Table] | None = No
     with mpl.rc_context(STYLE):
         for ending, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
             target = folder / f"{name}.{ending}"
-            staged = folder / f".{name}.{os.getpid()}.{ending}"
-            figure.savefig(staged, metadata=metadata)
-            os.replace(staged, target)
+            paths.write_atomically(target, partial(figure.savefig, format=ending, metadata=metadata))
             written.append(target)
     written += [tables.write_csv(folder / f"{stem}.csv", table) for stem, table in (data or {}).items()]
     return written

@@ -23,7 +23,7 @@ import torch
 
 from lib import cifar_training, paths, tables
 from lib.checkpoints import Checkpoint, CheckpointError, load, save
-from lib.cifar_training import CifarConfig, write_atomically
+from lib.cifar_training import CifarConfig
 from lib.convnet import ConvResNet
 
 VERSION = 1
@@ -96,7 +96,7 @@ def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path,
         "log": state["log"],
     }
     record = folder / f"{config.name}.json"
-    write_atomically(record, lambda draft: draft.write_text(_json(entries)))
+    paths.write_atomically(record, lambda draft: draft.write_text(_json(entries)))
     return weights, record
 
 
@@ -121,7 +121,7 @@ def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | 
         (folder / f"{config.name}.json", record),
     ):
         content = source.read_bytes()
-        write_atomically(target, lambda draft, content=content: draft.write_bytes(content))
+        paths.write_atomically(target, lambda draft, content=content: draft.write_bytes(content))
     return record
 
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", default="", metavar="'NAME=VALUE ...'", help="values in their place")
     parser.add_argument("--epochs", type=int, help="a schedule of this length for a listed run")
     chosen = parser.parse_args(arguments)
-    try:
-        _train_command(chosen)
-    except (notebooks.RunFailed, cifar.DataNotFoundError, records.CheckpointError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (parameters.WrongParameters, ValueError, TypeError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on after the last complete epoch.", file=sys.stderr)
-        return 130
-    return 0
+    return notebooks.exit_code(
+        partial(_train_command, chosen),
+        "Interrupted; the same command goes on after the last complete epoch.",
+        failures=(notebooks.RunFailed, cifar.DataNotFoundError, records.CheckpointError),
+        misuses=(ValueError, TypeError),
+    )
 
 
 def _train_command(chosen: argparse.Namespace) -> None:

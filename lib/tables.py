@@ -1,12 +1,13 @@
 """Tidy tables: a dict of equally long columns, one observation a row; CSV, Markdown and LaTeX."""
 
 import csv
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lib import paths
 
 Table = Mapping[str, Sequence[Any] | np.ndarray]
 
@@ -31,12 +32,14 @@ def write_csv(path: Path, table: Table) -> Path:
     lengths = {name: len(column) for name, column in table.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{path.name}: the columns have lengths {lengths}, expected equal ones.")
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with staged.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(table)
-        writer.writerows([_text(value) for value in row] for row in zip(*table.values(), strict=True))
-    os.replace(staged, path)
+
+    def write_rows(draft: Path) -> None:
+        with draft.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(table)
+            writer.writerows([_text(value) for value in row] for row in zip(*table.values(), strict=True))
+
+    paths.write_atomically(path, write_rows)
     return path
 
 

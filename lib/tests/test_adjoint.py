@@ -52,7 +52,11 @@ def hidden_states_graph(config, weights, x):
 )
 def test_gradients_match_float64_autograd(activation, convention, ends, dtype, tolerance, device):
     config = dataclasses.replace(
-        SMALL, activation=activation, convention=convention, dtype=dtype, train_ends=ends,
+        SMALL,
+        activation=activation,
+        convention=convention,
+        dtype=dtype,
+        train_ends=ends,
         **({"hidden_dimension": 9, "output_dimension": 3} if ends else {}),
     )
     weights, data = perturbed(config, device)
