@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 
 def positive_int(name: str, value: Any, least: int = 1) -> None:
     """Raise unless ``value`` is an int (not a bool) of at least ``least``."""
@@ -46,3 +48,19 @@ def positive_ints(name: str, values: Any, least: int = 1) -> None:
         positive_int(f"an entry of {name}", value, least)
     if any(later <= earlier for earlier, later in itertools.pairwise(values)):
         raise ValueError(f"{name} is {list(values)}, expected increasing numbers without repeats.")
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of that name, "auto" being CUDA where there is one and else the CPU.
+
+    Raises ValueError with one sentence where this machine has none such.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}, expected auto, cpu, cuda or cuda:0 and the like.") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but PyTorch sees no CUDA device here: use cpu.")
+    return found

@@ -199,7 +199,7 @@ def train(
     state of the last complete epoch stays in the folder.
     """
     folder = Path(folder) if folder is not None else run_folder(config)
-    device = usable_device(device)
+    device = checks.usable_device(device)
     checks.positive_int("threads", threads, least=0)
     if threads:
         torch.set_num_threads(threads)
@@ -333,22 +333,6 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.epoch, self.log = state["epoch"], state["log"]
-
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """The device of that name, "auto" being CUDA where there is one and else the CPU.
-
-    Raises ValueError with one sentence where this machine has none such.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}, expected auto, cpu, cuda or cuda:0 and the like.") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but PyTorch sees no CUDA device here: use cpu.")
-    return found
 
 
 @torch.no_grad()

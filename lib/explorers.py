@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets as widgets
+import torch
 import yaml
 from ipywidgets import Layout
 from matplotlib.figure import Figure
@@ -336,6 +337,7 @@ CONTROLS: dict[str, Callable[[Any], widgets.ValueWidget]] = {
     "convention": _choice("convention", "which factors stand before V and W", list(conventions.CONVENTIONS)),
     "initial_V": _choice("initial V", "where it is not 0", INITIAL_V),
     "dtype": _choice("dtype", "of weights and computation", list(DTYPES)),
+    "device": _choice("device", "that trains", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]),
     "draw_order": _choice("draw order", "of the random numbers", conventions.DRAW_ORDERS),
     "reference": _choice("reference", "in the limit's place", list(REFERENCES)),
     "sampling": _choice("sampling", "of the norm over s", conventions.SAMPLING_RULES),

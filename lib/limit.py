@@ -339,7 +339,6 @@ def train(
     *,
     tolerance: float = 1e-6,
     clip: float = 0.0,
-    device: str = "cpu",
     max_nodes: int = MAX_NODES,
 ) -> Iterator[LimitRecord]:
     """Gradient descent on the limit itself: `lib.training.train` for infinite depth.
@@ -347,8 +346,7 @@ def train(
     Main arguments: as there; of ``config`` the depth is not used. ``tolerance`` is the error asked for in
     V(s) and W(s), in the norm that distances to the limit are measured in.
 
-    Other arguments: ``clip`` C, the clipped flow where above 0; ``device``; ``max_nodes``, where refinement
-    ends.
+    Other arguments: ``clip`` C, the clipped flow where above 0; ``max_nodes``, where refinement ends.
 
     Yields a `LimitRecord` for each asked iteration. Two solutions, one with 3/2 of the other's nodes, train
     side by side; where they part by more than ``tolerance`` the finer one is kept as the coarser and a new one
@@ -363,7 +361,7 @@ def train(
     picard = min(1e-7, max(1e-13, 1e-3 * tolerance))
 
     def new_solver(nodes: int) -> SpectralSolver:
-        return SpectralSolver(config, nodes, device, picard)
+        return SpectralSolver(config, nodes, str(config.torch_device), picard)
 
     return _records(new_solver, learning_rate, wanted, tolerance, clip, max_nodes)
 

@@ -38,7 +38,9 @@ class NetworkConfig:
     d and d'), ``train_ends`` (whether A and B are trained), ``residual_scaling`` ("1/L" or "1/sqrt(L)"),
     ``initial_V`` ("zero", or "drawn" in the same way as W), ``target_scale`` (the targets are this times
     standard Gaussian; Thm 6 asks for small ones), ``draw_order`` (see `conventions.DRAW_ORDERS`), ``dtype``
-    ("float32" or "float64"; draws are always made in float32, so that a seed gives the same numbers in both).
+    ("float32" or "float64"; draws are always made in float32, so that a seed gives the same numbers in both),
+    ``device`` (where it trains: "cpu", "cuda", or "auto" for CUDA where there is one; draws are always made on
+    the CPU).
 
     Raises TypeError or ValueError, one sentence, for a value that cannot be.
     """
@@ -60,6 +62,7 @@ class NetworkConfig:
     target_scale: float = 1.0
     draw_order: str = "W X Y"
     dtype: str = "float64"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "dimension", "samples"):
@@ -76,6 +79,7 @@ class NetworkConfig:
         checks.choice("draw_order", self.draw_order, conventions.DRAW_ORDERS)
         checks.choice("dtype", self.dtype, DTYPES)
         checks.boolean("train_ends", self.train_ends)
+        checks.usable_device(self.device)
         if 0 < self.hidden_dimension < max(self.dimension, self.outputs):
             raise ValueError(
                 f"hidden_dimension q is {self.hidden_dimension}, expected at least "
@@ -96,6 +100,11 @@ class NetworkConfig:
     def torch_dtype(self) -> torch.dtype:
         """The dtype of weights, data and computation."""
         return DTYPES[self.dtype]
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that weights and data are trained on."""
+        return checks.usable_device(self.device)
 
     @property
     def inner_scale(self) -> float:
@@ -183,6 +192,30 @@ def initialise(config: NetworkConfig) -> tuple[Weights, Data]:
     if config.initial_V == "drawn":
         V = randn(*V.shape)
     return Weights(V, W, *_initial_ends(config)), data
+
+
+def check_start(config: NetworkConfig, weights: Weights, data: Data) -> None:
+    """Raise ValueError, one sentence, where weights or data have other shapes or another dtype than ``config`` says."""
+    c = config
+    expected = {
+        "V": ("(L, m, q)", (c.depth, c.width, c.hidden)),
+        "W": ("(L, q, m)", (c.depth, c.hidden, c.width)),
+        "A": ("(d, q)", None if c.ends_are_identity else (c.dimension, c.hidden)),
+        "B": ("(q, d')", None if c.ends_are_identity else (c.hidden, c.outputs)),
+        "x": ("(n, d)", (c.samples, c.dimension)),
+        "y": ("(n, d')", (c.samples, c.outputs)),
+    }
+    found = {name: getattr(weights, name) for name in "VWAB"} | {"x": data.x, "y": data.y}
+    for name, (letters, shape) in expected.items():
+        tensor = found[name]
+        if shape is None or tensor is None:
+            if tensor is not None or shape is not None:
+                words = "is missing" if tensor is None else "is given, though it is the identity here"
+                raise ValueError(f"{name} {words}: `initialise(config)` draws the weights of a configuration.")
+        elif tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {letters} = {shape} by the configuration.")
+        elif tensor.dtype != c.torch_dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, expected {c.torch_dtype} by the configuration's dtype.")
 
 
 def initial_functions(config: NetworkConfig) -> tuple[Callable[[Tensor], Weights], Data]:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from lib import checks, compiled, paths
 from lib.adjoint import Adjoint
-from lib.network import Data, NetworkConfig, Weights, initialise
+from lib.network import Data, NetworkConfig, Weights, check_start, initialise
 
 ENGINES = ("auto", "compiled", "adjoint")
 
@@ -46,7 +46,6 @@ def train(
     clip: float = 0.0,
     start: tuple[Weights, Data] | None = None,
     engine: str = "auto",
-    device: str = "cpu",
 ) -> Iterator[Record]:
     """Full-batch gradient descent, dZ_k/dt = -L dl/dZ_k in steps of ``learning_rate`` (gradient flow, section 2).
 
@@ -54,14 +53,15 @@ def train(
     ``iterations`` T; ``record_at``, the iterations t <= T to yield (default: all of 0..T).
 
     Other arguments: ``clip`` C, the clipped flow where above 0; ``start``, weights and data other than
-    `initialise` draws (the weights are trained in place); ``engine`` (see `make_solver`);
-    ``device``.
+    `initialise` draws (on the CPU the weights are trained in place); ``engine`` (see `make_solver`).
 
     Yields a `Record` for each asked iteration, in order. No training happens beyond the last one.
     Raises `Divergence` when the loss stops being finite, ValueError for arguments that cannot be.
     """
     wanted = checked_schedule(learning_rate, iterations, record_at, clip)
     weights, data = start or initialise(config)
+    check_start(config, weights, data)
+    device = config.torch_device
     solver = make_solver(config, weights.to(device), data.to(device), engine)
     return _records(config, solver, learning_rate, wanted, clip)
 

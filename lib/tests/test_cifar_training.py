@@ -10,7 +10,7 @@ import pytest
 import torch
 from cifar_set import needs_cifar10, write_set
 
-from lib import cifar_training, paths
+from lib import checks, cifar_training, paths
 from lib.cifar_training import CifarConfig, EpochRecord, Progress, read_state, train
 from lib.training import Divergence
 
@@ -245,10 +245,10 @@ def test_names_tell_runs_apart():
 
 def test_devices_get_sentences():
     with pytest.raises(ValueError, match="device is 'gpu', expected auto, cpu, cuda"):
-        cifar_training.usable_device("gpu")
+        checks.usable_device("gpu")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device is 'cuda', but PyTorch sees no CUDA device here"):
-            cifar_training.usable_device("cuda")
+            checks.usable_device("cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device on this machine")

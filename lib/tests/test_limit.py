@@ -194,7 +194,8 @@ def test_configurations_without_such_a_limit_are_refused():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_another_device_gives_the_same_limit():
-    record, expected = (trained(GENERAL, 20, tolerance=1e-8, device=device) for device in ("cuda", "cpu"))
+    configs = (dataclasses.replace(GENERAL, device=device) for device in ("cuda", "cpu"))
+    record, expected = (trained(config, 20, tolerance=1e-8) for config in configs)
     assert record.loss == pytest.approx(expected.loss, rel=1e-10)
     torch.testing.assert_close(record.ode.weights.V.cpu(), expected.ode.weights.V, rtol=1e-8, atol=1e-10)
     network = expected.ode.network(9)

@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from lib.distances import fit_slope
-from lib.experiments import SuccessiveDistanceConfig, successive_distance
-from lib.network import DTYPES, NetworkConfig, Weights, hidden_states, initialise, outputs
+from lib.experiments import (
+    LimitDistanceConfig,
+    LongTimeConfig,
+    SuccessiveDistanceConfig,
+    limit_distance,
+    long_time,
+    successive_distance,
+)
+from lib.network import DTYPES, Data, NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.tables import select
 from lib.training import Divergence, lockstep, train
 
@@ -173,3 +180,40 @@ def test_a_wrong_value_is_named(field, value, sentence):
 def test_a_wrong_learning_rate_is_named(rate):
     with pytest.raises((TypeError, ValueError), match="learning_rate is"):
         train(SMALL, rate, 1)
+
+
+def test_weights_and_data_of_another_configuration_get_a_sentence():
+    weights, data = initialise(SMALL)
+    wrong = {
+        r"x is \(10, 3\), expected \(n, d\) = \(10, 4\) by the configuration": (weights, Data(data.x[:, :3], data.y)),
+        r"y is \(9, 4\), expected \(n, d'\) = \(10, 4\)": (weights, Data(data.x, data.y[:9])),
+        r"x is torch.float32, expected torch.float64 by the configuration's dtype": (weights, data.to(torch.float32)),
+        r"V is \(7, 6, 4\), expected \(L, m, q\) = \(8, 6, 4\)": (Weights(weights.V[1:], weights.W), data),
+        r"A is given, though it is the identity here": (Weights(weights.V, weights.W, torch.eye(4)), data),
+    }
+    for sentence, start in wrong.items():
+        with pytest.raises(ValueError, match=sentence):
+            train(SMALL, 0.1, 1, start=start)
+    with pytest.raises(ValueError, match="A is missing: `initialise"):
+        train(dataclasses.replace(SMALL, train_ends=True), 0.1, 1, start=(weights, data))
+
+
+def test_a_device_that_is_not_there_gets_a_sentence():
+    with pytest.raises(ValueError, match="device is 'gpu', expected auto, cpu, cuda"):
+        dataclasses.replace(SMALL, device="gpu")
+    if not torch.cuda.is_available():
+        assert dataclasses.replace(SMALL, device="auto").torch_device.type == "cpu"
+        with pytest.raises(ValueError, match="PyTorch sees no CUDA device here"):
+            dataclasses.replace(SMALL, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device on this machine")
+def test_experiments_on_cuda_give_the_tables_of_the_cpu():
+    for make in (
+        lambda network: successive_distance(SuccessiveDistanceConfig(network, [4, 8, 16], [5, 20], 0.05, slope_from=4)),
+        lambda network: limit_distance(LimitDistanceConfig(network, [4, 8], 10, learning_rate=0.05)),
+        lambda network: long_time(LongTimeConfig(network, 50, recorded=5))[1],
+    ):
+        here, there = (make(dataclasses.replace(SMALL, device=device)) for device in ("cpu", "cuda"))
+        for name, column in here.items():
+            assert there[name] == pytest.approx(column, rel=1e-9, abs=1e-12), name
