@@ -1,13 +1,19 @@
 """What the README says exists and is true: links, commands, and numbers against the tracked tables."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 from lib import paths, tables
 from lib.distances import fit_slope
+from lib.tests import toy_project
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
@@ -16,6 +22,12 @@ NOTEBOOKS = {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")}
 
 def code_blocks():
     return re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+
+
+def python_blocks(after):
+    """The blocks of Python that follow these words, up to the next paragraph in bold."""
+    (section,) = re.findall(rf"{re.escape(after)}(.*?)\n\*\*", README, flags=re.DOTALL)
+    return [block.strip() for block in re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)]
 
 
 def gallery_row(name):
@@ -43,6 +55,40 @@ def test_every_make_command_has_a_target():
         named += [word for word in command.split() if not word.startswith("-")]
     assert {"figures", "test", "lab", "train", "checkpoints"} <= set(named)
     assert set(named) - {"my_figure"} <= targets  # the recipe's own name
+
+
+def test_the_recipe_of_a_figure_makes_it(tmp_path):
+    cells = python_blocks("**Add a figure**")
+    assert sum(len(cell.splitlines()) for cell in cells) < 30
+    for file in toy_project.KEPT:
+        shutil.copy(paths.ROOT / file, tmp_path / file)
+    shutil.copytree(paths.ROOT / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("tests", "__pycache__"))
+    profile = tmp_path / "notebooks" / "profiles" / "paper"
+    profile.mkdir(parents=True)
+    tags = [None, "parameters", "config", None]
+    notebook = new_notebook(
+        cells=[
+            new_code_cell(cell, metadata={"tags": [tag]} if tag else {}) for cell, tag in zip(cells, tags, strict=True)
+        ]
+    )
+    nbformat.write(notebook, tmp_path / "notebooks" / "my_figure.ipynb")
+    (line,) = re.findall(r"With `(.*)` in `notebooks/profiles/paper/my_figure.yaml`", README)
+    (profile / "my_figure.yaml").write_text(line + "\n")
+    made = toy_project.make(tmp_path, "my_figure")
+    assert made.returncode == 0, made.stderr
+    table = tables.read_csv(tmp_path / "figures" / "my_figure.csv")
+    assert list(table["width"]) == [8, 16, 32]
+    assert (table["distance"] > 0).all()
+    assert (tmp_path / "figures" / "my_figure.png").stat().st_size > 1000
+
+
+def test_the_recipe_for_own_data_trains():
+    (code,) = python_blocks("**Use your own data**")
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.split()[1]) for line in done.stdout.splitlines()]
+    assert len(losses) == 6
+    assert losses[-1] < 0.1 * losses[0]
 
 
 def test_every_variable_of_a_command_is_known():
