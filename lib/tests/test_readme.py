@@ -4,16 +4,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+import toy_project
 from nbformat.v4 import new_code_cell, new_notebook
 
+import lib
 from lib import paths, tables
 from lib.distances import fit_slope
-from lib.tests import toy_project
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
@@ -154,6 +156,21 @@ def test_verdicts_of_the_claims():
 @pytest.mark.parametrize("words", [["git", "make", "Python 3.11"], ["float64"], ["MIT"]])
 def test_what_a_user_has_to_know_is_said(words):
     assert all(word in README for word in words)
+
+
+def test_versions_agree():
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    (quoted,) = re.findall(r"version = \{(.*?)\}", README)
+    assert lib.__version__ == project["version"] == quoted
+    least = dict(requirement.split(">=") for requirement in project["dependencies"])
+    assert f"PyTorch {least['torch']} and torchvision {least['torchvision']} or later" in README
+
+
+def test_every_module_has_its_place_in_the_package_docstring():
+    listed = re.sub(r"\(.*?\)", "", lib.__doc__.split("outwards:")[1].split("Reference:")[0], flags=re.DOTALL)
+    words = set(re.findall(r"\w+", listed))
+    modules = {path.stem for path in (paths.ROOT / "lib").glob("*.py")} - {"__init__"}
+    assert modules <= words, sorted(modules - words)
 
 
 def test_no_machine_is_named():
