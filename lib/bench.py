@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import nbformat
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import activations, cifar, cifar_training, compiled, engine, paths, tables
+from lib import activations, cifar, cifar_training, compiled, engine, notebooks, parameters, paths, report, tables
 from lib.adjoint import Adjoint
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.network import Data, NetworkConfig, Weights, initialise
@@ -335,6 +336,16 @@ def measure(
     return tables.from_rows(found)
 
 
+def figures(profile: str = parameters.PAPER) -> dict[str, list]:
+    """What each executed notebook of a profile took, in seconds, the start of its kernel included: columns notebook,
+    seconds, machine. Worth as much as the machine was idle meanwhile. Raises FileNotFoundError where none was run."""
+    found = {path.stem: nbformat.read(path, as_version=4).metadata for path in report.executed(profile)}
+    return tables.from_rows(
+        {"notebook": name, "seconds": metadata[notebooks.SECONDS], "machine": machine()}
+        for name, metadata in found.items()
+    )
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.bench", description="What a training step costs, by engine.")
     parser.add_argument(
@@ -342,7 +353,17 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--only", default="", help="experiments whose name or dtype contains this")
     parser.add_argument("--seconds", type=float, default=5, help="of turns for each experiment (default 5)")
+    parser.add_argument(
+        "--figures", action="store_true", help="instead, what each notebook of the last `make figures` took"
+    )
     options = parser.parse_args(arguments)
+    folder = paths.FIGURES if options.save else paths.BUILD
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.figures:
+        table = figures()
+        print(tables.markdown({name: table[name] for name in ("notebook", "seconds")}))
+        print(f"\n{tables.write_csv(folder / 'figure_seconds.csv', table).relative_to(paths.ROOT)}")
+        return
     chosen = [case for case in cases() if options.only in f"{case.name}, {case.dtype}"]
     if not chosen:
         parser.error(
@@ -351,8 +372,6 @@ def main(arguments: list[str]) -> None:
     print(machine(), engine.report(), sep="\n")
     table = measure(chosen, options.seconds, report=partial(print, flush=True, file=sys.stderr))
     print("\n" + tables.markdown(readable(table)))
-    folder = paths.FIGURES if options.save else paths.BUILD
-    folder.mkdir(parents=True, exist_ok=True)
     print(f"\n{tables.write_csv(folder / 'bench.csv', table).relative_to(paths.ROOT)}")
 
 

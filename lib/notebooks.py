@@ -38,6 +38,7 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # them.
 NO_DEPENDENCY = ("engine", "explorers")
 TRACEBACK_LINES = 20
+SECONDS = "seconds"  # in the metadata of an executed notebook: how long it took
 # Errors whose sentence tells a reader everything: no traceback.
 SENTENCES = ("Divergence", "DataNotFoundError", "CheckpointError")
 
@@ -240,7 +241,9 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
     started = time.time()
     rules = _make_rules(result, dependencies(name, profile))
     staging = _fresh(folder / f"{name}.outputs")
+    clock = time.monotonic()
     notebook = execute_with(name, values, staging, folder / f"{name}.unfinished.ipynb")
+    seconds = time.monotonic() - clock
     if warnings := stderr_text(notebook):
         print(f"{name} wrote to stderr:\n{warnings}", file=sys.stderr)
     destination = paths.FIGURES if kind == parameters.PAPER else paths.FIGURES / kind
@@ -255,7 +258,9 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
     shutil.rmtree(staging)
     if kind != parameters.CUSTOM:
         (folder / f"{name}.d").write_text(rules, encoding="utf-8")
-    _write(normalise(notebook, staging), result, modified=started)
+    notebook = normalise(notebook, staging)
+    notebook.metadata[SECONDS] = round(seconds, 1)
+    _write(notebook, result, modified=started)
     return made
 
 

@@ -15,7 +15,7 @@ import nbformat
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from lib import parameters, paths
+from lib import notebooks, parameters, paths
 
 # The order of the paper, then of what goes beyond it; notebooks that are not listed come after these.
 ORDER = ("claims", "figure_1_left", "figure_1_right", "figure_2", "figure_3", "table_1", "figure_4")
@@ -96,7 +96,9 @@ def render(profile: str) -> str:
     for path in files:
         notebook = nbformat.read(path, as_version=4)
         body, _ = exporter.from_notebook_node(notebook)
-        sections.append(f'<section id="{path.stem}">\n{_with_inner_links(body, names)}\n</section>')
+        seconds = notebook.metadata.get(notebooks.SECONDS)
+        took = f"<p>Made in {seconds:.0f} s.</p>\n" if seconds is not None else ""
+        sections.append(f'<section id="{path.stem}">\n{took}{_with_inner_links(body, names)}\n</section>')
         entries.append(f'<li><a href="#{path.stem}">{html.escape(title(notebook, path.stem))}</a></li>')
     return "\n".join(
         [

@@ -2,11 +2,12 @@
 
 import math
 
+import nbformat
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import bench, engine, tables
+from lib import bench, engine, notebooks, tables
 from lib.adjoint import Adjoint
 from lib.convnet import ConvNetConfig
 from lib.network import NetworkConfig, initialise
@@ -88,6 +89,18 @@ def test_the_table_has_a_row_for_each_engine_and_is_saved(monkeypatch, tmp_path,
     assert (table["ms"] > 0).all()
     assert all("PyTorch" in line for line in table["machine"])
     assert "CIFAR-10, L=2, batch norm" in capsys.readouterr().out
+
+
+def test_seconds_of_figures_come_from_the_executed_notebooks(monkeypatch, tmp_path, capsys):
+    for name in ("ROOT", "BUILD"):
+        monkeypatch.setattr(bench.paths, name, tmp_path)
+    (tmp_path / "paper").mkdir()
+    notebook = nbformat.v4.new_notebook(metadata={notebooks.SECONDS: 12.5})
+    nbformat.write(notebook, tmp_path / "paper" / "figure_2.ipynb")
+    bench.main(["--figures"])
+    table = tables.read_csv(tmp_path / "figure_seconds.csv")
+    assert (list(table["notebook"]), list(table["seconds"])) == (["figure_2"], [12.5])
+    assert "figure_2 | 12.5" in capsys.readouterr().out
 
 
 def test_an_experiment_that_does_not_exist_is_said(capsys):
