@@ -133,7 +133,7 @@ env: $(READY) ## The environment alone: by micromamba, mamba or conda into .cond
 engine: | $(ENVIRONMENT) ## The compiled engine (`make env` builds it where it finds a compiler)
 	$(PYTHON) -m lib.engine build
 
-bench: | $(READY) ## What a training step costs, by engine, into .build/bench.csv (BENCH="--save" into figures, "--only CIFAR")
+bench: | $(READY) ## What a training step costs, by engine, into .build (BENCH="--save" into figures, "--only CIFAR", "--figures")
 	$(PYTHON) -m lib.bench $(BENCH)
 
 notebooks: | $(READY) ## Run the notebooks with their own values and store the outputs in them
