@@ -153,6 +153,25 @@ def test_verdicts_of_the_claims():
     )
 
 
+def test_seconds_of_the_gallery():
+    table = tables.read_csv(paths.FIGURES / "figure_seconds.csv")
+    seconds = dict(zip(table["notebook"], table["seconds"], strict=True))
+    found = re.findall(r"`make ([\w ]+)` \| (\d+) s \|", README)
+    assert {name for names, _ in found for name in names.split()} == set(seconds)
+    assert all(f"{sum(seconds[name] for name in names.split()):.0f}" == quoted for names, quoted in found)
+
+
+def test_table_of_speed():
+    table = tables.read_csv(paths.FIGURES / "bench.csv")
+    compiled = tables.select(table, engine="compiled")
+    assert set(compiled["dtype"]) == {"float32", "float64"}
+    for row in (dict(zip(compiled, values, strict=True)) for values in zip(*compiled.values(), strict=True)):
+        (line,) = [line for line in README.splitlines() if line.startswith(f"| {row['experiment']} |")]
+        cell = line.split(" | ")[1 if row["dtype"] == "float32" else 2]
+        ms = f"{row['ms']:.3g}" if row["ms"] < 100 else f"{row['ms']:.0f}"
+        assert cell == f"{ms} ms, {row['ratio']:.1f} times ({row['ratio_min']:.1f} to {row['ratio_max']:.1f})"
+
+
 @pytest.mark.parametrize("words", [["git", "make", "Python 3.11"], ["float64"], ["MIT"]])
 def test_what_a_user_has_to_know_is_said(words):
     assert all(word in README for word in words)
