@@ -71,8 +71,8 @@ def _reads(tree: ast.AST) -> set[str]:
 
 def dependencies(name: str, profile: str) -> list[Path]:
     """The files that a result is made from: the notebook, its profile, the modules of ``lib`` that it imports, those
-    that they import in turn; the trained networks where one of them reads ``paths.CHECKPOINTS``, and the tracked tables
-    of the other figures where one reads ``paths.FIGURES``."""
+    that they import in turn; the trained networks, and the folder that they come to, where one of them reads
+    ``paths.CHECKPOINTS``; the tracked tables of the other figures where one reads ``paths.FIGURES``."""
     cells = [cell for cell in parameters.read(name).cells if cell.cell_type == "code"]
     tree = ast.parse("\n".join(parameters.code(cell) for cell in cells))
     reads = _reads(tree)
@@ -90,12 +90,14 @@ def dependencies(name: str, profile: str) -> list[Path]:
     if "FIGURES" in reads:
         found += sorted(path for path in paths.FIGURES.glob("*.csv") if not path.stem.startswith(name))
     if "CHECKPOINTS" in reads:
+        found.append(paths.CHECKPOINTS)  # a folder changes when a file comes or goes
         found += sorted(path for kind in ("*.csv", "*.safetensors") for path in paths.CHECKPOINTS.glob(kind))
     return found
 
 
 def _make_rules(target: Path, prerequisites: Sequence[Path]) -> str:
-    listed = [paths.short(path) for path in prerequisites]
+    # A folder by another name than that of a target: `make checkpoints` trains.
+    listed = [f"{paths.short(path)}/." if path.is_dir() else paths.short(path) for path in prerequisites]
     # An empty rule for each file, so that one that is deleted later does not stop make (like gcc -MP).
     return "\n".join([f"{paths.short(target)}: {' '.join(listed)}", *(f"{path}:" for path in listed)]) + "\n"
 

@@ -108,6 +108,16 @@ def test_a_deleted_module_does_not_stop_make(project):
     assert would_run(project, "figures") == ["figure_a"]
 
 
+def test_a_new_network_remakes_what_reads_the_networks(project):
+    (project / "lib" / "helper.py").write_text("from lib import paths\n\nFACTOR, FOLDER = 10, paths.CHECKPOINTS\n")
+    assert make(project, "figures").returncode == 0
+    assert would_run(project, "figures") == []
+    (project / "checkpoints" / "runs.csv").write_text("")
+    touch(project / "checkpoints")
+    assert would_run(project, "figures") == ["figure_a"]
+    assert "lib.runs" not in make(project, "-n", "figures").stdout  # the folder, not the target of its name
+
+
 def test_a_new_notebook_is_a_new_figure(project):
     toy_project.write_notebook(project / "notebooks", "figure_c", "from lib import checks, paths")
     assert would_run(project, "figures") == []
