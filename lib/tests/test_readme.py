@@ -14,7 +14,8 @@ import toy_project
 from nbformat.v4 import new_code_cell, new_notebook
 
 import lib
-from lib import paths, tables
+from lib import paths, records, tables
+from lib.cifar_results import PAPER_TABLE, NetworkChoice, closer_by, pairs
 from lib.distances import fit_slope
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
@@ -151,6 +152,23 @@ def test_verdicts_of_the_claims():
     assert ("all rows within 0.1 of the claimed slope" in README) == bool(
         np.all(np.abs(slopes - expected)[judged] <= 0.1) and set(claims["verdict"]) == {"as claimed"}
     )
+
+
+def test_trained_networks_of_the_gallery():
+    row = gallery_row("figure_3")
+    chosen = {smooth: side[0] for smooth, side in pairs(records.read_runs(), NetworkChoice(), seed=0).items()}
+    values = {smooth: run.values for smooth, run in chosen.items()}
+    assert {run.config.epochs for run in chosen.values()} == {int(re.search(r"after (\d+) of", row)[1])}
+    assert f"{values[True]['test_accuracy']:.2f} % weight-tied and {values[False]['test_accuracy']:.2f} % i.i.d." in row
+    ratios = values[True]["von_neumann_conv1"], values[False]["von_neumann_conv1"]
+    assert f"conv1 {ratios[0]:.1g} and {ratios[1]:.2f};" in row
+    averages = tables.read_csv(paths.FIGURES / "figure_4.csv")
+    closer = closer_by(averages | {"smooth_init": averages["smooth_init"] == "True"})
+    assert f"{closer['conv1']:.0f} (conv1) and {closer['conv2']:.0f} (conv2) times closer" in row
+    for smooth, text in ((True, "79.9"), (False, "85.7")):
+        (paper,) = [row for row in PAPER_TABLE if (row.activation, row.smooth_init) == ("gelu", smooth)]
+        assert f"{paper.test}" == text
+    assert "(paper, 180 epochs: 79.9 and 85.7)" in row
 
 
 def test_seconds_of_the_gallery():
