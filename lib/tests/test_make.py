@@ -183,7 +183,13 @@ def test_an_interrupted_run_is_not_taken_for_done(project, stop):
     shutil.rmtree(project / ".build")
     command = ["make", "figure_a", f"PYTHON={sys.executable}"]
     process = subprocess.Popen(
-        command, cwd=project, env=toy_project.environment(), start_new_session=True, stderr=subprocess.DEVNULL
+        command,
+        cwd=project,
+        env=toy_project.environment(),
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        # A shell that puts the tests in the background makes them ignore SIGINT, which is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     staged = project / ".build" / "paper" / "figure_a.outputs" / "figure_a.csv"
     until = time.monotonic() + 60
