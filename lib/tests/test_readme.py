@@ -10,13 +10,17 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 import toy_project
 from nbformat.v4 import new_code_cell, new_notebook
 
 import lib
-from lib import paths, records, tables
+from lib import activations, paths, records, tables
 from lib.cifar_results import PAPER_TABLE, NetworkChoice, closer_by, pairs
+from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import fit_slope
+from lib.network import NetworkConfig
+from lib.training import train
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
@@ -92,6 +96,20 @@ def test_the_recipe_for_own_data_trains():
     losses = [float(line.split()[1]) for line in done.stdout.splitlines()]
     assert len(losses) == 6
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_the_recipe_of_an_activation_trains_both_networks(monkeypatch):
+    (line,) = python_blocks("**Add an activation**")
+    (added,) = eval(f"[{line}]", vars(activations))
+    monkeypatch.setitem(activations.ACTIVATIONS, added.name, added)
+    z = torch.linspace(-3, 3, 50, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(added.function(z).sum(), z)
+    torch.testing.assert_close(added.derivative(z.detach()), slope)
+    config = NetworkConfig(depth=8, width=6, dimension=4, samples=10, activation="silu")
+    losses = [record.loss for record in train(config, 0.05, 50, [0, 50])]
+    assert losses[1] < 0.9 * losses[0]
+    network = ConvResNet(ConvNetConfig(depth=2, activation="silu"))
+    assert network(torch.zeros(2, 3, 32, 32)).isfinite().all()
 
 
 def test_every_variable_of_a_command_is_known():
