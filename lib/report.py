@@ -13,7 +13,6 @@ from pathlib import Path
 
 import nbformat
 from nbconvert import HTMLExporter
-from traitlets.config import Config
 
 from lib import notebooks, parameters, paths
 
@@ -68,12 +67,15 @@ def title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
     return otherwise
 
 
-def _exporter() -> HTMLExporter:
-    config = Config()
-    config.TagRemovePreprocessor.enabled = True
-    config.TagRemovePreprocessor.remove_cell_tags = {"explorer"}
-    config.HTMLExporter.preprocessors = ["nbconvert.preprocessors.TagRemovePreprocessor"]
-    return HTMLExporter(config=config, raw_template=TEMPLATE)
+def _without_explorers(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without its explorers, which need a kernel, and without the words that lead to them."""
+    explorers = ["explorer" in cell.metadata.get("tags", []) for cell in notebook.cells]
+    leads = [cell.cell_type == "markdown" and cell.source.startswith("**Explore.**") for cell in notebook.cells]
+    left_out = [
+        this or (lead and after) for this, lead, after in zip(explorers, leads, [*explorers[1:], False], strict=True)
+    ]
+    kept = [cell for cell, out in zip(notebook.cells, left_out, strict=True) if not out]
+    return nbformat.from_dict({**notebook, "cells": kept})
 
 
 def _with_inner_links(body: str, sections: Sequence[str]) -> str:
@@ -90,12 +92,12 @@ def _with_inner_links(body: str, sections: Sequence[str]) -> str:
 
 def render(profile: str) -> str:
     """The document as text."""
-    exporter, sections, entries = _exporter(), [], []
+    exporter, sections, entries = HTMLExporter(raw_template=TEMPLATE), [], []
     files = executed(profile)
     names = [path.stem for path in files]
     for path in files:
         notebook = nbformat.read(path, as_version=4)
-        body, _ = exporter.from_notebook_node(notebook)
+        body, _ = exporter.from_notebook_node(_without_explorers(notebook))
         seconds = notebook.metadata.get(notebooks.SECONDS)
         took = f"<p>Made in {seconds:.0f} s.</p>\n" if seconds is not None else ""
         sections.append(f'<section id="{path.stem}">\n{took}{_with_inner_links(body, names)}\n</section>')

@@ -17,7 +17,7 @@ from lib import parameters, paths
 CONDA_NAMES = {"torch": "pytorch"}
 IMPORT_NAMES = {"yaml": "pyyaml"}
 # These come with jupyterlab, papermill and matplotlib, whose files, kernels, pages and images they are.
-COMES_ALONG = {"IPython", "PIL", "nbclient", "nbconvert", "nbformat", "traitlets"}
+COMES_ALONG = {"IPython", "PIL", "nbclient", "nbconvert", "nbformat"}
 TOOLS = ("sh", "bash", "make", "rm", "cp", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
 
 

@@ -15,6 +15,7 @@ def notebook(title, link, explorer=False):
     code.outputs = [nbformat.v4.new_output("display_data", data={"image/png": PIXEL})]
     cells = [nbformat.v4.new_markdown_cell(f"# {title}\n\nSee [the other]({link})."), code]
     if explorer:
+        cells.append(nbformat.v4.new_markdown_cell("**Explore.** The cell below moves."))
         cells.append(nbformat.v4.new_code_cell("explore_me()", metadata={"tags": ["explorer"]}))
     return nbformat.v4.new_notebook(cells=cells)
 
@@ -48,6 +49,7 @@ def test_links_between_notebooks_lead_to_sections_and_none_is_broken(document):
 def test_pictures_are_inside_and_explorers_are_not(document):
     assert document.count(f"data:image/png;base64,{PIXEL[:20]}") == 2
     assert "explore_me" not in document
+    assert "The cell below moves" not in document
     assert "<details" in document
 
 
