@@ -228,11 +228,10 @@ def _initialisation(profile: str) -> Iterator[Claim]:
         statement = f"{what}: {'smooth' if smooth else 'rough'} after training"
         yield _rate(statement, "section 4.3", "initialisation", fit, -1.0 if smooth else 0.0)
         longest[case] = rows
-    for case, expected, kind in (("iid", -1.0, "ordinary"), ("iid 1/sqrt(L)", 0.0, "stochastic")):
+    for case, expected, kind in (("iid", -1.0, "an ordinary"), ("iid 1/sqrt(L)", 0.0, "a stochastic")):
         fit = _fit(longest[case], "variation")
         scaling = "1/sqrt(L)" if "sqrt" in case else "1/L"
-        statement = f"i.i.d. layers, {scaling}: hidden states vary as for an {kind} differential equation"
-        statement = statement.replace("an stochastic", "a stochastic")
+        statement = f"i.i.d. layers, {scaling}: hidden states vary as for {kind} differential equation"
         yield _rate(statement, "section 4.3", "initialisation", fit, expected, "quadratic variation, slope in L")
 
 
