@@ -3,9 +3,10 @@
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def positive_int(name: str, value: Any, least: int = 1) -> None:
@@ -50,11 +51,13 @@ def positive_ints(name: str, values: Any, least: int = 1) -> None:
         raise ValueError(f"{name} is {list(values)}, expected increasing numbers without repeats.")
 
 
-def usable_device(device: str | torch.device) -> torch.device:
+def usable_device(device: "str | torch.device") -> "torch.device":
     """The device of that name, "auto" being CUDA where there is one and else the CPU.
 
     Raises ValueError with one sentence where this machine has none such.
     """
+    import torch  # seconds to import, and no other check needs it
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

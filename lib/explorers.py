@@ -318,6 +318,11 @@ def _choice(text: str, tooltip: str, options: Sequence[str]) -> Callable[[Any], 
     return control
 
 
+def _device(value: Any) -> widgets.ValueWidget:
+    # Asked for when there is such a control, not on import: looking for a GPU takes time.
+    return _choice("device", "that trains", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])(value)
+
+
 def _number(text: str, tooltip: str, most: int = 9999) -> Callable[[Any], widgets.ValueWidget]:
     def control(value: Any) -> widgets.ValueWidget:
         return widgets.BoundedIntText(value, min=0, max=max(most, value), tooltip=tooltip, **_label(text))
@@ -337,7 +342,7 @@ CONTROLS: dict[str, Callable[[Any], widgets.ValueWidget]] = {
     "convention": _choice("convention", "which factors stand before V and W", list(conventions.CONVENTIONS)),
     "initial_V": _choice("initial V", "where it is not 0", INITIAL_V),
     "dtype": _choice("dtype", "of weights and computation", list(DTYPES)),
-    "device": _choice("device", "that trains", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]),
+    "device": _device,
     "draw_order": _choice("draw order", "of the random numbers", conventions.DRAW_ORDERS),
     "reference": _choice("reference", "in the limit's place", list(REFERENCES)),
     "sampling": _choice("sampling", "of the norm over s", conventions.SAMPLING_RULES),

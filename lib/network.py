@@ -208,13 +208,14 @@ def check_start(config: NetworkConfig, weights: Weights, data: Data) -> None:
     found = {name: getattr(weights, name) for name in "VWAB"} | {"x": data.x, "y": data.y}
     for name, (letters, shape) in expected.items():
         tensor = found[name]
-        if shape is None or tensor is None:
-            if tensor is not None or shape is not None:
-                words = "is missing" if tensor is None else "is given, though it is the identity here"
-                raise ValueError(f"{name} {words}: `initialise(config)` draws the weights of a configuration.")
-        elif tuple(tensor.shape) != shape:
+        if (tensor is None) != (shape is None):
+            words = "is missing" if tensor is None else "is given, though it is the identity here"
+            raise ValueError(f"{name} {words}: `initialise(config)` draws the weights of a configuration.")
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {letters} = {shape} by the configuration.")
-        elif tensor.dtype != c.torch_dtype:
+        if tensor.dtype != c.torch_dtype:
             raise ValueError(f"{name} is {tensor.dtype}, expected {c.torch_dtype} by the configuration's dtype.")
 
 

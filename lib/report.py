@@ -69,13 +69,12 @@ def title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
 
 def _without_explorers(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook without its explorers, which need a kernel, and without the words that lead to them."""
-    explorers = ["explorer" in cell.metadata.get("tags", []) for cell in notebook.cells]
-    leads = [cell.cell_type == "markdown" and cell.source.startswith("**Explore.**") for cell in notebook.cells]
-    left_out = [
-        this or (lead and after) for this, lead, after in zip(explorers, leads, [*explorers[1:], False], strict=True)
-    ]
-    kept = [cell for cell, out in zip(notebook.cells, left_out, strict=True) if not out]
-    return nbformat.from_dict({**notebook, "cells": kept})
+
+    def kept(cell: nbformat.NotebookNode) -> bool:
+        lead = cell.cell_type == "markdown" and cell.source.startswith("**Explore.**")
+        return not lead and "explorer" not in cell.metadata.get("tags", [])
+
+    return nbformat.from_dict({**notebook, "cells": [cell for cell in notebook.cells if kept(cell)]})
 
 
 def _with_inner_links(body: str, sections: Sequence[str]) -> str:
