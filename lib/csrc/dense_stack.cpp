@@ -167,7 +167,8 @@ struct Update {
     T* V;                  // (L, m, q): where gradients go, or the weights
     T* W;                  // (L, q, m)
 
-    Vector<T> moved(Vector<T> weight, Vector<T> gradient) const {
+    Vector<T> apply(Vector<T> weight, Vector<T> gradient) const {
+        if (rate == 0) return gradient;
         Vector<T> velocity = gradient * factor;
         if (clip > 0) {
             velocity = velocity > clip ? spread<T>(clip) : velocity;
@@ -177,17 +178,17 @@ struct Update {
     }
 
     // A row of a gradient, its sum over the groups, into a row of the weights.
-    void apply(T* target, int64_t width, T scale, const T* sums, int64_t groups, int64_t next_group) const {
+    void apply_row(T* target, int64_t width, T scale, const T* sums, int64_t groups, int64_t next_group) const {
         for (int64_t j = 0; j < width; j += LANES<T>) {
             Vector<T> sum = load(sums + j);
             for (int64_t g = 1; g < groups; g++) sum += load(sums + g * next_group + j);
             sum *= scale;
             if (j + LANES<T> <= width) {
-                store(target + j, rate != 0 ? moved(load(target + j), sum) : sum);
+                store(target + j, apply(load(target + j), sum));
             } else {
                 Vector<T> end{};
                 std::memcpy(&end, target + j, (width - j) * sizeof(T));
-                end = rate != 0 ? moved(end, sum) : sum;
+                end = apply(end, sum);
                 std::memcpy(target + j, &end, (width - j) * sizeof(T));
             }
         }
@@ -354,10 +355,11 @@ struct Stack {
         });
     }
 
+    // The sums of the groups, in order, become the gradients or the update of layer k.
     void update_layer(int64_t k, const T* sums, const Update<T>& update) const {
-        for (int64_t i = 0; i < m; i++) update.apply(update.V + (k * m + i) * q, q, outer, sums + i * Q, groups, weights());
+        for (int64_t i = 0; i < m; i++) update.apply_row(update.V + (k * m + i) * q, q, outer, sums + i * Q, groups, weights());
         sums += m * Q;
-        for (int64_t i = 0; i < q; i++) update.apply(update.W + (k * q + i) * m, m, outer * inner, sums + i * M, groups, weights());
+        for (int64_t i = 0; i < q; i++) update.apply_row(update.W + (k * q + i) * m, m, outer * inner, sums + i * M, groups, weights());
     }
 
     // From p_L in p (n, Q) to the weight gradients; leaves p_0 in p. `kept`: whether the uppermost segment is.

@@ -104,8 +104,9 @@ constexpr auto odd_reciprocals() {  // 1 / (2 k + 1), from k = 0
 }
 
 // exp(x), or exp(x) - 1 with small relative error near 0, for x <= 0. With x = n ln 2 + r, |r| <= ln(2) / 2:
-// exp(x) = 2^n + 2^n (exp(r) - 1), the bracket r times a polynomial of least largest error. Adding 1.5 * 2^mantissa rounds to the
-// whole number n and leaves it in the low bits, from where it is shifted to the place of an exponent.
+// exp(x) = 2^n + 2^n (exp(r) - 1), the bracket r times a polynomial of least largest error. Adding
+// 1.5 * 2^mantissa rounds to the whole number n and leaves it in the low bits, from where it is shifted to the
+// place of an exponent.
 // Far below what rounding sees, exp(x) is 0: subnormal numbers, which it would lead to, take a hundred times longer.
 template <class T, bool MINUS_ONE = false>
 static inline Vector<T> exponential(Vector<T> x) {
