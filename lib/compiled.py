@@ -32,7 +32,7 @@ def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
 # A network is one segment, of which the forward pass keeps activations, slopes and states for the backward pass, where
 # that takes at most so many bytes; beyond, computing a segment that fits the caches again is faster than fetching it.
 KEEP_BYTES = 2**24
-SEGMENT_BYTES = 2**20
+SEGMENT_BYTES = 2**20  # for each thread: it has a cache of its own
 
 
 class Compiled:
@@ -54,7 +54,8 @@ class Compiled:
         padded, padded_width = -(-q // lanes) * lanes, -(-m // lanes) * lanes
         layer = n * (2 * padded_width + padded)
         layer_bytes = layer * weights.V.element_size()
-        span = L if L * layer_bytes <= KEEP_BYTES else min(L, max(1, SEGMENT_BYTES // layer_bytes))
+        threads = min(torch.get_num_threads(), self._module.dense_groups(n, q, m))
+        span = L if L * layer_bytes <= KEEP_BYTES else min(L, max(1, threads * SEGMENT_BYTES // layer_bytes))
         self._states = torch.zeros(-(-L // span) + 1, n, padded, dtype=weights.V.dtype)  # where segments meet
         self._kept = torch.empty(span, layer, dtype=weights.V.dtype)
         self._top = torch.zeros(n, padded, dtype=weights.V.dtype)

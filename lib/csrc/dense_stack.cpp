@@ -30,7 +30,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 64;              // samples that go through a layer together
-constexpr int64_t CHUNK_BYTES = 1 << 18;   // what a chunk of layers keeps until its weight gradients meet
+constexpr int64_t CHUNK_BYTES = 1 << 19;   // what a chunk of layers keeps until its weight gradients meet
 constexpr int64_t WORK_A_GROUP = 20'000;   // multiply-adds in a layer below which another thread does not pay
 constexpr int64_t MOST_GROUPS = 16;        // each group has weight gradients of its own
 
@@ -257,20 +257,62 @@ struct Stack {
     T inner, outer;
     const T *V, *W;            // (L, m, q), (L, q, m)
     T* states;                 // (segments + 1, n, Q), zero in the padding: h at the foot of each segment, then h_L
-    T *value, *slope, *h;      // (span, n, M) twice, (span, n, Q): s(z_k), s'(z_k) and h_k of one segment
+    T* kept;                   // of one segment, group by group: see Group
     Activate<T> s;
     int threads;
 
     int64_t segments() const { return (L + span - 1) / span; }
-    T* state(int64_t segment) const { return states + segment * n * Q; }
     int64_t weights() const { return m * Q + q * M; }  // entries of a layer's V and W, padded
     int64_t chunk() const { return std::clamp<int64_t>(CHUNK_BYTES / (weights() * groups * sizeof(T)), 1, L); }
+    int64_t group_sums() const { return 2 * chunk() * weights(); }  // entries: two chunks take turns
 
-    // What one thread needs for itself: a layer's weights, padded; transposed where the way back needs it.
-    struct Scratch {
-        explicit Scratch(const Stack& s) : W(s.q * s.M), V(s.m * s.Q), Vt(s.q * s.M), Wt(s.m * s.Q), z(BLOCK * s.M), value(BLOCK * s.M) {}
-        Buffer<T> W, V, Vt, Wt, z, value;
+    // Samples from `first` on, and a segment's s(z_k), s'(z_k), h_k: (span, rows, M) twice, (span, rows, Q). What two
+    // threads write at a time lies far apart: where it is close, a core that reads ahead takes what the other one writes.
+    struct Group {
+        int64_t number, first, rows;
+        T *value, *slope, *h;
     };
+    Group group(int64_t number) const {
+        const int64_t first = n * number / groups, rows = n * (number + 1) / groups - first;
+        T* value = kept + span * first * (2 * M + Q);
+        return {number, first, rows, value, value + span * rows * M, value + 2 * span * rows * M};
+    }
+    int64_t first(int thread) const { return n * (groups * thread / threads) / groups; }
+    int64_t count(int thread) const { return first(thread + 1) - first(thread); }
+
+    template <class Each>
+    void each_group(int thread, const Each& each) const {
+        for (int64_t g = groups * thread / threads; g < groups * (thread + 1) / threads; g++) each(group(g));
+    }
+
+    // each(group, row in it, rows) for the blocks of this thread's groups, blocks of equal sizes as far as that goes.
+    template <class Each>
+    void each_block(int thread, const Each& each) const {
+        each_group(thread, [&](const Group& group) {
+            const int64_t count = (group.rows + BLOCK - 1) / BLOCK;
+            for (int64_t b = 0; b < count; b++) {
+                const int64_t row = group.rows * b / count;
+                each(group, row, group.rows * (b + 1) / count - row);
+            }
+        });
+    }
+
+    // What one thread needs for itself: a layer's weights, padded; transposed where the way back needs it; what a block
+    // does not keep; h_k and p_k of the thread's samples, of the layer that it is at.
+    struct Scratch {
+        Scratch(const Stack& s, int thread)
+            : W(s.q * s.M), V(s.m * s.Q), Vt(s.q * s.M), Wt(s.m * s.Q), z(BLOCK * s.M), value(BLOCK * s.M),
+              h(s.count(thread) * s.Q), p(s.count(thread) * s.Q) {}
+        Buffer<T> W, V, Vt, Wt, z, value, h, p;
+    };
+    // The thread's rows from and to a matrix of all samples, (n, Q).
+    void load_rows(int thread, const T* all, T* mine) const {
+        std::memcpy(mine, all + first(thread) * Q, count(thread) * Q * sizeof(T));
+    }
+    void store_rows(int thread, const T* mine, T* all) const {
+        std::memcpy(all + first(thread) * Q, mine, count(thread) * Q * sizeof(T));
+    }
+
     static const T* pack(const T* from, int64_t rows, int64_t columns, T* to, int64_t padded) {
         if (columns == padded) return from;
         for (int64_t i = 0; i < rows; i++) std::memcpy(to + i * padded, from + i * columns, columns * sizeof(T));
@@ -285,116 +327,113 @@ struct Stack {
         }
     }
 
-    // each(group, first, rows, whether these are the group's first) for the blocks of this thread's groups, blocks of
-    // equal sizes as far as that goes.
-    template <class Each>
-    void blocks(int thread, const Each& each) const {
-        for (int64_t g = groups * thread / threads; g < groups * (thread + 1) / threads; g++) {
-            const int64_t from = n * g / groups, rows = n * (g + 1) / groups - from, count = (rows + BLOCK - 1) / BLOCK;
-            for (int64_t b = 0; b < count; b++) each(g, from + rows * b / count, rows * (b + 1) / count - rows * b / count, b == 0);
-        }
-    }
-    int64_t first(int thread) const { return n * (groups * thread / threads) / groups; }
-
-    // Layer k from the states `from` to the states `next` of all samples (next may be `from`, or null: not wanted),
-    // keeping what the way back needs in `slot` of the segment, where that is not negative.
-    void layer(int64_t k, int64_t slot, int thread, const T* from, T* next, Scratch& scratch) const {
+    // Layer k, in place in scratch.h; or, kept, from h in `slot` to the slot above, from the last layer to scratch.h.
+    void layer(int64_t k, int64_t slot, bool keep, int thread, Scratch& scratch) const {
         prefetch(k + 1);
         const T *w = pack(W + k * q * m, q, m, scratch.W, M), *v = pack(V + k * q * m, m, q, scratch.V, Q);
-        blocks(thread, [&](int64_t, int64_t first, int64_t rows, bool) {
-            const T* x = from + first * Q;
-            T *z = scratch.z, *a = slot < 0 ? (T*)scratch.value : value + (slot * n + first) * M;
+        each_block(thread, [&](const Group& group, int64_t row, int64_t rows) {
+            T *x = scratch.h + (group.first - first(thread) + row) * Q, *next = x, *z = scratch.z, *value = scratch.value, *slope = nullptr;
+            if (keep) {
+                const int64_t place = slot * group.rows + row;
+                x = group.h + place * Q, value = group.value + place * M, slope = group.slope + place * M;
+                if (k + 1 < L) next = slot + 1 < span ? x + group.rows * Q : nullptr;  // null: nobody wants it
+            }
             multiply<T, false>(rows, x, Q, w, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
-            s(z, a, slot < 0 ? nullptr : slope + (slot * n + first) * M, rows * M);
+            s(z, value, slope, rows * M);
             if (!next) return;
-            T* to = next + first * Q;
-            multiply<T, false>(rows, a, M, v, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
-                store(to + i * Q + j, load(x + i * Q + j) + sum * outer);
+            multiply<T, false>(rows, value, M, v, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
+                store(next + i * Q + j, load(x + i * Q + j) + sum * outer);
             });
         });
     }
 
-    // The layers of a segment, kept; h after them into `after` where wanted.
-    void keep(int64_t segment, int thread, T* after, Scratch& scratch) const {
-        const int64_t foot = segment * span, count = std::min(span, L - foot);
-        std::memcpy(h + first(thread) * Q, state(segment) + first(thread) * Q, (first(thread + 1) - first(thread)) * Q * sizeof(T));
-        for (int64_t slot = 0; slot < count; slot++)
-            layer(foot + slot, slot, thread, h + slot * n * Q, slot + 1 < count ? h + (slot + 1) * n * Q : after, scratch);
+    // A segment again from its foot, kept.
+    void keep(int64_t segment, int thread, Scratch& scratch) const {
+        const int64_t foot = segment * span;
+        each_group(thread, [&](const Group& group) {
+            std::memcpy(group.h, states + (segment * n + group.first) * Q, group.rows * Q * sizeof(T));
+        });
+        for (int64_t k = foot; k < std::min(L, foot + span); k++) layer(k, k - foot, true, thread, scratch);
     }
 
     void forward(int thread, Scratch& scratch) const {  // leaves the uppermost segment kept
-        for (int64_t segment = 0; segment < segments() - 1; segment++)
-            for (int64_t slot = 0; slot < span; slot++)
-                layer(segment * span + slot, -1, thread, state(slot ? segment + 1 : segment), state(segment + 1), scratch);
-        keep(segments() - 1, thread, state(segments()), scratch);
+        load_rows(thread, states, scratch.h);
+        for (int64_t segment = 1; segment < segments(); segment++) {
+            for (int64_t k = (segment - 1) * span; k < segment * span; k++) layer(k, 0, false, thread, scratch);
+            store_rows(thread, scratch.h, states + segment * n * Q);
+        }
+        keep(segments() - 1, thread, scratch);
+        store_rows(thread, scratch.h, states + segments() * n * Q);
     }
 
-    // Layer k, kept in `slot`: p_{k+1} in p becomes p_k, and the weight gradients of each group go to its place in
-    // `sums`, (groups, weights()).
-    void backward_layer(int64_t k, int64_t slot, int thread, T* p, T* sums, Scratch& scratch) const {
+    // Layer k, kept in `slot`: p_{k+1} in scratch.p becomes p_k; the weight gradients of each group go to its sums, from
+    // where they are of group 0.
+    void backward_layer(int64_t k, int64_t slot, int thread, T* sums, Scratch& scratch) const {
         transpose(W + k * q * m, q, m, (T*)scratch.Wt, Q);
         transpose(V + k * q * m, m, q, (T*)scratch.Vt, M);
-        blocks(thread, [&](int64_t group, int64_t first, int64_t rows, bool fresh) {
-            const T *a = value + (slot * n + first) * M, *ds = slope + (slot * n + first) * M, *x = h + (slot * n + first) * Q;
-            T *above = p + first * Q, *u = scratch.z, *for_V = sums + group * weights(), *for_W = for_V + m * Q;
-            multiply<T, false>(rows, above, Q, scratch.Vt, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) {
-                store(u + i * M + j, sum * load(ds + i * M + j));
+        each_block(thread, [&](const Group& group, int64_t row, int64_t rows) {
+            const int64_t place = slot * group.rows + row;
+            const T *value = group.value + place * M, *slope = group.slope + place * M, *x = group.h + place * Q;
+            T *p = scratch.p + (group.first - first(thread) + row) * Q, *u = scratch.z;
+            T *for_V = sums + group.number * group_sums(), *for_W = for_V + m * Q;
+            multiply<T, false>(rows, p, Q, scratch.Vt, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) {
+                store(u + i * M + j, sum * load(slope + i * M + j));
             });
             const auto add = [&](T* to, int64_t width) {
                 return [=](int64_t i, int64_t j, Vector<T> sum) {
                     T* entry = to + i * width + j;
-                    store(entry, fresh ? sum : load(entry) + sum);
+                    store(entry, row == 0 ? sum : load(entry) + sum);
                 };
             };
-            multiply<T, true>(m, a, M, above, Q, rows, Q, add(for_V, Q));
+            multiply<T, true>(m, value, M, p, Q, rows, Q, add(for_V, Q));
             multiply<T, true>(q, x, Q, u, M, rows, M, add(for_W, M));
             const T scale = outer * inner;
             multiply<T, false>(rows, u, M, scratch.Wt, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
-                store(above + i * Q + j, load(above + i * Q + j) + sum * scale);
+                store(p + i * Q + j, load(p + i * Q + j) + sum * scale);
             });
         });
     }
 
     // The sums of the groups, in order, become the gradients or the update of layer k.
     void update_layer(int64_t k, const T* sums, const Update<T>& update) const {
-        for (int64_t i = 0; i < m; i++) update.apply_row(update.V + (k * m + i) * q, q, outer, sums + i * Q, groups, weights());
+        for (int64_t i = 0; i < m; i++) update.apply_row(update.V + (k * m + i) * q, q, outer, sums + i * Q, groups, group_sums());
         sums += m * Q;
-        for (int64_t i = 0; i < q; i++) update.apply_row(update.W + (k * q + i) * m, m, outer * inner, sums + i * M, groups, weights());
+        for (int64_t i = 0; i < q; i++) update.apply_row(update.W + (k * q + i) * m, m, outer * inner, sums + i * M, groups, group_sums());
     }
 
-    // From p_L in p (n, Q) to the weight gradients; leaves p_0 in p. `kept`: whether the uppermost segment is.
-    void backward(int thread, T* p, bool kept, T* sums, Scratch& scratch, const Update<T>& update, Barrier& barrier) const {
-        const int64_t layers = chunk(), place = weights() * groups;
+    // From p_L in scratch.p to the weight gradients and p_0 there. `kept`: whether the uppermost segment is.
+    void backward(int thread, bool kept, T* sums, Scratch& scratch, const Update<T>& update, Barrier& barrier) const {
+        const int64_t layers = chunk();
         int64_t stop = L;  // layers from here on have moved
         for (int64_t segment = segments() - 1; segment >= 0; segment--) {
             const int64_t foot = segment * span;
-            if (!kept) keep(segment, thread, nullptr, scratch);
+            if (!kept) keep(segment, thread, scratch);
             kept = false;
             for (int64_t k = std::min(L, foot + span) - 1; k >= foot; k--) {
                 // Chunks take turns in two halves of `sums`: past a barrier, all threads are done with the half that
                 // comes next, and the other one is complete.
-                T* half = sums + ((L - stop) / layers % 2) * layers * place;
-                backward_layer(k, k - foot, thread, p, half + (stop - 1 - k) * place, scratch);
+                T* half = sums + ((L - stop) / layers % 2) * layers * weights();
+                backward_layer(k, k - foot, thread, half + (stop - 1 - k) * weights(), scratch);
                 if (k > 0 && stop - k < layers) continue;
                 barrier.wait();
                 const int64_t count = stop - k;
                 for (int64_t i = count * thread / threads; i < count * (thread + 1) / threads; i++)
-                    update_layer(stop - 1 - i, half + i * place, update);
+                    update_layer(stop - 1 - i, half + i * weights(), update);
                 stop = k;
             }
         }
         barrier.wait();  // all layers have moved
     }
 
-    // p = 2 loss_scale (h_L - y); loss_scale * |h_L - y|^2 of each of the thread's samples into `losses`.
-    void residual(int thread, const T* y, double loss_scale, T* p, double* losses) const {
-        const T* output = state(segments());
+    // scratch.p = 2 loss_scale (h_L - y); loss_scale * |h_L - y|^2 of each of the thread's samples into `losses`.
+    void residual(int thread, const T* y, double loss_scale, Scratch& scratch, double* losses) const {
+        const T* output = states + segments() * n * Q;
         for (int64_t i = first(thread); i < first(thread + 1); i++) {
             double sum = 0;
             for (int64_t j = 0; j < q; j++) {
                 const T difference = output[i * Q + j] - y[i * q + j];
                 sum += double(difference) * difference;
-                p[i * Q + j] = T(2 * loss_scale) * difference;
+                scratch.p[(i - first(thread)) * Q + j] = T(2 * loss_scale) * difference;
             }
             losses[i] = sum * loss_scale;
         }
@@ -417,6 +456,8 @@ struct Stack {
 
 // ---- From and to Python ----
 
+int64_t groups_of(int64_t n, int64_t q, int64_t m) { return std::clamp<int64_t>(n * q * m / WORK_A_GROUP, 1, std::min(n, MOST_GROUPS)); }
+
 template <class T>
 Stack<T> make_stack(const at::Tensor& V, const at::Tensor& W, const at::Tensor& states, const at::Tensor& kept, double inner,
                     double outer, int64_t activation, int64_t threads) {
@@ -425,41 +466,42 @@ Stack<T> make_stack(const at::Tensor& V, const at::Tensor& W, const at::Tensor& 
     TORCH_CHECK(kept.is_contiguous() && kept.size(1) == n * (2 * M + Q), "kept has another shape than (span, n (2 padded m + padded q))");
     TORCH_CHECK(states.is_contiguous() && states.size(0) == (L + span - 1) / span + 1 && states.size(2) == Q,
                 "the states have another shape than (segments + 1, n, padded q)");
-    T* value = kept.data_ptr<T>();
-    const int64_t groups = std::clamp<int64_t>(n * q * m / WORK_A_GROUP, 1, std::min(n, MOST_GROUPS));
-    return {L, n, q, m, Q, M, span, groups, T(inner), T(outer), V.data_ptr<T>(), W.data_ptr<T>(), states.data_ptr<T>(), value,
-            value + span * n * M, value + 2 * span * n * M, find_activation<T>(activation), int(std::clamp<int64_t>(threads, 1, groups))};
+    const int64_t groups = groups_of(n, q, m);
+    return {L, n, q, m, Q, M, span, groups, T(inner), T(outer), V.data_ptr<T>(), W.data_ptr<T>(), states.data_ptr<T>(), kept.data_ptr<T>(),
+            find_activation<T>(activation), int(std::clamp<int64_t>(threads, 1, groups))};
 }
 
 template <class T>
 void forward(const Stack<T>& stack) {
     stack.parallel([](const Stack<T>& mine, int thread, Barrier&) {
-        typename Stack<T>::Scratch scratch(mine);
+        typename Stack<T>::Scratch scratch(mine, thread);
         mine.forward(thread, scratch);
     });
 }
 
 template <class T>
 void backward(const Stack<T>& stack, T* p, const Update<T>& update) {
-    Buffer<T> sums(2 * stack.chunk() * stack.groups * stack.weights());
+    Buffer<T> sums(stack.groups * stack.group_sums());
     stack.parallel([&](const Stack<T>& mine, int thread, Barrier& barrier) {
-        typename Stack<T>::Scratch scratch(mine);
+        typename Stack<T>::Scratch scratch(mine, thread);
+        mine.load_rows(thread, p, scratch.p);
         // An earlier way back has left the lowest segment.
-        mine.backward(thread, p, mine.segments() == 1, sums, scratch, update, barrier);
+        mine.backward(thread, mine.segments() == 1, sums, scratch, update, barrier);
+        mine.store_rows(thread, scratch.p, p);
     });
 }
 
 template <class T>
 void run(const Stack<T>& stack, const T* y, double loss_scale, const Update<T>& update, int64_t count, double* losses) {
-    Buffer<T> sums(2 * stack.chunk() * stack.groups * stack.weights()), p(stack.n * stack.Q);
+    Buffer<T> sums(stack.groups * stack.group_sums());
     std::vector<double> by_sample(2 * stack.n);  // of even and odd steps: between two of a kind there is a barrier
     stack.parallel([&](const Stack<T>& mine, int thread, Barrier& barrier) {
-        typename Stack<T>::Scratch scratch(mine);
+        typename Stack<T>::Scratch scratch(mine, thread);
         for (int64_t step = 0; step < count; step++) {
             double* now = by_sample.data() + step % 2 * mine.n;
             mine.forward(thread, scratch);
-            mine.residual(thread, y, loss_scale, p, now);
-            mine.backward(thread, p, true, sums, scratch, update, barrier);
+            mine.residual(thread, y, loss_scale, scratch, now);
+            mine.backward(thread, true, sums, scratch, update, barrier);
             if (thread == 0) {
                 losses[step] = 0;
                 for (int64_t i = 0; i < mine.n; i++) losses[step] += now[i];
@@ -519,5 +561,6 @@ void bind_dense_stack(pybind11::module_& m) {
     m.def("dense_forward", &dense_forward);
     m.def("dense_backward", &dense_backward);
     m.def("dense_run", &dense_run);
+    m.def("dense_groups", &groups_of);
     m.def("dense_lanes", [](bool double_precision) { return double_precision ? LANES<double> : LANES<float>; });
 }

@@ -60,16 +60,23 @@ def test_loss_gradients_and_steps_are_those_of_the_adjoint(shape, activation, dt
 
 @needs_engine
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_any_number_of_threads_gives_the_same_bits(dtype):
+def test_any_number_of_threads_and_of_segments_gives_the_same_bits(dtype, monkeypatch):
     config = NetworkConfig(depth=40, width=33, dimension=17, samples=101, dtype=dtype)
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2, 3, 8, 1):
-            torch.set_num_threads(threads)
-            weights, data = problem(config)
-            losses = Compiled(config, weights, data).run(0.01, 3)
-            results.append((losses, weights.V, weights.W))
+        # One segment of 40 layers; segments, of a length that depends on the threads.
+        for keep_bytes in (compiled.KEEP_BYTES, 0):
+            monkeypatch.setattr(compiled, "KEEP_BYTES", keep_bytes)
+            monkeypatch.setattr(compiled, "SEGMENT_BYTES", 400_000)
+            for threads in (1, 2, 3, 8, 1):
+                torch.set_num_threads(threads)
+                weights, data = problem(config)
+                solver = Compiled(config, weights, data)
+                losses = solver.run(0.01, 3)
+                solver.forward()
+                gradients = solver.gradients()
+                results.append((losses, weights.V, weights.W, gradients.V, gradients.W))
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
