@@ -11,6 +11,10 @@ from lib import engine
 from lib.adjoint import take_steps
 from lib.network import Data, NetworkConfig, Weights
 
+# Entries q m of the largest layer for each sample, up to 16 samples. Larger ones do not stay in the innermost caches,
+# for which the engine is made: there the PyTorch adjoint is as fast or faster.
+LAYER_A_SAMPLE = {torch.float64: 2**11, torch.float32: 2**13}
+
 
 def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
     """Why the compiled engine does not take these, in words; empty where it does."""
@@ -19,6 +23,10 @@ def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
         return reason
     if config.activation not in engine.ACTIVATION_CODES:
         return f"the compiled engine has no activation {config.activation!r}"
+    layer, samples = config.hidden * config.width, len(data.x)
+    if layer > (largest := LAYER_A_SAMPLE.get(config.torch_dtype, 0) * min(samples, 16)):
+        bound = f"{largest} (n = {samples}, {config.dtype})"
+        return f"a layer has {layer} entries, and beyond {bound} PyTorch's products are faster"
     for name, tensor in {**weights.items(), "x": data.x, "y": data.y}.items():
         if tensor.device.type != "cpu":
             return f"the compiled engine runs on the CPU, and {name} is on {tensor.device}"

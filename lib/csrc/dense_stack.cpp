@@ -32,7 +32,8 @@ namespace {
 constexpr int64_t BLOCK = 64;              // samples that go through a layer together
 constexpr int64_t CHUNK_BYTES = 1 << 19;   // what a chunk of layers keeps until its weight gradients meet
 constexpr int64_t WORK_A_GROUP = 20'000;   // multiply-adds in a layer below which another thread does not pay
-constexpr int64_t MOST_GROUPS = 16;        // each group has weight gradients of its own
+constexpr int64_t ROWS_A_GROUP = 24;       // samples, as few; each group has weight gradients of its own to write
+constexpr int64_t MOST_GROUPS = 16;
 
 // ---- Products of small matrices, held in registers ----
 
@@ -456,7 +457,9 @@ struct Stack {
 
 // ---- From and to Python ----
 
-int64_t groups_of(int64_t n, int64_t q, int64_t m) { return std::clamp<int64_t>(n * q * m / WORK_A_GROUP, 1, std::min(n, MOST_GROUPS)); }
+int64_t groups_of(int64_t n, int64_t q, int64_t m) {
+    return std::clamp<int64_t>(std::min(n * q * m / WORK_A_GROUP, n / ROWS_A_GROUP), 1, MOST_GROUPS);
+}
 
 template <class T>
 Stack<T> make_stack(const at::Tensor& V, const at::Tensor& W, const at::Tensor& states, const at::Tensor& kept, double inner,

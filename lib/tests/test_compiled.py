@@ -122,6 +122,9 @@ def test_auto_takes_the_compiled_engine_where_it_applies():
     assert make_solver(config, strided, data).name == "PyTorch adjoint"
     with pytest.raises(ValueError, match=r"The compiled engine does not apply: W is not contiguous\."):
         make_solver(config, strided, data, "compiled")
+    wide = NetworkConfig(depth=1, width=512, dimension=128, samples=20)
+    assert "a layer has 65536 entries, and beyond 32768 (n = 20, float64)" in compiled.problem(wide, *initialise(wide))
+    assert make_solver(wide, *initialise(wide)).name == "PyTorch adjoint"
 
 
 @needs_engine
