@@ -29,6 +29,8 @@ SHARE = $(if $(filter -j%,$(MAKEFLAGS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(n
 # This tree's lib and this interpreter's kernel; a backend from outside would keep notebooks from drawing inline.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export JUPYTER_PREFER_ENV_PATH := 1
+# GNU OpenMP's threads spin for milliseconds where they wait, which makes all ten times slower on a busy machine.
+export GOMP_SPINCOUNT ?= 5000
 export SET
 unexport MPLBACKEND
 
