@@ -148,12 +148,21 @@ inline void accumulate_weight_gradient(const float* in, Size size, const float* 
     }
 }
 
+// The sum over an image of term(offset of a pixel), in four parts: an addition has to wait for the one before.
+template <class Term>
+INLINE Vec sum_pixels(Size size, const Term& term) {
+    const int64_t pixels = size.pixels();
+    Vec part[4]{};
+    int64_t p = 0;
+    for (; p + 4 <= pixels; p += 4)
+        UNROLL for (int i = 0; i < 4; i++) part[i] += term((p + i) * C);
+    for (; p < pixels; p++) part[0] += term(p * C);
+    return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
 inline void add_pixels(const float* d, Size size, float* sums) {  // the bias's gradient
-    for (int first = 0; first < C; first += LANE) {
-        Vec sum{};
-        for (int64_t p = first; p < size.pixels() * C; p += C) sum += load(d + p);
-        store(sums + first, load(sums + first) + sum);
-    }
+    for (int first = 0; first < C; first += LANE)
+        store(sums + first, load(sums + first) + sum_pixels(size, [&](int64_t p) { return load(d + first + p); }));
 }
 
 // a = s(u), u = scale z + shift, and on request s'(u).
@@ -188,15 +197,13 @@ Activate activate_function(int64_t name) {
 // Mean and sum of squared deviations of each channel over one image, in two passes over the cached image.
 inline void image_moments(const float* z, Size size, float* moments) {
     for (int first = 0; first < C; first += LANE) {
-        Vec sum{}, squares{};
-        for (int64_t p = 0; p < size.pixels(); p++) sum += load(z + p * C + first);
-        const Vec mean = sum / float(size.pixels());
-        for (int64_t p = 0; p < size.pixels(); p++) {
-            const Vec deviation = load(z + p * C + first) - mean;
-            squares += deviation * deviation;
-        }
+        const Vec mean = sum_pixels(size, [&](int64_t p) { return load(z + first + p); }) / float(size.pixels());
+        const auto square = [&](int64_t p) {
+            const Vec deviation = load(z + first + p) - mean;
+            return deviation * deviation;
+        };
         store(moments + first, mean);
-        store(moments + C + first, squares);
+        store(moments + C + first, sum_pixels(size, square));
     }
 }
 
@@ -254,13 +261,9 @@ struct alignas(64) Norm {
     void sums(const float* d, const float* z, Size size, float* out) const {
         for (int first = 0; first < C; first += LANE) {
             const Vec m = load(mean + first), r = load(inverse + first);
-            Vec sum{}, projection{};
-            for (int64_t p = first; p < size.pixels() * C; p += C) {
-                sum += load(d + p);
-                projection += load(d + p) * ((load(z + p) - m) * r);
-            }
-            store(out + first, sum);
-            store(out + C + first, projection);
+            const auto projection = [&](int64_t p) { return load(d + first + p) * ((load(z + first + p) - m) * r); };
+            store(out + first, sum_pixels(size, [&](int64_t p) { return load(d + first + p); }));
+            store(out + C + first, sum_pixels(size, projection));
         }
     }
 
