@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import lib
 from lib import activations, paths, records, tables
-from lib.cifar_results import PAPER_TABLE, NetworkChoice, closer_by, pairs
+from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, closer_by, pairs
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import fit_slope
 from lib.network import NetworkConfig
@@ -187,6 +187,16 @@ def test_trained_networks_of_the_gallery():
         (paper,) = [row for row in PAPER_TABLE if (row.activation, row.smooth_init) == ("gelu", smooth)]
         assert f"{paper.test}" == text
     assert "(paper, 180 epochs: 79.9 and 85.7)" in row
+    relu = {
+        run.config.smooth_init: run.values
+        for run in NetworkChoice(activation="relu").select(records.read_runs(), seed=0)
+    }
+    ratios = [relu[smooth]["von_neumann_conv1"] for smooth in (True, False)]
+    accuracies = "With ReLU {:.2f} and {:.2f} % (paper: 88.1 and 88.4)".format(
+        *(relu[s]["test_accuracy"] for s in (True, False))
+    )
+    assert f"{accuracies}, ratios {ratios[0]:.2f} and {ratios[1]:.2f}: neither is smooth" in row
+    assert min(ratios) > SMOOTH_BELOW
 
 
 def test_seconds_of_the_gallery():
