@@ -11,7 +11,7 @@ from lib import engine
 from lib.adjoint import take_steps
 from lib.network import Data, NetworkConfig, Weights
 
-# Entries q m of the largest layer for each sample, up to 16 samples. Larger ones do not stay in the innermost caches,
+# Entries q m of the largest layer for each sample, up to 12 samples. Larger ones do not stay in the innermost caches,
 # for which the engine is made: there the PyTorch adjoint is as fast or faster.
 LAYER_A_SAMPLE = {torch.float64: 2**11, torch.float32: 2**13}
 
@@ -24,7 +24,7 @@ def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
     if config.activation not in engine.ACTIVATION_CODES:
         return f"the compiled engine has no activation {config.activation!r}"
     layer, samples = config.hidden * config.width, len(data.x)
-    if layer > (largest := LAYER_A_SAMPLE.get(config.torch_dtype, 0) * min(samples, 16)):
+    if layer > (largest := LAYER_A_SAMPLE.get(config.torch_dtype, 0) * min(samples, 12)):
         bound = f"{largest} (n = {samples}, {config.dtype})"
         return f"a layer has {layer} entries, and beyond {bound} PyTorch's products are faster"
     for name, tensor in {**weights.items(), "x": data.x, "y": data.y}.items():
@@ -37,10 +37,9 @@ def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
     return ""
 
 
-# A network is one segment, of which the forward pass keeps activations, slopes and states for the backward pass, where
-# that takes at most so many bytes; beyond, computing a segment that fits the caches again is faster than fetching it.
+# The forward pass keeps activations and slopes, besides the states, where all of that takes at most so many bytes;
+# beyond, computing them again is faster than fetching them.
 KEEP_BYTES = 2**24
-SEGMENT_BYTES = 2**20  # for each thread: it has a cache of its own
 
 
 class Compiled:
@@ -60,14 +59,13 @@ class Compiled:
         n, lanes = len(data.x), self._module.dense_lanes(weights.V.dtype == torch.float64)
         # Rows end on a whole vector; the padding is zero and stays so.
         padded, padded_width = -(-q // lanes) * lanes, -(-m // lanes) * lanes
-        layer = n * (2 * padded_width + padded)
-        layer_bytes = layer * weights.V.element_size()
-        threads = min(torch.get_num_threads(), self._module.dense_groups(n, q, m))
-        span = L if L * layer_bytes <= KEEP_BYTES else min(L, max(1, threads * SEGMENT_BYTES // layer_bytes))
-        self._states = torch.zeros(-(-L // span) + 1, n, padded, dtype=weights.V.dtype)  # where segments meet
-        self._kept = torch.empty(span, layer, dtype=weights.V.dtype)
+        layer = n * (padded + 2 * padded_width)
+        if L * layer * weights.V.element_size() > KEEP_BYTES:
+            layer = n * padded
+        self._ends = torch.zeros(2, n, padded, dtype=weights.V.dtype)
+        self._kept = torch.empty(L, layer, dtype=weights.V.dtype)
         self._top = torch.zeros(n, padded, dtype=weights.V.dtype)
-        self._input, self.output = self._states[0, :, :q], self._states[-1, :, :q]  # H_0 and H_L
+        self._input, self.output = self._ends[:, :, :q]  # H_0 and H_L
         self.residual = torch.empty(len(data.x), config.outputs, dtype=weights.V.dtype)
         self._targets = data.y.contiguous()
 
@@ -82,7 +80,7 @@ class Compiled:
         """The loss at the present weights, a tensor without axes; leaves states for the backward pass."""
         weights, data = self.weights, self.data
         self._input[:] = data.x if weights.A is None else data.x @ weights.A
-        self._module.dense_forward(weights.V, weights.W, self._states, self._kept, *self._constants)
+        self._module.dense_forward(weights.V, weights.W, self._ends, self._kept, *self._constants)
         output = self.output if weights.B is None else self.output @ weights.B
         torch.sub(output, data.y, out=self.residual)
         return self.residual.square().sum() * self.config.loss_scale
@@ -96,7 +94,7 @@ class Compiled:
         self._top[:, : config.hidden] = above if weights.B is None else above @ weights.B.mT
         step = rate, config.step_factor, clip
         self._module.dense_backward(
-            weights.V, weights.W, self._states, self._kept, self._top, targets.V, targets.W, *step, *self._constants
+            weights.V, weights.W, self._ends, self._kept, self._top, targets.V, targets.W, *step, *self._constants
         )
         if config.train_ends:
             ends["A"] = self.data.x.mT @ self._top[:, : config.hidden]
@@ -124,7 +122,7 @@ class Compiled:
             return take_steps(self, learning_rate, count, clip)
         losses = torch.empty(count, dtype=torch.float64)
         self._input[:] = self.data.x
-        network = self.weights.V, self.weights.W, self._states, self._kept
+        network = self.weights.V, self.weights.W, self._ends, self._kept
         step = learning_rate, self.config.step_factor, clip
         self._module.dense_run(*network, self._targets, self.config.loss_scale, *step, losses, *self._constants)
         return losses

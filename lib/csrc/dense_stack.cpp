@@ -6,10 +6,9 @@
 //
 // What makes it faster than one library call an operation: each thread carries its samples through all layers, so
 // that a layer costs no call and no allocation, and its products run on a few samples at a time, in the innermost
-// cache. The layers are cut into segments: the way up stores the state at the foot of each, the way back computes a
-// segment again from there and keeps its s(z_k), s'(z_k) and h_k, which fit a cache; a network of one segment is never
-// computed twice. Every thread sums the weight gradients of its own samples, layer by layer; the sums meet, and the
-// weights move, a chunk of layers at a time.
+// cache. The way up keeps every h_k for the way back; in a network that stays in the caches also s(z_k) and s'(z_k),
+// which in a deeper one are faster computed again than fetched. Every thread sums the weight gradients of its own
+// samples, layer by layer; the sums meet, and the weights move, a chunk of layers at a time.
 //
 // The samples form groups, as many as the size of the problem asks for; every sum runs over a group in one order by
 // one thread, and then over the groups: any number of threads gives the same bits. Rows of h, p (q entries) and of z,
@@ -253,30 +252,30 @@ void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64_t padd
 template <class T>
 struct Stack {
     int64_t L, n, q, m, Q, M;  // Q, M: q and m padded to whole vectors
-    int64_t span;              // layers in a segment; the last one may have fewer
     int64_t groups;            // of samples
+    bool keeps_activations;    // s(z_k) and s'(z_k), for the way back
     T inner, outer;
     const T *V, *W;            // (L, m, q), (L, q, m)
-    T* states;                 // (segments + 1, n, Q), zero in the padding: h at the foot of each segment, then h_L
-    T* kept;                   // of one segment, group by group: see Group
+    T* ends;                   // (2, n, Q), zero in the padding: h_0 and h_L
+    T* kept;                   // group by group: see Group
     Activate<T> s;
     int threads;
 
-    int64_t segments() const { return (L + span - 1) / span; }
     int64_t weights() const { return m * Q + q * M; }  // entries of a layer's V and W, padded
     int64_t chunk() const { return std::clamp<int64_t>(CHUNK_BYTES / (weights() * groups * sizeof(T)), 1, L); }
     int64_t group_sums() const { return 2 * chunk() * weights(); }  // entries: two chunks take turns
 
-    // Samples from `first` on, and a segment's s(z_k), s'(z_k), h_k: (span, rows, M) twice, (span, rows, Q). What two
-    // threads write at a time lies far apart: where it is close, a core that reads ahead takes what the other one writes.
+    // Samples from `first` on, and what is kept of them: h_k for k < L, (L, rows, Q), and s(z_k), s'(z_k), (L, rows, M)
+    // twice. What two threads write at a time lies far apart: where it is close, a core that reads ahead takes what the
+    // other one writes.
     struct Group {
         int64_t number, first, rows;
-        T *value, *slope, *h;
+        T *h, *value, *slope;
     };
     Group group(int64_t number) const {
         const int64_t first = n * number / groups, rows = n * (number + 1) / groups - first;
-        T* value = kept + span * first * (2 * M + Q);
-        return {number, first, rows, value, value + span * rows * M, value + 2 * span * rows * M};
+        T *h = kept + L * first * (Q + (keeps_activations ? 2 * M : 0)), *value = h + L * rows * Q;
+        return {number, first, rows, h, value, value + L * rows * M};
     }
     int64_t first(int thread) const { return n * (groups * thread / threads) / groups; }
     int64_t count(int thread) const { return first(thread + 1) - first(thread); }
@@ -299,20 +298,13 @@ struct Stack {
     }
 
     // What one thread needs for itself: a layer's weights, padded; transposed where the way back needs it; what a block
-    // does not keep; h_k and p_k of the thread's samples, of the layer that it is at.
+    // does not keep; p_k of the thread's samples, of the layer that it is at.
     struct Scratch {
         Scratch(const Stack& s, int thread)
             : W(s.q * s.M), V(s.m * s.Q), Vt(s.q * s.M), Wt(s.m * s.Q), z(BLOCK * s.M), value(BLOCK * s.M),
-              h(s.count(thread) * s.Q), p(s.count(thread) * s.Q) {}
-        Buffer<T> W, V, Vt, Wt, z, value, h, p;
+              slope(BLOCK * s.M), p(s.count(thread) * s.Q) {}
+        Buffer<T> W, V, Vt, Wt, z, value, slope, p;
     };
-    // The thread's rows from and to a matrix of all samples, (n, Q).
-    void load_rows(int thread, const T* all, T* mine) const {
-        std::memcpy(mine, all + first(thread) * Q, count(thread) * Q * sizeof(T));
-    }
-    void store_rows(int thread, const T* mine, T* all) const {
-        std::memcpy(all + first(thread) * Q, mine, count(thread) * Q * sizeof(T));
-    }
 
     static const T* pack(const T* from, int64_t rows, int64_t columns, T* to, int64_t padded) {
         if (columns == padded) return from;
@@ -320,61 +312,57 @@ struct Stack {
         return to;
     }
 
-    void prefetch(int64_t k) const {  // the weights of layer k, which another thread may have moved
-        if (k >= L) return;
-        for (int64_t i = 0; i < q * m; i += 64 / sizeof(T)) {
-            __builtin_prefetch(W + k * q * m + i);
-            __builtin_prefetch(V + k * q * m + i);
-        }
+    static void prefetch(const T* from, int64_t count) {
+        for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
+    }
+    void prefetch_weights(int64_t k) const {  // of layer k, which another thread may have moved
+        prefetch(W + k * q * m, q * m);
+        prefetch(V + k * q * m, q * m);
     }
 
-    // Layer k, in place in scratch.h; or, kept, from h in `slot` to the slot above, from the last layer to scratch.h.
-    void layer(int64_t k, int64_t slot, bool keep, int thread, Scratch& scratch) const {
-        prefetch(k + 1);
+    // z_k of a block of `rows` rows x = h_k in scratch.z, s(z_k) in `value`, s'(z_k) in `slope`, if that is not null.
+    void hidden(int64_t rows, const T* x, const T* w, Scratch& scratch, T* value, T* slope) const {
+        T* z = scratch.z;
+        multiply<T, false>(rows, x, Q, w, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
+        s(z, value, slope, rows * M);
+    }
+
+    void forward_layer(int64_t k, int thread, Scratch& scratch) const {
+        if (k + 1 < L) prefetch_weights(k + 1);
         const T *w = pack(W + k * q * m, q, m, scratch.W, M), *v = pack(V + k * q * m, m, q, scratch.V, Q);
         each_block(thread, [&](const Group& group, int64_t row, int64_t rows) {
-            T *x = scratch.h + (group.first - first(thread) + row) * Q, *next = x, *z = scratch.z, *value = scratch.value, *slope = nullptr;
-            if (keep) {
-                const int64_t place = slot * group.rows + row;
-                x = group.h + place * Q, value = group.value + place * M, slope = group.slope + place * M;
-                if (k + 1 < L) next = slot + 1 < span ? x + group.rows * Q : nullptr;  // null: nobody wants it
-            }
-            multiply<T, false>(rows, x, Q, w, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
-            s(z, value, slope, rows * M);
-            if (!next) return;
+            const int64_t place = k * group.rows + row;
+            const T* x = group.h + place * Q;
+            T* next = k + 1 < L ? group.h + (place + group.rows) * Q : ends + (n + group.first + row) * Q;
+            T *value = scratch.value, *slope = nullptr;
+            if (keeps_activations) value = group.value + place * M, slope = group.slope + place * M;
+            hidden(rows, x, w, scratch, value, slope);
             multiply<T, false>(rows, value, M, v, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
                 store(next + i * Q + j, load(x + i * Q + j) + sum * outer);
             });
         });
     }
 
-    // A segment again from its foot, kept.
-    void keep(int64_t segment, int thread, Scratch& scratch) const {
-        const int64_t foot = segment * span;
-        each_group(thread, [&](const Group& group) {
-            std::memcpy(group.h, states + (segment * n + group.first) * Q, group.rows * Q * sizeof(T));
-        });
-        for (int64_t k = foot; k < std::min(L, foot + span); k++) layer(k, k - foot, true, thread, scratch);
+    void forward(int thread, Scratch& scratch) const {
+        each_group(thread, [&](const Group& group) { std::memcpy(group.h, ends + group.first * Q, group.rows * Q * sizeof(T)); });
+        for (int64_t k = 0; k < L; k++) forward_layer(k, thread, scratch);
     }
 
-    void forward(int thread, Scratch& scratch) const {  // leaves the uppermost segment kept
-        load_rows(thread, states, scratch.h);
-        for (int64_t segment = 1; segment < segments(); segment++) {
-            for (int64_t k = (segment - 1) * span; k < segment * span; k++) layer(k, 0, false, thread, scratch);
-            store_rows(thread, scratch.h, states + segment * n * Q);
-        }
-        keep(segments() - 1, thread, scratch);
-        store_rows(thread, scratch.h, states + segments() * n * Q);
-    }
-
-    // Layer k, kept in `slot`: p_{k+1} in scratch.p becomes p_k; the weight gradients of each group go to its sums, from
-    // where they are of group 0.
-    void backward_layer(int64_t k, int64_t slot, int thread, T* sums, Scratch& scratch) const {
+    // p_{k+1} in scratch.p becomes p_k; the weight gradients of each group go to its sums, from where they are of group 0.
+    void backward_layer(int64_t k, int thread, T* sums, Scratch& scratch) const {
+        if (k > 0) prefetch_weights(k - 1);
+        const T* w = keeps_activations ? nullptr : pack(W + k * q * m, q, m, scratch.W, M);
         transpose(W + k * q * m, q, m, (T*)scratch.Wt, Q);
         transpose(V + k * q * m, m, q, (T*)scratch.Vt, M);
         each_block(thread, [&](const Group& group, int64_t row, int64_t rows) {
-            const int64_t place = slot * group.rows + row;
-            const T *value = group.value + place * M, *slope = group.slope + place * M, *x = group.h + place * Q;
+            const int64_t place = k * group.rows + row;
+            const T *x = group.h + place * Q, *value = scratch.value, *slope = scratch.slope;
+            if (keeps_activations) {
+                value = group.value + place * M, slope = group.slope + place * M;
+            } else {
+                if (k > 0) prefetch(x - group.rows * Q, rows * Q);
+                hidden(rows, x, w, scratch, scratch.value, scratch.slope);
+            }
             T *p = scratch.p + (group.first - first(thread) + row) * Q, *u = scratch.z;
             T *for_V = sums + group.number * group_sums(), *for_W = for_V + m * Q;
             multiply<T, false>(rows, p, Q, scratch.Vt, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) {
@@ -402,33 +390,28 @@ struct Stack {
         for (int64_t i = 0; i < q; i++) update.apply_row(update.W + (k * q + i) * m, m, outer * inner, sums + i * M, groups, group_sums());
     }
 
-    // From p_L in scratch.p to the weight gradients and p_0 there. `kept`: whether the uppermost segment is.
-    void backward(int thread, bool kept, T* sums, Scratch& scratch, const Update<T>& update, Barrier& barrier) const {
+    // From p_L in scratch.p to the weight gradients and p_0 there.
+    void backward(int thread, T* sums, Scratch& scratch, const Update<T>& update, Barrier& barrier) const {
         const int64_t layers = chunk();
         int64_t stop = L;  // layers from here on have moved
-        for (int64_t segment = segments() - 1; segment >= 0; segment--) {
-            const int64_t foot = segment * span;
-            if (!kept) keep(segment, thread, scratch);
-            kept = false;
-            for (int64_t k = std::min(L, foot + span) - 1; k >= foot; k--) {
-                // Chunks take turns in two halves of `sums`: past a barrier, all threads are done with the half that
-                // comes next, and the other one is complete.
-                T* half = sums + ((L - stop) / layers % 2) * layers * weights();
-                backward_layer(k, k - foot, thread, half + (stop - 1 - k) * weights(), scratch);
-                if (k > 0 && stop - k < layers) continue;
-                barrier.wait();
-                const int64_t count = stop - k;
-                for (int64_t i = count * thread / threads; i < count * (thread + 1) / threads; i++)
-                    update_layer(stop - 1 - i, half + i * weights(), update);
-                stop = k;
-            }
+        for (int64_t k = L - 1; k >= 0; k--) {
+            // Chunks take turns in two halves of `sums`: past a barrier, all threads are done with the half that comes
+            // next, and the other one is complete.
+            T* half = sums + ((L - stop) / layers % 2) * layers * weights();
+            backward_layer(k, thread, half + (stop - 1 - k) * weights(), scratch);
+            if (k > 0 && stop - k < layers) continue;
+            barrier.wait();
+            const int64_t count = stop - k;
+            for (int64_t i = count * thread / threads; i < count * (thread + 1) / threads; i++)
+                update_layer(stop - 1 - i, half + i * weights(), update);
+            stop = k;
         }
         barrier.wait();  // all layers have moved
     }
 
     // scratch.p = 2 loss_scale (h_L - y); loss_scale * |h_L - y|^2 of each of the thread's samples into `losses`.
     void residual(int thread, const T* y, double loss_scale, Scratch& scratch, double* losses) const {
-        const T* output = states + segments() * n * Q;
+        const T* output = ends + n * Q;
         for (int64_t i = first(thread); i < first(thread + 1); i++) {
             double sum = 0;
             for (int64_t j = 0; j < q; j++) {
@@ -462,16 +445,16 @@ int64_t groups_of(int64_t n, int64_t q, int64_t m) {
 }
 
 template <class T>
-Stack<T> make_stack(const at::Tensor& V, const at::Tensor& W, const at::Tensor& states, const at::Tensor& kept, double inner,
+Stack<T> make_stack(const at::Tensor& V, const at::Tensor& W, const at::Tensor& ends, const at::Tensor& kept, double inner,
                     double outer, int64_t activation, int64_t threads) {
-    const int64_t L = V.size(0), m = V.size(1), q = V.size(2), n = states.size(1), lane = LANES<T>;
-    const int64_t Q = (q + lane - 1) / lane * lane, M = (m + lane - 1) / lane * lane, span = kept.size(0);
-    TORCH_CHECK(kept.is_contiguous() && kept.size(1) == n * (2 * M + Q), "kept has another shape than (span, n (2 padded m + padded q))");
-    TORCH_CHECK(states.is_contiguous() && states.size(0) == (L + span - 1) / span + 1 && states.size(2) == Q,
-                "the states have another shape than (segments + 1, n, padded q)");
+    const int64_t L = V.size(0), m = V.size(1), q = V.size(2), n = ends.size(1), lane = LANES<T>;
+    const int64_t Q = (q + lane - 1) / lane * lane, M = (m + lane - 1) / lane * lane;
+    TORCH_CHECK(ends.is_contiguous() && ends.size(0) == 2 && ends.size(2) == Q, "the ends have another shape than (2, n, padded q)");
+    TORCH_CHECK(kept.is_contiguous() && kept.size(0) == L && (kept.size(1) == n * Q || kept.size(1) == n * (2 * M + Q)),
+                "kept has another shape than (L, n padded q) or (L, n (2 padded m + padded q))");
     const int64_t groups = groups_of(n, q, m);
-    return {L, n, q, m, Q, M, span, groups, T(inner), T(outer), V.data_ptr<T>(), W.data_ptr<T>(), states.data_ptr<T>(), kept.data_ptr<T>(),
-            find_activation<T>(activation), int(std::clamp<int64_t>(threads, 1, groups))};
+    return {L, n, q, m, Q, M, groups, kept.size(1) > n * Q, T(inner), T(outer), V.data_ptr<T>(), W.data_ptr<T>(), ends.data_ptr<T>(),
+            kept.data_ptr<T>(), find_activation<T>(activation), int(std::clamp<int64_t>(threads, 1, groups))};
 }
 
 template <class T>
@@ -487,10 +470,11 @@ void backward(const Stack<T>& stack, T* p, const Update<T>& update) {
     Buffer<T> sums(stack.groups * stack.group_sums());
     stack.parallel([&](const Stack<T>& mine, int thread, Barrier& barrier) {
         typename Stack<T>::Scratch scratch(mine, thread);
-        mine.load_rows(thread, p, scratch.p);
-        // An earlier way back has left the lowest segment.
-        mine.backward(thread, mine.segments() == 1, sums, scratch, update, barrier);
-        mine.store_rows(thread, scratch.p, p);
+        T* rows = p + mine.first(thread) * mine.Q;
+        const size_t bytes = mine.count(thread) * mine.Q * sizeof(T);
+        std::memcpy(scratch.p, rows, bytes);
+        mine.backward(thread, sums, scratch, update, barrier);
+        std::memcpy(rows, scratch.p, bytes);
     });
 }
 
@@ -504,7 +488,7 @@ void run(const Stack<T>& stack, const T* y, double loss_scale, const Update<T>& 
             double* now = by_sample.data() + step % 2 * mine.n;
             mine.forward(thread, scratch);
             mine.residual(thread, y, loss_scale, scratch, now);
-            mine.backward(thread, true, sums, scratch, update, barrier);
+            mine.backward(thread, sums, scratch, update, barrier);
             if (thread == 0) {
                 losses[step] = 0;
                 for (int64_t i = 0; i < mine.n; i++) losses[step] += now[i];
@@ -523,9 +507,9 @@ void run(const Stack<T>& stack, const T* y, double loss_scale, const Update<T>& 
         __VA_ARGS__                                                  \
     }
 
-void dense_forward(at::Tensor V, at::Tensor W, at::Tensor states, at::Tensor kept, double inner, double outer, int64_t activation, int64_t threads) {
+void dense_forward(at::Tensor V, at::Tensor W, at::Tensor ends, at::Tensor kept, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
-        const auto stack = make_stack<T>(V, W, states, kept, inner, outer, activation, threads);
+        const auto stack = make_stack<T>(V, W, ends, kept, inner, outer, activation, threads);
         pybind11::gil_scoped_release release;
         forward(stack);
     })
@@ -533,10 +517,10 @@ void dense_forward(at::Tensor V, at::Tensor W, at::Tensor states, at::Tensor kep
 
 // top: (n, padded q), p_L on entry and p_0 on return. rate 0 stores the gradients in V_out and W_out; otherwise these
 // are the weights V and W themselves and take a step.
-void dense_backward(at::Tensor V, at::Tensor W, at::Tensor states, at::Tensor kept, at::Tensor top, at::Tensor V_out, at::Tensor W_out, double rate,
+void dense_backward(at::Tensor V, at::Tensor W, at::Tensor ends, at::Tensor kept, at::Tensor top, at::Tensor V_out, at::Tensor W_out, double rate,
                     double factor, double clip, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
-        const auto stack = make_stack<T>(V, W, states, kept, inner, outer, activation, threads);
+        const auto stack = make_stack<T>(V, W, ends, kept, inner, outer, activation, threads);
         const Update<T> update{T(rate), T(factor), T(clip), V_out.data_ptr<T>(), W_out.data_ptr<T>()};
         T* p = top.data_ptr<T>();
         pybind11::gil_scoped_release release;
@@ -545,10 +529,10 @@ void dense_backward(at::Tensor V, at::Tensor W, at::Tensor states, at::Tensor ke
 }
 
 // `count` whole steps towards the targets y (n, q) where A and B are the identity; the loss before each, in losses.
-void dense_run(at::Tensor V, at::Tensor W, at::Tensor states, at::Tensor kept, at::Tensor y, double loss_scale, double rate, double factor, double clip,
+void dense_run(at::Tensor V, at::Tensor W, at::Tensor ends, at::Tensor kept, at::Tensor y, double loss_scale, double rate, double factor, double clip,
                at::Tensor losses, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
-        const auto stack = make_stack<T>(V, W, states, kept, inner, outer, activation, threads);
+        const auto stack = make_stack<T>(V, W, ends, kept, inner, outer, activation, threads);
         const Update<T> update{T(rate), T(factor), T(clip), V.data_ptr<T>(), W.data_ptr<T>()};
         const T* targets = y.data_ptr<T>();
         double* before = losses.data_ptr<double>();
