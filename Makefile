@@ -29,7 +29,8 @@ SHARE = $(if $(filter -j%,$(MAKEFLAGS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(n
 # This tree's lib and this interpreter's kernel; a backend from outside would keep notebooks from drawing inline.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export JUPYTER_PREFER_ENV_PATH := 1
-# GNU OpenMP's threads spin for milliseconds where they wait, which makes all ten times slower on a busy machine.
+# GNU OpenMP's threads spin for milliseconds where they wait, which makes all ten times slower on a busy machine;
+# on an idle one, small operations of stock PyTorch are a fifth slower without that, which is why `bench` goes without.
 export GOMP_SPINCOUNT ?= 5000
 export SET
 unexport MPLBACKEND
@@ -136,7 +137,7 @@ engine: | $(ENVIRONMENT) ## The compiled engine (`make env` builds it where it f
 	$(PYTHON) -m lib.engine build
 
 bench: | $(READY) ## What a training step costs, by engine, into .build (BENCH="--save" into figures, "--only CIFAR", "--figures")
-	$(PYTHON) -m lib.bench $(BENCH)
+	env -u GOMP_SPINCOUNT $(PYTHON) -m lib.bench $(BENCH)
 
 notebooks: | $(READY) ## Run the notebooks with their own values and store the outputs in them
 	$(RUN) execute

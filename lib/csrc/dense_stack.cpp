@@ -99,19 +99,47 @@ __attribute__((always_inline)) inline void multiply(int64_t rows, const T* a, in
 
 // ---- Activations over an array ----
 
+// Memory that the next layer needs, fetched line by line while activations are computed, which need none. All at once,
+// the requests would fill the queue to the memory and hold up what comes behind them.
+class Ahead {
+  public:
+    void add(const void* from, int64_t bytes) { ranges[count++] = {(const char*)from, (const char*)from + bytes}; }
+    void fetch_line() {
+        if (now == count) return;
+        __builtin_prefetch(ranges[now].next);
+        ranges[now].next += 64;
+        if (ranges[now].next >= ranges[now].end) now++;
+    }
+    void fetch_rest() {
+        while (now < count) fetch_line();
+        now = count = 0;
+    }
+
+  private:
+    struct {
+        const char *next, *end;
+    } ranges[3];
+    int now = 0, count = 0;
+};
+
 template <class T>
-using Activate = void (*)(const T* z, T* value, T* derivative, int64_t count);
+using Activate = void (*)(const T* z, T* value, T* derivative, int64_t count, Ahead& ahead);
 
 template <class T, ActivationName NAME>
-void activate(const T* z, T* value, T* derivative, int64_t count) {
+void activate(const T* z, T* value, T* derivative, int64_t count, Ahead& given) {
     Vector<T> slope;
-    if (derivative)
-        for (int64_t i = 0; i < count; i += LANES<T>) {
+    Ahead ahead = given;  // of which the compiler knows that nobody else sees it
+    for (int64_t i = 0; i < count; i += LANES<T>) {
+        ahead.fetch_line();
+        if (derivative) {
             store(value + i, activation<T, NAME, true>(load(z + i), &slope));
             store(derivative + i, slope);
+        } else {
+            store(value + i, activation<T, NAME, false>(load(z + i), &slope));
         }
-    else
-        for (int64_t i = 0; i < count; i += LANES<T>) store(value + i, activation<T, NAME, false>(load(z + i), &slope));
+    }
+    ahead.fetch_rest();
+    given = ahead;
 }
 
 template <class T>
@@ -312,23 +340,21 @@ struct Stack {
         return to;
     }
 
-    static void prefetch(const T* from, int64_t count) {
-        for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
-    }
-    void prefetch_weights(int64_t k) const {  // of layer k, which another thread may have moved
-        prefetch(W + k * q * m, q * m);
-        prefetch(V + k * q * m, q * m);
+    void add_weights(int64_t k, Ahead& ahead) const {  // of layer k, which another thread may have moved
+        ahead.add(W + k * q * m, q * m * sizeof(T));
+        ahead.add(V + k * q * m, q * m * sizeof(T));
     }
 
     // z_k of a block of `rows` rows x = h_k in scratch.z, s(z_k) in `value`, s'(z_k) in `slope`, if that is not null.
-    void hidden(int64_t rows, const T* x, const T* w, Scratch& scratch, T* value, T* slope) const {
+    void hidden(int64_t rows, const T* x, const T* w, Scratch& scratch, T* value, T* slope, Ahead& ahead) const {
         T* z = scratch.z;
         multiply<T, false>(rows, x, Q, w, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
-        s(z, value, slope, rows * M);
+        s(z, value, slope, rows * M, ahead);
     }
 
     void forward_layer(int64_t k, int thread, Scratch& scratch) const {
-        if (k + 1 < L) prefetch_weights(k + 1);
+        Ahead ahead;
+        if (k + 1 < L) add_weights(k + 1, ahead);
         const T *w = pack(W + k * q * m, q, m, scratch.W, M), *v = pack(V + k * q * m, m, q, scratch.V, Q);
         each_block(thread, [&](const Group& group, int64_t row, int64_t rows) {
             const int64_t place = k * group.rows + row;
@@ -336,7 +362,7 @@ struct Stack {
             T* next = k + 1 < L ? group.h + (place + group.rows) * Q : ends + (n + group.first + row) * Q;
             T *value = scratch.value, *slope = nullptr;
             if (keeps_activations) value = group.value + place * M, slope = group.slope + place * M;
-            hidden(rows, x, w, scratch, value, slope);
+            hidden(rows, x, w, scratch, value, slope, ahead);
             multiply<T, false>(rows, value, M, v, Q, m, Q, [&](int64_t i, int64_t j, Vector<T> sum) {
                 store(next + i * Q + j, load(x + i * Q + j) + sum * outer);
             });
@@ -350,7 +376,8 @@ struct Stack {
 
     // p_{k+1} in scratch.p becomes p_k; the weight gradients of each group go to its sums, from where they are of group 0.
     void backward_layer(int64_t k, int thread, T* sums, Scratch& scratch) const {
-        if (k > 0) prefetch_weights(k - 1);
+        Ahead ahead;
+        if (k > 0) add_weights(k - 1, ahead);
         const T* w = keeps_activations ? nullptr : pack(W + k * q * m, q, m, scratch.W, M);
         transpose(W + k * q * m, q, m, (T*)scratch.Wt, Q);
         transpose(V + k * q * m, m, q, (T*)scratch.Vt, M);
@@ -360,8 +387,8 @@ struct Stack {
             if (keeps_activations) {
                 value = group.value + place * M, slope = group.slope + place * M;
             } else {
-                if (k > 0) prefetch(x - group.rows * Q, rows * Q);
-                hidden(rows, x, w, scratch, scratch.value, scratch.slope);
+                if (k > 0) ahead.add(x - group.rows * Q, rows * Q * sizeof(T));
+                hidden(rows, x, w, scratch, scratch.value, scratch.slope, ahead);
             }
             T *p = scratch.p + (group.first - first(thread) + row) * Q, *u = scratch.z;
             T *for_V = sums + group.number * group_sums(), *for_W = for_V + m * Q;
