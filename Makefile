@@ -30,7 +30,7 @@ SHARE = $(if $(filter -j%,$(MAKEFLAGS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(n
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export JUPYTER_PREFER_ENV_PATH := 1
 # GNU OpenMP's threads spin for milliseconds where they wait, which makes all ten times slower on a busy machine;
-# on an idle one, small operations of stock PyTorch are a fifth slower without that, which is why `bench` goes without.
+# on an idle one, small operations of stock PyTorch are a quarter slower without that, which is why `bench` goes without.
 export GOMP_SPINCOUNT ?= 5000
 export SET
 unexport MPLBACKEND
