@@ -12,6 +12,12 @@ PYTHON := $(PREFIX)/bin/python
 # The compiled engine comes with the environment where there is a compiler; results do not depend on it.
 ENGINE := $(if $(shell command -v $${CXX:-c++} 2>/dev/null),.build/engine/up-to-date)
 ENVIRONMENT := $(PREFIX)/.up-to-date
+else ifneq ($(filter-out help clean distclean,$(MAKECMDGOALS)),)
+LACKS := $(shell $(PYTHON) -c 'import importlib.util as u, sys; print(*[name for name in sys.argv[1:] if not u.find_spec(name)])' \
+  torch torchvision jupyterlab ipywidgets matplotlib papermill nbval safetensors scipy tqdm yaml 2>/dev/null || echo everything: it does not run)
+ifneq ($(LACKS),)
+$(error PYTHON is $(PYTHON), which lacks $(LACKS). Give it the packages of environment.yml, or leave PYTHON out and an environment is made)
+endif
 endif
 READY := $(ENVIRONMENT) $(ENGINE)
 

@@ -360,7 +360,10 @@ def main(arguments: list[str]) -> None:
     folder = paths.FIGURES if options.save else paths.BUILD
     folder.mkdir(parents=True, exist_ok=True)
     if options.figures:
-        table = figures()
+        try:
+            table = figures()
+        except FileNotFoundError as error:
+            raise SystemExit(str(error)) from None
         print(tables.markdown({name: table[name] for name in ("notebook", "seconds")}))
         print(f"\n{tables.write_csv(folder / 'figure_seconds.csv', table).relative_to(paths.ROOT)}")
         return

@@ -94,6 +94,8 @@ def test_the_table_has_a_row_for_each_engine_and_is_saved(monkeypatch, tmp_path,
 def test_seconds_of_figures_come_from_the_executed_notebooks(monkeypatch, tmp_path, capsys):
     for name in ("ROOT", "BUILD"):
         monkeypatch.setattr(bench.paths, name, tmp_path)
+    with pytest.raises(SystemExit, match=r"No executed notebook .*: `make figures PROFILE=paper` makes them"):
+        bench.main(["--figures"])
     (tmp_path / "paper").mkdir()
     notebook = nbformat.v4.new_notebook(metadata={notebooks.SECONDS: 12.5})
     nbformat.write(notebook, tmp_path / "paper" / "figure_2.ipynb")

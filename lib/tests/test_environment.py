@@ -153,8 +153,8 @@ def test_python_too_old_is_said_in_a_sentence(tmp_path):
 
 def test_a_given_interpreter_is_used_as_it_is(tmp_path):
     machine = Machine(tmp_path, "micromamba")
-    printed = machine.make("-n", "figures", "PYTHON=some/python").stdout
-    assert "some/python -m lib.notebooks run figure_a --profile paper" in printed
+    printed = machine.make("-n", "figures", f"PYTHON={sys.executable}").stdout
+    assert f"{sys.executable} -m lib.notebooks run figure_a --profile paper" in printed
     assert "micromamba" not in printed
     assert machine.calls() == []
 

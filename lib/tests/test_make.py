@@ -177,6 +177,18 @@ def test_a_failed_run_keeps_the_old_figure_and_is_tried_again(project):
     assert would_run(project, "figures") == ["figure_a"]
 
 
+def test_an_interpreter_without_the_packages_is_told_so(project, tmp_path):
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    touch(project / "notebooks" / "profiles" / "paper" / "figure_a.yaml")
+    for interpreter, lacks in ((bare, "torch torchvision"), (tmp_path / "none", "everything: it does not run")):
+        result = make(project, "figures", f"PYTHON={interpreter}")
+        assert result.returncode == 2
+        assert f"PYTHON is {interpreter}, which lacks {lacks}" in result.stderr
+        assert make(project, "help", f"PYTHON={interpreter}").returncode == 0
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_is_not_taken_for_done(project, stop):
     (project / "notebooks" / "profiles" / "paper" / "figure_a.yaml").write_text("mode: sleeps\n")
