@@ -377,7 +377,7 @@ struct Stack {
     // p_{k+1} in scratch.p becomes p_k; the weight gradients of each group go to its sums, from where they are of group 0.
     void backward_layer(int64_t k, int thread, T* sums, Scratch& scratch) const {
         Ahead ahead;
-        if (k > 0) add_weights(k - 1, ahead);
+        if (k > 0 && !keeps_activations) add_weights(k - 1, ahead);
         const T* w = keeps_activations ? nullptr : pack(W + k * q * m, q, m, scratch.W, M);
         transpose(W + k * q * m, q, m, (T*)scratch.Wt, Q);
         transpose(V + k * q * m, m, q, (T*)scratch.Vt, M);
