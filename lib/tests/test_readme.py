@@ -172,6 +172,12 @@ def test_verdicts_of_the_claims():
     )
 
 
+def pair_of(activation: str) -> list[dict]:
+    """The rows of an activation's runs with seed 0: from weight-tied layers, from i.i.d. ones."""
+    runs = NetworkChoice(activation=activation).select(records.read_runs(), seed=0)
+    return [run.values for run in sorted(runs, key=lambda run: not run.config.smooth_init)]
+
+
 def test_trained_networks_of_the_gallery():
     row = gallery_row("figure_3")
     chosen = {smooth: side[0] for smooth, side in pairs(records.read_runs(), NetworkChoice(), seed=0).items()}
@@ -187,16 +193,16 @@ def test_trained_networks_of_the_gallery():
         (paper,) = [row for row in PAPER_TABLE if (row.activation, row.smooth_init) == ("gelu", smooth)]
         assert f"{paper.test}" == text
     assert "(paper, 180 epochs: 79.9 and 85.7)" in row
-    relu = {
-        run.config.smooth_init: run.values
-        for run in NetworkChoice(activation="relu").select(records.read_runs(), seed=0)
-    }
-    ratios = [relu[smooth]["von_neumann_conv1"] for smooth in (True, False)]
-    accuracies = "With ReLU {:.2f} and {:.2f} % (paper: 88.1 and 88.4)".format(
-        *(relu[s]["test_accuracy"] for s in (True, False))
-    )
+    tied, iid = pair_of("relu")
+    ratios = tied["von_neumann_conv1"], iid["von_neumann_conv1"]
+    accuracies = f"With ReLU {tied['test_accuracy']:.2f} and {iid['test_accuracy']:.2f} % (paper: 88.1 and 88.4)"
     assert f"{accuracies}, ratios {ratios[0]:.2f} and {ratios[1]:.2f}: neither is smooth" in row
     assert min(ratios) > SMOOTH_BELOW
+    tied, iid = pair_of("identity")
+    ratios = tied["von_neumann_conv1"], iid["von_neumann_conv1"]
+    accuracies = f"the identity {tied['test_accuracy']:.2f} and {iid['test_accuracy']:.2f} % (paper: 59.8 and 59.6)"
+    assert f"{accuracies}, ratios {ratios[0]:.1g} and {ratios[1]:.2f}: smooth from weight-tied layers" in row
+    assert ratios[0] < SMOOTH_BELOW < ratios[1]
 
 
 def test_seconds_of_the_gallery():
