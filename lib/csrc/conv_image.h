@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <type_traits>
 
 #include "vector.h"
 
@@ -18,12 +21,41 @@ static_assert(C % LANE == 0, "whole vectors hold a pixel");
 struct Size {
     int64_t height, width;
     int64_t pixels() const { return height * width; }
+    int64_t tiles() const { return (height + 1) / 2 * ((width + 1) / 2); }  // of 2 x 2 pixels
+};
+
+template <class T>
+class Buffer {  // `count` zeroed elements, aligned to a cache line
+    T* data;
+
+  public:
+    explicit Buffer(int64_t count) {
+        const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+        data = static_cast<T*>(std::aligned_alloc(64, bytes));
+        if (!data) throw std::bad_alloc();
+        std::memset(static_cast<void*>(data), 0, bytes);
+    }
+    ~Buffer() { std::free(data); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    operator T*() const { return data; }
 };
 
 // ---- Convolutions, 3x3 with padding 1 ----
 //
-// Weights are (3 tap rows, 3 tap columns, C in, C out). Nothing is padded: the products with the border's zeros
-// are left out. An input pixel's channel, spread over a vector, serves all the output pixels that it reaches.
+// Winograd's F(2x2, 3x3) (Lavin & Gray 2016): the 2 x 2 output pixels y of a tile come from the 4 x 4 input pixels d
+// that reach them, and the 3 x 3 weight w, by 16 products of channels with a C x C matrix instead of 36,
+//
+//     y = A' ((G w G') . (B' d B)) A,    dw = G' (sum over tiles of (B' d B) . (A dy A')) G,
+//
+//     A' = | 1  1  1  0 |    B' = | 1  0 -1  0 |    G = |  1    0    0  |
+//          | 0  1 -1 -1 |         | 0  1  1  0 |        | 1/2  1/2  1/2 |
+//                                 | 0 -1  1  0 |        | 1/2 -1/2  1/2 |
+//                                 | 0  1  0 -1 |        |  0    0    1  |
+//
+// and the gradient with respect to the input is a convolution again. The places (i, j) of these products, 4 x 4, are
+// called points; a weight at points is (4, 4, C in, C out). An image goes through them a row i of points at a time,
+// (4 points j, tiles, C), which stays in the nearest cache.
 
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
@@ -32,120 +64,213 @@ struct Size {
 #endif
 #define INLINE __attribute__((always_inline)) inline
 
-// Adds what one input row gives to a tile of ROWS x COLUMNS output pixels: w[r], the three taps by which it reaches
-// output row r, is null where it does not. `left` and `right`: the row has a pixel on that side of the tile.
-template <int ROWS, int COLUMNS, bool FIRST, bool LAST>
-INLINE void add_input_row(const float* in, bool left, bool right, const float* const* w, Vec (&sum)[ROWS][COLUMNS]) {
-    for (int c = 0; c < C; c++) {
-        Vec weight[ROWS][3];
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            if (!(r == 0 ? FIRST : LAST)) continue;
-            UNROLL for (int tap = 0; tap < 3; tap++) weight[r][tap] = load(w[r] + (tap * C + c) * C);
-        }
-        UNROLL for (int i = -1; i <= COLUMNS; i++) {
-            if ((i < 0 && !left) || (i == COLUMNS && !right)) continue;
-            const float pixel = in[i * C + c];
-            UNROLL for (int r = 0; r < ROWS; r++) {
-                if (!(r == 0 ? FIRST : LAST)) continue;
-                UNROLL for (int tap = 0; tap < 3; tap++)
-                    if (const int out = i + 1 - tap; out >= 0 && out < COLUMNS) sum[r][out] += pixel * weight[r][tap];
+constexpr int WEIGHTS = 16 * C * C;
+
+// What a thread needs to convolve images of one size. zeros: the rows above and below an image.
+struct Workspace {
+    Buffer<float> points, other_points, zeros;
+    explicit Workspace(Size size)
+        : points(4 * size.tiles() * C), other_points(4 * size.tiles() * C), zeros(size.width * C) {}
+};
+
+// G w G'.
+template <class Value>
+INLINE void weight_to_points(const Value (&w)[9], Value (&points)[16]) {
+    Value rows[4][3];
+    UNROLL for (int j = 0; j < 3; j++) {
+        const Value ends = (w[j] + w[6 + j]) * 0.5f, middle = w[3 + j] * 0.5f;
+        rows[0][j] = w[j], rows[1][j] = ends + middle, rows[2][j] = ends - middle, rows[3][j] = w[6 + j];
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        const Value ends = (rows[i][0] + rows[i][2]) * 0.5f, middle = rows[i][1] * 0.5f;
+        points[4 * i] = rows[i][0], points[4 * i + 3] = rows[i][2];
+        points[4 * i + 1] = ends + middle, points[4 * i + 2] = ends - middle;
+    }
+}
+
+// G' points G: the way back, for a gradient.
+template <class Value>
+INLINE void weight_from_points(const Value (&points)[16], Value (&w)[9]) {
+    Value rows[3][4];
+    UNROLL for (int j = 0; j < 4; j++) {
+        const Value both = (points[4 + j] + points[8 + j]) * 0.5f;
+        rows[0][j] = points[j] + both, rows[2][j] = points[12 + j] + both;
+        rows[1][j] = (points[4 + j] - points[8 + j]) * 0.5f;
+    }
+    UNROLL for (int i = 0; i < 3; i++) {
+        const Value both = (rows[i][1] + rows[i][2]) * 0.5f;
+        w[3 * i] = rows[i][0] + both, w[3 * i + 2] = rows[i][3] + both;
+        w[3 * i + 1] = (rows[i][1] - rows[i][2]) * 0.5f;
+    }
+}
+
+// Row I of B' d B, for every tile.
+template <int I>
+void input_to_points(const float* in, Size size, const float* zeros, float* points) {
+    constexpr int ONE = I == 0 ? 0 : I == 2 ? 2 : 1, OTHER = I == 3 ? 3 : I == 2 ? 1 : 2;  // the rows of d that B' combines
+    const int64_t stride = size.width * C, point = size.tiles() * C;
+    for (int first = 0; first < C; first += LANE) {
+        float* out = points + first;
+        for (int64_t row = 0; row < size.height; row += 2) {
+            const auto input_row = [&](int64_t y) { return (y >= 0 && y < size.height ? in + y * stride : zeros) + first; };
+            const float *one = input_row(row - 1 + ONE), *other = input_row(row - 1 + OTHER);
+            const auto column = [&](int64_t x) __attribute__((always_inline)) {
+                const Vec a = load(one + x * C), b = load(other + x * C);
+                return I == 1 ? a + b : a - b;
+            };
+            Vec c0{}, c1 = column(0);
+            for (int64_t x = 0; x < size.width; x += 2, out += C) {
+                const Vec c2 = x + 1 < size.width ? column(x + 1) : Vec{}, c3 = x + 2 < size.width ? column(x + 2) : Vec{};
+                store(out, c0 - c2);
+                store(out + point, c1 + c2);
+                store(out + 2 * point, c2 - c1);
+                store(out + 3 * point, c1 - c3);
+                c0 = c2, c1 = c3;
             }
         }
     }
 }
 
-// Output rows [row, row + ROWS), columns [column, column + COLUMNS), one vector of output channels.
-template <int ROWS, int COLUMNS>
-INLINE void convolve_tile(const float* in, Size size, int64_t row, int64_t column, const float* w, Vec bias, float* out) {
-    static_assert(ROWS <= 2);
-    constexpr int TAPS = 3 * C * C;  // floats of a tap row
-    const bool left = column > 0, right = column + COLUMNS < size.width;
-    const int64_t stride = size.width * C;
-    in += row * stride + column * C;
-    Vec sum[ROWS][COLUMNS];
-    UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int i = 0; i < COLUMNS; i++) sum[r][i] = bias;
-    // Input row `row + y` reaches output row `row + r` by tap row y - r + 1.
-    if (row > 0) {
-        const float* taps[ROWS] = {w};
-        add_input_row<ROWS, COLUMNS, true, false>(in - stride, left, right, taps, sum);
+// Row I of A dy A', for every tile.
+template <int I>
+void gradient_to_points(const float* dout, Size size, const float* zeros, float* points) {
+    const int64_t stride = size.width * C, point = size.tiles() * C;
+    for (int first = 0; first < C; first += LANE) {
+        float* out = points + first;
+        for (int64_t row = 0; row < size.height; row += 2) {
+            const float* upper = dout + row * stride + first;
+            const float* lower = row + 1 < size.height ? upper + stride : zeros + first;
+            const auto column = [&](int64_t x) __attribute__((always_inline)) {
+                if (I == 0) return load(upper + x * C);
+                if (I == 3) return -load(lower + x * C);
+                return I == 1 ? load(upper + x * C) + load(lower + x * C) : load(upper + x * C) - load(lower + x * C);
+            };
+            for (int64_t x = 0; x < size.width; x += 2, out += C) {
+                const Vec c0 = column(x), c1 = x + 1 < size.width ? column(x + 1) : Vec{};
+                store(out, c0);
+                store(out + point, c0 + c1);
+                store(out + 2 * point, c0 - c1);
+                store(out + 3 * point, -c1);
+            }
+        }
     }
-    if constexpr (ROWS == 1) {
-        const float *middle[] = {w + TAPS}, *last[] = {w + 2 * TAPS};
-        add_input_row<ROWS, COLUMNS, true, true>(in, left, right, middle, sum);
-        if (row + 1 < size.height) add_input_row<ROWS, COLUMNS, true, true>(in + stride, left, right, last, sum);
-    } else {
-        const float *upper[] = {w + TAPS, w}, *lower[] = {w + 2 * TAPS, w + TAPS}, *last[] = {nullptr, w + 2 * TAPS};
-        add_input_row<ROWS, COLUMNS, true, true>(in, left, right, upper, sum);
-        add_input_row<ROWS, COLUMNS, true, true>(in + stride, left, right, lower, sum);
-        if (row + 2 < size.height) add_input_row<ROWS, COLUMNS, false, true>(in + 2 * stride, left, right, last, sum);
+}
+
+// Adds what row I of the points has in every tile's A' points A.
+template <int I>
+void add_output(const float* points, Size size, float* image) {
+    const int64_t stride = size.width * C, point = size.tiles() * C;
+    for (int first = 0; first < C; first += LANE) {
+        const float* in = points + first;
+        for (int64_t row = 0; row < size.height; row += 2)
+            for (int64_t x = 0; x < size.width; x += 2, in += C) {
+                const Vec m1 = load(in + point), m2 = load(in + 2 * point);
+                const Vec left = load(in) + (m1 + m2), right = (m1 - m2) - load(in + 3 * point);
+                const auto add = [&](float* upper, Vec y) __attribute__((always_inline)) {
+                    float* lower = upper + stride;
+                    if (I < 3) store(upper, I == 0 ? y : load(upper) + y);
+                    if (I > 0 && row + 1 < size.height) store(lower, I == 1 ? y : load(lower) - y);
+                };
+                float* out = image + row * stride + x * C + first;
+                add(out, left);
+                if (x + 1 < size.width) add(out + C, right);
+            }
     }
-    UNROLL for (int r = 0; r < ROWS; r++)
-        UNROLL for (int i = 0; i < COLUMNS; i++) store(out + (row + r) * stride + (column + i) * C, sum[r][i]);
 }
 
-// Fetches rows [first, last) of an image that is needed soon into the cache, while the processor computes.
-inline void fetch_ahead(const float* image, Size size, int64_t first, int64_t last) {
-    if (!image) return;
-    for (int64_t p = first * size.width * C; p < last * size.width * C; p += 16) __builtin_prefetch(image + p, 0, 2);
-}
+constexpr bool HELD = REGISTERS == 32 && LANE == C;  // registers hold a C x C matrix
 
-template <int ROWS, int COLUMNS>
-void convolve_rows(const float* in, Size size, int64_t row, int64_t column, const float* w, const float* bias, float* out) {
-    for (; column + COLUMNS <= size.width; column += COLUMNS)
-        for (int first = 0; first < C; first += LANE)
-            convolve_tile<ROWS, COLUMNS>(in, size, row, column, w + first, bias ? load(bias + first) : Vec{}, out + first);
-    if constexpr (COLUMNS > 1)
-        if (column < size.width)
-            convolve_rows<ROWS, COLUMNS == 10 ? 8 : COLUMNS / 2>(in, size, row, column, w, bias, out);
-}
-
-// out = bias + conv(in). `ahead`: an image to fetch meanwhile, or null.
-inline void convolve(const float* in, Size size, const float* w, const float* bias, float* out, const float* ahead = nullptr) {
-    constexpr int ROWS = REGISTERS == 32 ? 2 : 1, COLUMNS = 10;  // the widest tile that leaves room for the weights
-    int64_t row = 0;
-    for (; row + ROWS <= size.height; row += ROWS) {
-        fetch_ahead(ahead, size, row, row + ROWS);
-        convolve_rows<ROWS, COLUMNS>(in, size, row, 0, w, bias, out);
+// point = start + (channels at `point`) times w, for all tiles, TILES of them at a time.
+template <int TILES>
+INLINE void multiply(float* point, int64_t tiles, const float* w, const Vec (&start)[C / LANE]) {
+    Vec held[C];
+    if (HELD)
+        UNROLL for (int c = 0; c < C; c++) held[c] = load(w + c * C);
+    for (; tiles >= TILES; tiles -= TILES, point += TILES * C) {
+        Vec sum[TILES][C / LANE];
+        UNROLL for (int t = 0; t < TILES; t++) UNROLL for (int v = 0; v < C / LANE; v++) sum[t][v] = start[v];
+        UNROLL for (int c = 0; c < C; c++)
+            UNROLL for (int v = 0; v < C / LANE; v++) {
+                const Vec weight = HELD ? held[c] : load(w + c * C + v * LANE);
+                UNROLL for (int t = 0; t < TILES; t++) sum[t][v] += point[t * C + c] * weight;
+            }
+        UNROLL for (int t = 0; t < TILES; t++)
+            UNROLL for (int v = 0; v < C / LANE; v++) store(point + t * C + v * LANE, sum[t][v]);
     }
-    for (; row < size.height; row++) convolve_rows<1, COLUMNS>(in, size, row, 0, w, bias, out);
+    if constexpr (TILES > 1)
+        if (tiles > 0) multiply<TILES / 2>(point, tiles, w, start);
 }
 
-// dw += in (x) dout: the gradient of the weights, three taps of a row and INPUTS input channels at a time.
-inline void accumulate_weight_gradient(const float* in, Size size, const float* dout, float* dw, const float* ahead = nullptr) {
-    constexpr int INPUTS = REGISTERS == 32 ? 8 : 4;
-    const int64_t stride = size.width * C, last = size.width - 1;
-    for (int tap_row = 0; tap_row < 3; tap_row++) {
-        fetch_ahead(ahead, size, tap_row * size.height / 3, (tap_row + 1) * size.height / 3);
-        for (int input = 0; input < C; input += INPUTS)
-            for (int first = 0; first < C; first += LANE) {
-                float* w = dw + (tap_row * 3 * C + input) * C + first;
-                Vec sum[3][INPUTS];
-                UNROLL for (int tap = 0; tap < 3; tap++)
-                    UNROLL for (int c = 0; c < INPUTS; c++) sum[tap][c] = load(w + (tap * C + c) * C);
-                for (int64_t row = std::max(0, 1 - tap_row); row < std::min(size.height, size.height + 1 - tap_row); row++) {
-                    const float *x = in + (row + tap_row - 1) * stride + input, *d = dout + row * stride + first;
-                    const auto add = [&](int64_t i, bool left, bool right) __attribute__((always_inline)) {  // input pixel i
-                        const Vec middle = load(d + i * C);
-                        const Vec before = left ? load(d + (i - 1) * C) : middle, after = right ? load(d + (i + 1) * C) : middle;
-                        UNROLL for (int c = 0; c < INPUTS; c++) {
-                            const float pixel = x[i * C + c];
-                            if (right) sum[0][c] += pixel * after;
-                            sum[1][c] += pixel * middle;
-                            if (left) sum[2][c] += pixel * before;
-                        }
-                    };
-                    if (last > 0) {
-                        add(0, false, true);
-                        for (int64_t i = 1; i < last; i++) add(i, true, true);
-                        add(last, true, false);
-                    } else {
-                        add(0, false, false);
+// Does work(I) for the four rows of points.
+template <class Work>
+INLINE void each_row_of_points(const Work& work) {
+    work(std::integral_constant<int, 0>{});
+    work(std::integral_constant<int, 1>{});
+    work(std::integral_constant<int, 2>{});
+    work(std::integral_constant<int, 3>{});
+}
+
+// Images that will soon be read or written, or null. They are fetched into the cache while the processor computes, a few
+// lines at a time: more would hold up what comes behind them.
+struct Ahead {
+    const float *image, *other;
+
+    INLINE void fetch(Size size, int part) const {  // one part of 16
+        const int64_t first = part * size.pixels() / 16 * C, last = (part + 1) * size.pixels() / 16 * C;
+        for (const float* data : {image, other})
+            if (data)
+                for (int64_t p = first; p < last; p += 16) __builtin_prefetch(data + p, 0, 2);
+    }
+};
+
+// out = bias + conv(in), w at points.
+inline void convolve(const float* in, Size size, const float* w, const float* bias, float* out, Workspace& workspace,
+                     Ahead ahead = {}) {
+    constexpr int TILES = HELD ? 5 : (REGISTERS == 32 ? 24 : 12) * LANE / C;
+    const int64_t point = size.tiles() * C;
+    float* points[2] = {workspace.points, workspace.other_points};
+    input_to_points<0>(in, size, workspace.zeros, points[0]);
+    each_row_of_points([&](auto row) {
+        constexpr int I = decltype(row)::value;
+        for (int j = 0; j < 4; j++) {
+            ahead.fetch(size, 4 * I + j);
+            Vec start[C / LANE]{};
+            if (I == 1 && j == 1 && bias)  // this point goes to all pixels of a tile, with weight 1
+                for (int v = 0; v < C / LANE; v++) start[v] = load(bias + v * LANE);
+            multiply<TILES>(points[I % 2] + j * point, size.tiles(), w + (4 * I + j) * C * C, start);
+        }
+        // Reading comes before writing: loads would wait for stores to addresses that look alike.
+        if constexpr (I < 3) input_to_points<I + 1>(in, size, workspace.zeros, points[1 - I % 2]);
+        add_output<I>(points[I % 2], size, out);
+    });
+}
+
+// dw += the gradient of the weights, at points.
+inline void accumulate_weight_gradient(const float* in, Size size, const float* dout, float* dw, Workspace& workspace,
+                                       Ahead ahead = {}) {
+    constexpr int INPUTS = REGISTERS == 32 ? 16 : 8;
+    const int64_t point = size.tiles() * C;
+    each_row_of_points([&](auto row) {
+        constexpr int I = decltype(row)::value;
+        input_to_points<I>(in, size, workspace.zeros, workspace.points);
+        gradient_to_points<I>(dout, size, workspace.zeros, workspace.other_points);
+        for (int j = 0; j < 4; j++) {
+            ahead.fetch(size, 4 * I + j);
+            for (int input = 0; input < C; input += INPUTS)
+                for (int first = 0; first < C; first += LANE) {
+                    const float* x = workspace.points + j * point + input;
+                    const float* d = workspace.other_points + j * point + first;
+                    float* w = dw + ((4 * I + j) * C + input) * C + first;
+                    Vec sum[INPUTS];
+                    UNROLL for (int c = 0; c < INPUTS; c++) sum[c] = load(w + c * C);
+                    for (int64_t tile = 0; tile < size.tiles(); tile++) {
+                        const Vec gradient = load(d + tile * C);
+                        UNROLL for (int c = 0; c < INPUTS; c++) sum[c] += x[tile * C + c] * gradient;
                     }
+                    UNROLL for (int c = 0; c < INPUTS; c++) store(w + c * C, sum[c]);
                 }
-                UNROLL for (int tap = 0; tap < 3; tap++)
-                    UNROLL for (int c = 0; c < INPUTS; c++) store(w + (tap * C + c) * C, sum[tap][c]);
-            }
-    }
+        }
+    });
 }
 
 // The sum over an image of term(offset of a pixel), in four parts: an addition has to wait for the one before.

@@ -2,6 +2,10 @@
 // has checked shapes and types.
 #include <torch/extension.h>
 
+#if __has_include(<sys/mman.h>)
+#include <sys/mman.h>
+#endif
+
 #include <array>
 #include <mutex>
 #include <utility>
@@ -15,7 +19,8 @@ namespace {
 using Tensors = std::vector<at::Tensor>;
 
 // Memory for what the forward pass keeps. These are hundreds of megabytes, and to have the system map them afresh in
-// every step would cost a good part of it: the last block that was freed is kept for the next step.
+// every step would cost a good part of it: the last block that was freed is kept for the next step. Large pages, where
+// the system has them, save looking up the small ones.
 class Recycled {
     static inline std::mutex mutex;
     static inline void* spare = nullptr;
@@ -30,7 +35,7 @@ class Recycled {
         if (data)
             bytes = std::exchange(spare_bytes, 0);
         else
-            data = std::aligned_alloc(64, bytes);
+            data = allocate(bytes);
         TORCH_CHECK(data, "The compiled engine found no ", bytes >> 20, " MiB of memory for the layers' states; try a smaller batch.");
         const auto give_back = [bytes](void* block) {
             std::lock_guard<std::mutex> guard(mutex);
@@ -43,6 +48,16 @@ class Recycled {
     }
 
   private:
+    static void* allocate(int64_t bytes) {
+        constexpr int64_t PAGE = 2 << 20;
+        bytes = (bytes + PAGE - 1) / PAGE * PAGE;
+        void* data = std::aligned_alloc(PAGE, bytes);
+#ifdef MADV_HUGEPAGE
+        if (data) madvise(data, bytes, MADV_HUGEPAGE);  // advice: nothing is lost where it is not taken
+#endif
+        return data;
+    }
+
     static void release() {
         std::free(std::exchange(spare, nullptr));
         spare_bytes = 0;
@@ -64,8 +79,12 @@ at::Tensor pack(const Tensors& parameters) {
         Layer& layer = reinterpret_cast<Layer*>(packed.data_ptr<float>())[k];
         for (auto [weight, from] : {std::pair(layer.weight1, source[0]), std::pair(layer.weight2, source[2])})
             for (int out = 0; out < C; out++)
-                for (int in = 0; in < C; in++)
-                    for (int tap = 0; tap < 9; tap++) weight[(tap * C + in) * C + out] = from[((k * C + out) * C + in) * 9 + tap];
+                for (int in = 0; in < C; in++) {
+                    float taps[9], points[16];
+                    std::copy_n(from + ((k * C + out) * C + in) * 9, 9, taps);
+                    weight_to_points(taps, points);
+                    for (int p = 0; p < 16; p++) weight[(p * C + in) * C + out] = points[p];
+                }
         float* vectors[] = {layer.bias1, layer.bias2, layer.gamma1, layer.beta1, layer.gamma2, layer.beta2};
         const float* values[] = {source[1], source[3], source[4], source[5], source[6], source[7]};
         for (int j = 0; j < 6; j++)

@@ -11,9 +11,6 @@
 // depend on the number of threads, then over them in order: any number of threads gives the same bits.
 #pragma once
 
-#include <cstdlib>
-#include <new>
-
 #include "conv_image.h"
 
 namespace conv {
@@ -31,9 +28,9 @@ struct Problem {
     int64_t blocks() const { return (images + IMAGES_A_BLOCK - 1) / IMAGES_A_BLOCK; }
 };
 
-// Parameters of one layer: both weights as (9 taps, C in, C out), then the vectors.
+// Parameters of one layer: both weights at points, (4, 4, C in, C out), then the vectors.
 struct alignas(64) Layer {
-    float weight1[9 * C * C], weight2[9 * C * C], bias1[C], bias2[C], gamma1[C], beta1[C], gamma2[C], beta2[C];
+    float weight1[WEIGHTS], weight2[WEIGHTS], bias1[C], bias2[C], gamma1[C], beta1[C], gamma2[C], beta2[C];
 };
 
 // Mean and variance that the two batch norms of one layer divide by.
@@ -46,26 +43,9 @@ struct Gradients {
     float *weight1, *bias1, *weight2, *bias2, *gamma1, *beta1, *gamma2, *beta2;
 };
 
-// Sums over one block of images for the gradients of the convolutions.
+// Sums over one block of images for the gradients of the convolutions, weights at points.
 struct alignas(64) Partial {
-    float weight1[9 * C * C], weight2[9 * C * C], bias1[C], bias2[C];
-};
-
-template <class T>
-class Buffer {  // `count` zeroed elements, aligned to a cache line
-    T* data;
-
-  public:
-    explicit Buffer(int64_t count) {
-        const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-        data = static_cast<T*>(std::aligned_alloc(64, bytes));
-        if (!data) throw std::bad_alloc();
-        std::memset(static_cast<void*>(data), 0, bytes);
-    }
-    ~Buffer() { std::free(data); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    operator T*() const { return data; }
+    float weight1[WEIGHTS], weight2[WEIGHTS], bias1[C], bias2[C];
 };
 
 // x: (L, n, H, W, C), or (1, ...) without `keep`, with x[0] given; z1, z2 alike (z2 with batch norm only); out: h_L.
@@ -79,6 +59,7 @@ inline void forward(const Problem& q, const Layer* layers, Statistics* statistic
 #pragma omp parallel num_threads(q.threads)
     {
         Buffer<float> a(image), scratch(image);
+        Workspace workspace(q.size);
         for (int64_t k = 0; k < q.depth; k++) {
             const Layer& layer = layers[k];
             const float* xk = x + k * stride;
@@ -88,12 +69,14 @@ inline void forward(const Problem& q, const Layer* layers, Statistics* statistic
             Norm norm1, norm2;
 
             const auto first_convolution = [&](int64_t i) {
-                convolve(xk + i * image, q.size, layer.weight1, layer.bias1, z1_of(i));
+                const Ahead ahead{i + 1 < n ? z1_of(i + 1) : nullptr};
+                convolve(xk + i * image, q.size, layer.weight1, layer.bias1, z1_of(i), workspace, ahead);
                 if (batch) image_moments(z1_of(i), q.size, moments1 + i * 2 * C);
             };
             const auto second_convolution = [&](int64_t i) {
                 activate(z1_of(i), q.size, norm1.scale, norm1.shift, a, nullptr);
-                convolve(a, q.size, layer.weight2, layer.bias2, z2_of(i));
+                const Ahead ahead{next + i * image, q.batch_norm && i + 1 < n ? z2_of(i + 1) : nullptr};
+                convolve(a, q.size, layer.weight2, layer.bias2, z2_of(i), workspace, ahead);
                 if (batch) image_moments(z2_of(i), q.size, moments2 + i * 2 * C);
             };
             const auto residual = [&](int64_t i) {
@@ -131,19 +114,27 @@ inline void forward(const Problem& q, const Layer* layers, Statistics* statistic
     }
 }
 
-// A weight for the gradient with respect to the input: input and output channels exchanged, taps in reverse.
+// A weight for the gradient with respect to the input: input and output channels exchanged, taps in reverse, by which
+// the points at either end change places.
 inline void flip(const float* weight, float* flipped) {
-    for (int tap = 0; tap < 9; tap++)
+    constexpr int opposite[] = {3, 1, 2, 0};
+    for (int p = 0; p < 16; p++) {
+        const int to = 4 * opposite[p / 4] + opposite[p % 4];
         for (int in = 0; in < C; in++)
-            for (int out = 0; out < C; out++) flipped[((8 - tap) * C + out) * C + in] = weight[(tap * C + in) * C + out];
+            for (int out = 0; out < C; out++) flipped[(to * C + out) * C + in] = weight[(p * C + in) * C + out];
+    }
 }
 
-// Adds the blocks' sums in order: entries [first, first + LANE) of a weight, which go to PyTorch's layout.
-inline void reduce_weight(const Partial* partial, float (Partial::*weight)[9 * C * C], int64_t blocks, int64_t first, float* gradient) {
-    Vec sum{};
-    for (int64_t b = 0; b < blocks; b++) sum += load(partial[b].*weight + first);
-    const int64_t tap = first / (C * C), in = first / C % C, out = first % C;
-    for (int lane = 0; lane < LANE; lane++) gradient[((out + lane) * C + in) * 9 + tap] = sum[lane];
+// Adds the blocks' sums in order: what LANE outputs of one input have in a weight's gradient, to PyTorch's layout.
+inline void reduce_weight(const Partial* partial, float (Partial::*weight)[WEIGHTS], int64_t blocks, int64_t first,
+                          float* gradient) {
+    Vec points[16]{}, taps[9];
+    for (int64_t b = 0; b < blocks; b++)
+        for (int p = 0; p < 16; p++) points[p] += load(partial[b].*weight + p * C * C + first);
+    weight_from_points(points, taps);
+    const int64_t in = first / C, out = first % C;
+    for (int tap = 0; tap < 9; tap++)
+        for (int lane = 0; lane < LANE; lane++) gradient[((out + lane) * C + in) * 9 + tap] = taps[tap][lane];
 }
 
 // g: dL/dh_L on entry, dL/dh_0 on return; the rest as the forward pass kept it.
@@ -153,20 +144,21 @@ inline void backward(const Problem& q, const Layer* layers, const Statistics* st
     const float step = 1.0f / q.depth;
     const double share = q.training ? 1.0 / (double(n) * q.size.pixels()) : 0.0;  // turns sums into means
     const Activate activate = activate_function<true>(q.activation);
-    Buffer<float> du(n * image), sums1(n * 2 * C), sums2(n * 2 * C), flipped(q.depth * 18 * C * C);
+    Buffer<float> du(n * image), sums1(n * 2 * C), sums2(n * 2 * C), flipped(q.depth * 2 * WEIGHTS);
     Buffer<Partial> partials(2 * blocks);  // two sets: one is summed up while the next layer fills the other
 #pragma omp parallel num_threads(q.threads)
     {
         Buffer<float> a(image), slope(image), dz2(image), dx(image);
+        Workspace workspace(q.size);
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < q.depth; k++) {
-            flip(layers[k].weight1, flipped + k * 18 * C * C);
-            flip(layers[k].weight2, flipped + k * 18 * C * C + 9 * C * C);
+            flip(layers[k].weight1, flipped + 2 * k * WEIGHTS);
+            flip(layers[k].weight2, flipped + (2 * k + 1) * WEIGHTS);
         }
         for (int64_t k = q.depth - 1; k >= 0; k--) {
             const Layer& layer = layers[k];
             const int64_t kept = k * n * image;
-            const float *flipped1 = flipped + k * 18 * C * C, *flipped2 = flipped1 + 9 * C * C;
+            const float *flipped1 = flipped + 2 * k * WEIGHTS, *flipped2 = flipped1 + WEIGHTS;
             Partial* partial = partials + (k % 2) * blocks;
             Norm norm1, norm2;
             alignas(64) float sum1[2 * C], sum2[2 * C], mean1[2 * C], mean2[2 * C];
@@ -187,8 +179,8 @@ inline void backward(const Problem& q, const Layer* layers, const Statistics* st
                     for (int64_t p = 0; p < image; p++) dz2[p] = gi[p] * step;
                 add_pixels(dz2, q.size, sums.bias2);
                 activate(z1i, q.size, norm1.scale, norm1.shift, a, slope);
-                accumulate_weight_gradient(a, q.size, dz2, sums.weight2, q.batch_norm ? z1i + image : nullptr);
-                convolve(dz2, q.size, flipped2, nullptr, dui, x + kept + i * image);
+                accumulate_weight_gradient(a, q.size, dz2, sums.weight2, workspace, {q.batch_norm ? z1i + image : nullptr});
+                convolve(dz2, q.size, flipped2, nullptr, dui, workspace, {x + kept + i * image});
                 for (int64_t p = 0; p < image; p++) dui[p] *= slope[p];
                 if (q.batch_norm) norm1.sums(dui, z1i, q.size, sums1 + i * 2 * C);
             };
@@ -197,8 +189,9 @@ inline void backward(const Problem& q, const Layer* layers, const Statistics* st
                 Partial& sums = partial[i / IMAGES_A_BLOCK];
                 if (q.batch_norm) norm1.backward(dz1, 1, z1 + kept + i * image, mean1, q.size, dz1);
                 add_pixels(dz1, q.size, sums.bias1);
-                accumulate_weight_gradient(x + kept + i * image, q.size, dz1, sums.weight1);
-                convolve(dz1, q.size, flipped1, nullptr, dx, (k > 0 && q.batch_norm ? z2 : z1) + kept - (k > 0 ? n * image : 0) + i * image);
+                accumulate_weight_gradient(x + kept + i * image, q.size, dz1, sums.weight1, workspace);
+                const Ahead ahead{(k > 0 && q.batch_norm ? z2 : z1) + kept - (k > 0 ? n * image : 0) + i * image};
+                convolve(dz1, q.size, flipped1, nullptr, dx, workspace, ahead);
                 for (int64_t p = 0; p < image; p++) gi[p] += dx[p];
             };
             const auto each_image = [&](int64_t block, const auto& work) {
@@ -228,7 +221,7 @@ inline void backward(const Problem& q, const Layer* layers, const Statistics* st
 
             // All images of this layer are done.
 #pragma omp for schedule(static) nowait
-            for (int64_t first = 0; first < 9 * C * C; first += LANE) {
+            for (int64_t first = 0; first < C * C; first += LANE) {
                 reduce_weight(partial, &Partial::weight1, blocks, first, gradients.weight1 + k * 9 * C * C);
                 reduce_weight(partial, &Partial::weight2, blocks, first, gradients.weight2 + k * 9 * C * C);
             }
