@@ -3,7 +3,8 @@
 The engines of one experiment take turns, so that what disturbs the machine disturbs all of them, and a ratio is the
 median over the turns. The baseline is what one would write first: for the fully connected network the textbook loop
 below (autograd and `torch.optim.SGD`), for CIFAR-10 stock PyTorch. Operations are counted for the textbook's products
-alone, two for a multiply-add, whatever an engine recomputes. Peak memory is what the resident memory of a fresh process
+alone, two for a multiply-add, whatever an engine recomputes or saves: Winograd's convolutions do with fewer, and their
+share of the measured matrix peak may exceed 1. Peak memory is what the resident memory of a fresh process
 grows by, from the imports to the third step.
 """
 

@@ -3,8 +3,9 @@
 //     h_{k+1} = h_k + (1/L) bn2(conv2(s(bn1(conv1(h_k))))),   k = 0..L-1,   conv 3x3 with bias, padding 1,
 //
 // with bn1 and bn2 absent in the variant without batch norm. What makes it faster than a library call for each
-// operation: a pixel's channels fill a vector (layout: image, row, column, channel), and an image stays in the
-// cache while convolution, batch norm, activation and residual work on it. Names: x = h_k, z1 = conv1(x),
+// operation: a pixel's channels fill a vector (layout: image, row, column, channel), an image stays in the cache
+// while convolution, batch norm, activation and residual work on it, and a convolution takes 16 products of channels
+// where its definition has 36 (conv_image.h). Names: x = h_k, z1 = conv1(x),
 // u = bn1(z1), a = s(u), z2 = conv2(a); dx is the gradient of the loss with respect to x, and so on.
 //
 // Threads share the images. Sums over images add first inside an image or a block of images, whose size does not
