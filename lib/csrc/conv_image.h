@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <type_traits>
 
 #include "vector.h"
@@ -22,23 +20,6 @@ struct Size {
     int64_t height, width;
     int64_t pixels() const { return height * width; }
     int64_t tiles() const { return (height + 1) / 2 * ((width + 1) / 2); }  // of 2 x 2 pixels
-};
-
-template <class T>
-class Buffer {  // `count` zeroed elements, aligned to a cache line
-    T* data;
-
-  public:
-    explicit Buffer(int64_t count) {
-        const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-        data = static_cast<T*>(std::aligned_alloc(64, bytes));
-        if (!data) throw std::bad_alloc();
-        std::memset(static_cast<void*>(data), 0, bytes);
-    }
-    ~Buffer() { std::free(data); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    operator T*() const { return data; }
 };
 
 // ---- Convolutions, 3x3 with padding 1 ----

@@ -18,8 +18,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -155,18 +153,7 @@ Activate<T> find_activation(int64_t name) {
     TORCH_CHECK(false, "the dense engine has no activation number ", name);
 }
 
-// ---- Memory and threads ----
-
-template <class T>
-struct Buffer {  // aligned to vectors, zero at first
-    explicit Buffer(int64_t count) : size((count * sizeof(T) + 63) / 64 * 64), data((T*)std::aligned_alloc(64, size), std::free) {
-        if (!data) throw std::bad_alloc();
-        std::memset(data.get(), 0, size);
-    }
-    operator T*() const { return data.get(); }
-    size_t size;
-    std::unique_ptr<T, decltype(&std::free)> data;
-};
+// ---- Threads ----
 
 // A barrier that spins for some microseconds, then lets others run: threads may share their cores.
 class Barrier {

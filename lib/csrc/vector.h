@@ -1,11 +1,14 @@
-// Vectors of floats or doubles as wide as the processor's registers, and the activations on them.
+// Vectors of floats or doubles as wide as the processor's registers, memory for them, and the activations on them.
 //
 // GCC's and Clang's vector extensions: +, *, < and ?: act lane by lane, and a scalar operand is spread over
 // the lanes. Nothing below names a processor, apart from the two sizes that follow from its register file.
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <new>
 
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, REGISTERS = 32;
@@ -77,6 +80,20 @@ template <class T>
 static inline void store(T* target, Vector<T> v) {
     std::memcpy(target, &v, sizeof v);
 }
+
+template <class T>
+class Buffer {  // `count` elements, zero at first, aligned to a cache line
+    size_t bytes;
+    std::unique_ptr<T, decltype(&std::free)> data;
+
+  public:
+    explicit Buffer(int64_t count)
+        : bytes((count * sizeof(T) + 63) / 64 * 64), data(static_cast<T*>(std::aligned_alloc(64, bytes)), std::free) {
+        if (!data) throw std::bad_alloc();
+        std::memset(static_cast<void*>(data.get()), 0, bytes);
+    }
+    operator T*() const { return data.get(); }
+};
 
 template <class T>
 static inline Vector<T> spread(T value) {
