@@ -34,6 +34,7 @@ MAX_SWEEPS = 200
 CHECK_EVERY = 10  # training steps between two looks at the tolerance
 # The guess for the next training step: the polynomial of degree 4 through the solutions of the last five.
 EXTRAPOLATION = (1, -5, 10, -10, 5)
+POINTS_AT_ONCE = 1024  # points of the cells whose interpolants are in memory at a time
 
 
 class ToleranceMissed(UserWarning):
@@ -101,7 +102,7 @@ def _cells(nodes: int, depth: int, device: str) -> tuple[Tensor, Tensor]:
     x, weight = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss((nodes + 1) // 2))
     x, weight = (x + 1) / 2, weight / 2
     means, deviations = [], torch.empty(0, nodes, dtype=torch.float64)
-    for cells in torch.arange(depth, dtype=torch.float64).split(256):
+    for cells in torch.arange(depth, dtype=torch.float64).split(max(1, POINTS_AT_ONCE // len(x))):
         points = (cells[:, None] + x) / depth
         values = grid.interpolation(points.flatten()).reshape(len(cells), len(x), nodes)
         mean = torch.einsum("g,kgj->kj", weight, values)
