@@ -15,7 +15,7 @@ import toy_project
 from nbformat.v4 import new_code_cell, new_notebook
 
 import lib
-from lib import activations, paths, records, tables
+from lib import activations, checkpoints, paths, records, tables
 from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, closer_by, pairs
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import fit_slope
@@ -172,9 +172,9 @@ def test_verdicts_of_the_claims():
     )
 
 
-def pair_of(activation: str) -> list[dict]:
+def pair_of(activation: str, batch_norm: bool = True) -> list[dict]:
     """The rows of an activation's runs with seed 0: from weight-tied layers, from i.i.d. ones."""
-    runs = NetworkChoice(activation=activation).select(records.read_runs(), seed=0)
+    runs = NetworkChoice(activation=activation, batch_norm=batch_norm).select(records.read_runs(), seed=0)
     return [run.values for run in sorted(runs, key=lambda run: not run.config.smooth_init)]
 
 
@@ -202,6 +202,14 @@ def test_trained_networks_of_the_gallery():
     ratios = tied["von_neumann_conv1"], iid["von_neumann_conv1"]
     accuracies = f"the identity {tied['test_accuracy']:.2f} and {iid['test_accuracy']:.2f} % (paper: 59.8 and 59.6)"
     assert f"{accuracies}, ratios {ratios[0]:.1g} and {ratios[1]:.2f}: smooth from weight-tied layers" in row
+    assert ratios[0] < SMOOTH_BELOW < ratios[1]
+    tied, iid = pair_of("gelu", batch_norm=False)
+    ratios = tied["von_neumann_conv1"], iid["von_neumann_conv1"]
+    accuracies = f"Without batch norm GELU reaches {tied['test_accuracy']:.2f} and {iid['test_accuracy']:.2f} %"
+    tied_network = checkpoints.load(paths.CHECKPOINTS / f"{tied['run']}.safetensors").network
+    entries = float(tied_network.residual_layers.stacked("conv1.weight").std())
+    near_zero = f"30 epochs leave its layers near zero (entries of {entries:.0e}"
+    assert f"{accuracies}, ratios {ratios[0]:.1g} and {ratios[1]:.2f}, but {near_zero.replace('e-0', 'e-')})" in row
     assert ratios[0] < SMOOTH_BELOW < ratios[1]
 
 
