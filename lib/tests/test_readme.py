@@ -207,7 +207,7 @@ def test_trained_networks_of_the_gallery():
     ratios = tied["von_neumann_conv1"], iid["von_neumann_conv1"]
     accuracies = f"Without batch norm GELU reaches {tied['test_accuracy']:.2f} and {iid['test_accuracy']:.2f} %"
     tied_network = checkpoints.load(paths.CHECKPOINTS / f"{tied['run']}.safetensors").network
-    entries = float(tied_network.residual_layers.stacked("conv1.weight").std())
+    entries = float(tied_network.residual_layers.stacked("conv1.weight").detach().std())
     near_zero = f"30 epochs leave its layers near zero (entries of {entries:.0e}"
     assert f"{accuracies}, ratios {ratios[0]:.1g} and {ratios[1]:.2f}, but {near_zero.replace('e-0', 'e-')})" in row
     assert ratios[0] < SMOOTH_BELOW < ratios[1]
