@@ -218,13 +218,15 @@ class _ConvStack(torch.autograd.Function):
         training, eps, activation = options
         out, *kept = module.conv_stack_forward(h, parameters, running, training, momentum, eps, activation, True)
         ctx.module, ctx.options = module, options
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(*kept, *parameters)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return None, None, None, None, *ctx.module.conv_stack_backward(gradient, *ctx.saved_tensors, *ctx.options)
+        statistics, states, *parameters = ctx.saved_tensors
+        gradients = ctx.module.conv_stack_backward(gradient, parameters, statistics, states, *ctx.options)
+        return None, None, None, None, *gradients
 
 
 # ---- python -m lib.engine build | report ----

@@ -85,6 +85,29 @@ INLINE void weight_from_points(const Value (&points)[16], Value (&w)[9]) {
     }
 }
 
+// A weight in PyTorch's layout, (C out, C in, 9 taps), at points.
+inline void weight_at_points(const float* weight, float* points) {
+    alignas(64) float outputs_last[9 * C * C];  // (C in, 9 taps, C out)
+    transpose(weight, C, 9 * C, outputs_last, C);
+    for (int in = 0; in < C; in++)
+        for (int first = 0; first < C; first += LANE) {
+            Vec taps[9], at[16];
+            UNROLL for (int tap = 0; tap < 9; tap++) taps[tap] = load(outputs_last + (in * 9 + tap) * C + first);
+            weight_to_points(taps, at);
+            UNROLL for (int p = 0; p < 16; p++) store(points + (p * C + in) * C + first, at[p]);
+        }
+}
+
+// The same for the gradient with respect to the input: input and output channels exchanged, taps in reverse, by which
+// the points at either end change places.
+inline void reversed_weight_at_points(const float* weight, float* points) {
+    constexpr int opposite[] = {3, 1, 2, 0};
+    alignas(64) float direct[WEIGHTS];
+    weight_at_points(weight, direct);
+    for (int p = 0; p < 16; p++)
+        transpose(direct + p * C * C, C, C, points + (4 * opposite[p / 4] + opposite[p % 4]) * C * C, C);
+}
+
 // Row I of B' d B, for every tile.
 template <int I>
 void input_to_points(const float* in, Size size, const float* zeros, float* points) {

@@ -64,33 +64,18 @@ class Recycled {
     }
 };
 
-// Parameters, each stacked over the layers: conv1.weight, conv1.bias, conv2.weight, conv2.bias and, with batch norm,
-// bn1.weight, bn1.bias, bn2.weight, bn2.bias. Packed: one Layer after the other.
-at::Tensor pack(const Tensors& parameters) {
-    const int64_t depth = parameters[0].size(0);
-    const at::Tensor packed = at::empty({depth, int64_t(sizeof(Layer) / sizeof(float))});
-    Tensors contiguous;
-    std::array<const float*, 8> source{};
-    for (size_t j = 0; j < parameters.size(); j++) {
-        contiguous.push_back(parameters[j].contiguous());
-        source[j] = contiguous[j].const_data_ptr<float>();
-    }
-    for (int64_t k = 0; k < depth; k++) {
-        Layer& layer = reinterpret_cast<Layer*>(packed.data_ptr<float>())[k];
-        for (auto [weight, from] : {std::pair(layer.weight1, source[0]), std::pair(layer.weight2, source[2])})
-            for (int out = 0; out < C; out++)
-                for (int in = 0; in < C; in++) {
-                    float taps[9], points[16];
-                    std::copy_n(from + ((k * C + out) * C + in) * 9, 9, taps);
-                    weight_to_points(taps, points);
-                    for (int p = 0; p < 16; p++) weight[(p * C + in) * C + out] = points[p];
-                }
-        float* vectors[] = {layer.bias1, layer.bias2, layer.gamma1, layer.beta1, layer.gamma2, layer.beta2};
-        const float* values[] = {source[1], source[3], source[4], source[5], source[6], source[7]};
-        for (int j = 0; j < 6; j++)
-            if (values[j]) std::copy_n(values[j] + k * C, C, vectors[j]);
-    }
-    return packed;
+// In the order conv1.weight, conv1.bias, conv2.weight, conv2.bias and, with batch norm, bn1.weight, bn1.bias,
+// bn2.weight, bn2.bias.
+Parameters pointers(const Tensors& contiguous) {
+    std::array<const float*, 8> data{};
+    for (size_t j = 0; j < contiguous.size(); j++) data[j] = contiguous[j].const_data_ptr<float>();
+    return {data[0], data[1], data[2], data[3], data[4], data[5], data[6], data[7]};
+}
+
+Tensors contiguous(const Tensors& tensors) {
+    Tensors result;
+    for (const at::Tensor& tensor : tensors) result.push_back(tensor.contiguous());
+    return result;
 }
 
 Problem problem(const at::Tensor& h, int64_t depth, bool batch_norm, bool training, double eps, int64_t activation, bool keep) {
@@ -106,14 +91,13 @@ std::array<float*, 3> parts(const at::Tensor& kept) {
 }
 
 // h: (n, C, H, W); running: bn1.running_mean, bn1.running_var, bn2.running_mean, bn2.running_var, updated in training.
-// Returns h_L, and with `keep` three tensors for backward().
+// Returns h_L, and with `keep` two tensors for backward().
 Tensors forward_tensors(const at::Tensor& h, const Tensors& parameters, const Tensors& running, bool training, double momentum,
                         double eps, int64_t activation, bool keep) {
     const at::NoGradGuard no_grad;
     const bool batch_norm = !running.empty();
     const int64_t depth = parameters[0].size(0), n = h.size(0), height = h.size(2), width = h.size(3);
     const Problem q = problem(h, depth, batch_norm, training, eps, activation, keep);
-    const at::Tensor packed = pack(parameters);
     const at::Tensor statistics = at::empty({batch_norm ? depth : 0, 4, C});
     if (batch_norm && !training)
         for (int j = 0; j < 4; j++) statistics.select(1, j).copy_(running[j]);
@@ -121,22 +105,22 @@ Tensors forward_tensors(const at::Tensor& h, const Tensors& parameters, const Te
     kept[0][0].copy_(h.permute({0, 2, 3, 1}));
     const at::Tensor out = at::empty({n, height, width, C});
     const auto [x, z1, z2] = parts(kept);
-    forward(q, reinterpret_cast<const Layer*>(packed.data_ptr<float>()),
-            reinterpret_cast<Statistics*>(statistics.data_ptr<float>()), x, z1, z2, out.data_ptr<float>());
+    const Tensors own = contiguous(parameters);
+    forward(q, pointers(own), reinterpret_cast<Statistics*>(statistics.data_ptr<float>()), x, z1, z2, out.data_ptr<float>());
     if (batch_norm && training) {
         const double count = double(n) * height * width, unbiased = count / (count - 1);
         for (int j = 0; j < 4; j++)  // as in PyTorch, the running variance is of the unbiased ones
             running[j].mul_(1 - momentum).add_(statistics.select(1, j), momentum * (j % 2 ? unbiased : 1.0));
     }
     const at::Tensor result = out.permute({0, 3, 1, 2});
-    return keep ? Tensors{result, packed, statistics, kept} : Tensors{result};
+    return keep ? Tensors{result, statistics, kept} : Tensors{result};
 }
 
 // Gradients with respect to h and the parameters, in the order of forward_tensors.
-Tensors backward_tensors(const at::Tensor& gradient, const at::Tensor& packed, const at::Tensor& statistics, const at::Tensor& kept,
+Tensors backward_tensors(const at::Tensor& gradient, const Tensors& parameters, const at::Tensor& statistics, const at::Tensor& kept,
                          bool training, double eps, int64_t activation) {
     const at::NoGradGuard no_grad;
-    const int64_t depth = packed.size(0);
+    const int64_t depth = parameters[0].size(0);
     const bool batch_norm = statistics.size(0) > 0;
     const Problem q = problem(gradient, depth, batch_norm, training, eps, activation, true);
     const at::Tensor g = gradient.permute({0, 2, 3, 1}).clone(at::MemoryFormat::Contiguous);
@@ -147,8 +131,8 @@ Tensors backward_tensors(const at::Tensor& gradient, const at::Tensor& packed, c
         out[j] = result.back().data_ptr<float>();
     }
     const auto [x, z1, z2] = parts(kept);
-    backward(q, reinterpret_cast<const Layer*>(packed.data_ptr<float>()),
-             reinterpret_cast<const Statistics*>(statistics.data_ptr<float>()), x, z1, z2, g.data_ptr<float>(),
+    const Tensors own = contiguous(parameters);
+    backward(q, pointers(own), reinterpret_cast<const Statistics*>(statistics.data_ptr<float>()), x, z1, z2, g.data_ptr<float>(),
              {out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7]});
     return result;
 }

@@ -29,20 +29,27 @@ struct Problem {
     int64_t blocks() const { return (images + IMAGES_A_BLOCK - 1) / IMAGES_A_BLOCK; }
 };
 
-// Parameters of one layer: both weights at points, (4, 4, C in, C out), then the vectors.
-struct alignas(64) Layer {
-    float weight1[WEIGHTS], weight2[WEIGHTS], bias1[C], bias2[C], gamma1[C], beta1[C], gamma2[C], beta2[C];
+// Parameters or their gradients in PyTorch's layout, stacked over the layers: weights (L, C out, C in, 9 taps), vectors
+// (L, C). Without batch norm the last four are null.
+template <class Value>
+struct Stacked {
+    Value *weight1, *bias1, *weight2, *bias2, *gamma1, *beta1, *gamma2, *beta2;
 };
+using Parameters = Stacked<const float>;
+using Gradients = Stacked<float>;
 
 // Mean and variance that the two batch norms of one layer divide by.
 struct alignas(64) Statistics {
     float mean1[C], variance1[C], mean2[C], variance2[C];
 };
 
-// Gradients of the parameters, stacked over the layers, in PyTorch's layout: weights (L, C out, C in, 9 taps).
-struct Gradients {
-    float *weight1, *bias1, *weight2, *bias2, *gamma1, *beta1, *gamma2, *beta2;
-};
+inline Norm first_norm(const Parameters& parameters, const Statistics& found, int64_t k, double eps) {
+    return Norm(found.mean1, found.variance1, parameters.gamma1 + k * C, parameters.beta1 + k * C, eps);
+}
+
+inline Norm second_norm(const Parameters& parameters, const Statistics& found, int64_t k, double eps) {
+    return Norm(found.mean2, found.variance2, parameters.gamma2 + k * C, parameters.beta2 + k * C, eps);
+}
 
 // Sums over one block of images for the gradients of the convolutions, weights at points.
 struct alignas(64) Partial {
@@ -51,7 +58,8 @@ struct alignas(64) Partial {
 
 // x: (L, n, H, W, C), or (1, ...) without `keep`, with x[0] given; z1, z2 alike (z2 with batch norm only); out: h_L.
 // In evaluation mode the statistics are given, in training mode they are found.
-inline void forward(const Problem& q, const Layer* layers, Statistics* statistics, float* x, float* z1, float* z2, float* out) {
+inline void forward(const Problem& q, const Parameters& parameters, Statistics* statistics, float* x, float* z1, float* z2,
+                    float* out) {
     const int64_t image = q.size.pixels() * C, n = q.images, stride = q.keep ? n * image : 0;
     const float step = 1.0f / q.depth;
     const bool batch = q.batch_norm && q.training;
@@ -59,70 +67,63 @@ inline void forward(const Problem& q, const Layer* layers, Statistics* statistic
     Buffer<float> moments1(n * 2 * C), moments2(n * 2 * C);
 #pragma omp parallel num_threads(q.threads)
     {
-        Buffer<float> a(image), scratch(image);
+        Buffer<float> a(image), scratch(image), weight1(WEIGHTS), weight2(WEIGHTS);
         Workspace workspace(q.size);
+        Norm norm1, norm2;
+        const auto z1_of = [&](int64_t k, int64_t i) { return z1 + k * stride + i * image; };
+        const auto z2_of = [&](int64_t k, int64_t i) { return q.batch_norm ? z2 + k * stride + i * image : scratch; };
+        const auto next_of = [&](int64_t k, int64_t i) { return (k + 1 == q.depth ? out : x + (k + 1) * stride) + i * image; };
+
+        const auto first_convolution = [&](int64_t k, int64_t i) {
+            const Ahead ahead{i + 1 < n ? z1_of(k, i + 1) : nullptr};
+            convolve(x + k * stride + i * image, q.size, weight1, parameters.bias1 + k * C, z1_of(k, i), workspace, ahead);
+            if (batch) image_moments(z1_of(k, i), q.size, moments1 + i * 2 * C);
+        };
+        const auto second_convolution = [&](int64_t k, int64_t i) {
+            activate(z1_of(k, i), q.size, norm1.scale, norm1.shift, a, nullptr);
+            const Ahead ahead{next_of(k, i), q.batch_norm && i + 1 < n ? z2_of(k, i + 1) : nullptr};
+            convolve(a, q.size, weight2, parameters.bias2 + k * C, z2_of(k, i), workspace, ahead);
+            if (batch) image_moments(z2_of(k, i), q.size, moments2 + i * 2 * C);
+        };
+        const auto residual = [&](int64_t k, int64_t i) {
+            norm2.add_scaled(x + k * stride + i * image, step, z2_of(k, i), q.size, next_of(k, i));
+        };
+
         for (int64_t k = 0; k < q.depth; k++) {
-            const Layer& layer = layers[k];
-            const float* xk = x + k * stride;
-            float* next = k + 1 == q.depth ? out : x + (k + 1) * stride;
-            const auto z1_of = [&](int64_t i) { return z1 + k * stride + i * image; };
-            const auto z2_of = [&](int64_t i) { return q.batch_norm ? z2 + k * stride + i * image : scratch; };
-            Norm norm1, norm2;
-
-            const auto first_convolution = [&](int64_t i) {
-                const Ahead ahead{i + 1 < n ? z1_of(i + 1) : nullptr};
-                convolve(xk + i * image, q.size, layer.weight1, layer.bias1, z1_of(i), workspace, ahead);
-                if (batch) image_moments(z1_of(i), q.size, moments1 + i * 2 * C);
-            };
-            const auto second_convolution = [&](int64_t i) {
-                activate(z1_of(i), q.size, norm1.scale, norm1.shift, a, nullptr);
-                const Ahead ahead{next + i * image, q.batch_norm && i + 1 < n ? z2_of(i + 1) : nullptr};
-                convolve(a, q.size, layer.weight2, layer.bias2, z2_of(i), workspace, ahead);
-                if (batch) image_moments(z2_of(i), q.size, moments2 + i * 2 * C);
-            };
-            const auto residual = [&](int64_t i) {
-                norm2.add_scaled(xk + i * image, step, z2_of(i), q.size, next + i * image);
-            };
-
-            if (batch) {  // each `omp for` ends with a barrier, unless it says nowait
+            weight_at_points(parameters.weight1 + k * 9 * C * C, weight1);
+            weight_at_points(parameters.weight2 + k * 9 * C * C, weight2);
+            if (batch) {  // each `omp for` ends with a barrier
                 Statistics found;
 #pragma omp for schedule(static)
-                for (int64_t i = 0; i < n; i++) first_convolution(i);
+                for (int64_t i = 0; i < n; i++) {
+                    if (k > 0) residual(k - 1, i);
+                    first_convolution(k, i);
+                }
                 batch_moments(moments1, n, q.size, found.mean1, found.variance1);
-                norm1 = Norm(found.mean1, found.variance1, layer.gamma1, layer.beta1, q.eps);
+                norm1 = first_norm(parameters, found, k, q.eps);
 #pragma omp for schedule(static)
-                for (int64_t i = 0; i < n; i++) second_convolution(i);
+                for (int64_t i = 0; i < n; i++) second_convolution(k, i);
                 batch_moments(moments2, n, q.size, found.mean2, found.variance2);
-                norm2 = Norm(found.mean2, found.variance2, layer.gamma2, layer.beta2, q.eps);
+                norm2 = second_norm(parameters, found, k, q.eps);
 #pragma omp single nowait
                 statistics[k] = found;
-#pragma omp for schedule(static) nowait
-                for (int64_t i = 0; i < n; i++) residual(i);
             } else {
                 if (q.batch_norm) {
-                    const Statistics& s = statistics[k];
-                    norm1 = Norm(s.mean1, s.variance1, layer.gamma1, layer.beta1, q.eps);
-                    norm2 = Norm(s.mean2, s.variance2, layer.gamma2, layer.beta2, q.eps);
+                    norm1 = first_norm(parameters, statistics[k], k, q.eps);
+                    norm2 = second_norm(parameters, statistics[k], k, q.eps);
                 }
 #pragma omp for schedule(static) nowait
                 for (int64_t i = 0; i < n; i++) {
-                    first_convolution(i);
-                    second_convolution(i);
-                    residual(i);
+                    first_convolution(k, i);
+                    second_convolution(k, i);
+                    residual(k, i);
                 }
             }
         }
-    }
-}
-
-// A weight for the gradient with respect to the input: input and output channels exchanged, taps in reverse, by which
-// the points at either end change places.
-inline void flip(const float* weight, float* flipped) {
-    constexpr int opposite[] = {3, 1, 2, 0};
-    for (int p = 0; p < 16; p++) {
-        const int to = 4 * opposite[p / 4] + opposite[p % 4];
-        for (int in = 0; in < C; in++)
-            for (int out = 0; out < C; out++) flipped[(to * C + out) * C + in] = weight[(p * C + in) * C + out];
+        if (batch) {
+#pragma omp for schedule(static) nowait
+            for (int64_t i = 0; i < n; i++) residual(q.depth - 1, i);
+        }
     }
 }
 
@@ -139,35 +140,37 @@ inline void reduce_weight(const Partial* partial, float (Partial::*weight)[WEIGH
 }
 
 // g: dL/dh_L on entry, dL/dh_0 on return; the rest as the forward pass kept it.
-inline void backward(const Problem& q, const Layer* layers, const Statistics* statistics, const float* x, const float* z1,
-                   const float* z2, float* g, Gradients gradients) {
+inline void backward(const Problem& q, const Parameters& parameters, const Statistics* statistics, const float* x, const float* z1,
+                     const float* z2, float* g, const Gradients& gradients) {
     const int64_t image = q.size.pixels() * C, n = q.images, blocks = q.blocks();
     const float step = 1.0f / q.depth;
     const double share = q.training ? 1.0 / (double(n) * q.size.pixels()) : 0.0;  // turns sums into means
     const Activate activate = activate_function<true>(q.activation);
-    Buffer<float> du(n * image), sums1(n * 2 * C), sums2(n * 2 * C), flipped(q.depth * 2 * WEIGHTS);
+    Buffer<float> du(n * image), sums1(n * 2 * C), sums2(n * 2 * C);
     Buffer<Partial> partials(2 * blocks);  // two sets: one is summed up while the next layer fills the other
 #pragma omp parallel num_threads(q.threads)
     {
-        Buffer<float> a(image), slope(image), dz2(image), dx(image);
+        Buffer<float> a(image), slope(image), dz2(image), dx(image), reversed1(WEIGHTS), reversed2(WEIGHTS);
         Workspace workspace(q.size);
+        Norm norm1, norm2;
+        const auto each_image = [&](int64_t block, const auto& work) {
+            for (int64_t i = block * IMAGES_A_BLOCK; i < std::min(n, (block + 1) * IMAGES_A_BLOCK); i++) work(i);
+        };
+        const auto gradient_sums = [&](int64_t k, int64_t i) {
+            norm2.sums(g + i * image, z2 + (k * n + i) * image, q.size, sums2 + i * 2 * C);
+        };
+
+        if (q.batch_norm) {
+            norm2 = second_norm(parameters, statistics[q.depth - 1], q.depth - 1, q.eps);
 #pragma omp for schedule(static)
-        for (int64_t k = 0; k < q.depth; k++) {
-            flip(layers[k].weight1, flipped + 2 * k * WEIGHTS);
-            flip(layers[k].weight2, flipped + (2 * k + 1) * WEIGHTS);
+            for (int64_t b = 0; b < blocks; b++) each_image(b, [&](int64_t i) { gradient_sums(q.depth - 1, i); });
         }
         for (int64_t k = q.depth - 1; k >= 0; k--) {
-            const Layer& layer = layers[k];
             const int64_t kept = k * n * image;
-            const float *flipped1 = flipped + 2 * k * WEIGHTS, *flipped2 = flipped1 + WEIGHTS;
             Partial* partial = partials + (k % 2) * blocks;
-            Norm norm1, norm2;
             alignas(64) float sum1[2 * C], sum2[2 * C], mean1[2 * C], mean2[2 * C];
-            if (q.batch_norm) {
-                const Statistics& s = statistics[k];
-                norm1 = Norm(s.mean1, s.variance1, layer.gamma1, layer.beta1, q.eps);
-                norm2 = Norm(s.mean2, s.variance2, layer.gamma2, layer.beta2, q.eps);
-            }
+            reversed_weight_at_points(parameters.weight1 + k * 9 * C * C, reversed1);
+            reversed_weight_at_points(parameters.weight2 + k * 9 * C * C, reversed2);
 
             const auto second_convolution = [&](int64_t i) {  // g -> dz2 -> da -> du
                 const float *gi = g + i * image, *z1i = z1 + kept + i * image;
@@ -181,7 +184,7 @@ inline void backward(const Problem& q, const Layer* layers, const Statistics* st
                 add_pixels(dz2, q.size, sums.bias2);
                 activate(z1i, q.size, norm1.scale, norm1.shift, a, slope);
                 accumulate_weight_gradient(a, q.size, dz2, sums.weight2, workspace, {q.batch_norm ? z1i + image : nullptr});
-                convolve(dz2, q.size, flipped2, nullptr, dui, workspace, {x + kept + i * image});
+                convolve(dz2, q.size, reversed2, nullptr, dui, workspace, {x + kept + i * image});
                 for (int64_t p = 0; p < image; p++) dui[p] *= slope[p];
                 if (q.batch_norm) norm1.sums(dui, z1i, q.size, sums1 + i * 2 * C);
             };
@@ -192,25 +195,25 @@ inline void backward(const Problem& q, const Layer* layers, const Statistics* st
                 add_pixels(dz1, q.size, sums.bias1);
                 accumulate_weight_gradient(x + kept + i * image, q.size, dz1, sums.weight1, workspace);
                 const Ahead ahead{(k > 0 && q.batch_norm ? z2 : z1) + kept - (k > 0 ? n * image : 0) + i * image};
-                convolve(dz1, q.size, flipped1, nullptr, dx, workspace, ahead);
+                convolve(dz1, q.size, reversed1, nullptr, dx, workspace, ahead);
                 for (int64_t p = 0; p < image; p++) gi[p] += dx[p];
-            };
-            const auto each_image = [&](int64_t block, const auto& work) {
-                for (int64_t i = block * IMAGES_A_BLOCK; i < std::min(n, (block + 1) * IMAGES_A_BLOCK); i++) work(i);
             };
 
             if (q.batch_norm) {
-#pragma omp for schedule(static)
-                for (int64_t b = 0; b < blocks; b++)
-                    each_image(b, [&](int64_t i) { norm2.sums(g + i * image, z2 + kept + i * image, q.size, sums2 + i * 2 * C); });
+                norm1 = first_norm(parameters, statistics[k], k, q.eps);
                 batch_sums(sums2, n, step, sum2);
                 for (int c = 0; c < 2 * C; c++) mean2[c] = float(sum2[c] * share);
 #pragma omp for schedule(static)
                 for (int64_t b = 0; b < blocks; b++) each_image(b, second_convolution);
                 batch_sums(sums1, n, 1, sum1);
                 for (int c = 0; c < 2 * C; c++) mean1[c] = float(sum1[c] * share);
+                if (k > 0) norm2 = second_norm(parameters, statistics[k - 1], k - 1, q.eps);
 #pragma omp for schedule(static)
-                for (int64_t b = 0; b < blocks; b++) each_image(b, first_convolution);
+                for (int64_t b = 0; b < blocks; b++)
+                    each_image(b, [&](int64_t i) {
+                        first_convolution(i);
+                        if (k > 0) gradient_sums(k - 1, i);
+                    });
             } else {
 #pragma omp for schedule(static)
                 for (int64_t b = 0; b < blocks; b++)

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, REGISTERS = 32;
@@ -94,6 +95,57 @@ class Buffer {  // `count` elements, zero at first, aligned to a cache line
     }
     operator T*() const { return data.get(); }
 };
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HAS_SHUFFLE
+#endif
+#endif
+
+#ifdef HAS_SHUFFLE
+// The halves of a and b, entry by entry in turn: a0 b0 a1 b1 ...; the lower halves, or the upper ones.
+template <class T, int HALF, size_t... I>
+inline Vector<T> interleave(Vector<T> a, Vector<T> b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (int(I / 2) + HALF * LANES<T> / 2 + int(I % 2) * LANES<T>)...);
+}
+
+// A square of LANES x LANES entries: each round of interleaving row i with row i + LANES / 2 turns the index of an
+// entry, (row, column) in binary, by one digit.
+template <class T>
+inline void transpose_square(const T* from, int64_t from_row, T* to, int64_t to_row) {
+    constexpr int N = LANES<T>;
+    constexpr auto every = std::make_index_sequence<N>{};
+    Vector<T> row[N], turned[N];
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i++) row[i] = load(from + i * from_row);
+#pragma GCC unroll 4
+    for (int digit = 1; digit < N; digit *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < N / 2; i++) {
+            turned[2 * i] = interleave<T, 0>(row[i], row[i + N / 2], every);
+            turned[2 * i + 1] = interleave<T, 1>(row[i], row[i + N / 2], every);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < N; i++) row[i] = turned[i];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i++) store(to + i * to_row, row[i]);
+}
+#endif
+
+// from: (rows, columns); to: (columns, rows), its rows `padded` apart.
+template <class T>
+void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64_t padded) {
+    int64_t done_rows = 0, done_columns = 0;
+#ifdef HAS_SHUFFLE
+    constexpr int64_t N = LANES<T>;
+    done_rows = rows / N * N, done_columns = columns / N * N;
+    for (int64_t i = 0; i < done_rows; i += N)
+        for (int64_t j = 0; j < done_columns; j += N) transpose_square(from + i * columns + j, columns, to + j * padded + i, padded);
+#endif
+    for (int64_t j = 0; j < columns; j++)
+        for (int64_t i = j < done_columns ? done_rows : 0; i < rows; i++) to[j * padded + i] = from[i * columns + j];
+}
 
 template <class T>
 static inline Vector<T> spread(T value) {
