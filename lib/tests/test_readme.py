@@ -172,12 +172,6 @@ def test_verdicts_of_the_claims():
     )
 
 
-def pair_of(activation: str, batch_norm: bool = True) -> list[dict]:
-    """The rows of an activation's runs with seed 0: from weight-tied layers, from i.i.d. ones."""
-    runs = NetworkChoice(activation=activation, batch_norm=batch_norm).select(records.read_runs(), seed=0)
-    return [run.values for run in sorted(runs, key=lambda run: not run.config.smooth_init)]
-
-
 def test_trained_networks_of_the_gallery():
     row = gallery_row("figure_3")
     chosen = {smooth: side[0] for smooth, side in pairs(records.read_runs(), NetworkChoice(), seed=0).items()}
@@ -193,24 +187,43 @@ def test_trained_networks_of_the_gallery():
         (paper,) = [row for row in PAPER_TABLE if (row.activation, row.smooth_init) == ("gelu", smooth)]
         assert f"{paper.test}" == text
     assert "(paper, 180 epochs: 79.9 and 85.7)" in row
-    tied, iid = pair_of("relu")
-    ratios = tied["von_neumann_conv1"], iid["von_neumann_conv1"]
-    accuracies = f"With ReLU {tied['test_accuracy']:.2f} and {iid['test_accuracy']:.2f} % (paper: 88.1 and 88.4)"
-    assert f"{accuracies}, ratios {ratios[0]:.2f} and {ratios[1]:.2f}: neither is smooth" in row
-    assert min(ratios) > SMOOTH_BELOW
-    tied, iid = pair_of("identity")
-    ratios = tied["von_neumann_conv1"], iid["von_neumann_conv1"]
-    accuracies = f"the identity {tied['test_accuracy']:.2f} and {iid['test_accuracy']:.2f} % (paper: 59.8 and 59.6)"
-    assert f"{accuracies}, ratios {ratios[0]:.1g} and {ratios[1]:.2f}: smooth from weight-tied layers" in row
-    assert ratios[0] < SMOOTH_BELOW < ratios[1]
-    tied, iid = pair_of("gelu", batch_norm=False)
-    ratios = tied["von_neumann_conv1"], iid["von_neumann_conv1"]
-    accuracies = f"Without batch norm GELU reaches {tied['test_accuracy']:.2f} and {iid['test_accuracy']:.2f} %"
-    tied_network = checkpoints.load(paths.CHECKPOINTS / f"{tied['run']}.safetensors").network
-    entries = float(tied_network.residual_layers.stacked("conv1.weight").detach().std())
-    near_zero = f"30 epochs leave its layers near zero (entries of {entries:.0e}"
-    assert f"{accuracies}, ratios {ratios[0]:.1g} and {ratios[1]:.2f}, but {near_zero.replace('e-0', 'e-')})" in row
-    assert ratios[0] < SMOOTH_BELOW < ratios[1]
+
+
+def test_table_of_the_trained_networks():
+    runs = [run for run in records.read_runs() if run.config.seed == 0]
+    sides = {True: set(), False: set()}
+    for config in (run.config for run in runs if not run.config.trial):
+        sides[config.smooth_init].add((config.activation, config.batch_norm, config.epochs))
+    quoted = set()
+    for line in re.findall(r"^\| ((?:GELU|ReLU|identity).*) \|$", README, re.MULTILINE):
+        network, epochs, accuracies, published, ratios, seen = line.split(" | ")
+        activation, _, variant = network.lower().partition(", ")
+        choice = NetworkChoice(activation, batch_norm=variant != "no batch norm", epochs=int(epochs))
+        quoted.add((activation, choice.batch_norm, choice.epochs))
+        tied, iid = (choice.select(runs, smooth_init=smooth)[0].values for smooth in (True, False))
+        assert accuracies == f"{tied['test_accuracy']:.2f} %, {iid['test_accuracy']:.2f} %"
+        assert ratios == f"{tied['von_neumann_conv1']:.2g}, {iid['von_neumann_conv1']:.2g}"
+        paper = [f"{row.test} %" for row in PAPER_TABLE if row.activation == activation]
+        assert published == (", ".join(paper) if choice.batch_norm else "-")
+        is_smooth = [max(v["von_neumann_conv1"], v["von_neumann_conv2"]) < SMOOTH_BELOW for v in (tied, iid)]
+        assert is_smooth == [seen.startswith(("smooth", "straight")), False]
+    assert quoted == sides[True] & sides[False]
+
+
+def test_layers_without_batch_norm():
+    def layers(run: str):
+        return checkpoints.load(
+            paths.CHECKPOINTS / f"{run}_nobn_depth256_lr0.04_epochs30_seed0.safetensors"
+        ).network.residual_layers
+
+    sizes = [float(layers(f"{a}_weight-tied").stacked("conv1.weight").detach().std()) for a in ("gelu", "relu")]
+    gelu, relu = (f"{size:.0e}".replace("e-0", "e-") for size in sizes)
+    assert f"with GELU entries are of size {gelu}, with ReLU {relu} (weight-tied)" in README
+    weight, bias = (layers("relu_iid").stacked(f"conv1.{name}").detach() for name in ("weight", "bias"))
+    lives = weight.square().mean((2, 3, 4)).sqrt() > 1e-4  # (L, C)
+    told = float((lives == (bias > 0)).double().mean())
+    assert f"this tells {100 * told:.1f} % of" in README
+    assert f"channels, {100 * float(lives.double().mean()):.0f} % of which live" in README
 
 
 def test_seconds_of_the_gallery():
