@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lib import checks, records
+from lib import checks, records, tables
 from lib.convnet import ConvNetConfig
 from lib.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 
@@ -142,7 +142,8 @@ def median_and_range(values: Iterable[float]) -> tuple[float, float]:
 def table_1(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") -> dict[str, list]:
     """The table of ``table_1.csv``, a row for each of the paper's: its numbers and ours.
 
-    Each row takes the runs of its longest schedule. ``accuracy`` "last" takes that of the last epoch, "best"
+    Without batch norm the columns paper_... are absent: the paper's networks have it. Each row takes the runs of
+    its longest schedule. ``accuracy`` "last" takes that of the last epoch, "best"
     that of the best evaluated epoch, which is what the released checkpoints log.
     """
     checks.choice("accuracy", accuracy, ("last", "best"))
@@ -155,15 +156,18 @@ def table_1(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") 
         train, train_range = median_and_range(run.values[f"train_accuracy{suffix}"] for run in here)
         test, test_range = median_and_range(run.values[f"test_accuracy{suffix}"] for run in here)
         ratios = [median_and_range(run.values[f"von_neumann_{name}"] for run in here)[0] for name in CONVOLUTIONS]
+        published = {
+            "paper_train": paper.train,
+            "paper_train_range": paper.train_range,
+            "paper_test": paper.test,
+            "paper_test_range": paper.test_range,
+            "paper_smooth": paper.smooth,
+        }
         rows.append(
             {
                 "activation": paper.activation,
                 "initialisation": NAMES[paper.smooth_init],
-                "paper_train": paper.train,
-                "paper_train_range": paper.train_range,
-                "paper_test": paper.test,
-                "paper_test_range": paper.test_range,
-                "paper_smooth": paper.smooth,
+                **(published if choice.batch_norm else {}),
                 "train": train,
                 "train_range": train_range,
                 "test": test,
@@ -175,7 +179,7 @@ def table_1(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") 
                 "epochs": here[0].config.epochs if here else 0,
             }
         )
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    return tables.from_rows(rows)
 
 
 def readable_table_1(table: Mapping[str, list]) -> dict[str, list[str]]:
@@ -186,13 +190,11 @@ def readable_table_1(table: Mapping[str, list]) -> dict[str, list[str]]:
 
     lines = []
     for row in (dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)):
-        line = {
-            "activation": row["activation"],
-            "initialisation": row["initialisation"],
-            "paper train %": percent(row["paper_train"], row["paper_train_range"]),
-            "paper test %": percent(row["paper_test"], row["paper_test_range"]),
-            "paper smooth": "yes" if row["paper_smooth"] else "no",
-        }
+        line = {"activation": row["activation"], "initialisation": row["initialisation"]}
+        if "paper_test" in row:
+            line["paper train %"] = percent(row["paper_train"], row["paper_train_range"])
+            line["paper test %"] = percent(row["paper_test"], row["paper_test_range"])
+            line["paper smooth"] = "yes" if row["paper_smooth"] else "no"
         ours = ("train %", "test %", "von Neumann conv1", "von Neumann conv2", "smooth")
         if row["runs"] == 0:
             line |= dict.fromkeys(ours, "-") | {"trained": "not yet"}
@@ -206,7 +208,7 @@ def readable_table_1(table: Mapping[str, list]) -> dict[str, list[str]]:
             )
             line |= dict(zip(ours, texts, strict=True)) | {"trained": _trained(row["epochs"], row["runs"])}
         lines.append(line)
-    return {name: [line[name] for line in lines] for name in lines[0]}
+    return tables.from_rows(lines)
 
 
 def _trained(epochs: int, runs: int) -> str:

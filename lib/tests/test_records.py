@@ -1,6 +1,7 @@
 """From a finished run to the tables of checkpoints/, and from these to Figure 3, Table 1 and Figure 4."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,6 +185,8 @@ def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(train
     assert readable["trained"][0] == "not yet"
     assert readable["test %"][3] == "52.0 ± 5.0"
     assert readable["paper test %"][3] == "85.7 ± 0.1"
+    without_batch_norm = cifar_results.table_1(records.read_runs(), replace(trained, batch_norm=False))
+    assert not any("paper" in name for name in cifar_results.readable_table_1(without_batch_norm))
     short = cifar_results.table_1(records.read_runs(), NetworkChoice(depth=64, epochs=30))
     assert (short["epochs"][2], short["runs"][2]) == (30, 3)
 
