@@ -4,8 +4,8 @@
 //
 // with bn1 and bn2 absent in the variant without batch norm. What makes it faster than a library call for each
 // operation: a pixel's channels fill a vector (layout: image, row, column, channel), an image stays in the cache
-// while convolution, batch norm, activation and residual work on it, and a convolution takes 16 products of channels
-// where its definition has 36 (conv_image.h). Names: x = h_k, z1 = conv1(x),
+// while convolution, batch norm, activation and residual work on it, and a convolution takes 61 products of channels
+// where its definition has 225 (conv_image.h). Names: x = h_k, z1 = conv1(x),
 // u = bn1(z1), a = s(u), z2 = conv2(a); dx is the gradient of the loss with respect to x, and so on.
 //
 // Threads share the images. Sums over images add first inside an image or a block of images, whose size does not
@@ -51,9 +51,9 @@ inline Norm second_norm(const Parameters& parameters, const Statistics& found, i
     return Norm(found.mean2, found.variance2, parameters.gamma2 + k * C, parameters.beta2 + k * C, eps);
 }
 
-// Sums over one block of images for the gradients of the convolutions, weights at points.
+// Sums over one block of images for the gradients of the convolutions, weights as (C in, 9 taps, C out).
 struct alignas(64) Partial {
-    float weight1[WEIGHTS], weight2[WEIGHTS], bias1[C], bias2[C];
+    float weight1[TAPS], weight2[TAPS], bias1[C], bias2[C];
 };
 
 // x: (L, n, H, W, C), or (1, ...) without `keep`, with x[0] given; z1, z2 alike (z2 with batch norm only); out: h_L.
@@ -90,8 +90,8 @@ inline void forward(const Problem& q, const Parameters& parameters, Statistics* 
         };
 
         for (int64_t k = 0; k < q.depth; k++) {
-            weight_at_points(parameters.weight1 + k * 9 * C * C, weight1);
-            weight_at_points(parameters.weight2 + k * 9 * C * C, weight2);
+            weight_factors(parameters.weight1 + k * TAPS, false, weight1);
+            weight_factors(parameters.weight2 + k * TAPS, false, weight2);
             if (batch) {  // each `omp for` ends with a barrier
                 Statistics found;
 #pragma omp for schedule(static)
@@ -128,13 +128,11 @@ inline void forward(const Problem& q, const Parameters& parameters, Statistics* 
 }
 
 // Adds the blocks' sums in order: what LANE outputs of one input have in a weight's gradient, to PyTorch's layout.
-inline void reduce_weight(const Partial* partial, float (Partial::*weight)[WEIGHTS], int64_t blocks, int64_t first,
+inline void reduce_weight(const Partial* partial, float (Partial::*weight)[TAPS], int64_t blocks, int in, int out,
                           float* gradient) {
-    Vec points[16]{}, taps[9];
+    Vec taps[9]{};
     for (int64_t b = 0; b < blocks; b++)
-        for (int p = 0; p < 16; p++) points[p] += load(partial[b].*weight + p * C * C + first);
-    weight_from_points(points, taps);
-    const int64_t in = first / C, out = first % C;
+        for (int tap = 0; tap < 9; tap++) taps[tap] += load(partial[b].*weight + (in * 9 + tap) * C + out);
     for (int tap = 0; tap < 9; tap++)
         for (int lane = 0; lane < LANE; lane++) gradient[((out + lane) * C + in) * 9 + tap] = taps[tap][lane];
 }
@@ -152,10 +150,12 @@ inline void backward(const Problem& q, const Parameters& parameters, const Stati
     {
         Buffer<float> a(image), slope(image), dz2(image), dx(image), reversed1(WEIGHTS), reversed2(WEIGHTS);
         Workspace workspace(q.size);
+        WeightGradient weight1(q.size), weight2(q.size);
         Norm norm1, norm2;
         const auto each_image = [&](int64_t block, const auto& work) {
             for (int64_t i = block * IMAGES_A_BLOCK; i < std::min(n, (block + 1) * IMAGES_A_BLOCK); i++) work(i);
         };
+        const auto last_of_block = [&](int64_t i) { return i + 1 == n || (i + 1) % IMAGES_A_BLOCK == 0; };
         const auto gradient_sums = [&](int64_t k, int64_t i) {
             norm2.sums(g + i * image, z2 + (k * n + i) * image, q.size, sums2 + i * 2 * C);
         };
@@ -169,21 +169,25 @@ inline void backward(const Problem& q, const Parameters& parameters, const Stati
             const int64_t kept = k * n * image;
             Partial* partial = partials + (k % 2) * blocks;
             alignas(64) float sum1[2 * C], sum2[2 * C], mean1[2 * C], mean2[2 * C];
-            reversed_weight_at_points(parameters.weight1 + k * 9 * C * C, reversed1);
-            reversed_weight_at_points(parameters.weight2 + k * 9 * C * C, reversed2);
+            weight_factors(parameters.weight1 + k * TAPS, true, reversed1);
+            weight_factors(parameters.weight2 + k * TAPS, true, reversed2);
 
             const auto second_convolution = [&](int64_t i) {  // g -> dz2 -> da -> du
                 const float *gi = g + i * image, *z1i = z1 + kept + i * image;
                 float* dui = du + i * image;
                 Partial& sums = partial[i / IMAGES_A_BLOCK];
-                if (i % IMAGES_A_BLOCK == 0) std::memset(static_cast<void*>(&sums), 0, sizeof sums);
+                if (i % IMAGES_A_BLOCK == 0) {
+                    std::fill_n(sums.bias1, C, 0.0f);
+                    std::fill_n(sums.bias2, C, 0.0f);
+                }
                 if (q.batch_norm)
                     norm2.backward(gi, step, z2 + kept + i * image, mean2, q.size, dz2);
                 else
                     for (int64_t p = 0; p < image; p++) dz2[p] = gi[p] * step;
                 add_pixels(dz2, q.size, sums.bias2);
                 activate(z1i, q.size, norm1.scale, norm1.shift, a, slope);
-                accumulate_weight_gradient(a, q.size, dz2, sums.weight2, workspace, {q.batch_norm ? z1i + image : nullptr});
+                weight2.add(a, dz2, workspace, {q.batch_norm ? z1i + image : nullptr, q.batch_norm ? z1i + 2 * image : nullptr});
+                if (last_of_block(i)) weight2.finish(sums.weight2);
                 convolve(dz2, q.size, reversed2, nullptr, dui, workspace, {x + kept + i * image});
                 for (int64_t p = 0; p < image; p++) dui[p] *= slope[p];
                 if (q.batch_norm) norm1.sums(dui, z1i, q.size, sums1 + i * 2 * C);
@@ -193,7 +197,8 @@ inline void backward(const Problem& q, const Parameters& parameters, const Stati
                 Partial& sums = partial[i / IMAGES_A_BLOCK];
                 if (q.batch_norm) norm1.backward(dz1, 1, z1 + kept + i * image, mean1, q.size, dz1);
                 add_pixels(dz1, q.size, sums.bias1);
-                accumulate_weight_gradient(x + kept + i * image, q.size, dz1, sums.weight1, workspace);
+                weight1.add(x + kept + i * image, dz1, workspace);
+                if (last_of_block(i)) weight1.finish(sums.weight1);
                 const Ahead ahead{(k > 0 && q.batch_norm ? z2 : z1) + kept - (k > 0 ? n * image : 0) + i * image};
                 convolve(dz1, q.size, reversed1, nullptr, dx, workspace, ahead);
                 for (int64_t p = 0; p < image; p++) gi[p] += dx[p];
@@ -225,10 +230,11 @@ inline void backward(const Problem& q, const Parameters& parameters, const Stati
 
             // All images of this layer are done.
 #pragma omp for schedule(static) nowait
-            for (int64_t first = 0; first < C * C; first += LANE) {
-                reduce_weight(partial, &Partial::weight1, blocks, first, gradients.weight1 + k * 9 * C * C);
-                reduce_weight(partial, &Partial::weight2, blocks, first, gradients.weight2 + k * 9 * C * C);
-            }
+            for (int in = 0; in < C; in++)
+                for (int out = 0; out < C; out += LANE) {
+                    reduce_weight(partial, &Partial::weight1, blocks, in, out, gradients.weight1 + k * TAPS);
+                    reduce_weight(partial, &Partial::weight2, blocks, in, out, gradients.weight2 + k * TAPS);
+                }
 #pragma omp single nowait
             for (int c = 0; c < C; c++) {
                 const int64_t kc = k * C + c;
