@@ -117,6 +117,23 @@ def von_neumann_ratios(weights: Tensor) -> Tensor:
     return torch.where(variance > 1e-28 * weights.square().sum(dim=0), ratio, math.nan)
 
 
+def layer_noise(weights: Tensor, order: int = 8) -> float:
+    """Standard deviation of what is independent from layer to layer, whatever the smooth curve below it.
+
+    ``weights``: one tensor Z_k a layer along the first axis, any shape (L, ...). The root of the mean over layers
+    and entries of (Delta^n Z)^2 / binom(2n, n), where Delta is the difference of successive layers and n the
+    ``order``: independent noise of standard deviation sigma gives sigma, a smooth curve O(L^-n). It tells rounding,
+    which is such noise, from what training has made of the layers.
+
+    Raises ValueError where L <= n.
+    """
+    flat = weights.flatten(1).double()
+    if len(flat) <= order:
+        raise ValueError(f"Noise by differences of order {order} needs more than {order} layers, found {len(flat)}.")
+    differences = torch.diff(flat, n=order, dim=0)
+    return math.sqrt(float(differences.square().mean()) / math.comb(2 * order, order))
+
+
 @dataclass(frozen=True)
 class Slope:
     """A rate: y ~ C x^slope, fitted by least squares in log-log; ``low`` and ``high`` bound the slope's

@@ -11,6 +11,7 @@ from lib.distances import (
     distance,
     fit_slope,
     integral_distance,
+    layer_noise,
     left_end_distance,
     successive_squares,
     von_neumann_ratio,
@@ -95,6 +96,23 @@ def test_von_neumann_ratio_is_undefined_without_variation():
     assert math.isnan(von_neumann_ratio(torch.full((9, 3), 0.1)))
     assert math.isnan(von_neumann_ratio(torch.zeros(9, 3)))
     assert math.isnan(von_neumann_ratio(torch.randn(1, 3)))
+
+
+@pytest.mark.parametrize("order", [2, 8])
+def test_layer_noise_is_what_was_added_to_a_smooth_curve(order):
+    s = torch.linspace(0, 1, 256, dtype=torch.float64)[:, None]
+    curve = torch.sin(3 * s + torch.arange(100))  # (layers, entries)
+    noise = torch.randn(256, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert layer_noise(noise, order) == pytest.approx(1, rel=0.03)
+    assert layer_noise(curve + 1e-3 * noise, order) == pytest.approx(1e-3, rel=0.03)
+
+
+def test_layer_noise_of_a_smooth_curve_falls_as_the_depth_to_its_order():
+    depths = [16, 32, 64, 128]
+    curves = [torch.sin(9 * torch.linspace(0, 1, depth, dtype=torch.float64))[:, None] for depth in depths]
+    assert fit_slope(depths, [layer_noise(curve, 4) for curve in curves]).slope == pytest.approx(-4, abs=0.15)
+    with pytest.raises(ValueError, match="order 8 needs more than 8 layers, found 8"):
+        layer_noise(torch.zeros(8, 3))
 
 
 def test_slope_and_its_interval():
