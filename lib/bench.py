@@ -193,6 +193,10 @@ def cases() -> list[Case]:
     return [*dense, Cifar(ConvNetConfig()), Cifar(ConvNetConfig(batch_norm=False))]
 
 
+def _dtype(case: Case) -> str:
+    return str(case.dtype).removeprefix("torch.")
+
+
 # ---- Measuring ----
 
 
@@ -286,7 +290,7 @@ def rows(case: Case, turns: Mapping[str, list[float]], peak: float, memory: Mapp
         result.append(
             {
                 "experiment": case.name,
-                "dtype": str(case.dtype).removeprefix("torch."),
+                "dtype": _dtype(case),
                 "engine": name,
                 "ms": 1e3 * statistics.median(seconds),
                 "ms_min": 1e3 * min(seconds),
@@ -337,6 +341,20 @@ def measure(
     return tables.from_rows(found)
 
 
+def beside_others(measured: tables.Table, path: Path) -> dict[str, list]:
+    """The measured rows, and the file's rows of experiments that were not measured now, in the order of `cases`."""
+    place = {(case.name, _dtype(case)): place for place, case in enumerate(cases())}
+    new = tables.rows(measured)
+    old = tables.rows(tables.read_csv(path)) if path.exists() else []
+
+    def experiment(row: Mapping[str, object]) -> tuple[object, object]:
+        return row["experiment"], row["dtype"]
+
+    now = {experiment(row) for row in new}
+    kept = [row for row in old if experiment(row) in place and experiment(row) not in now]
+    return tables.from_rows(sorted(kept + new, key=lambda row: place[experiment(row)]))
+
+
 def figures(profile: str = parameters.PAPER) -> dict[str, list]:
     """What each executed notebook of a profile took, in seconds, the start of its kernel included: columns notebook,
     seconds, machine. Worth as much as the machine was idle meanwhile. Raises FileNotFoundError where none was run."""
@@ -352,7 +370,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--save", action="store_true", help="write figures/bench.csv, which is tracked, not .build/bench.csv"
     )
-    parser.add_argument("--only", default="", help="experiments whose name or dtype contains this")
+    parser.add_argument(
+        "--only", default="", help="experiments whose name or dtype contains this; the others keep their rows"
+    )
     parser.add_argument("--seconds", type=float, default=5, help="of turns for each experiment (default 5)")
     parser.add_argument(
         "--figures", action="store_true", help="instead, what each notebook of the last `make figures` took"
@@ -376,7 +396,8 @@ def main(arguments: list[str]) -> None:
     print(machine(), engine.report(), sep="\n")
     table = measure(chosen, options.seconds, report=partial(print, flush=True, file=sys.stderr))
     print("\n" + tables.markdown(readable(table)))
-    print(f"\n{tables.write_csv(folder / 'bench.csv', table).relative_to(paths.ROOT)}")
+    path = folder / "bench.csv"
+    print(f"\n{tables.write_csv(path, beside_others(table, path)).relative_to(paths.ROOT)}")
 
 
 if __name__ == "__main__":

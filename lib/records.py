@@ -172,10 +172,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    table = tables.read_csv(path)
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    return tables.rows(tables.read_csv(path)) if path.exists() else []
 
 
 def _kept_rows(path: Path, recorded: set[str]) -> list[dict[str, Any]]:

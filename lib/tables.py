@@ -18,6 +18,11 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
+def rows(table: Table) -> list[dict[str, Any]]:
+    """The observations of a table, each a dict: the way back from `from_rows`."""
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
 def _text(value: Any) -> str:
     """Full precision: the shortest text that reads back as the same number."""
     if isinstance(value, bool | np.bool_):

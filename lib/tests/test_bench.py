@@ -89,6 +89,13 @@ def test_the_table_has_a_row_for_each_engine_and_is_saved(monkeypatch, tmp_path,
     assert (table["ms"] > 0).all()
     assert all("PyTorch" in line for line in table["machine"])
     assert "CIFAR-10, L=2, batch norm" in capsys.readouterr().out
+    # What is not measured again keeps its rows.
+    bench.main(["--seconds", "0", "--only", "CIFAR"])
+    again = tables.read_csv(tmp_path / "build" / "bench.csv")
+    assert list(again["engine"]) == expected
+    stays = again["experiment"] == DENSE.name
+    assert (again["ms"][stays] == table["ms"][stays]).all()
+    assert not (again["ms"][~stays] == table["ms"][~stays]).any()
 
 
 def test_seconds_of_figures_come_from_the_executed_notebooks(monkeypatch, tmp_path, capsys):
