@@ -25,7 +25,6 @@ from torch import Tensor
 
 from lib import paths
 
-COMPILER_FLAGS = ["-O3", "-march=native", "-fopenmp"]
 ADVICE = "`make engine` builds it"
 # Positions in ActivationName of csrc/vector.h.
 ACTIVATION_CODES = {
@@ -65,9 +64,16 @@ def _processor() -> str:
     return platform.processor()
 
 
+def compiler_flags() -> list[str]:
+    """What the sources are compiled with, after the processor."""
+    flags = ["-O3", "-march=native", "-fopenmp"]
+    # For older compilers a newer AMD with AVX-512 is one without, and their instruction order 5 % slower there.
+    return [*flags, "-mtune=icelake-server"] if "avx512f" in _processor().split() else flags
+
+
 def name() -> str:
     """The extension's name, with the key of all that its machine code depends on."""
-    parts = [torch.__version__, sys.version, platform.machine(), _processor(), *COMPILER_FLAGS]
+    parts = [torch.__version__, sys.version, platform.machine(), _processor(), *compiler_flags()]
     digest = hashlib.sha256("\n".join(parts).encode())
     for source in sorted(paths.CSRC.iterdir()):
         digest.update(source.name.encode() + b"\n" + source.read_bytes())
@@ -96,7 +102,7 @@ def build() -> Path:
     cpp_extension.load(
         target.stem,
         [str(source) for source in _sources()],
-        extra_cflags=COMPILER_FLAGS,
+        extra_cflags=compiler_flags(),
         extra_ldflags=["-fopenmp"],
         build_directory=str(target.parent),
         with_cuda=False,
