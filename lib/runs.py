@@ -31,8 +31,8 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
     """Train, or go on training, the run with these values of the notebook's parameters; returns its folder.
 
     Its checkpoint and record go to ``checkpoints/`` (or ``into``), except for a trial on a part of the images.
-    Nothing is done where the run is finished. Raises cifar.DataNotFoundError, parameters.WrongParameters or
-    notebooks.RunFailed.
+    Nothing is done where the run is finished. Raises cifar.DataNotFoundError, parameters.WrongParameters,
+    notebooks.RunFailed, or ValueError for a state that cannot be read.
     """
     config = config_of(values)
     folder = cifar_training.run_folder(config)
@@ -40,7 +40,9 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
         print(f"{config.name} is finished: {paths.short(records.record_path(config, into))}.", flush=True)
         return folder
     cifar.load(train=False)  # says in one sentence, and at once, where the images are missing
-    print(f"{config.name}: training", flush=True)
+    state = None if config.trial else cifar_training.read_state(folder)
+    doing = f"going on after epoch {state['epoch']} of {config.epochs}" if state else "training"
+    print(f"{config.name}: {doing}", flush=True)
     # Threads that spin while they wait, the usual policy, slow each other down on a machine with other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TRAINING_PROGRESS", "bar" if _one_at_a_terminal() else "lines")

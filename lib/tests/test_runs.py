@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from cifar_set import needs_cifar10
 
 from lib import cifar_training, paths, records, runs
@@ -96,6 +97,25 @@ def test_a_finished_run_is_never_trained_again(tmp_path, monkeypatch, capsys):
     record.write_text("{}")
     runs.train(vars(config), tmp_path)
     assert "epochs1_seed0 is finished" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
+    config = CifarConfig(depth=2, epochs=7)
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr(runs.cifar, "load", lambda train: None)
+    run = cifar_training._Run(config, torch.device("cpu"))
+    run.epoch = 3
+    folder = cifar_training.run_folder(config)
+    folder.mkdir(parents=True)
+    run.save(folder)
+
+    def stop(*arguments, **options):
+        raise runs.notebooks.RunFailed("stopped")
+
+    monkeypatch.setattr(runs.notebooks, "execute_with", stop)
+    with pytest.raises(runs.notebooks.RunFailed):
+        runs.train(vars(config), tmp_path)
+    assert f"{config.name}: going on after epoch 3 of 7" in capsys.readouterr().out
 
 
 @needs_cifar10
