@@ -483,19 +483,21 @@ inline void image_moments(const float* z, Size size, float* moments) {
 
 // Batch mean and (biased) variance from the images' moments: total deviation = within images + between them.
 inline void batch_moments(const float* moments, int64_t images, Size size, float* mean, float* variance) {
+    double average[C] = {}, within[C] = {}, between[C] = {};
+    for (int64_t i = 0; i < images; i++)
+        for (int c = 0; c < C; c++) {
+            average[c] += moments[i * 2 * C + c];
+            within[c] += moments[i * 2 * C + C + c];
+        }
+    for (int c = 0; c < C; c++) average[c] /= images;
+    for (int64_t i = 0; i < images; i++)
+        for (int c = 0; c < C; c++) {
+            const double deviation = moments[i * 2 * C + c] - average[c];
+            between[c] += deviation * deviation;
+        }
     for (int c = 0; c < C; c++) {
-        double sum = 0, within = 0, between = 0;
-        for (int64_t i = 0; i < images; i++) {
-            sum += moments[i * 2 * C + c];
-            within += moments[i * 2 * C + C + c];
-        }
-        const double average = sum / images;
-        for (int64_t i = 0; i < images; i++) {
-            const double deviation = moments[i * 2 * C + c] - average;
-            between += deviation * deviation;
-        }
-        mean[c] = average;
-        variance[c] = (within + between * size.pixels()) / (double(images) * size.pixels());
+        mean[c] = average[c];
+        variance[c] = (within[c] + between[c] * size.pixels()) / (double(images) * size.pixels());
     }
 }
 
