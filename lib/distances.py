@@ -122,8 +122,8 @@ def layer_noise(weights: Tensor, order: int = 8) -> float:
 
     ``weights``: one tensor Z_k a layer along the first axis, any shape (L, ...). The root of the mean over layers
     and entries of (Delta^n Z)^2 / binom(2n, n), where Delta is the difference of successive layers and n the
-    ``order``: independent noise of standard deviation sigma gives sigma, a smooth curve O(L^-n). It tells rounding,
-    which is such noise, from what training has made of the layers.
+    ``order``: independent noise of standard deviation sigma gives sigma, a smooth curve O(L^-n). Rounding is such
+    noise, seen here however small beside the curve.
 
     Raises ValueError where L <= n.
     """
