@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lib import checks, paths
 
+TRAIN_IMAGES = 50_000
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
 BORDER = 4

@@ -1,4 +1,5 @@
-"""What Figure 3, Table 1 and the appendix figure (figure_4) show, out of the trained networks in ``checkpoints/``."""
+"""What Figure 3, Table 1, the appendix figure (figure_4) and the course of smoothness in training show, out of
+the trained networks in ``checkpoints/``."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -7,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lib import checks, records, tables
+from lib import checks, cifar, cifar_training, records, tables
 from lib.convnet import ConvNetConfig
+from lib.distances import ratios_along_depth
 from lib.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 
 # A smooth curve plus independent noise in each layer that makes up a share p of the variance across layers has a
@@ -262,3 +264,87 @@ def lengths(networks: Mapping[bool, list[Run]]) -> str:
     """How long the networks of a picture were trained, for its title."""
     epochs = {chosen[0].config.epochs for chosen in networks.values()}
     return " and ".join(records.training_length(number) for number in sorted(epochs))
+
+
+# ------------------------------------------------------------------------------------- smoothness in training
+
+# Between these ratios growth is exponential: below, layers are hardly more than a straight line over the depth
+# (about 12/L^2), above, growth saturates, since independent layers have 2.
+GROWING = (1e-3, SMOOTH_BELOW)
+
+
+RATIOS = tuple(f"von_neumann_{name}" for name in CONVOLUTIONS)
+
+
+def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
+    """The table of ``smoothness.csv``, a line an epoch of each run that has its record: run, activation,
+    smooth_init, epochs (length of the schedule), epoch (1, 2, ...), time, train_accuracy (%), von_neumann_conv1
+    and von_neumann_conv2 (nan where undefined).
+
+    ``time`` t is the sum of the learning rates of all steps so far: what gradient flow calls the training time, up
+    to the factor that momentum is. Schedules of different lengths are comparable in it, not in epochs.
+    """
+    rows = []
+    for run in runs:
+        time, steps = 0.0, cifar_training.steps(run.config, run.config.train_images or cifar.TRAIN_IMAGES)
+        for line in run.log():
+            time += steps * line["learning_rate"]
+            reached = {"epoch": line["epoch"] + 1, "time": time, "train_accuracy": line["train_accuracy"]}
+            ratios = {name: math.nan if line[name] is None else line[name] for name in RATIOS}
+            rows.append(_which(run) | reached | ratios)
+    return _columns(rows, ("epoch", "time", "train_accuracy"))
+
+
+PARTS = 8
+
+
+def smoothness_along_depth(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:
+    """The table of ``smoothness_depth.csv``: the von Neumann ratio in each of ``parts`` equal parts of the layers, of
+    the trained networks whose weights are here: run, activation, smooth_init, epochs, part (1 is next to the input),
+    von_neumann_conv1, von_neumann_conv2."""
+    rows = []
+    for run in (run for run in runs if run.has_weights):
+        layers = run.load().network.residual_layers
+        ratios = [ratios_along_depth(layers.stacked(f"{name}.weight").detach(), parts) for name in CONVOLUTIONS]
+        for part, values in enumerate(zip(*ratios, strict=True), start=1):
+            rows.append(_which(run) | {"part": part} | dict(zip(RATIOS, values, strict=True)))
+    return _columns(rows, ("part",))
+
+
+def _which(run: Run) -> dict[str, Any]:
+    config = run.config
+    return {
+        "run": config.name,
+        "activation": config.activation,
+        "smooth_init": config.smooth_init,
+        "epochs": config.epochs,
+    }
+
+
+def _columns(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, list]:
+    # By name, so that the columns are there even where no run is.
+    names = ("run", "activation", "smooth_init", "epochs", *names, *RATIOS)
+    return {name: [row[name] for row in rows] for name in names}
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the smoothness of one run goes: the ``ratio`` at its end and the training ``time`` there; the epoch after
+    which the ratio first was `SMOOTH_BELOW` or more (None: never); the ``rate`` of exp(rate * time), by which it
+    grows from its minimum on in `GROWING` (nan with fewer than three epochs there)."""
+
+    ratio: float
+    time: float
+    lost_after: int | None
+    rate: float
+
+
+def course(table: Mapping[str, list], run: str, convolution: str = "conv1") -> Course:
+    """The `Course` of a run in the table of `smoothness_in_training`."""
+    rows = tables.select(table, run=run)
+    time, ratio = (np.asarray(rows[name], dtype=float) for name in ("time", f"von_neumann_{convolution}"))
+    rough = np.flatnonzero(ratio >= SMOOTH_BELOW)
+    lost_after = int(rows["epoch"][rough[0]]) if len(rough) else None
+    growing = (ratio >= GROWING[0]) & (ratio < GROWING[1]) & (time > time[np.argmin(ratio)])
+    rate = float(np.polyfit(time[growing], np.log(ratio[growing]), 1)[0]) if growing.sum() >= 3 else math.nan
+    return Course(float(ratio[-1]), float(time[-1]), lost_after, rate)

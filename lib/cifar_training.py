@@ -146,6 +146,12 @@ def run_folder(config: CifarConfig) -> Path:
     return paths.BUILD / "training" / config.name
 
 
+def steps(config: CifarConfig, images: int) -> int:
+    """Steps of an epoch over so many images. A last batch of one image has no batch statistics (50,000 = 781 x 64
+    + 16 is safe); it is left out."""
+    return math.ceil(images / config.batch_size) - (images % config.batch_size == 1)
+
+
 def start_trial_anew(config: CifarConfig) -> None:
     """Forget the state of a trial, which takes seconds; a run on the whole set always goes on from its state."""
     if config.trial:
@@ -285,9 +291,8 @@ class _Run:
         self.optimizer.param_groups[1]["lr"] = ADAPTIVE_LEARNING_RATE if config.adaptive else rate
         self.network.train()
         epoch = cifar.draw_epoch(len(images), self.generator, self.device)
-        # A last batch of one image has no batch statistics (50,000 = 781 x 64 + 16 is safe); it is left out.
-        total = len(images) - (1 if len(images) % size == 1 else 0)
-        batches = math.ceil(total / size)
+        batches = steps(config, len(images))
+        total = min(batches * size, len(images))
         # Sums stay on the device: reading them is what waits for it.
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)

@@ -107,6 +107,19 @@ def von_neumann_ratio(weights: Tensor) -> float:
     return float(torch.diff(flat, dim=0).square().mean(dim=0).sum()) / variance
 
 
+def ratios_along_depth(weights: Tensor, parts: int = 8) -> list[float]:
+    """The von Neumann ratio in each of ``parts`` equal parts of the layers, from the input to the output.
+
+    To be read beside `straight_line_ratio`, which no smooth curve over so few layers is far from.
+    """
+    return [von_neumann_ratio(part) for part in weights.tensor_split(parts)]
+
+
+def straight_line_ratio(layers: int) -> float:
+    """The von Neumann ratio of ``layers`` points on a straight line: 12/(n(n+1)) for n points (nan below two)."""
+    return 12 / (layers * (layers + 1)) if layers > 1 else math.nan
+
+
 def von_neumann_ratios(weights: Tensor) -> Tensor:
     """The same for every entry on its own: (L, ...) -> (...), nan where an entry does not vary with depth."""
     weights = weights.double()

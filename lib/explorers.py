@@ -312,7 +312,7 @@ def _scale(text: str, tooltip: str, options: Sequence[float]) -> Callable[[Any],
 
 def _choice(text: str, tooltip: str, options: Sequence[str]) -> Callable[[Any], widgets.ValueWidget]:
     def control(value: Any) -> widgets.ValueWidget:
-        listed = [(pictures.WORDS.get(option, option), option) for option in dict.fromkeys([*options, value])]
+        listed = [(plots.WORDS.get(option, option), option) for option in dict.fromkeys([*options, value])]
         return widgets.Dropdown(options=listed, value=value, tooltip=tooltip, **_label(text))
 
     return control

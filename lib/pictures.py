@@ -22,7 +22,7 @@ from lib.cifar_training import CifarConfig
 from lib.depths import ROUNDING, DepthsState
 from lib.experiments import entries
 from lib.network import NetworkConfig
-from lib.plots import GREY, MARKERS, SEQUENTIAL, STYLE, VERMILION, depth_axis, minus
+from lib.plots import GREY, MARKERS, SEQUENTIAL, STYLE, VERMILION, WORDS, depth_axis, minus
 from lib.trained import View
 
 # A hue for each of two networks that are compared, light for shallow, dark for deep.
@@ -98,18 +98,6 @@ def encode(pixels: np.ndarray, form: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format=form, **FORMATS[form])
     return buffer.getvalue()
-
-
-# What parameters' values are called in pictures and menus, where it is not what they are.
-WORDS = {
-    "iid": "i.i.d.",
-    "gaussian-process": "Gaussian process",
-    "gelu": "GELU",
-    "relu": "ReLU",
-    "leaky_relu": "leaky ReLU",
-    "released": "released scaling",
-    "eq3": "scaling of eq. (3)",
-}
 
 
 def network_name(network: NetworkConfig) -> str:

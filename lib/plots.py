@@ -30,6 +30,17 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
 COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 MARKERS = "osD^vP"
 
+# What parameters' values are called in pictures and menus, where it is not what they are.
+WORDS = {
+    "iid": "i.i.d.",
+    "gaussian-process": "Gaussian process",
+    "gelu": "GELU",
+    "relu": "ReLU",
+    "leaky_relu": "leaky ReLU",
+    "released": "released scaling",
+    "eq3": "scaling of eq. (3)",
+}
+
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -369,4 +380,58 @@ def figure_4(layers: tables.Table, averages: tables.Table, title: str = "") -> F
     axes[1].set_title("average over layers, a dot a run")
     for panel in axes:
         panel.set_yscale("log")
+    return figure
+
+
+ACTIVATION_COLORS = {"identity": GREEN, "gelu": BLUE, "relu": VERMILION}
+
+
+@styled
+def smoothness(
+    training: tables.Table, depth: tables.Table, convolution: str = "conv1", below: float = 0.1, straight: float = 0.0
+) -> Figure:
+    """The von Neumann ratio of a convolution along training, and at its end in equal parts of the layers.
+
+    ``training`` and ``depth`` have the columns of ``smoothness.csv`` and ``smoothness_depth.csv``: weight-tied runs
+    in the colour of their activation, solid for the longest schedule and dashed for shorter ones, i.i.d. runs grey.
+    ``below`` is the ratio under which weights count as smooth, ``straight`` that of a straight line over a part.
+    """
+    figure, (course, parts) = panels(2, width_ratios=[1.4, 1], height=3.0, sharey=True)
+    if len(training["run"]) == 0:
+        course.text(0.5, 0.5, "no such network is trained yet", ha="center", transform=course.transAxes)
+        for panel in (course, parts):
+            panel.set_axis_off()
+        return figure
+    longest = max(training["epochs"])
+    runs = [tables.select(training, run=run) for run in dict.fromkeys(training["run"])]
+    # The shorter schedules on top: where both agree, one sees both.
+    for rows in sorted(runs, key=lambda rows: (not rows["smooth_init"][0], -rows["epochs"][0])):
+        activation, epochs = str(rows["activation"][0]), int(rows["epochs"][0])
+        if rows["smooth_init"][0]:
+            label = f"{WORDS.get(activation, activation)}, {epochs} epochs"
+            color = ACTIVATION_COLORS.get(activation, PURPLE)
+            style = {"color": color, "linestyle": "-" if epochs == longest else "--"}
+        else:
+            label, style = "i.i.d. initialisation", {"color": GREY, "linewidth": 0.8}
+        new = label not in course.get_legend_handles_labels()[1]
+        course.plot(rows["time"], rows[f"von_neumann_{convolution}"], label=label if new else None, **style)
+        ends = tables.select(depth, run=rows["run"][0])
+        if len(ends["part"]):
+            parts.plot(ends["part"], ends[f"von_neumann_{convolution}"], "o", **style)
+    for panel in (course, parts):
+        panel.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    course.annotate("smooth below", (1, below), (0, 2), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", ha="right", fontsize=8, color=GREY)  # fmt: skip
+    course.set_yscale("log")
+    course.set_xlabel(r"training time $t$: sum of the learning rates of all steps")
+    course.set_ylabel(f"von Neumann ratio of {convolution}")
+    course.set_title("along training, all layers")
+    course.legend(loc="center right", bbox_to_anchor=(1, 0.33))
+    if straight > 0:
+        parts.axhline(straight, color=GREY, linestyle="--", linewidth=1, zorder=0)
+        parts.annotate("a straight line", (1, straight), (0, -3), xycoords=("axes fraction", "data"),
+                       textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
+    parts.set_title("at the end, in parts of the layers")
+    parts.set_xlabel("part of the layers, from input to output")
+    parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
     return figure

@@ -5,7 +5,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from lib.distances import fit_slope
-from lib.plots import COLORS, GREY, MARKERS, ORANGE, SKY, color_scale, depth_axis, minus, panels, rate_line, styled
+from lib.plots import (
+    COLORS,
+    GREY,
+    MARKERS,
+    ORANGE,
+    SKY,
+    WORDS,
+    color_scale,
+    depth_axis,
+    minus,
+    panels,
+    rate_line,
+    styled,
+)
 from lib.tables import Table, select
 from lib.theory import LIMIT
 
@@ -189,12 +202,11 @@ def relu_counterexample(table: Table, weights: Table) -> Figure:
     """
     names = list(dict.fromkeys(table["activation"]))
     figure, axes = panels(3, height=2.9, width_ratios=[1, 1, 1.15])
-    titles = {"relu": "ReLU", "gelu": "GELU"}
     for panel, name in zip(axes, names, strict=False):
         rows = select(weights, activation=name)
         panel.plot(rows["layer"], rows["weight"], "o-", markersize=3.5, linewidth=0.4, color=COLORS[2])
         panel.set_xlabel("layer $k$")
-        panel.set_title(f"{titles.get(name, name)}: $w_k$, $C={rows['factor'][0]:g}$, after training")
+        panel.set_title(f"{WORDS.get(name, name)}: $w_k$, $C={rows['factor'][0]:g}$, after training")
         if name == "relu":
             star = select(table, activation=name, depth=rows["depth"][0], factor=rows["factor"][0])["limit_weight"][0]
             panel.axhline(star, color=GREY, linestyle="--", linewidth=1, zorder=0)
@@ -207,7 +219,7 @@ def relu_counterexample(table: Table, weights: Table) -> Figure:
     for name, line in zip(names, ("-", "--"), strict=False):
         for factor, color, marker in zip(np.unique(table["factor"]), COLORS, MARKERS, strict=False):
             rows = select(table, activation=name, factor=factor)
-            label = f"{titles.get(name, name)}, $C={factor:g}$"
+            label = f"{WORDS.get(name, name)}, $C={factor:g}$"
             compared.plot(rows["depth"], rows["end"], line, marker=marker, color=color, label=label)
             if name == "relu":
                 compared.plot(rows["depth"], rows["limit_weight"], "x", color=BLACK, markersize=6, zorder=3)

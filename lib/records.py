@@ -200,6 +200,11 @@ class Run:
         """Its network, rebuilt from the checkpoint."""
         return load(self.path)
 
+    def log(self) -> list[dict[str, Any]]:
+        """A line an epoch (`cifar_training.EpochRecord`), out of its record; none where the record is not there."""
+        path = record_path(self.config, self.folder)
+        return _read_record(path)["log"] if path.exists() else []
+
 
 def read_runs(folder: Path | None = None) -> list[Run]:
     """The rows of ``checkpoints/runs.csv`` (none where there is no such file)."""

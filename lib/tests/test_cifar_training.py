@@ -262,6 +262,11 @@ def test_cuda_follows_the_cpu(tmp_path):
     assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize(("images", "steps"), [(50_000, 782), (640, 10), (641, 10), (642, 11)])
+def test_a_batch_of_one_image_is_left_out(images, steps):
+    assert cifar_training.steps(CifarConfig(), images) == steps
+
+
 @needs_cifar10
 def test_real_images_are_learnt(tmp_path):
     config = CifarConfig(depth=4, epochs=5, batch_size=32, train_images=640, test_images=200, learning_rate=0.02)

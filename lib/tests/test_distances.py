@@ -13,6 +13,8 @@ from lib.distances import (
     integral_distance,
     layer_noise,
     left_end_distance,
+    ratios_along_depth,
+    straight_line_ratio,
     successive_squares,
     von_neumann_ratio,
 )
@@ -90,6 +92,14 @@ def test_von_neumann_ratio_of_a_smooth_curve_falls_as_the_depth_squared():
         s = torch.linspace(0, 1, depth, dtype=torch.float64)[:, None]
         ratios.append(von_neumann_ratio(torch.cat([torch.sin(3 * s), s**2 + 5], dim=1)))
     assert fit_slope(depths, ratios).slope == pytest.approx(-2, abs=0.05)
+
+
+@pytest.mark.parametrize("layers", [2, 7, 32])
+def test_von_neumann_ratio_of_a_straight_line(layers):
+    line = torch.arange(layers, dtype=torch.float64)[:, None] * torch.tensor([3.0, -0.2]) + 1
+    assert von_neumann_ratio(line) == pytest.approx(straight_line_ratio(layers))
+    assert ratios_along_depth(torch.cat([line, 5 - line]), 2) == pytest.approx([straight_line_ratio(layers)] * 2)
+    assert math.isnan(straight_line_ratio(1))
 
 
 def test_von_neumann_ratio_is_undefined_without_variation():

@@ -332,6 +332,7 @@ FIGURES = {
     "claims": {},
     "figure_3": {},
     "figure_4": {},
+    "smoothness": {},
     "table_1": {},
 }
 

@@ -18,7 +18,7 @@ import lib
 from lib import activations, checkpoints, paths, records, tables
 from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, closer_by, pairs
 from lib.convnet import ConvNetConfig, ConvResNet
-from lib.distances import fit_slope, von_neumann_ratio
+from lib.distances import fit_slope, ratios_along_depth
 from lib.network import NetworkConfig
 from lib.training import train
 
@@ -213,7 +213,7 @@ def test_table_of_the_trained_networks():
 def test_where_weight_tied_relu_layers_are_rough():
     checkpoint = checkpoints.load(paths.CHECKPOINTS / "relu_weight-tied_bn_depth256_lr0.04_epochs30_seed0.safetensors")
     weights = checkpoint.network.residual_layers.stacked("conv1.weight").detach()
-    eighths = [von_neumann_ratio(part) for part in weights.tensor_split(8)]
+    eighths = ratios_along_depth(weights)
     first, second = (f"{min(half):.2g} to {max(half):.2g}" for half in (eighths[:4], eighths[4:]))
     assert f"(ratios of its eighths {first}, of the second half's {second})" in README
 

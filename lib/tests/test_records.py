@@ -1,4 +1,4 @@
-"""From a finished run to the tables of checkpoints/, and from these to Figure 3, Table 1 and Figure 4."""
+"""From a finished run to the tables of checkpoints/, and from these to Figure 3, Table 1, Figure 4 and smoothness."""
 
 import math
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 import torch
 from cifar_set import needs_cifar10, write_set
 
-from lib import cifar_results, cifar_training, paths, plots, records, tables
+from lib import cifar_results, cifar_training, distances, paths, plots, records, tables
 from lib.cifar_results import NetworkChoice
 from lib.cifar_training import CifarConfig
 from lib.convnet import ConvResNet
@@ -209,6 +209,62 @@ def test_figure_4_averages_over_layers_and_runs(trained):
     assert len(points.lines[0].get_ydata()) == 3
 
 
+def test_smoothness_in_training_is_a_line_an_epoch(trained):
+    runs = trained.select(records.read_runs(), seed=0)
+    table = cifar_results.smoothness_in_training(runs)
+    long = tables.select(table, smooth_init=True, epochs=180)
+    assert long["epoch"].tolist() == list(range(1, 181))
+    # The logs say a learning rate of 0.1 at every epoch, of 782 steps.
+    np.testing.assert_allclose(long["time"], 78.2 * np.arange(1, 181))
+    assert np.isnan(long["von_neumann_conv1"][:-1]).all()
+    assert long["von_neumann_conv1"][-1] == pytest.approx((2 * math.pi / 64) ** 2, rel=0.05)
+    records.record_path(runs[0].config).unlink()
+    without = cifar_results.smoothness_in_training(runs)
+    assert len(without["run"]) == len(table["run"]) - runs[0].config.epochs
+
+
+def test_smoothness_along_depth_is_that_of_each_part(trained):
+    runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
+    table = cifar_results.smoothness_along_depth(runs, parts=4)
+    assert table["part"] == [1, 2, 3, 4] * 2
+    tied = tables.select(table, smooth_init=True)
+    sine = 0.1 * torch.sin(2 * math.pi * torch.arange(64) / 64).float()
+    ratios = [distances.von_neumann_ratio(part[:, None]) for part in sine.split(16)]
+    np.testing.assert_allclose(tied["von_neumann_conv2"], ratios, rtol=1e-4)
+    noise = tables.select(table, smooth_init=False)
+    np.testing.assert_allclose(noise["von_neumann_conv1"], 2, atol=0.1)
+    runs[0].path.unlink()
+    assert len(cifar_results.smoothness_along_depth(runs, parts=4)["part"]) == 4
+
+
+def test_the_course_of_an_exponential_is_its_rate():
+    epochs = np.arange(1, 101)
+    # Falls first, then grows, and saturates far above what counts as smooth.
+    ratio = np.minimum(np.maximum(2e-3 * np.exp(-0.5 * epochs), 1e-4 * np.exp(0.004 * 30 * epochs)), 1.5)
+    table = {"run": ["one"] * 100, "epoch": epochs, "time": 30.0 * epochs, "von_neumann_conv1": ratio}
+    course = cifar_results.course(table, "one")
+    assert course.rate == pytest.approx(0.004)
+    assert course.lost_after == math.ceil(math.log(1e3) / 0.12)
+    assert (course.ratio, course.time) == (1.5, 3000)
+    flat = table | {"von_neumann_conv1": np.full(100, 2e-4)}
+    assert cifar_results.course(flat, "one").lost_after is None
+    assert math.isnan(cifar_results.course(flat, "one").rate)
+
+
+def test_smoothness_is_drawn_as_it_is_tabled(trained):
+    runs = trained.select(records.read_runs(), seed=0)
+    training = cifar_results.smoothness_in_training(runs)
+    depth = cifar_results.smoothness_along_depth([run for run in runs if run.config.smooth_init])
+    course, parts = plots.smoothness(training, depth, "conv2", 0.1, 0.05).axes
+    labels = ["GELU, 180 epochs", "GELU, 30 epochs", "i.i.d. initialisation"]
+    assert course.get_legend_handles_labels()[1] == labels
+    longest = tables.select(training, smooth_init=True, epochs=180)
+    np.testing.assert_array_equal(course.lines[0].get_ydata(), longest["von_neumann_conv2"])
+    np.testing.assert_array_equal(course.lines[0].get_xdata(), longest["time"])
+    drawn = tables.select(depth, epochs=180)
+    np.testing.assert_array_equal(parts.lines[0].get_ydata(), drawn["von_neumann_conv2"])
+
+
 def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     runs, choice = records.read_runs(tmp_path), NetworkChoice()
     assert runs == []
@@ -219,6 +275,7 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     for figure in (
         plots.figure_3(cifar_results.entries_across_layers({}, {}), {}, {"conv1": (0,) * 4, "conv2": (0,) * 4}),
         plots.figure_4(layers, averages),
+        plots.smoothness(cifar_results.smoothness_in_training([]), cifar_results.smoothness_along_depth([])),
     ):
         assert figure.axes[0].texts[0].get_text() == "no such network is trained yet"
     assert cifar_results.nothing_trained(choice) == (
