@@ -199,7 +199,12 @@ class Browsing:
 
 
 def one_of_each(found: Mapping[Path, CifarConfig]) -> list[Path]:
-    """The first weight-tied network of these and the first i.i.d. one, as far as there are such."""
+    """The first two of these that differ in nothing but the initialisation, the weight-tied one first. Where none do,
+    the first weight-tied network and the first i.i.d. one, as far as there are such."""
+    places = {config: path for path, config in found.items()}
+    for path, config in found.items():
+        if config.smooth_init and (other := places.get(replace(config, smooth_init=False))):
+            return [path, other]
     firsts = [
         next((path for path, config in found.items() if config.smooth_init == tied), None) for tied in (True, False)
     ]

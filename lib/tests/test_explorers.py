@@ -6,6 +6,7 @@ import io
 import re
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -524,6 +525,19 @@ def test_roughest_and_smoothest_entries(folder):
         network.entry(trained.Choice(how="index", index=(4, 0, 0, 0)))
     with pytest.raises(ValueError, match="convolution is 'conv3', expected one of: conv1, conv2"):
         trained.Choice("conv3")
+
+
+def test_the_first_pair_is_of_one_schedule():
+    def named(**values):
+        config = CifarConfig(**values)
+        return Path(config.name), config
+
+    alone, short = named(epochs=180), named(epochs=30)
+    iid = named(epochs=30, smooth_init=False)
+    assert trained.one_of_each(dict([iid, alone, short])) == [short[0], iid[0]]
+    assert trained.one_of_each(dict([iid, alone])) == [alone[0], iid[0]]
+    assert trained.one_of_each(dict([alone])) == [alone[0]]
+    assert trained.one_of_each({}) == []
 
 
 def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatch):
