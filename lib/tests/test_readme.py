@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import lib
 from lib import activations, checkpoints, paths, records, tables
-from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, closer_by, pairs
+from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, closer_by, course, pairs
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import fit_slope, ratios_along_depth
 from lib.network import NetworkConfig
@@ -208,6 +208,40 @@ def test_table_of_the_trained_networks():
         is_smooth = [max(v["von_neumann_conv1"], v["von_neumann_conv2"]) < SMOOTH_BELOW for v in (tied, iid)]
         assert is_smooth == [seen.startswith(("smooth", "straight")), False]
     assert quoted == sides[True] & sides[False]
+
+
+def courses():
+    """How the smoothness of the weight-tied runs of the gallery goes: {(activation, epochs): Course}."""
+    table = tables.read_csv(paths.FIGURES / "smoothness.csv")
+    tied = tables.select(table, smooth_init="True")
+    runs = dict(zip(tied["run"], zip(tied["activation"], tied["epochs"], strict=True), strict=True))
+    return {of: course(tied, run) for run, of in runs.items()}
+
+
+def test_smoothness_of_the_gallery():
+    found, row = courses(), gallery_row("smoothness")
+    gelu, relu, identity = found["gelu", 180], found["relu", 30], found["identity", 30]
+    assert (
+        f"a factor $e$ in a time of {1 / gelu.rate:.0f}, and is above 0.1 after epoch {gelu.lost_after} of 180" in row
+    )
+    assert f"ReLU: {1 / relu.rate:.0f}, and epoch {relu.lost_after} of 30" in row
+    assert identity.lost_after is None
+    assert f"identity: {identity.ratio:.2g} after 30 epochs" in row
+
+
+def test_the_weight_tied_gelu_network_of_180_epochs():
+    choice = NetworkChoice(epochs=180)
+    (run,) = choice.select(records.read_runs(), smooth_init=True, seed=0)
+    (section,) = re.findall(r"\*\*Weight-tied GELU over the paper's 180 epochs\*\*(.*?)\n\n", README, re.DOTALL)
+    (paper,) = [row for row in PAPER_TABLE if (row.activation, row.smooth_init) == ("gelu", True)]
+    for name, published in (("test", paper.test), ("train", paper.train)):
+        assert f"{name} accuracy {run.values[f'{name}_accuracy']:.2f} % (paper {published})" in section
+    eighths = ratios_along_depth(run.load().network.residual_layers.stacked("conv1.weight").detach())
+    assert (
+        f"conv1 {run.values['von_neumann_conv1']:.2g}, in its eighths {', '.join(f'{x:.2g}' for x in eighths)}"
+        in section
+    )
+    assert run.values["von_neumann_conv1"] > SMOOTH_BELOW
 
 
 def test_where_weight_tied_relu_layers_are_rough():
