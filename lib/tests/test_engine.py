@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 
-from lib import engine, paths
+from lib import engine, paths, records
 from lib.activations import ACTIVATIONS
+from lib.cifar_results import NetworkChoice
 from lib.convnet import ConvNetConfig, ConvResNet, ResidualLayers
 from lib.distances import layer_noise
 
@@ -90,6 +91,21 @@ def test_rounding_leaves_as_little_noise_from_layer_to_layer_as_in_stock_pytorch
         noise = layer_noise(reference[name])
         assert layer_noise(exact[name]) < 1e-3 * noise  # it is rounding that is measured
         assert layer_noise(found[name]) < 1.5 * noise
+
+
+@needs_engine
+def test_gradients_of_a_trained_network_are_as_exact_as_in_stock_pytorch():
+    """After 180 epochs weight-tied layers are no longer smooth: no doing of the engine's, as far as gradients go."""
+    (run,) = NetworkChoice(epochs=180).select(records.read_runs(), smooth_init=True, seed=0)
+    layers = run.load().network.residual_layers.train()
+    h, w = images(8)
+    exact = results(copy.deepcopy(layers).double(), stock, h.double(), w.double())
+    reference = results(copy.deepcopy(layers), stock, h, w)
+    found = results(layers, compiled, h, w)
+    for name in ("d conv1_weight", "d conv2_weight"):
+        norms = exact[name].flatten(1).norm(dim=1)
+        errors = [(of[name] - exact[name]).flatten(1).norm(dim=1) / norms for of in (found, reference)]
+        assert errors[0].max() < 2 * errors[1].max() < 1e-4
 
 
 @needs_engine
