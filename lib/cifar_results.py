@@ -271,8 +271,7 @@ def lengths(networks: Mapping[bool, list[Run]]) -> str:
 # Between these ratios growth is exponential: below, layers are hardly more than a straight line over the depth
 # (about 12/L^2), above, growth saturates, since independent layers have 2.
 GROWING = (1e-3, SMOOTH_BELOW)
-
-
+PARTS = 8  # of the layers, for smoothness along the depth
 RATIOS = tuple(f"von_neumann_{name}" for name in CONVOLUTIONS)
 
 
@@ -293,9 +292,6 @@ def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
             ratios = {name: math.nan if line[name] is None else line[name] for name in RATIOS}
             rows.append(_which(run) | reached | ratios)
     return _columns(rows, ("epoch", "time", "train_accuracy"))
-
-
-PARTS = 8
 
 
 def smoothness_along_depth(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:
@@ -331,7 +327,8 @@ def _columns(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, li
 class Course:
     """How the smoothness of one run goes: the ``ratio`` at its end and the training ``time`` there; the epoch after
     which the ratio first was `SMOOTH_BELOW` or more (None: never); the ``rate`` of exp(rate * time), by which it
-    grows from its minimum on in `GROWING` (nan with fewer than three epochs there)."""
+    grows from its minimum on in `GROWING` (nan with fewer than three epochs there). A run without a record has
+    nan, 0, None, nan."""
 
     ratio: float
     time: float
@@ -343,6 +340,8 @@ def course(table: Mapping[str, list], run: str, convolution: str = "conv1") -> C
     """The `Course` of a run in the table of `smoothness_in_training`."""
     rows = tables.select(table, run=run)
     time, ratio = (np.asarray(rows[name], dtype=float) for name in ("time", f"von_neumann_{convolution}"))
+    if len(time) == 0:
+        return Course(math.nan, 0.0, None, math.nan)
     rough = np.flatnonzero(ratio >= SMOOTH_BELOW)
     lost_after = int(rows["epoch"][rough[0]]) if len(rough) else None
     growing = (ratio >= GROWING[0]) & (ratio < GROWING[1]) & (time > time[np.argmin(ratio)])

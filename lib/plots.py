@@ -383,6 +383,7 @@ def figure_4(layers: tables.Table, averages: tables.Table, title: str = "") -> F
     return figure
 
 
+# Other activations share a colour of their own.
 ACTIVATION_COLORS = {"identity": GREEN, "gelu": BLUE, "relu": VERMILION}
 
 

@@ -249,6 +249,7 @@ def test_the_course_of_an_exponential_is_its_rate():
     flat = table | {"von_neumann_conv1": np.full(100, 2e-4)}
     assert cifar_results.course(flat, "one").lost_after is None
     assert math.isnan(cifar_results.course(flat, "one").rate)
+    assert math.isnan(cifar_results.course(flat, "another").ratio)
 
 
 def test_smoothness_is_drawn_as_it_is_tabled(trained):
