@@ -10,7 +10,7 @@ import numpy as np
 
 from lib import checks, cifar, cifar_training, records, tables
 from lib.convnet import ConvNetConfig
-from lib.distances import ratios_along_depth
+from lib.distances import PARTS, ratios_along_depth
 from lib.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 
 # A smooth curve plus independent noise in each layer that makes up a share p of the variance across layers has a
@@ -271,7 +271,6 @@ def lengths(networks: Mapping[bool, list[Run]]) -> str:
 # Between these ratios growth is exponential: below, layers are hardly more than a straight line over the depth
 # (about 12/L^2), above, growth saturates, since independent layers have 2.
 GROWING = (1e-3, SMOOTH_BELOW)
-PARTS = 8  # of the layers, for smoothness along the depth
 RATIOS = tuple(f"von_neumann_{name}" for name in CONVOLUTIONS)
 
 

@@ -107,7 +107,10 @@ def von_neumann_ratio(weights: Tensor) -> float:
     return float(torch.diff(flat, dim=0).square().mean(dim=0).sum()) / variance
 
 
-def ratios_along_depth(weights: Tensor, parts: int = 8) -> list[float]:
+PARTS = 8  # of the layers, for smoothness along the depth
+
+
+def ratios_along_depth(weights: Tensor, parts: int = PARTS) -> list[float]:
     """The von Neumann ratio in each of ``parts`` equal parts of the layers, from the input to the output.
 
     To be read beside `straight_line_ratio`, which no smooth curve over so few layers is far from.
