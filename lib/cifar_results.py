@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lib import checks, cifar, cifar_training, records, tables
-from lib.convnet import ConvNetConfig
+from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import PARTS, ratios_along_depth
 from lib.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 
@@ -272,6 +272,7 @@ def lengths(networks: Mapping[bool, list[Run]]) -> str:
 # (about 12/L^2), above, growth saturates, since independent layers have 2.
 GROWING = (1e-3, SMOOTH_BELOW)
 RATIOS = tuple(f"von_neumann_{name}" for name in CONVOLUTIONS)
+LEFT = tuple(f"{what}_{name}" for name in CONVOLUTIONS for what in ("left", "share"))
 
 
 def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
@@ -306,6 +307,31 @@ def smoothness_along_depth(runs: Iterable[Run], parts: int = PARTS) -> dict[str,
     return _columns(rows, ("part",))
 
 
+def left_of_initialisation(runs: Iterable[Run]) -> dict[str, list]:
+    """The table of ``smoothness_initialisation.csv``: what the trained networks whose weights are here still have of
+    the weights that they started from, which their seed draws again: run, activation, smooth_init, epochs, time (of
+    training, in all), weight_decay_alone, left_conv1, share_conv1, left_conv2, share_conv2.
+
+    With Z(0) and Z(t) all entries of a convolution over the layers, ``left`` is the c that makes |Z(t) - c Z(0)|
+    least, and ``share`` that of |c Z(0)|^2 in |Z(t)|^2; both are nan where Z(0) is zero. ``weight_decay_alone`` is what
+    c would be without any gradient (`cifar_training.weight_decay_alone`).
+    """
+    rows = []
+    for run in (run for run in runs if run.has_weights):
+        time = cifar_training.training_time(run.config, run.config.train_images or cifar.TRAIN_IMAGES)
+        row = _which(run) | {"time": time, "weight_decay_alone": cifar_training.weight_decay_alone(time)}
+        started, trained = ConvResNet(run.config.network), run.load().network
+        for name in CONVOLUTIONS:
+            before, after = (
+                network.residual_layers.stacked(f"{name}.weight").detach().double() for network in (started, trained)
+            )
+            square, product = float((before * before).sum()), float((before * after).sum())
+            row[f"left_{name}"] = product / square if square else math.nan
+            row[f"share_{name}"] = product**2 / (square * float((after * after).sum())) if square else math.nan
+        rows.append(row)
+    return _columns(rows, ("time", "weight_decay_alone"), LEFT)
+
+
 def _which(run: Run) -> dict[str, Any]:
     config = run.config
     return {
@@ -316,9 +342,9 @@ def _which(run: Run) -> dict[str, Any]:
     }
 
 
-def _columns(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, list]:
+def _columns(rows: list[dict[str, Any]], names: tuple[str, ...], measured: tuple[str, ...] = RATIOS) -> dict[str, list]:
     # By name, so that the columns are there even where no run is.
-    names = ("run", "activation", "smooth_init", "epochs", *names, *RATIOS)
+    names = ("run", "activation", "smooth_init", "epochs", *names, *measured)
     return {name: [row[name] for row in rows] for name in names}
 
 

@@ -163,6 +163,17 @@ def learning_rate(config: CifarConfig, epoch: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
 
 
+def training_time(config: CifarConfig, images: int) -> float:
+    """The sum of the learning rates of all steps of the run, over so many images an epoch."""
+    return steps(config, images) * sum(learning_rate(config, epoch) for epoch in range(config.epochs))
+
+
+def weight_decay_alone(time: float) -> float:
+    """The share of a weight that is left after the training time t where it has no gradient: a step of momentum mu and
+    weight decay lambda counts as 1/(1 - mu) steps of gradient descent, so that exp(-lambda t / (1 - mu)) is left."""
+    return math.exp(-WEIGHT_DECAY * time / (1 - MOMENTUM))
+
+
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     return {

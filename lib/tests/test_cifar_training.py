@@ -184,6 +184,22 @@ def test_schedule_ends_at_zero_with_its_own_epochs():
         optimizer.step(), scheduler.step()
 
 
+def test_weight_decay_alone_is_what_the_optimizer_leaves_without_gradients():
+    config = CifarConfig(epochs=20)
+    weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD(
+        [weight], lr=config.learning_rate, momentum=cifar_training.MOMENTUM, weight_decay=cifar_training.WEIGHT_DECAY
+    )
+    weight.grad = torch.zeros_like(weight)
+    for epoch in range(config.epochs):
+        optimizer.param_groups[0]["lr"] = cifar_training.learning_rate(config, epoch)
+        for _ in range(cifar_training.steps(config, 50_000)):
+            optimizer.step()
+    left = cifar_training.weight_decay_alone(cifar_training.training_time(config, 50_000))
+    assert left < 0.25
+    assert weight.item() == pytest.approx(left, rel=0.01)
+
+
 def test_the_step_is_the_documented_sgd(tmp_path, generated_set):
     """The first step by hand: momentum has no past, decay acts on every parameter."""
     from torch.nn import functional as F

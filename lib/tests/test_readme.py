@@ -20,6 +20,7 @@ from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, closer_b
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import fit_slope, ratios_along_depth
 from lib.network import NetworkConfig
+from lib.records import CONVOLUTIONS
 from lib.training import train
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
@@ -242,6 +243,21 @@ def test_the_weight_tied_gelu_network_of_180_epochs():
         in section
     )
     assert run.values["von_neumann_conv1"] > SMOOTH_BELOW
+
+
+def test_what_is_left_of_the_initial_weights():
+    table = tables.read_csv(paths.FIGURES / "smoothness_initialisation.csv")
+    short, long = (tables.select(table, epochs=epochs) for epochs in (30, 180))
+    long = tables.select(long, smooth_init="True")
+    (section,) = re.findall(r"\*\*Little of the initial weights is left\.\*\*(.*?)\n\n", README, re.DOTALL)
+    alone = f"{100 * short['weight_decay_alone'][0]:.1f} %", f"{long['weight_decay_alone'][0]:.0e}".replace("e-0", "e-")
+    assert f"leaves {alone[0]} of them after 30 epochs, and {alone[1]} after 180" in section
+    left, share = (np.concatenate([short[f"{what}_{name}"] for name in CONVOLUTIONS]) for what in ("left", "share"))
+    assert f"it is {100 * left.min():.1f} to {100 * left.max():.1f} % after 30 epochs" in section
+    assert f"{100 * share.min():.2g} to {100 * share.max():.2g} % of the squared norm" in " ".join(section.split())
+    most = max(long[f"share_{name}"].max() for name in CONVOLUTIONS)
+    assert f"at most {100 * most:.2g} % of it after 180, no more than by chance" in section
+    assert most < 1 / (16 * 16 * 9)
 
 
 def test_where_weight_tied_relu_layers_are_rough():

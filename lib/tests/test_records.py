@@ -237,6 +237,34 @@ def test_smoothness_along_depth_is_that_of_each_part(trained):
     assert len(cifar_results.smoothness_along_depth(runs, parts=4)["part"]) == 4
 
 
+def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
+    config = CifarConfig(depth=8, epochs=30)
+    network = ConvResNet(config.network)
+    with torch.no_grad():
+        network.residual_layers.conv1_weight.mul_(0.25)
+        weight = network.residual_layers.conv2_weight
+        # As long as the weight and orthogonal to it: half of the square of their sum.
+        partner = torch.stack((weight[1::2], -weight[::2]), dim=1).flatten(0, 1)
+        weight.mul_(0.5).add_(0.5 * partner)
+    finish(tmp_path, config, network)
+    records.gather(tmp_path)
+    (run,) = records.read_runs(tmp_path)
+    table = cifar_results.left_of_initialisation([run])
+    found = {name: values[0] for name, values in table.items()}
+    assert (found["left_conv1"], found["share_conv1"]) == pytest.approx((0.25, 1))
+    assert (found["left_conv2"], found["share_conv2"]) == pytest.approx((0.5, 0.5))
+    # 782 steps an epoch; the cosine's values at 30 epochs, from 1 at the first on, sum up to 1.
+    assert found["time"] == pytest.approx(782 * (30 * 0.02 + 0.02))
+    assert found["weight_decay_alone"] == pytest.approx(math.exp(-5e-4 * 10 * found["time"]))
+    zero = replace(config, batch_norm=False)  # conv2 starts at zero
+    finish(tmp_path, zero, ConvResNet(zero.network))
+    records.gather(tmp_path)
+    table = cifar_results.left_of_initialisation(records.read_runs(tmp_path))
+    assert math.isnan(tables.select(table, run=zero.name)["left_conv2"][0])
+    run.path.unlink()
+    assert cifar_results.left_of_initialisation(records.read_runs(tmp_path))["run"] == [zero.name]
+
+
 def test_the_course_of_an_exponential_is_its_rate():
     epochs = np.arange(1, 101)
     # Falls first, then grows, and saturates far above what counts as smooth.
