@@ -45,7 +45,7 @@ PAPER_TABLE = (
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """Which trained networks to look at. ``epochs`` 0 means the longest schedule that there is."""
+    """Which trained networks to look at. ``epochs`` 0 means schedules of any length."""
 
     activation: str = "gelu"
     batch_norm: bool = True
@@ -107,15 +107,24 @@ def draw_entries(seed: int, channels: int = 16) -> dict[str, tuple[int, int, int
     }
 
 
+def networks_by_schedule(runs: Iterable[Run], choice: NetworkChoice, seed: int = 0) -> dict[tuple[int, bool], Run]:
+    """The networks of one choice and seed whose weights are here, by (epochs, smooth_init): the shortest schedule
+    first, and in each the weight-tied network first."""
+    here = [run for run in choice.select(runs, seed=seed) if run.has_weights]
+    here.sort(key=lambda run: (run.config.epochs, not run.config.smooth_init))
+    return {(run.config.epochs, run.config.smooth_init): run for run in here}
+
+
 def entries_across_layers(
-    networks: Mapping[bool, Run], entries: Mapping[str, tuple[int, int, int, int]]
+    networks: Mapping[tuple[int, bool], Run], entries: Mapping[str, tuple[int, int, int, int]]
 ) -> dict[str, list]:
-    """The table of ``figure_3.csv``: smooth_init, convolution, layer (1..L), value."""
-    columns: dict[str, list] = {"smooth_init": [], "convolution": [], "layer": [], "value": []}
-    for smooth, run in networks.items():
+    """The table of ``figure_3.csv``: epochs (of the schedule), smooth_init, convolution, layer (1..L), value."""
+    columns: dict[str, list] = {"epochs": [], "smooth_init": [], "convolution": [], "layer": [], "value": []}
+    for (epochs, smooth), run in networks.items():
         layers = run.load().network.residual_layers
         for name, entry in entries.items():
             values = layers.stacked(f"{name}.weight")[(slice(None), *entry)].tolist()
+            columns["epochs"] += [epochs] * len(values)
             columns["smooth_init"] += [smooth] * len(values)
             columns["convolution"] += [name] * len(values)
             columns["layer"] += range(1, len(values) + 1)

@@ -319,27 +319,32 @@ INITIALISATIONS = ((True, "weight-tied", BLUE), (False, "i.i.d.", VERMILION))
 
 
 @styled
-def figure_3(table: tables.Table, titles: Mapping[bool, str], entries: Mapping[str, Sequence[int]]) -> Figure:
-    """One entry of conv1 and of conv2 across the layers, weight-tied beside i.i.d.
+def figure_3(
+    table: tables.Table, titles: Mapping[tuple[int, bool], str], entries: Mapping[str, Sequence[int]]
+) -> Figure:
+    """One entry of conv1 and of conv2 across the layers, weight-tied beside i.i.d., two rows for each schedule.
 
-    ``table`` has the columns of ``figure_3.csv``; ``titles`` says of each initialisation (True: weight-tied)
-    which network it is; ``entries`` names the entry (out, in, row, column) of "conv1" and "conv2".
+    ``table`` has the columns of ``figure_3.csv``; ``titles`` says of each (epochs, smooth_init) which network it
+    is; ``entries`` names the entry (out, in, row, column) of "conv1" and "conv2".
     """
-    figure, axes = panels(2, rows=2, height=3.6, sharex=True)
-    tied = np.asarray(table["smooth_init"], dtype=bool)
-    for column, (smooth, name, color) in enumerate(INITIALISATIONS):
-        axes[0, column].set_title(titles.get(smooth, name))
-        for panel, (convolution, entry) in zip(axes[:, column], entries.items(), strict=True):
-            rows = (tied == smooth) & (np.asarray(table["convolution"]) == convolution)
-            if not rows.any():
-                panel.text(0.5, 0.5, "no such network is trained yet", ha="center", transform=panel.transAxes)
+    schedules = sorted(set(table["epochs"])) or [0]
+    figure, axes = panels(2, rows=2 * len(schedules), height=3.6 * len(schedules), sharex=True)
+    for first, epochs in zip(axes[::2], schedules, strict=True):
+        for panel, (smooth, name, _) in zip(first, INITIALISATIONS, strict=True):
+            panel.set_title(titles.get((epochs, smooth), name))
+    shown = [(epochs, convolution) for epochs in schedules for convolution in entries]
+    for row, (epochs, convolution) in zip(axes, shown, strict=True):
+        for panel, (smooth, _, color) in zip(row, INITIALISATIONS, strict=True):
+            curve = tables.select(table, epochs=epochs, smooth_init=smooth, convolution=convolution)
+            if len(curve["layer"]) == 0:
+                panel.text(0.5, 0.5, "no such network is here", ha="center", transform=panel.transAxes)
                 panel.set_axis_off()
                 continue
             # A scale of its own for each: what matters is whether a curve is smooth, not where it lies.
-            panel.plot(np.asarray(table["layer"])[rows], np.asarray(table["value"])[rows], color=color, linewidth=0.8)
-            panel.set_ylabel(f"{convolution} $[{','.join(str(i) for i in entry)}]$")
-            if convolution == "conv2":
-                panel.set_xlabel("layer $k$")
+            panel.plot(curve["layer"], curve["value"], color=color, linewidth=0.8)
+            panel.set_ylabel(f"{convolution} $[{','.join(str(i) for i in entries[convolution])}]$")
+    for panel in axes[-1]:
+        panel.set_xlabel("layer $k$")
     return figure
 
 
@@ -374,7 +379,7 @@ def figure_4(layers: tables.Table, averages: tables.Table, title: str = "") -> F
     axes[0].set_xlabel("layer $k$")
     axes[0].set_ylabel(r"$\|\mathrm{conv}_{i,k+1}-\mathrm{conv}_{i,k}\|_F$")
     axes[0].set_title(title)
-    axes[0].legend(loc="center", ncols=2)  # between the two initialisations
+    axes[0].legend()
     axes[1].set_xticks([0, 1], ["conv1", "conv2"])
     axes[1].set_xlim(-0.5, 1.5)
     axes[1].set_title("average over layers, a dot a run")

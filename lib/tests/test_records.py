@@ -138,24 +138,33 @@ def trained(tmp_path, monkeypatch):
 
 
 def test_figure_3_shows_the_drawn_entries(trained):
-    pairs = cifar_results.pairs(records.read_runs(), trained, seed=0)
-    # The 180-epoch run has no i.i.d. counterpart: the pair is one of equal schedules.
-    assert {smooth: [run.config.epochs for run in side] for smooth, side in pairs.items()} == {True: [30], False: [30]}
+    networks = cifar_results.networks_by_schedule(records.read_runs(), trained)
+    assert list(networks) == [(30, True), (30, False), (180, True)]
+    assert all((run.config.epochs, run.config.smooth_init, run.config.seed) == (*of, 0) for of, run in networks.items())
     entries = {"conv1": (1, 2, 0, 2), "conv2": (15, 0, 1, 1)}
-    networks = {smooth: side[0] for smooth, side in pairs.items()}
     table = cifar_results.entries_across_layers(networks, entries)
-    curve = tables.select(table, smooth_init=True, convolution="conv2")
+    curve = tables.select(table, epochs=180, smooth_init=True, convolution="conv2")
     assert curve["layer"].tolist() == list(range(1, 65))
     np.testing.assert_allclose(curve["value"], 0.1 * np.sin(2 * np.pi * np.arange(64) / 64), atol=1e-6)
     noise = tables.select(table, smooth_init=False, convolution="conv1")["value"]
-    layer = networks[False].load().network.state_dict()["residual_layers.7.conv1.weight"]
+    layer = networks[30, False].load().network.state_dict()["residual_layers.7.conv1.weight"]
     assert noise[7] == layer[1, 2, 0, 2].item()
-    title = cifar_results.panel_title(networks[True])
-    assert title == "weight-tied, 30 epochs (paper: 180), test 50.0 %"
-    figure = plots.figure_3(table, {True: title}, entries)
-    drawn = figure.axes[2].lines[0]  # conv2 of the weight-tied network
-    np.testing.assert_array_equal(drawn.get_ydata(), curve["value"])
-    assert figure.axes[2].get_ylabel() == "conv2 $[15,0,1,1]$"
+    titles = {of: cifar_results.panel_title(run) for of, run in networks.items()}
+    assert titles[30, True] == "weight-tied, 30 epochs (paper: 180), test 50.0 %"
+    panels = np.reshape(plots.figure_3(table, titles, entries).axes, (4, 2))
+    assert [panel.get_title() for panel in panels[::2].flat] == [*titles.values(), "i.i.d."]
+    drawn = panels[3, 0]  # conv2 of the weight-tied network of 180 epochs
+    np.testing.assert_array_equal(drawn.lines[0].get_ydata(), curve["value"])
+    assert drawn.get_ylabel() == "conv2 $[15,0,1,1]$"
+    assert [panel.texts[0].get_text() for panel in panels[2:, 1]] == ["no such network is here"] * 2
+    networks[30, True].path.unlink()
+    assert list(cifar_results.networks_by_schedule(records.read_runs(), trained)) == [(30, False), (180, True)]
+
+
+def test_pairs_are_of_equal_schedules(trained):
+    pairs = cifar_results.pairs(records.read_runs(), trained, seed=0)
+    # The 180-epoch run has no i.i.d. counterpart.
+    assert {smooth: [run.config.epochs for run in side] for smooth, side in pairs.items()} == {True: [30], False: [30]}
 
 
 def test_entries_are_drawn_from_all_by_their_seed():
@@ -306,7 +315,7 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
         plots.figure_4(layers, averages),
         plots.smoothness(cifar_results.smoothness_in_training([]), cifar_results.smoothness_along_depth([])),
     ):
-        assert figure.axes[0].texts[0].get_text() == "no such network is trained yet"
+        assert figure.axes[0].texts[0].get_text().startswith("no such network is")
     assert cifar_results.nothing_trained(choice) == (
         "checkpoints/ holds no gelu network with batch norm of depth 256 yet: make train ACTIVATION=gelu trains one."
     )
