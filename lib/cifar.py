@@ -6,6 +6,7 @@ normalisation per channel (so the border is black, not the mean colour).
 """
 
 import argparse
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,9 +124,16 @@ def augment(pixels: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
 
 def normalise(pixels: Tensor) -> Tensor:
     """Pixels 0..255 -> (pixel / 255 - mean) / std per channel, float32, shape kept."""
-    scale = torch.tensor([1 / (255 * std) for std in STD], device=pixels.device).view(3, 1, 1)
-    shift = torch.tensor([mean / std for mean, std in zip(MEAN, STD, strict=True)], device=pixels.device)
-    return (pixels * scale - shift.view(3, 1, 1)).contiguous()
+    scale, shift = _normalisation(pixels.device)
+    return (pixels * scale - shift).contiguous()
+
+
+@functools.cache
+def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Made once: on a GPU a new tensor waits for a copy, which a CUDA graph does not allow.
+    scale = torch.tensor([1 / (255 * std) for std in STD], device=device).view(3, 1, 1)
+    shift = torch.tensor([mean / std for mean, std in zip(MEAN, STD, strict=True)], device=device)
+    return scale, shift.view(3, 1, 1)
 
 
 def batch(images: Images, epoch: Epoch, start: int, size: int) -> tuple[Tensor, Tensor]:

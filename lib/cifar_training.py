@@ -152,6 +152,11 @@ def steps(config: CifarConfig, images: int) -> int:
     return math.ceil(images / config.batch_size) - (images % config.batch_size == 1)
 
 
+def tests_after(config: CifarConfig, epoch: int) -> bool:
+    """Whether the network is evaluated on the test images after that epoch (0-based)."""
+    return (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs
+
+
 def start_trial_anew(config: CifarConfig) -> None:
     """Forget the state of a trial, which takes seconds; a run on the whole set always goes on from its state."""
     if config.trial:
@@ -172,6 +177,13 @@ def weight_decay_alone(time: float) -> float:
     """The share of a weight that is left after the training time t where it has no gradient: a step of momentum mu and
     weight decay lambda counts as 1/(1 - mu) steps of gradient descent, so that exp(-lambda t / (1 - mu)) is left."""
     return math.exp(-WEIGHT_DECAY * time / (1 - MOMENTUM))
+
+
+def without_tf32() -> None:
+    """Full float32 on CUDA. TF32 rounds to 10 bits; rounding is independent noise in each layer, and smoothness
+    across layers is what these runs measure."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def versions() -> dict[str, str]:
@@ -220,20 +232,17 @@ def train(
     checks.positive_int("threads", threads, least=0)
     if threads:
         torch.set_num_threads(threads)
-    # TF32 rounds to 10 bits. Rounding is independent noise in each layer, and smoothness across layers is
-    # what these runs measure.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    without_tf32()
 
-    run = _Run(config, device)
-    with _alone_in(folder):
+    run = Training(config, device)
+    with alone_in(folder):
         state = read_state(folder)
         if state is not None:
             run.restore(state, folder)
         yield from _epochs(run, folder, report_every, download)
 
 
-def _epochs(run: "_Run", folder: Path, report_every: int, download: bool) -> Iterator[Progress | EpochRecord]:
+def _epochs(run: "Training", folder: Path, report_every: int, download: bool) -> Iterator[Progress | EpochRecord]:
     config, device = run.config, run.device
     if run.epoch == config.epochs:
         return
@@ -249,30 +258,23 @@ def _epochs(run: "_Run", folder: Path, report_every: int, download: bool) -> Ite
             if report_every and running.batch % report_every == 0:
                 yield running
         test_loss = test_accuracy = None
-        if (run.epoch + 1) % config.test_every == 0 or run.epoch + 1 == config.epochs:
+        if tests_after(config, run.epoch):
             test_loss, test_accuracy = evaluate(run.network, test_set)
-        record = EpochRecord(
-            epoch=run.epoch,
-            learning_rate=learning_rate(config, run.epoch),
-            train_loss=running.loss,
-            train_accuracy=running.accuracy,
-            test_loss=test_loss,
-            test_accuracy=test_accuracy,
-            von_neumann_conv1=smoothness(run.network, "conv1"),
-            von_neumann_conv2=smoothness(run.network, "conv2"),
-            seconds=round(time.perf_counter() - started, 3),
+        ratios = {name: smoothness(run.network, name) for name in ("conv1", "conv2")}
+        record = run.complete(
+            (running.loss, running.accuracy),
+            (test_loss, test_accuracy),
+            ratios,
+            seconds=time.perf_counter() - started,
             device=device_name(device),
             engine=run.network.engine,
-            threads=torch.get_num_threads(),
         )
-        run.log.append(asdict(record))
-        run.epoch += 1
         run.save(folder)
         yield record
 
 
-class _Run:
-    """Everything that a run must carry over an interruption: network, optimiser, random state, log."""
+class Training:
+    """A run: everything that a run must carry over an interruption: network, optimiser, random state, log."""
 
     def __init__(self, config: CifarConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -320,6 +322,36 @@ class _Run:
             if reported or batch % CHECK_EVERY == 0 or batch == batches:
                 seen = min(batch * size, total)
                 yield Progress(self.epoch, batch, batches, loss_sum.item() / seen, 100 * correct.item() / seen)
+
+    def complete(
+        self,
+        train: tuple[float, float],
+        test: tuple[float | None, float | None],
+        ratios: dict[str, float | None],
+        *,
+        seconds: float,
+        device: str,
+        engine: str,
+    ) -> EpochRecord:
+        """Log the epoch that is over, and go to the next. ``train`` and ``test``: loss and accuracy; ``ratios`` by
+        the convolution's name; ``device`` and ``engine`` in words."""
+        record = EpochRecord(
+            epoch=self.epoch,
+            learning_rate=learning_rate(self.config, self.epoch),
+            train_loss=train[0],
+            train_accuracy=train[1],
+            test_loss=test[0],
+            test_accuracy=test[1],
+            von_neumann_conv1=ratios["conv1"],
+            von_neumann_conv2=ratios["conv2"],
+            seconds=round(seconds, 3),
+            device=device,
+            engine=engine,
+            threads=torch.get_num_threads(),
+        )
+        self.log.append(asdict(record))
+        self.epoch += 1
+        return record
 
     def save(self, folder: Path) -> None:
         state = {
@@ -445,7 +477,7 @@ def read_state(folder: Path | str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system frees however the process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:

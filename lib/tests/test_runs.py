@@ -103,7 +103,7 @@ def test_a_run_that_was_stopped_says_where_it_goes_on(tmp_path, monkeypatch, cap
     config = CifarConfig(depth=2, epochs=7)
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(runs.cifar, "load", lambda train: None)
-    run = cifar_training._Run(config, torch.device("cpu"))
+    run = cifar_training.Training(config, torch.device("cpu"))
     run.epoch = 3
     folder = cifar_training.run_folder(config)
     folder.mkdir(parents=True)
