@@ -45,7 +45,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help figures $(FIGURES) train checkpoints sweep test lab report env engine bench notebooks clean distclean
+.PHONY: help figures $(FIGURES) train checkpoints sweep stack test lab report env engine bench notebooks clean distclean
 
 help: ## This list
 	@echo 'make TARGET [PROFILE=paper|released|quick] [PYTHON=interpreter to use as it is]'
@@ -107,6 +107,10 @@ sweep: $(PENDING)
 $(PENDING):
 	@$(LAUNCH) $(PYTHON) -m lib.runs $@ $(SCHEDULE) --set "$(strip $(PLACE))"
 endif
+
+stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
+	@$(PYTHON) -m lib.cifar
+	@$(PYTHON) -m lib.stacked_training $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DEVICE),--device $(DEVICE)) $(STACK)
 
 # --- Tests ---
 # Two at a time, one thread each: that is what fills two cores. Each part's output comes in one piece.

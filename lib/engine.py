@@ -75,7 +75,7 @@ def name() -> str:
     """The extension's name, with the key of all that its machine code depends on."""
     parts = [torch.__version__, sys.version, platform.machine(), _processor(), *compiler_flags()]
     digest = hashlib.sha256("\n".join(parts).encode())
-    for source in sorted(paths.CSRC.iterdir()):
+    for source in sorted(path for path in paths.CSRC.iterdir() if path.suffix in (".cpp", ".h")):
         digest.update(source.name.encode() + b"\n" + source.read_bytes())
     return f"engine_{digest.hexdigest()[:16]}"
 

@@ -1,0 +1,400 @@
+"""Stacked runs: the CUDA kernels' mathematics with their threads played on the CPU, and whole steps beside runs alone.
+
+The same source is compiled as C++ (cuda_on_cpu.h), so that these tests need no GPU. What they cannot show is what only
+hardware has, races and speed; where there is a GPU, the last tests run the kernels on it.
+"""
+
+import copy
+import ctypes
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import cifar, cifar_training, paths, records, stacked_layers, stacked_training
+from lib.cifar_training import MOMENTUM, WEIGHT_DECAY, CifarConfig, Training
+from lib.convnet import ConvNetConfig, ConvResNet
+from lib.stacked_layers import StackedLayers
+from lib.stacked_training import Stack
+
+CPU = torch.device("cpu")
+BLOCKS, IMAGES = 2, 4
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0),
+    reason="stacked runs need a GPU of compute capability 9.0",
+)
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "c++")) is None, reason="there is no C++ compiler to play the kernels with"
+)
+
+
+class Played:
+    """`stacked_layers.Kernels` on the CPU."""
+
+    blocks = BLOCKS
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def launch(self, name: str, arguments: ctypes.Structure, blocks: int) -> None:
+        function = getattr(self.library, f"{name}_on_cpu")
+        function(ctypes.byref(arguments), *([] if name in ("stack_update", "stack_prepare") else [blocks]))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> ctypes.CDLL:
+    target = tmp_path_factory.mktemp("stack") / "stack.so"
+    sizes = [f"-DBLOCKS={BLOCKS}", f"-DIMAGES={IMAGES}", f"-DWARPS={stacked_layers.WARPS}", "-DON_CPU"]
+    tests = Path(__file__).parent
+    command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{paths.CSRC}", f"-I{tests}"]
+    subprocess.run([*command, *sizes, str(tests / "conv_stack_on_cpu.cpp"), "-o", str(target)], check=True)
+    library = ctypes.CDLL(str(target))
+    library.shared_bytes.restype = library.kept_floats.restype = ctypes.c_long
+    return library
+
+
+@pytest.fixture
+def kernels(library, monkeypatch) -> Played:
+    monkeypatch.setattr(stacked_layers, "BATCH", BLOCKS * IMAGES)
+    monkeypatch.setenv("LIB_ENGINE", "off")
+    return Played(library)
+
+
+def networks(*activations: str, depth: int = 2) -> list[ConvResNet]:
+    """Networks away from their initialisation, where every block is 0."""
+    found = [
+        ConvResNet(ConvNetConfig(depth=depth, activation=activation, smooth_init=False, seed=seed)).train()
+        for seed, activation in enumerate(activations)
+    ]
+    generator = torch.Generator().manual_seed(1)
+    for network in found:
+        for name in ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias"):
+            tensor = network.residual_layers.stacked(name)
+            tensor.data += torch.randn(tensor.shape, generator=generator) / 2
+    return found
+
+
+def rows(images: torch.Tensor) -> torch.Tensor:
+    """(n, 16, 10, 10) -> (n, 100, 16)"""
+    return images.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def images_of(rows: torch.Tensor) -> torch.Tensor:
+    return rows.unflatten(1, (10, 10)).permute(0, 3, 1, 2).contiguous()
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """|found - expected| / |expected|"""
+    found = found.cpu().double()
+    return float((found - expected.cpu()).norm() / expected.cpu().norm())
+
+
+def exact(network: ConvResNet, h: torch.Tensor, above: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By float64 autograd: h_L, dl/dh_0, all gradients and running statistics, and h_L in evaluation mode."""
+    layers = copy.deepcopy(network).double().residual_layers
+    x = images_of(h).double().requires_grad_()
+    h_L = layers(x)
+    h_L.backward(images_of(above).double())
+    found = {"h_L": rows(h_L.detach()), "dl/dh_0": rows(x.grad)}
+    parts = [f"{part}.weight" for part in ("conv1", "conv2", "bn1", "bn2")] + ["bn1.bias", "bn2.bias"]
+    found |= {f"gradient of {name}": layers.stacked(name).grad for name in parts}
+    found |= {name: layers.stacked(name) for name in layers.names() if "running" in name}
+    found["h_L in evaluation"] = rows(layers.eval()(x).detach())
+    return found
+
+
+def stacked(layers: StackedLayers, h: torch.Tensor, above: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same of all networks of a stack, under the same names, the runs first."""
+    found = {"h_L": layers.forward(h), "dl/dh_0": layers.backward(above)}
+    gradients = layers.gradients | layers.weight_gradients()
+    found |= {f"gradient of {name}": tensor for name, tensor in gradients.items()}
+    found |= layers.running
+    found["h_L in evaluation"] = layers.forward(h, training=False)
+    return found
+
+
+def given(runs: int, n: int, device=CPU) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return tuple(torch.randn(runs, n, 100, 16, generator=generator).to(device) for _ in range(2))
+
+
+@needs_compiler
+@pytest.mark.parametrize("n", [BLOCKS * IMAGES, BLOCKS])  # a whole batch, and one image a block
+def test_forward_and_backward_agree_with_float64_autograd(kernels, n):
+    nets = networks("gelu", "relu", "identity")
+    h, above = given(3, n)
+    found = stacked(StackedLayers(nets, kernels, CPU), h, above)
+    for run, network in enumerate(nets):
+        for name, tensor in exact(network, h[run], above[run]).items():
+            assert apart(found[name][run], tensor) < 3e-6, (run, name)
+    assert not found["gradient of conv1.bias"].any()
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1e-15, 1e6])
+def test_small_and_large_gradients_keep_their_digits(kernels, size):
+    """Half precision reaches from 6e-8 to 65504; the kernels choose a power of two for each layer."""
+    (network,) = networks("gelu")
+    h, above = given(1, BLOCKS)
+    found = stacked(StackedLayers([network], kernels, CPU), h, above * size)
+    expected = exact(network, h[0], above[0].double() * size)
+    for name in ("dl/dh_0", "gradient of conv1.weight", "gradient of conv2.weight"):
+        assert apart(found[name][0], expected[name]) < 3e-6, name
+
+
+@needs_compiler
+def test_a_run_does_not_depend_on_its_company(kernels):
+    nets = networks("gelu", "relu")
+    h, above = given(2, BLOCKS)
+    together = stacked(StackedLayers(nets, kernels, CPU), h, above)
+    alone = stacked(StackedLayers(nets[1:], kernels, CPU), h[1:], above[1:])
+    for name, tensor in alone.items():
+        assert torch.equal(tensor[0], together[name][1]), name
+
+
+@needs_compiler
+def test_a_step_is_that_of_torch_sgd(kernels):
+    (network,) = networks("gelu")
+    layers = StackedLayers([network], kernels, CPU)
+    h, above = given(1, BLOCKS)
+    names = list(layers.parameters)
+    expected = [layers.parameters[name].clone().requires_grad_() for name in names]
+    optimizer = torch.optim.SGD(expected, lr=0.3, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    momenta = {name: torch.zeros_like(tensor) for name, tensor in layers.parameters.items()}
+    for _ in range(2):  # the second with momentum, and with the weights as the first left them for the kernels
+        layers.forward(h)
+        layers.backward(above)
+        gradients = layers.gradients | layers.weight_gradients()
+        for name, parameter in zip(names, expected, strict=True):
+            parameter.grad = gradients[name].clone()
+        optimizer.step()
+        layers.update(momenta, torch.tensor(0.3))
+    for name, parameter in zip(names, expected, strict=True):
+        assert apart(layers.parameters[name], parameter.detach().double()) < 1e-6, name
+    prepared = layers.buffers["weight"].clone()
+    layers.prepare()
+    assert torch.equal(prepared, layers.buffers["weight"])
+
+
+@needs_compiler
+def test_sizes_are_those_of_the_source(kernels, library):
+    forward, backward = stacked_layers.shared_bytes(BLOCKS)
+    assert 0 <= forward - library.shared_bytes(0) < 16
+    assert backward == library.shared_bytes(1)
+    assert stacked_layers.kept_floats(BLOCKS) == library.kept_floats()
+
+
+def test_a_block_fits_into_the_shared_memory_of_a_multiprocessor():
+    for blocks in stacked_training.BLOCKS_A_RUN:
+        assert stacked_layers.shared_bytes(blocks)[1] <= 227 * 1024
+
+
+# ---- Whole networks ----
+
+SHORT = {"depth": 2, "batch_size": BLOCKS * IMAGES, "train_images": 10, "test_images": 3, "epochs": 2, "test_every": 2}
+SHALLOW = {**SHORT, "depth": 1}
+
+
+def sets(config: CifarConfig) -> list[cifar.Images]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        cifar.Images(
+            torch.randint(256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8),
+            torch.randint(10, (n,), generator=generator),
+        )
+        for n in (config.train_images, config.test_images)
+    ]
+
+
+@needs_compiler
+def test_a_stack_trains_as_its_runs_alone(kernels):
+    configs = [
+        CifarConfig(activation=activation, smooth_init=smooth, seed=seed, **SHORT)
+        for activation, smooth, seed in (("gelu", True, 0), ("relu", False, 1))
+    ]
+    train_set, test_set = sets(configs[0])
+    runs = [Training(config, CPU) for config in configs]
+    stack = Stack(runs, train_set, test_set, CPU, kernels)
+    values = stack.train_epoch(0), stack.evaluate(), stack.smoothness()
+    stack.give_back()
+    for place, config in enumerate(configs):
+        alone = Training(config, CPU)
+        *_, progress = alone.train_epoch(train_set, 0)
+        found = [values[0][0][place], values[0][1][place], values[1][0][place], values[1][1][place]]
+        test = cifar_training.evaluate(alone.network, test_set)
+        assert torch.tensor(found).tolist() == pytest.approx([progress.loss, progress.accuracy, *test], rel=1e-6)
+        assert values[2][place]["conv1"] == pytest.approx(cifar_training.smoothness(alone.network, "conv1"), rel=1e-5)
+        state = runs[place].network.state_dict()
+        for name, tensor in alone.network.state_dict().items():
+            assert torch.allclose(state[name].double(), tensor.double(), rtol=1e-4, atol=1e-6), name
+        for one, other in zip(alone.network.parameters(), runs[place].network.parameters(), strict=True):
+            momenta = [run.optimizer.state[p]["momentum_buffer"] for run, p in ((alone, one), (runs[place], other))]
+            assert torch.allclose(*momenta, rtol=1e-3, atol=1e-6)
+
+
+@needs_compiler
+def test_a_stacked_run_is_saved_and_gone_on_with(kernels, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    config = CifarConfig(**SHALLOW)
+    train_set, test_set = sets(config)
+    monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
+    whole = list(stacked_training.train([config], device="cpu", kernels=kernels))
+    folder = cifar_training.run_folder(config)
+    finished = cifar_training.read_state(folder)
+    assert [written[0].epoch for written in whole] == [0, 1]
+    assert whole[0][0].test_accuracy is None
+    assert whole[1][0].test_accuracy is not None
+    assert whole[1][0].engine == "stacked (1 runs)"
+    assert list(stacked_training.train([config], device="cpu", kernels=kernels)) == []  # it is finished
+
+    (folder / cifar_training.STATE_FILE).unlink()
+    first = list(stacked_training.train([config], device="cpu", kernels=kernels, minutes=0.0))
+    assert len(first) == 1
+    assert cifar_training.read_state(folder)["epoch"] == 1
+    list(stacked_training.train([config], device="cpu", kernels=kernels))
+    again = cifar_training.read_state(folder)
+    for name, tensor in finished["network"].items():
+        assert torch.equal(tensor, again["network"][name]), name
+
+
+@needs_compiler
+def test_a_diverged_run_leaves_the_others_alone(kernels, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    configs = [CifarConfig(activation=activation, **{**SHALLOW, "epochs": 1}) for activation in ("gelu", "relu")]
+    train_set, test_set = sets(configs[0])
+    monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
+    initialise = Training.__init__
+
+    def broken(self, config, device):
+        initialise(self, config, device)
+        if config.activation == "relu":
+            self.network.linear.bias.data[0] = float("nan")
+
+    monkeypatch.setattr(Training, "__init__", broken)
+    training = stacked_training.train(configs, device="cpu", kernels=kernels)
+    assert len(next(training)) == 1
+    with pytest.raises(stacked_training.Divergence, match=r"not finite: relu_\S* in epoch 1\. Try a smaller"):
+        next(training)
+    assert cifar_training.read_state(cifar_training.run_folder(configs[0]))["epoch"] == 1
+    assert cifar_training.read_state(cifar_training.run_folder(configs[1])) is None
+
+
+# ---- Errors and the command line ----
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"depth": 3}, "differ in activation, initialisation and seed alone"),
+        ({"epochs": 30}, "differ in activation, initialisation and seed alone"),
+        ({"activation": "tanh"}, "one of the activations gelu, relu, identity"),
+        ({"batch_norm": False}, "differ in activation, initialisation and seed alone"),
+    ],
+)
+def test_runs_that_cannot_be_stacked_are_named(other, words):
+    config = CifarConfig()
+    changed = replace(config, **other)
+    with pytest.raises(ValueError, match=f"{changed.name}.*{words}"):
+        next(stacked_training.train([config, changed], device="cpu", kernels=object()))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (CifarConfig(batch_norm=False), "that takes batch norm and one of the activations"),
+        (CifarConfig(channels=8), "it has 8 channels and batches of 64, expected 16 and 64"),
+        (CifarConfig(batch_size=32), "it has 16 channels and batches of 32, expected 16 and 64"),
+    ],
+)
+def test_a_network_that_the_kernels_do_not_know_is_refused(config, words):
+    with pytest.raises(ValueError, match=words):
+        next(stacked_training.train([config], device="cpu", kernels=object()))
+
+
+def test_a_last_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match="1001 training images leave 41 for the last batch, expected a multiple of 8"):
+        stacked_training._check_batches(1001, 8)
+    for blocks in stacked_training.BLOCKS_A_RUN:
+        stacked_training._check_batches(cifar.TRAIN_IMAGES, blocks)
+
+
+def test_without_cuda_a_sentence_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert stacked_training.main(["--epochs", "7"]) == 2
+    assert capsys.readouterr().err == "device is 'cuda', but PyTorch sees no CUDA device here: use cpu.\n"
+    assert stacked_training.main(["--epochs", "7", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == "device is 'cpu', and stacked runs need CUDA: train runs alone on the CPU.\n"
+
+
+def test_the_command_takes_runs_by_name_or_the_pending_ones(capsys):
+    assert stacked_training.main(["nonsense"]) == 2
+    assert capsys.readouterr().err == "checkpoints/sweep.csv lists no run of the name nonsense.\n"
+    assert stacked_training.main(["--most", "0"]) == 2
+    assert capsys.readouterr().err.startswith("most is 0, expected")
+    pending = stacked_training._pending([], 7)
+    assert {config.seed for config in pending} == {0, 1, 2, 3, 4}
+    assert all(config.batch_norm and config.epochs == 7 for config in pending)
+    assert stacked_training.main(["gelu_iid_bn_depth256_lr0.04_epochs180_seed0"]) == 0
+    assert capsys.readouterr().out == "All of these runs are finished.\n"
+
+
+@needs_compiler
+def test_the_command_trains_and_publishes_stack_after_stack(kernels, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").mkdir()
+    columns = {"depth": 1, "batch_size": BLOCKS * IMAGES, "epochs": 1}
+    runs = [f"{activation},{','.join(map(str, columns.values()))}" for activation in ("gelu", "relu", "tanh")]
+    (tmp_path / "checkpoints" / records.SWEEP).write_text("\n".join([f"activation,{','.join(columns)}", *runs]) + "\n")
+    train_set, test_set = sets(CifarConfig(**SHALLOW))
+    monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
+    train = stacked_training.train
+
+    def on_cpu(configs, **given):
+        return train(configs, **{**given, "device": "cpu"}, kernels=kernels)
+
+    monkeypatch.setattr(stacked_training, "train", on_cpu)
+    assert stacked_training.main(["--most", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("A stack of 1 runs: ") == 2
+    assert said.count("epoch 1 of 1, ") == 2
+    finished = [run.config.activation for run in records.read_runs(tmp_path / "checkpoints")]
+    assert finished == ["gelu", "relu"]  # tanh is none of the kernels' activations
+    assert all(run.has_weights for run in records.read_runs(tmp_path / "checkpoints"))
+
+
+def test_few_runs_have_more_blocks_each():
+    assert [stacked_training.blocks_a_run(runs, 132) for runs in (1, 7, 8, 15, 40)] == [16, 16, 8, 8, 8]
+
+
+# ---- On a GPU ----
+
+
+@needs_cuda
+@pytest.mark.parametrize("blocks", stacked_training.BLOCKS_A_RUN)
+def test_the_kernels_on_a_gpu_agree_with_float64_autograd(blocks):
+    device = torch.device("cuda")
+    nets = networks("gelu", "relu", "identity", depth=16)
+    h, above = given(3, 64, device)
+    layers = StackedLayers(nets, stacked_layers.Kernels(blocks, device), device)
+    found = stacked(layers, h, above)
+    for run, network in enumerate(nets):
+        for name, tensor in exact(network, h[run].cpu(), above[run].cpu()).items():
+            assert apart(found[name][run], tensor) < 1e-5, (run, name)
+    assert torch.equal(layers.backward(above), found["dl/dh_0"])
+
+
+@needs_cuda
+def test_a_stack_on_a_gpu_starts_as_its_runs_alone():
+    """Until the sign of a ReLU turns by rounding in one of them, two ways of computing a run agree to rounding."""
+    config = CifarConfig(depth=16, train_images=640, test_images=64, epochs=1)
+    device = torch.device("cuda")
+    train_set, test_set = (cifar.Images(one.pixels.cuda(), one.labels.cuda()) for one in sets(config))
+    run, alone = Training(config, CPU), Training(config, device)
+    loss, _ = Stack([run], train_set, test_set, device).train_epoch(0)
+    *_, progress = alone.train_epoch(train_set, 0)
+    assert float(loss[0]) == pytest.approx(progress.loss, abs=1e-4)
