@@ -215,6 +215,54 @@ def test_table_of_the_trained_networks():
     assert quoted == sides[True] & sides[False]
 
 
+def test_table_of_the_five_seeds():
+    (section,) = re.findall(r"\*\*Five seeds of 30 epochs\.\*\*(.*?)\*\*GELU over", README, re.DOTALL)
+    apart = {}
+    for activation in ("gelu", "relu", "identity"):
+        choice = NetworkChoice(activation, epochs=30)
+        tied, iid = (choice.select(records.read_runs(), smooth_init=smooth) for smooth in (True, False))
+        assert [run.config.seed for run in tied] == [run.config.seed for run in iid] == [0, 1, 2, 3, 4]
+        assert {run.values["device"] for run in tied + iid} == {"cpu", "cuda (NVIDIA H200)"}
+        assert {run.config.seed for run in tied + iid if run.values["device"] == "cpu"} == {0}
+        accuracies = [[run.values["test_accuracy"] for run in runs] for runs in (tied, iid)]
+        ratios = [[run.values["von_neumann_conv1"] for run in runs] for runs in (tied, iid)]
+        cells = [f"{min(side):.2f} to {max(side):.2f} %" for side in accuracies]
+        cells += [f"{min(ratios[0]):.2g} to {max(ratios[0]):.2g}", f"{min(ratios[1]):.2f} to {max(ratios[1]):.2f}"]
+        name = {"gelu": "GELU", "relu": "ReLU"}.get(activation, activation)
+        assert f"| with {name} | {' | '.join(cells)} |" in section
+        apart[activation] = np.subtract(*accuracies)
+        assert (max(ratios[0]) < SMOOTH_BELOW) == (activation != "relu")
+        assert activation != "relu" or min(ratios[0]) > SMOOTH_BELOW
+    assert max(apart["gelu"].max(), apart["relu"].max()) < 0
+    assert f"with identity they are within {abs(apart['identity']).max():.2f} points" in section
+
+
+def test_networks_that_were_trained_on_two_devices():
+    table = tables.read_csv(paths.CHECKPOINTS / "devices.csv")
+    cpu, gpu = (tables.select(table, device=device) for device in ("cpu", "cuda (NVIDIA H200)"))
+    assert list(cpu["run"]) == list(gpu["run"])
+    assert len(cpu["run"]) == 7
+    assert "Seven of these networks were trained on both machines" in README
+    differences = np.abs(cpu["test_accuracy"] - gpu["test_accuracy"])
+    assert f"test accuracies differ by at most {differences.max():.2f} points" in README
+    ratios = gpu["von_neumann_conv1"] / cpu["von_neumann_conv1"]
+    assert f"von Neumann ratios within {100 * max(ratios.max() - 1, 1 - ratios.min()):.0f} % of each other" in README
+    for run in records.read_runs():  # the rows are those of runs.csv where that has them
+        for side in (cpu, gpu):
+            if run.config.name in side["run"] and run.values["device"] == side["device"][0]:
+                row = tables.rows(tables.select(side, run=run.config.name))[0]
+                assert row["test_accuracy"] == run.values["test_accuracy"]
+                assert row["von_neumann_conv1"] == run.values["von_neumann_conv1"]
+
+
+def test_time_of_a_stack():
+    stacked = [run.values for run in records.read_runs() if str(run.values["engine"]).startswith("stacked")]
+    assert {values["engine"] for values in stacked} == {"stacked (15 runs)"}
+    (seconds,) = {f"{values['seconds']:.0f}" for values in stacked}
+    said = f"30 epochs of 15 networks took {seconds} s, {int(seconds) / 30 / 15:.2f} s a network and epoch"
+    assert said in " ".join(README.split())
+
+
 def courses():
     """How the smoothness of the weight-tied runs of the gallery goes: {(activation, epochs): Course}."""
     table = tables.read_csv(paths.FIGURES / "smoothness.csv")
