@@ -16,8 +16,9 @@ from lib import parameters, paths
 # The names that differ between the package index and conda-forge, and between a package and its import.
 CONDA_NAMES = {"torch": "pytorch"}
 IMPORT_NAMES = {"yaml": "pyyaml"}
-# These come with jupyterlab, papermill and matplotlib, whose files, kernels, pages and images they are.
-COMES_ALONG = {"IPython", "PIL", "nbclient", "nbconvert", "nbformat"}
+# These come with jupyterlab, papermill and matplotlib, whose files, kernels, pages and images they are, and with
+# PyTorch's CUDA build.
+COMES_ALONG = {"IPython", "PIL", "cuda", "nbclient", "nbconvert", "nbformat"}
 TOOLS = ("sh", "bash", "make", "rm", "cp", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
 
 
