@@ -75,14 +75,15 @@ class NetworkChoice:
         )
 
 
-def pairs(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[bool, list[Run]]:
-    """Weight-tied (True) and i.i.d. (False) runs of one choice, on schedules of the same length where both
-    have one, and else on the longest of each. An initialisation without any run is left out."""
-    sides = {smooth: choice.select(runs, smooth_init=smooth, **conditions) for smooth in NAMES}
-    lengths = [{run.config.epochs for run in side} for side in sides.values()]
-    if common := set.intersection(*lengths):
-        sides = {smooth: records.select(side, epochs=max(common)) for smooth, side in sides.items()}
-    return {smooth: records.longest_schedule(side) for smooth, side in sides.items() if side}
+def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[int, dict[bool, list[Run]]]:
+    """Weight-tied (True) and i.i.d. (False) runs of one choice for each length of schedule, the shortest first: lengths
+    are never mixed. An initialisation without any run is left out."""
+    found: dict[int, dict[bool, list[Run]]] = {}
+    for run in sorted(
+        choice.select(runs, **conditions), key=lambda run: (run.config.epochs, not run.config.smooth_init)
+    ):
+        found.setdefault(run.config.epochs, {}).setdefault(run.config.smooth_init, []).append(run)
+    return found
 
 
 def nothing_trained(choice: NetworkChoice) -> str:
@@ -232,23 +233,26 @@ def _trained(epochs: int, runs: int) -> str:
 
 
 def successive_distance_tables(
-    networks: Mapping[bool, list[Run]], distances: Mapping[str, np.ndarray]
+    networks: Mapping[int, Mapping[bool, list[Run]]], distances: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, list], dict[str, list]]:
-    """The tables of figure 4 out of ``successive_distance.csv``: per layer, mean over runs (smooth_init,
-    convolution, layer, distance), and averaged over layers (smooth_init, convolution, seed, average)."""
-    layers: dict[str, list] = {"smooth_init": [], "convolution": [], "layer": [], "distance": []}
-    averages: dict[str, list] = {"smooth_init": [], "convolution": [], "seed": [], "average": []}
-    for smooth, runs in networks.items():
+    """The tables of figure 4 out of ``successive_distance.csv``: per layer, mean over runs (epochs, smooth_init,
+    convolution, layer, distance), and averaged over layers (epochs, smooth_init, convolution, seed, average)."""
+    layers: dict[str, list] = {"epochs": [], "smooth_init": [], "convolution": [], "layer": [], "distance": []}
+    averages: dict[str, list] = {"epochs": [], "smooth_init": [], "convolution": [], "seed": [], "average": []}
+    sides = [(epochs, smooth, runs) for epochs, pair in networks.items() for smooth, runs in pair.items()]
+    for epochs, smooth, runs in sides:
         for name in CONVOLUTIONS:
             curves = []
             for run in runs:
                 rows = (distances["run"] == run.config.name) & (distances["convolution"] == name)
                 curves.append(distances["distance"][rows][np.argsort(distances["layer"][rows])])
+                averages["epochs"].append(epochs)
                 averages["smooth_init"].append(smooth)
                 averages["convolution"].append(name)
                 averages["seed"].append(run.config.seed)
                 averages["average"].append(float(curves[-1].mean()))
             mean = np.mean(curves, axis=0)
+            layers["epochs"] += [epochs] * len(mean)
             layers["smooth_init"] += [smooth] * len(mean)
             layers["convolution"] += [name] * len(mean)
             layers["layer"] += range(1, len(mean) + 1)
@@ -256,23 +260,27 @@ def successive_distance_tables(
     return layers, averages
 
 
-def closer_by(averages: Mapping[str, list]) -> dict[str, float]:
-    """How many times closer successive layers are from weight-tied than from i.i.d. initialisation: for each
-    convolution the ratio of the medians over runs of the averages (without an entry where one side is missing)."""
-    smooth, convolution = np.array(averages["smooth_init"], dtype=bool), np.array(averages["convolution"])
-    values = np.array(averages["average"])
+def closer_by(averages: Mapping[str, list], epochs: int) -> dict[str, float]:
+    """How many times closer successive layers are from weight-tied than from i.i.d. initialisation after a schedule of
+    that length: for each convolution the ratio of the medians over runs of the averages (without an entry where one
+    side is missing)."""
+    chosen = tables.select(averages, epochs=epochs)
     factors = {}
     for name in CONVOLUTIONS:
-        tied, iid = (values[(smooth == side) & (convolution == name)] for side in (True, False))
+        tied, iid = (tables.select(chosen, smooth_init=side, convolution=name)["average"] for side in (True, False))
         if len(tied) and len(iid):
             factors[name] = float(np.median(iid) / np.median(tied))
     return factors
 
 
-def lengths(networks: Mapping[bool, list[Run]]) -> str:
-    """How long the networks of a picture were trained, for its title."""
-    epochs = {chosen[0].config.epochs for chosen in networks.values()}
-    return " and ".join(records.training_length(number) for number in sorted(epochs))
+def schedule_titles(networks: Mapping[int, Mapping[bool, list[Run]]]) -> dict[int, str]:
+    """How long the networks of each schedule were trained and how many there are of a side, for the pictures."""
+    titles = {}
+    for epochs, pair in networks.items():
+        counts = sorted({len(runs) for runs in pair.values()})
+        runs = "1 run" if counts == [1] else f"{' and '.join(map(str, counts))} runs"
+        titles[epochs] = f"{records.training_length(epochs)} ({runs})"
+    return titles
 
 
 # ------------------------------------------------------------------------------------- smoothness in training

@@ -349,42 +349,41 @@ def figure_3(
 
 
 @styled
-def figure_4(layers: tables.Table, averages: tables.Table, title: str = "") -> Figure:
-    """Successive Frobenius distance of conv1 and conv2: across the layers, and on average with a dot a run.
+def figure_4(layers: tables.Table, averages: tables.Table, titles: Mapping[int, str]) -> Figure:
+    """Successive Frobenius distance of conv1 and conv2, a row a schedule: across the layers, and on average with a dot
+    a run.
 
-    ``layers`` has the columns smooth_init, convolution, layer, distance (mean over runs); ``averages``
-    smooth_init, convolution, seed, average (over layers), as in ``figure_4.csv``.
+    ``layers`` has the columns epochs, smooth_init, convolution, layer, distance (mean over runs); ``averages`` epochs,
+    smooth_init, convolution, seed, average (over layers), as in ``figure_4.csv``; ``titles`` has one for each schedule.
     """
-    figure, axes = panels(2, width_ratios=[1.5, 1])
-    if len(averages["average"]) == 0:
+    rows = max(len(titles), 1)
+    figure, axes = panels(2, rows=rows, height=HEIGHT * rows, width_ratios=[1.5, 1], sharey=True)
+    if not titles:
         axes[0].text(0.5, 0.5, "no such network is trained yet", ha="center", transform=axes[0].transAxes)
         for panel in axes:
             panel.set_axis_off()
         return figure
-    for smooth, name, color in INITIALISATIONS:
-        for place, (convolution, line) in enumerate((("conv1", "-"), ("conv2", "--"))):
-
-            def of(table: tables.Table, column: str, smooth=smooth, convolution=convolution) -> np.ndarray:
-                rows = np.asarray(table["smooth_init"], dtype=bool) == smooth
-                return np.asarray(table[column])[rows & (np.asarray(table["convolution"]) == convolution)]
-
-            values = of(averages, "average")
-            if len(values) == 0:
-                continue
-            label = f"{name}, {convolution}"
-            axes[0].plot(of(layers, "layer"), of(layers, "distance"), line, color=color, linewidth=0.8, label=label)
-            x = place + (-0.15 if smooth else 0.15)
-            axes[1].hlines(values.mean(), x - 0.12, x + 0.12, color=color, linewidth=2)
-            axes[1].plot([x] * len(values), values, "o", color=color, alpha=0.7)
-    axes[0].set_xlabel("layer $k$")
-    axes[0].set_ylabel(r"$\|\mathrm{conv}_{i,k+1}-\mathrm{conv}_{i,k}\|_F$")
-    axes[0].set_title(title)
-    axes[0].legend()
-    axes[1].set_xticks([0, 1], ["conv1", "conv2"])
-    axes[1].set_xlim(-0.5, 1.5)
-    axes[1].set_title("average over layers, a dot a run")
-    for panel in axes:
-        panel.set_yscale("log")
+    for (epochs, title), (curves, points) in zip(titles.items(), np.reshape(axes, (-1, 2)), strict=True):
+        for smooth, name, color in INITIALISATIONS:
+            for place, (convolution, line) in enumerate((("conv1", "-"), ("conv2", "--"))):
+                of = {"epochs": epochs, "smooth_init": smooth, "convolution": convolution}
+                curve, values = tables.select(layers, **of), tables.select(averages, **of)["average"]
+                if len(values) == 0:
+                    continue
+                label = f"{name}, {convolution}"
+                curves.plot(curve["layer"], curve["distance"], line, color=color, linewidth=0.8, label=label)
+                x = place + (-0.15 if smooth else 0.15)
+                points.hlines(values.mean(), x - 0.12, x + 0.12, color=color, linewidth=2)
+                points.plot([x] * len(values), values, "o", color=color, alpha=0.7)
+        curves.set_ylabel(r"$\|\mathrm{conv}_{i,k+1}-\mathrm{conv}_{i,k}\|_F$")
+        curves.set_title(title)
+        points.set_xticks([0, 1], ["conv1", "conv2"])
+        points.set_xlim(-0.5, 1.5)
+        points.set_title("average over layers, a dot a run")
+        curves.set_yscale("log")
+    first, last = np.reshape(axes, (-1, 2))[[0, -1], 0]
+    first.legend()
+    last.set_xlabel("layer $k$")
     return figure
 
 

@@ -207,6 +207,36 @@ def test_the_network_trains_alike_with_and_without_the_engine(monkeypatch):
 
 
 @needs_engine
+def test_losses_agree_to_rounding_until_the_sign_of_a_relu_turns(monkeypatch):
+    """Rounding in the weights can turn the sign of one value before the stem's ReLU: there gradients jump, and from
+    then on two ways of computing a run are two runs. Until then their losses agree however long they train."""
+    built = engine.load()
+    networks = [ConvResNet(ConvNetConfig(depth=4, smooth_init=False)).train() for _ in range(2)]
+    optimisers = [torch.optim.SGD(network.parameters(), lr=0.04, momentum=0.9) for network in networks]
+    generator = torch.Generator().manual_seed(5)
+    steps = 0
+    for _ in range(150):
+        pixels, labels = torch.randn(16, 3, 32, 32, generator=generator), torch.randint(10, (16,), generator=generator)
+        losses, signs = [], []
+        for network, optimiser, loaded in zip(networks, optimisers, (built, (None, "switched off here")), strict=True):
+            monkeypatch.setattr(engine, "load", lambda loaded=loaded: loaded)
+            before = network.bn1(network.conv1(pixels))
+            logits = network.head(network.residual_layers(torch.relu(before)))
+            loss = torch.nn.functional.cross_entropy(logits, labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+            signs.append(before > 0)
+        assert losses[0] == pytest.approx(losses[1], abs=3e-6)
+        if not torch.equal(*signs):
+            break
+        steps += 1
+    assert [network.engine for network in networks] == ["compiled", "pytorch"]
+    assert steps  # the first step turns no sign: both start from the same weights
+
+
+@needs_engine
 def test_what_the_engine_does_not_take_is_said_in_words():
     layers = perturbed_layers("training", depth=2)
     tensors = {name: layers.stacked(name) for name in layers.names()}

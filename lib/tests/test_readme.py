@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import lib
 from lib import activations, checkpoints, paths, records, tables
-from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, closer_by, course, pairs
+from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, by_schedule, closer_by, course
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import fit_slope, ratios_along_depth
 from lib.network import NetworkConfig
@@ -175,10 +175,11 @@ def test_verdicts_of_the_claims():
 
 def test_trained_networks_of_the_gallery():
     row = gallery_row("figure_3")
-    chosen = {smooth: side[0] for smooth, side in pairs(records.read_runs(), NetworkChoice(), seed=0).items()}
-    values = {smooth: run.values for smooth, run in chosen.items()}
-    (length,) = re.findall(r"after the paper's (\d+) epochs, one run each", row)
-    assert {run.config.epochs for run in chosen.values()} == {int(length)}
+    (length,) = map(int, re.findall(r"after the paper's (\d+) epochs, one run each", row))
+    schedules = by_schedule(records.read_runs(), NetworkChoice())
+    assert length == max(schedules)
+    assert [len(runs) for runs in schedules[length].values()] == [1, 1]
+    values = {smooth: runs[0].values for smooth, runs in schedules[length].items()}
     assert f"{values[True]['test_accuracy']:.2f} % weight-tied and {values[False]['test_accuracy']:.2f} % i.i.d." in row
     ratios = values[True]["von_neumann_conv1"], values[False]["von_neumann_conv1"]
     early = [NetworkChoice(epochs=30).select(records.read_runs(), smooth_init=smooth, seed=0)[0] for smooth in values]
@@ -186,8 +187,11 @@ def test_trained_networks_of_the_gallery():
     said = f"conv1 {ratios[0]:.2g} and {ratios[1]:.2f}, after 30 epochs {before[0]:.1g} and {before[1]:.2f};"
     assert said in row
     averages = tables.read_csv(paths.FIGURES / "figure_4.csv")
-    closer = closer_by(averages | {"smooth_init": averages["smooth_init"] == "True"})
+    averages |= {"smooth_init": averages["smooth_init"] == "True"}
+    closer, before = closer_by(averages, length), closer_by(averages, 30)
     assert f"{closer['conv1']:.3g} (conv1) and {closer['conv2']:.3g} (conv2) times closer" in row
+    assert f"after 30 epochs, five runs each, {before['conv1']:.3g} and {before['conv2']:.3g}" in row
+    assert [len(runs) for runs in schedules[30].values()] == [5, 5]
     for smooth, text in ((True, "79.9"), (False, "85.7")):
         (paper,) = [row for row in PAPER_TABLE if (row.activation, row.smooth_init) == ("gelu", smooth)]
         assert f"{paper.test}" == text

@@ -161,10 +161,18 @@ def test_figure_3_shows_the_drawn_entries(trained):
     assert list(cifar_results.networks_by_schedule(records.read_runs(), trained)) == [(30, False), (180, True)]
 
 
-def test_pairs_are_of_equal_schedules(trained):
-    pairs = cifar_results.pairs(records.read_runs(), trained, seed=0)
+def test_schedules_are_never_mixed(trained):
+    networks = cifar_results.by_schedule(records.read_runs(), trained)
     # The 180-epoch run has no i.i.d. counterpart.
-    assert {smooth: [run.config.epochs for run in side] for smooth, side in pairs.items()} == {True: [30], False: [30]}
+    assert {epochs: list(pair) for epochs, pair in networks.items()} == {30: [True, False], 180: [True]}
+    for epochs, pair in networks.items():
+        for smooth, runs in pair.items():
+            assert {(run.config.epochs, run.config.smooth_init) for run in runs} == {(epochs, smooth)}
+    assert list(cifar_results.by_schedule(records.read_runs(), replace(trained, epochs=180))) == [180]
+    assert [len(runs) for runs in cifar_results.by_schedule(records.read_runs(), trained, seed=0)[30].values()] == [
+        1,
+        1,
+    ]
 
 
 def test_entries_are_drawn_from_all_by_their_seed():
@@ -201,18 +209,22 @@ def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(train
 
 
 def test_figure_4_averages_over_layers_and_runs(trained):
-    pairs = cifar_results.pairs(records.read_runs(), trained)
-    layers, averages = cifar_results.successive_distance_tables(pairs, records.read_distances())
+    networks = cifar_results.by_schedule(records.read_runs(), trained)
+    layers, averages = cifar_results.successive_distance_tables(networks, records.read_distances())
     s = np.arange(64) / 64
     expected = 48 * np.abs(np.diff(0.1 * np.sin(2 * np.pi * s)))  # 2,304 equal entries: a factor 48
-    tied = tables.select(layers, smooth_init=True, convolution="conv1")
+    tied = tables.select(layers, epochs=30, smooth_init=True, convolution="conv1")
     np.testing.assert_allclose(tied["distance"], expected, rtol=1e-4)
-    assert tables.select(averages, smooth_init=True, convolution="conv2")["seed"].tolist() == [0, 1, 2]
-    factors = cifar_results.closer_by(averages)
+    assert tables.select(averages, epochs=30, smooth_init=True, convolution="conv2")["seed"].tolist() == [0, 1, 2]
+    factors = cifar_results.closer_by(averages, 30)
     noise = np.median(tables.select(averages, smooth_init=False, convolution="conv2")["average"])
     assert factors["conv2"] == pytest.approx(noise / expected.mean(), rel=1e-4)
-    assert cifar_results.lengths(pairs) == "30 epochs, not the paper's 180"
-    curves, points = plots.figure_4(layers, averages, "title").axes
+    assert cifar_results.closer_by(averages, 180) == {}
+    titles = cifar_results.schedule_titles(networks)
+    assert titles == {30: "30 epochs, not the paper's 180 (3 runs)", 180: "180 epochs (1 run)"}
+    curves, points, long_curves, _ = plots.figure_4(layers, averages, titles).axes
+    assert [panel.get_title() for panel in (curves, long_curves)] == list(titles.values())
+    assert [line.get_label() for line in long_curves.lines] == ["weight-tied, conv1", "weight-tied, conv2"]
     assert curves.lines[0].get_label() == "weight-tied, conv1"
     np.testing.assert_allclose(curves.lines[0].get_ydata(), expected, rtol=1e-4)
     assert len(points.lines[0].get_ydata()) == 3
@@ -306,7 +318,7 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
 def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     runs, choice = records.read_runs(tmp_path), NetworkChoice()
     assert runs == []
-    assert cifar_results.pairs(runs, choice) == {}
+    assert cifar_results.by_schedule(runs, choice) == cifar_results.schedule_titles({}) == {}
     assert set(cifar_results.readable_table_1(cifar_results.table_1(runs, choice))["trained"]) == {"not yet"}
     layers, averages = cifar_results.successive_distance_tables({}, records.read_distances(tmp_path))
     assert layers["distance"] == averages["average"] == []
@@ -314,7 +326,7 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     figure = plots.figure_3(cifar_results.entries_across_layers({}, {}), {}, entries)
     assert [panel.texts[0].get_text() for panel in figure.axes] == ["no such network is here"] * 4
     for figure in (
-        plots.figure_4(layers, averages),
+        plots.figure_4(layers, averages, {}),
         plots.smoothness(cifar_results.smoothness_in_training([]), cifar_results.smoothness_along_depth([])),
     ):
         assert figure.axes[0].texts[0].get_text() == "no such network is trained yet"
