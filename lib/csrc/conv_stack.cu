@@ -9,8 +9,8 @@
 // that of float32. Sums run in a fixed order: the same bits every time.
 //
 // Names: x = h_k, z1 = conv1(x) without its bias (which batch norm takes out again), y1 = bn1(z1), a = s(y1),
-// z2 = conv2(a); g = dl/dh. Compiled at run time (lib/stacked_layers.py) with BLOCKS, those of a run, IMAGES, the most a block
-// holds, and WARPS, a multiple of 3. With ON_CPU defined it is C++ for tests: cuda_on_cpu.h plays the threads.
+// z2 = conv2(a); g = dl/dh. Compiled at run time (lib/stacked_layers.py) with BLOCKS, those of a run, IMAGES, the most a
+// block holds, and WARPS, a multiple of 3. With ON_CPU defined it is C++ for tests: cuda_on_cpu.h plays the threads.
 #ifdef ON_CPU
 #include "cuda_on_cpu.h"
 #else
@@ -28,7 +28,8 @@ DEVICE unsigned to_halves(float first, float second) {
 }
 DEVICE float2 to_floats(unsigned pair) {
     float2 v;
-    asm("{.reg .f16 a, b;\n\tmov.b32 {a, b}, %2;\n\tcvt.f32.f16 %0, a;\n\tcvt.f32.f16 %1, b;}" : "=f"(v.x), "=f"(v.y) : "r"(pair));
+    asm("{.reg .f16 a, b;\n\tmov.b32 {a, b}, %2;\n\tcvt.f32.f16 %0, a;\n\tcvt.f32.f16 %1, b;}"
+        : "=f"(v.x), "=f"(v.y) : "r"(pair));
     return v;
 }
 // A warp reads four 8x8 blocks of half precision. The rows of block i lie at the addresses that lanes 8 i to 8 i + 7
@@ -87,8 +88,8 @@ constexpr float STATE_FACTOR = 8.0f, WEIGHT_FACTOR = 256.0f;
 constexpr int KEPT = TILES * 2 * THREADS;  // float4s that a block keeps of x, z1 or z2
 
 struct Stack {
-    const float *input, *above;        // h_0 and dl/dh_L: (R, n, 100, 16)
-    float *output, *below;             // h_L and dl/dh_0
+    const float *input, *above;  // h_0 and dl/dh_L: (R, n, 100, 16)
+    float *output, *below;       // h_L and dl/dh_0
     const uint4* weight;       // (R, L, 2 convolutions, 2 directions, ENTRIES), see prepare_weights
     const float* bias[2];      // (R, L, 16)
     const float *gamma[2], *beta[2];
@@ -267,10 +268,12 @@ struct Block {
     DEVICE void convolve_tiles(const unsigned* from, Values& v) const {
         unsigned address[COUNT];
         UNROLL for (int j = 0; j < COUNT; ++j)
-            address[j] = shared_address(from) + (shared.place[(j * WARPS + warp) * 16 + lane % 16] - LINE) * PIXEL_BYTES + lane / 16 * 16;
+            address[j] = shared_address(from) + (shared.place[(j * WARPS + warp) * 16 + lane % 16] - LINE) * PIXEL_BYTES +
+                         lane / 16 * 16;
         KEEP_ROLLED for (int line = 0; line < 3; ++line) {
             UNROLL for (int column = 0; column < 3; ++column) {
-                const uint4 b[2] = {shared.weight[(line * 3 + column) * 64 + lane], shared.weight[(line * 3 + column) * 64 + 32 + lane]};
+                const uint4 b[2] = {shared.weight[(line * 3 + column) * 64 + lane],
+                                    shared.weight[(line * 3 + column) * 64 + 32 + lane]};
                 const int offset = (column - 1) * PIXEL_BYTES;
                 // Tiles in pairs, so that a product need not wait for the one before it.
                 UNROLL for (int pair = 0; pair < COUNT; pair += 2) {
@@ -290,7 +293,7 @@ struct Block {
     }
 
     // The block's term of dl/dw of convolution c of layer k: the sum over its pixels of g, shifted by each tap, times x.
-    // A warp has a part of the pixels and three taps in a row; what lies at g is `1 / factor` times the gradient.
+    // A warp has a part of the pixels and three taps in a row. `factor` takes out those of what lies at g and x.
     DEVICE void weight_gradient(int k, int c, float factor) {
         const int part = warp / GROUPS, group = warp % GROUPS;
         float sum[3][2][4] = {};
@@ -314,7 +317,8 @@ struct Block {
         float* own = shared.gradient[part % 2];
         for (int turn = 0; turn < (PARTS + 1) / 2; ++turn) {
             if (part / 2 == turn)
-                UNROLL for (int column = 0; column < 3; ++column) UNROLL for (int n = 0; n < 2; ++n) UNROLL for (int i = 0; i < 4; i += 2) {
+                UNROLL for (int column = 0; column < 3; ++column) UNROLL for (int n = 0; n < 2; ++n)
+                    UNROLL for (int i = 0; i < 4; i += 2) {
                     const int out = lane / 4 + i / 2 * 8, in = n * 8 + 2 * (lane % 4);
                     float2* to = reinterpret_cast<float2*>(own + ((group * 3 + column) * C + out) * ROW + in);
                     const float2 before = turn ? *to : make_float2(0.0f, 0.0f);
@@ -410,7 +414,8 @@ struct Block {
         give<false>(first, second, 0.0f);
     }
 
-    // The sums of d and d zhat, a channel, and of (d gamma / standard deviation)^2, with z as kept, where zhat = (z - mean) / standard deviation.
+    // The sums of d and d zhat, a channel, and of (d gamma / standard deviation)^2, where zhat = (z - mean) / standard
+    // deviation and z is what was kept as `which`.
     DEVICE void give_products(const Values& d, int k, int which, const float (&mean)[4], const float (&inverse)[4],
                               const float (&gamma)[4]) {
         const Block& self = *this;
@@ -535,8 +540,7 @@ CLUSTER_KERNEL stack_backward(const Stack q) {
     self.four(q.gamma[1], q.depth - 1, gamma);
     UNROLL for (int j = 0; j < TILES; ++j) UNROLL for (int i = 0; i < 8; ++i) d[j][i] = g[j][i] * step;
     self.give_products(d, q.depth - 1, 2, mean, inverse, gamma);
-    // d = dl/dy of batch norm c, whose sums are on their way; mean, inverse and gamma are those of
-    // that batch norm.
+    // d = dl/dy of batch norm c, whose sums are on their way; mean, inverse and gamma are those of that batch norm.
     KEEP_ROLLED for (int half = 2 * q.depth - 1; half >= 0; --half) {
         const int k = half / 2, c = half % 2;
         const double own = self.take();
@@ -607,11 +611,10 @@ CLUSTER_KERNEL stack_backward(const Stack q) {
                 g[j][i] += d[j][i];
                 d[j][i] = g[j][i] * step;
             }
-            if (k > 0) {
-                self.give_products(d, k - 1, 2, mean, inverse, gamma);
-            }
+            if (k > 0) self.give_products(d, k - 1, 2, mean, inverse, gamma);
         }
         if (half > 0) self.place_weights(weights);
+        // While the sums are on their way. The threads of the block meet in it when all have read what lies at g and x.
         self.weight_gradient(k, c, 1 / (factor * STATE_FACTOR));
     }
     self.write_rows(q.below, g);
