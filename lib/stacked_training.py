@@ -314,9 +314,11 @@ def train(
     finite: their state before that stays.
     """
     started = time.perf_counter()
+    if kernels is None and not torch.cuda.is_available():
+        raise ValueError("Stacked runs need CUDA, and PyTorch sees no CUDA device here: make train trains a run alone.")
     place = checks.usable_device(device)
     if kernels is None and place.type != "cuda":
-        raise ValueError(f"device is {device!r}, and stacked runs need CUDA: train runs alone on the CPU.")
+        raise ValueError(f"device is {device!r}, and stacked runs need CUDA: make train trains a run alone.")
     config = _common(configs)
     cifar_training.without_tf32()
     with contextlib.ExitStack() as locks:

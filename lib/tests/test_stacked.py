@@ -325,9 +325,11 @@ def test_a_last_batch_that_cannot_be_shared_is_refused():
 def test_without_cuda_a_sentence_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert stacked_training.main(["--epochs", "7"]) == 2
-    assert capsys.readouterr().err == "device is 'cuda', but PyTorch sees no CUDA device here: use cpu.\n"
+    said = "Stacked runs need CUDA, and PyTorch sees no CUDA device here: make train trains a run alone.\n"
+    assert capsys.readouterr().err == said
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert stacked_training.main(["--epochs", "7", "--device", "cpu"]) == 2
-    assert capsys.readouterr().err == "device is 'cpu', and stacked runs need CUDA: train runs alone on the CPU.\n"
+    assert capsys.readouterr().err == "device is 'cpu', and stacked runs need CUDA: make train trains a run alone.\n"
 
 
 def test_the_command_takes_runs_by_name_or_the_pending_ones(capsys):
