@@ -439,4 +439,6 @@ def smoothness(
     parts.set_title("at the end, in parts of the layers")
     parts.set_xlabel("part of the layers, from input to output")
     parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
+    if not len(depth["part"]):
+        parts.text(0.5, 0.5, "their weights are not here", ha="center", transform=parts.transAxes)
     return figure

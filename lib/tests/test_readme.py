@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import lib
 from lib import activations, checkpoints, paths, records, tables
-from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, by_schedule, closer_by, course
+from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, by_schedule, closer_by, course, table_1
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import fit_slope, ratios_along_depth
 from lib.network import NetworkConfig
@@ -237,6 +237,9 @@ def test_table_of_the_five_seeds():
         apart[activation] = np.subtract(*accuracies)
         assert (max(ratios[0]) < SMOOTH_BELOW) == (activation != "relu")
         assert activation != "relu" or min(ratios[0]) > SMOOTH_BELOW
+    table = table_1(records.read_runs(), NetworkChoice(epochs=30))
+    assert table["smooth"] == [row.smooth for row in PAPER_TABLE]
+    assert set(table["runs"]) == {5}
     assert max(apart["gelu"].max(), apart["relu"].max()) < 0
     assert f"with identity they are within {abs(apart['identity']).max():.2f} points" in section
 

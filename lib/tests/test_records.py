@@ -313,6 +313,9 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     np.testing.assert_array_equal(course.lines[0].get_xdata(), longest["time"])
     drawn = tables.select(depth, epochs=180)
     np.testing.assert_array_equal(parts.lines[0].get_ydata(), drawn["von_neumann_conv2"])
+    assert not parts.texts[1:]
+    _, empty = plots.smoothness(training, cifar_results.smoothness_along_depth([])).axes
+    assert empty.texts[-1].get_text() == "their weights are not here"
 
 
 def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
