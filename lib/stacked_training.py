@@ -33,6 +33,8 @@ from lib.training import Divergence
 # here and there: the 132 of an H200 seat 7 clusters of 16 or 15 of 8.
 BLOCKS_A_RUN = (16, 8)
 SEATED = 0.85
+# The parameters outside the residual layers, by their names in `ConvResNet`.
+STEM, HEAD = ("conv1.weight", "bn1.weight", "bn1.bias"), ("linear.weight", "linear.bias")
 MOST = 15
 
 
@@ -68,10 +70,8 @@ class Stack:
         def stacked(tensors: Iterable[Tensor]) -> Tensor:
             return torch.stack([tensor.detach() for tensor in tensors]).to(device)
 
-        others = {name for name, _ in networks[0].named_parameters() if not name.startswith("residual_layers.")}
         self.ends = {
-            name: stacked(dict(network.named_parameters())[name] for network in networks).requires_grad_()
-            for name in sorted(others)
+            name: stacked(network.get_parameter(name) for network in networks).requires_grad_() for name in STEM + HEAD
         }
         statistics = ("running_mean", "running_var")
         self.running = {name: stacked(getattr(network.bn1, name) for network in networks) for name in statistics}
@@ -135,16 +135,12 @@ class Stack:
         last = self.layers.forward(h.detach()).requires_grad_()
         logits = self.head(last)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        parameters = list(self.ends.values())
-        head = [self.ends["linear.weight"], self.ends["linear.bias"], last]
-        *head_gradients, above = torch.autograd.grad(losses.mean(dim=1).sum(), head)
-        below = self.layers.backward(above)
-        stem = [self.ends[name] for name in ("conv1.weight", "bn1.weight", "bn1.bias")]
-        stem_gradients = torch.autograd.grad(h, stem, below)
+        stem, head = ([self.ends[name] for name in names] for names in (STEM, HEAD))
+        *head_gradients, above = torch.autograd.grad(losses.mean(dim=1).sum(), [*head, last])
+        stem_gradients = torch.autograd.grad(h, stem, self.layers.backward(above))
         with torch.no_grad():
-            found = dict(zip(map(id, stem + head[:2]), [*stem_gradients, *head_gradients], strict=True))
-            gradients = [found[id(parameter)] for parameter in parameters]
-            ends = [parameter.detach() for parameter in parameters]
+            ends = [parameter.detach() for parameter in stem + head]
+            gradients = [*stem_gradients, *head_gradients]
             descend(ends, list(self._end_momenta.values()), gradients, self._rates["ends"])
             self.layers.update(self._layer_momenta, self._rates["layers"])
             self._loss += losses.double().sum(dim=1)
@@ -251,7 +247,7 @@ def _stacked_name(name: str) -> str:
 
 
 def _momentum(run: Training, name: str) -> Tensor:
-    parameter = dict(run.network.named_parameters())[name]
+    parameter = run.network.get_parameter(name)
     found = run.optimizer.state[parameter].get("momentum_buffer")
     return torch.zeros_like(parameter) if found is None else found
 
@@ -335,8 +331,9 @@ def train(
             raise ValueError(f"The runs of the stack are {far} epochs far, expected all equally far.")
         if runs[0].epoch == config.epochs:
             return
-        sets = [cifar.load(which, place, limit or None, download) for which, limit in _sets(config)]
-        stack = Stack(runs, *sets, place, kernels)
+        train_set = cifar.load(True, place, config.train_images or None, download)
+        test_set = cifar.load(False, place, config.test_images or None, download)
+        stack = Stack(runs, train_set, test_set, place, kernels)
         words = {"device": cifar_training.device_name(place), "engine": f"stacked ({len(runs)} runs)"}
         for epoch in range(runs[0].epoch, config.epochs):
             begun = time.perf_counter()
@@ -365,10 +362,6 @@ def train(
         if lost:
             sentence = ", ".join(f"{name} in epoch {epoch}" for name, epoch in lost.items())
             raise Divergence(f"The loss was not finite: {sentence}. Try a smaller learning rate.")
-
-
-def _sets(config: CifarConfig) -> list[tuple[bool, int]]:
-    return [(True, config.train_images), (False, config.test_images)]
 
 
 # ---- Command line ----
