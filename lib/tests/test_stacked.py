@@ -38,10 +38,10 @@ class Played:
     blocks = BLOCKS
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+        self.functions = library
 
     def launch(self, name: str, arguments: ctypes.Structure, blocks: int) -> None:
-        function = getattr(self.library, f"{name}_on_cpu")
+        function = getattr(self.functions, f"{name}_on_cpu")
         function(ctypes.byref(arguments), *([] if name in ("stack_update", "stack_prepare") else [blocks]))
 
 
