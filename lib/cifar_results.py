@@ -111,9 +111,8 @@ def draw_entries(seed: int, channels: int = 16) -> dict[str, tuple[int, int, int
 def networks_by_schedule(runs: Iterable[Run], choice: NetworkChoice, seed: int = 0) -> dict[tuple[int, bool], Run]:
     """The networks of one choice and seed whose weights are here, by (epochs, smooth_init): the shortest schedule
     first, and in each the weight-tied network first."""
-    here = [run for run in choice.select(runs, seed=seed) if run.has_weights]
-    here.sort(key=lambda run: (run.config.epochs, not run.config.smooth_init))
-    return {(run.config.epochs, run.config.smooth_init): run for run in here}
+    schedules = by_schedule((run for run in runs if run.has_weights), choice, seed=seed)
+    return {(epochs, smooth): side[-1] for epochs, pair in schedules.items() for smooth, side in pair.items()}
 
 
 def entries_across_layers(

@@ -274,7 +274,7 @@ def _epochs(run: "Training", folder: Path, report_every: int, download: bool) ->
 
 
 class Training:
-    """A run: everything that a run must carry over an interruption: network, optimiser, random state, log."""
+    """A run, with all that it must carry over an interruption: network, optimiser, random state, log."""
 
     def __init__(self, config: CifarConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -402,7 +402,12 @@ def evaluate(network: ConvResNet, images: cifar.Images) -> tuple[float, float]:
 
 def smoothness(network: ConvResNet, convolution: str) -> float | None:
     """The von Neumann ratio along depth of "conv1" or "conv2", None where the weights do not vary."""
-    ratio = distances.von_neumann_ratio(network.residual_layers.stacked(f"{convolution}.weight").detach())
+    return smoothness_of(network.residual_layers.stacked(f"{convolution}.weight").detach())
+
+
+def smoothness_of(weights: Tensor) -> float | None:
+    """The same of weights (L, ...)."""
+    ratio = distances.von_neumann_ratio(weights)
     return ratio if math.isfinite(ratio) else None
 
 

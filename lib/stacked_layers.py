@@ -80,6 +80,7 @@ class Kernels:
             raise RuntimeError(f"Stacked runs need compute capability 9.0, and {card}: train runs alone there.")
         options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17"]
         options += [f"-DBLOCKS={blocks}", f"-DIMAGES={BATCH // blocks}", f"-DWARPS={WARPS}"]
+        options += [f"-DUPDATE_BLOCKS={UPDATE_BLOCKS}"]
         program = _checked(nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], []))
         (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
         if error:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import checks, cifar, cifar_training, distances, notebooks, paths, records, stacked_layers
+from lib import checks, cifar, cifar_training, notebooks, paths, records, stacked_layers
 from lib.cifar_training import CifarConfig, EpochRecord, Training
 from lib.convnet import BN_EPS, BN_MOMENTUM, STEM_PADDING
 from lib.stacked_layers import ACTIVATIONS, CHANNELS, CONVOLUTIONS, PIXELS, SIDE, Kernels, StackedLayers, descend
@@ -134,7 +134,7 @@ class Stack:
         h = self.stem(pixels, training=True)
         last = self.layers.forward(h.detach()).requires_grad_()
         logits = self.head(last)
-        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+        losses = _losses(logits, labels)
         stem, head = ([self.ends[name] for name in names] for names in (STEM, HEAD))
         *head_gradients, above = torch.autograd.grad(losses.mean(dim=1).sum(), [*head, last])
         stem_gradients = torch.autograd.grad(h, stem, self.layers.backward(above))
@@ -207,8 +207,7 @@ class Stack:
             h = self.stem(whole.expand(runs, *whole.shape), training=False)
             logits = self.head(self.layers.forward(h, training=False))[:, : len(labels)]
             expected = labels.expand(runs, -1)
-            losses = F.cross_entropy(logits.flatten(0, 1), expected.flatten(), reduction="none").view_as(expected)
-            loss += losses.double().sum(dim=1)
+            loss += _losses(logits, expected).double().sum(dim=1)
             correct += (logits.argmax(dim=2) == expected).sum(dim=1)
         return loss.cpu() / len(self.test_set), 100 * correct.cpu().double() / len(self.test_set)
 
@@ -217,8 +216,7 @@ class Stack:
         found = []
         for run in range(len(self.runs)):
             weights = {name: self.layers.parameters[f"{name}.weight"][run] for name in CONVOLUTIONS}
-            ratios = {name: distances.von_neumann_ratio(weight) for name, weight in weights.items()}
-            found.append({name: ratio if math.isfinite(ratio) else None for name, ratio in ratios.items()})
+            found.append({name: cifar_training.smoothness_of(weight) for name, weight in weights.items()})
         return found
 
     @torch.no_grad()
@@ -239,6 +237,11 @@ class Stack:
                     tensor.fill_(self.steps_taken)
             for name, parameter in run.network.named_parameters():
                 run.optimizer.state[parameter]["momentum_buffer"] = momenta[name][place].clone()
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of every image: logits (R, n, 10), labels (R, n) -> (R, n)."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
 
 
 def _stacked_name(name: str) -> str:
@@ -407,8 +410,9 @@ def _train_command(chosen: argparse.Namespace) -> None:
             for written in train(configs, **options):
                 _report(written, configs)
         finally:
-            for config in configs:
-                _publish(config)
+            finished = [config for config in configs if _published(config)]
+            if finished:
+                records.gather()
 
 
 def _pending(names: Sequence[str], epochs: int | None) -> list[CifarConfig]:
@@ -421,12 +425,14 @@ def _pending(names: Sequence[str], epochs: int | None) -> list[CifarConfig]:
     return [listed[name] for name in names or fitting if name not in done]
 
 
-def _publish(config: CifarConfig) -> None:
+def _published(config: CifarConfig) -> bool:
+    """Publish the run where it is finished; whether it is."""
     state = cifar_training.read_state(cifar_training.run_folder(config))
-    if state is not None and state["epoch"] == config.epochs:
-        records.export(config)
-        print(f"{config.name}: finished, {paths.short(records.publish(config))}", flush=True)
-        records.gather()
+    if state is None or state["epoch"] < config.epochs:
+        return False
+    records.export(config)
+    print(f"{config.name}: finished, {paths.short(records.publish(config))}", flush=True)
+    return True
 
 
 def _report(written: Sequence[EpochRecord], configs: Sequence[CifarConfig]) -> None:

@@ -10,7 +10,8 @@
 //
 // Names: x = h_k, z1 = conv1(x) without its bias (which batch norm takes out again), y1 = bn1(z1), a = s(y1),
 // z2 = conv2(a); g = dl/dh. Compiled at run time (lib/stacked_layers.py) with BLOCKS, those of a run, IMAGES, the most a
-// block holds, and WARPS, a multiple of 3. With ON_CPU defined it is C++ for tests: cuda_on_cpu.h plays the threads.
+// block holds, WARPS, a multiple of 3, and UPDATE_BLOCKS, those of an update. With ON_CPU defined it is C++ for tests:
+// cuda_on_cpu.h plays the threads.
 #ifdef ON_CPU
 #include "cuda_on_cpu.h"
 #else
@@ -77,11 +78,6 @@ constexpr int GROUPS = 3, PARTS = WARPS / GROUPS;  // of the taps and of the pix
 constexpr int ROW = C + 4;  // of a gradient in shared memory, so that rows start in different banks
 constexpr int ENTRIES = TAPS * 64, ROUNDS = (ENTRIES + THREADS - 1) / THREADS;  // of the weights, and in how many rounds
 constexpr int SUMS = 33;  // numbers that blocks exchange
-#ifdef ON_CPU
-constexpr int UPDATE_BLOCKS = 2 * BLOCKS;
-#else
-constexpr int UPDATE_BLOCKS = 4096;
-#endif
 // Powers of two by which what is split is multiplied: states and activations, and weights. Beyond 8188 and 255 they
 // would overflow, to a loss that is not finite. Gradients have a factor of their own in each layer (Block::factor).
 constexpr float STATE_FACTOR = 8.0f, WEIGHT_FACTOR = 256.0f;

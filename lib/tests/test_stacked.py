@@ -49,6 +49,7 @@ class Played:
 def library(tmp_path_factory) -> ctypes.CDLL:
     target = tmp_path_factory.mktemp("stack") / "stack.so"
     sizes = [f"-DBLOCKS={BLOCKS}", f"-DIMAGES={IMAGES}", f"-DWARPS={stacked_layers.WARPS}", "-DON_CPU"]
+    sizes += [f"-DUPDATE_BLOCKS={2 * BLOCKS}"]
     tests = Path(__file__).parent
     command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{paths.CSRC}", f"-I{tests}"]
     subprocess.run([*command, *sizes, str(tests / "conv_stack_on_cpu.cpp"), "-o", str(target)], check=True)
