@@ -88,8 +88,8 @@ LAUNCH ?=
 PLACE = $(if $(DEVICE),device=$(DEVICE)) $(if $(THREADS),threads=$(THREADS))
 NETWORK = $(if $(ACTIVATION),activation=$(ACTIVATION)) $(if $(SMOOTH_INIT),smooth_init=$(SMOOTH_INIT)) \
   $(if $(BATCH_NORM),batch_norm=$(BATCH_NORM)) $(if $(DEPTH),depth=$(DEPTH)) $(if $(SEED),seed=$(SEED)) \
-  $(if $(LR),learning_rate=$(LR)) $(if $(ADAPTIVE),adaptive=$(ADAPTIVE)) $(if $(EPOCHS),epochs=$(EPOCHS)) \
-  $(if $(BATCH_SIZE),batch_size=$(BATCH_SIZE))
+  $(if $(LR),learning_rate=$(LR)) $(if $(ADAPTIVE),adaptive=$(ADAPTIVE)) $(if $(HOLD_STEM),hold_stem=$(HOLD_STEM)) \
+  $(if $(EPOCHS),epochs=$(EPOCHS)) $(if $(BATCH_SIZE),batch_size=$(BATCH_SIZE))
 
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
 	@$(LAUNCH) $(PYTHON) -m lib.runs --profile $(PROFILE) --set "$(strip $(NETWORK) $(PLACE) $(SET))"

@@ -71,6 +71,7 @@ class NetworkChoice:
             channels=16,
             batch_size=64,
             adaptive=False,
+            hold_stem=False,
             **conditions,
         )
 

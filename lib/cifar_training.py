@@ -44,9 +44,10 @@ class CifarConfig:
     """One run. The defaults are the paper's setting; every field is part of the run's name or of its check.
 
     ``smooth_init`` is the weight-tied initialisation. ``adaptive`` holds the step of the stem and the head at
-    0.01, whatever ``learning_rate`` and its schedule. The cosine schedule always ends at ``epochs``, so that
-    a run of 30 epochs is a short schedule of its own, not the beginning of one of 180. ``train_images`` and
-    ``test_images`` (0 means all) cut the sets for trials.
+    0.01, whatever ``learning_rate`` and its schedule. ``hold_stem`` leaves the stem's batch norm at scale 1 and
+    shift 0, as it starts: an experiment that is not in the paper. The cosine schedule always ends at ``epochs``,
+    so that a run of 30 epochs is a short schedule of its own, not the beginning of one of 180. ``train_images``
+    and ``test_images`` (0 means all) cut the sets for trials.
     """
 
     activation: str = "gelu"
@@ -58,6 +59,7 @@ class CifarConfig:
     epochs: int = 180
     batch_size: int = 64
     adaptive: bool = False
+    hold_stem: bool = False
     seed: int = 0
     test_every: int = 5
     train_images: int = 0
@@ -71,6 +73,7 @@ class CifarConfig:
         checks.positive_int("epochs", self.epochs)
         checks.positive_int("batch_size", self.batch_size, least=2)  # batch statistics need two images
         checks.boolean("adaptive", self.adaptive)
+        checks.boolean("hold_stem", self.hold_stem)
         checks.positive_int("test_every", self.test_every)
         checks.positive_int("train_images", self.train_images, least=0)
         checks.positive_int("test_images", self.test_images, least=0)
@@ -99,6 +102,7 @@ class CifarConfig:
         extras = {"channels": "channels", "batch_size": "batch", "test_every": "testevery"}
         extras |= {"train_images": "train", "test_images": "test"}
         parts += ["adaptive"] if self.adaptive else []
+        parts += ["holdstem"] if self.hold_stem else []
         parts += [
             f"{short}{getattr(self, field.name)}"
             for field in fields(self)
@@ -124,7 +128,8 @@ class EpochRecord:
 
     Training loss and accuracy are the running averages of the epoch, in training mode on augmented images.
     Test values are None at epochs without evaluation. ``von_neumann_conv1`` and ``_conv2`` are the smoothness
-    of the weights along depth after the epoch (`distances.von_neumann_ratio`; None where undefined).
+    of the weights along depth after the epoch (`distances.von_neumann_ratio`; None where undefined),
+    ``stem_scale`` and ``path_length`` the size of the hidden states (`ConvResNet.scales`).
     """
 
     epoch: int
@@ -139,6 +144,8 @@ class EpochRecord:
     device: str
     engine: str
     threads: int
+    stem_scale: float | None = None
+    path_length: float | None = None
 
 
 def run_folder(config: CifarConfig) -> Path:
@@ -260,11 +267,10 @@ def _epochs(run: "Training", folder: Path, report_every: int, download: bool) ->
         test_loss = test_accuracy = None
         if tests_after(config, run.epoch):
             test_loss, test_accuracy = evaluate(run.network, test_set)
-        ratios = {name: smoothness(run.network, name) for name in ("conv1", "conv2")}
         record = run.complete(
             (running.loss, running.accuracy),
             (test_loss, test_accuracy),
-            ratios,
+            measured(run.network),
             seconds=time.perf_counter() - started,
             device=device_name(device),
             engine=run.network.engine,
@@ -281,7 +287,10 @@ class Training:
         self.network = ConvResNet(config.network).to(device)
         residual = list(self.network.residual_layers.parameters())
         known = {id(parameter) for parameter in residual}
+        if config.hold_stem:
+            self.network.bn1.requires_grad_(False)
         others = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
+        others = [parameter for parameter in others if parameter.requires_grad]
         # Two groups with the same settings, so that the step of the stem and the head can be held.
         self.optimizer = torch.optim.SGD(
             [{"params": residual}, {"params": others}],
@@ -327,14 +336,14 @@ class Training:
         self,
         train: tuple[float, float],
         test: tuple[float | None, float | None],
-        ratios: dict[str, float | None],
+        measured: dict[str, float | None],
         *,
         seconds: float,
         device: str,
         engine: str,
     ) -> EpochRecord:
-        """Log the epoch that is over, and go to the next. ``train`` and ``test``: loss and accuracy; ``ratios`` by
-        the convolution's name; ``device`` and ``engine`` in words."""
+        """Log the epoch that is over, and go to the next. ``train`` and ``test``: loss and accuracy; ``measured``: what
+        `measured` finds in the weights; ``device`` and ``engine`` in words."""
         record = EpochRecord(
             epoch=self.epoch,
             learning_rate=learning_rate(self.config, self.epoch),
@@ -342,8 +351,7 @@ class Training:
             train_accuracy=train[1],
             test_loss=test[0],
             test_accuracy=test[1],
-            von_neumann_conv1=ratios["conv1"],
-            von_neumann_conv2=ratios["conv2"],
+            **measured,
             seconds=round(seconds, 3),
             device=device,
             engine=engine,
@@ -369,8 +377,8 @@ class Training:
         paths.write_atomically(folder / LOG_FILE, lambda draft: draft.write_text(text + "\n"))
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
-        found = state["config"]
         wanted = asdict(self.config)
+        found = {"hold_stem": False} | state["config"]  # which older states do not have
         for name in sorted(found.keys() | wanted.keys()):
             if found.get(name) != wanted.get(name):
                 raise ValueError(
@@ -398,6 +406,12 @@ def evaluate(network: ConvResNet, images: cifar.Images) -> tuple[float, float]:
         correct += (logits.argmax(1) == labels).sum()
     network.train(was_training)
     return loss_sum.item() / len(images), 100 * correct.item() / len(images)
+
+
+def measured(network: ConvResNet) -> dict[str, float | None]:
+    """What a run logs about the weights after each epoch, by the names of `EpochRecord`."""
+    ratios = {f"von_neumann_{name}": smoothness(network, name) for name in ("conv1", "conv2")}
+    return ratios | network.scales()
 
 
 def smoothness(network: ConvResNet, convolution: str) -> float | None:

@@ -155,6 +155,13 @@ def _attribute(name: str) -> str:
     return name.replace(".", "_")
 
 
+@torch.no_grad()
+def batch_norm_scale(scale: Tensor, shift: Tensor) -> Tensor:
+    """The root mean square over channels of what a batch norm puts out on its own batch, known from its parameters
+    alone: sqrt(mean_c(gamma_c^2 + beta_c^2)), (..., C) -> (...), float64."""
+    return (scale.double().square() + shift.double().square()).mean(dim=-1).sqrt()
+
+
 class ConvResNet(nn.Module):
     """The network of the module's docstring, initialised as its config says.
 
@@ -194,6 +201,22 @@ class ConvResNet(nn.Module):
         states = torch.stack([h, *self.residual_layers.states(h)])
         self.train(training)
         return states
+
+    def scales(self) -> dict[str, float | None]:
+        """How large the hidden states are: "stem_scale", that of the stem's output before its ReLU, and "path_length",
+        the mean over layers of that of bn2's output, so that h_0, ..., h_L is a path of that length at most (see
+        `batch_norm_scale`). None for a path length without batch norm, where the weights alone do not tell it.
+
+        A network depends on the two by their ratio, up to its head: bn1 takes the scale out of what a layer reads, so
+        that a stem c times smaller makes h / |h_0| solve an ODE whose right-hand side is c times larger.
+        """
+        layers = self.residual_layers
+        return {
+            "stem_scale": batch_norm_scale(self.bn1.weight, self.bn1.bias).item(),
+            "path_length": batch_norm_scale(layers.bn2_weight, layers.bn2_bias).mean().item()
+            if self.config.batch_norm
+            else None,
+        }
 
     @property
     def engine(self) -> str:

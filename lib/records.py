@@ -142,9 +142,11 @@ def gather(folder: Path | None = None) -> int:
     records = [_read_record(path) for path in sorted((folder / "records").glob("*.json"))]
     recorded = {record["run"] for record in records}
     runs, layers = _kept_rows(folder / RUNS, recorded), _kept_rows(folder / DISTANCES, recorded)
+    runs = [{"run": row["run"], **asdict(CifarConfig()), **row} for row in runs]  # with what older rows do not name
     for record in records:
-        summary = {name: value for name, value in record["summary"].items() if name not in record["config"]}
-        row = {"run": record["run"], **record["config"], **summary, **record["versions"]}
+        config = asdict(CifarConfig(**record["config"]))
+        summary = {name: value for name, value in record["summary"].items() if name not in config}
+        row = {"run": record["run"], **config, **summary, **record["versions"]}
         runs.append({name: math.nan if value is None else value for name, value in row.items()})
         for name, values in record["successive_distance"].items():
             layers += [
@@ -212,7 +214,7 @@ def read_runs(folder: Path | None = None) -> list[Run]:
     names = [field.name for field in fields(CifarConfig)]
     runs = []
     for row in _rows(folder / RUNS):
-        config = CifarConfig(**{name: _plain(row[name]) for name in names})
+        config = CifarConfig(**{name: _plain(row[name]) for name in names if name in row})
         values = {name: _plain(value) for name, value in row.items() if name not in names}
         runs.append(Run(config, values, folder))
     return runs

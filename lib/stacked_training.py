@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from lib import checks, cifar, cifar_training, notebooks, paths, records, stacked_layers
 from lib.cifar_training import CifarConfig, EpochRecord, Training
-from lib.convnet import BN_EPS, BN_MOMENTUM, STEM_PADDING
+from lib.convnet import BN_EPS, BN_MOMENTUM, STEM_PADDING, batch_norm_scale
 from lib.stacked_layers import ACTIVATIONS, CHANNELS, CONVOLUTIONS, PIXELS, SIDE, Kernels, StackedLayers, descend
 from lib.training import Divergence
 
@@ -211,12 +211,15 @@ class Stack:
             correct += (logits.argmax(dim=2) == expected).sum(dim=1)
         return loss.cpu() / len(self.test_set), 100 * correct.cpu().double() / len(self.test_set)
 
-    def smoothness(self) -> list[dict[str, float | None]]:
-        """The von Neumann ratios of every run, by the convolution's name."""
+    def measured(self) -> list[dict[str, float | None]]:
+        """What `cifar_training.measured` finds in every run."""
+        stem = batch_norm_scale(*(self.ends[f"bn1.{name}"] for name in ("weight", "bias")))
+        path = batch_norm_scale(*(self.layers.parameters[f"bn2.{name}"] for name in ("weight", "bias"))).mean(dim=1)
         found = []
         for run in range(len(self.runs)):
             weights = {name: self.layers.parameters[f"{name}.weight"][run] for name in CONVOLUTIONS}
-            found.append({name: cifar_training.smoothness_of(weight) for name, weight in weights.items()})
+            ratios = {f"von_neumann_{name}": cifar_training.smoothness_of(weight) for name, weight in weights.items()}
+            found.append({**ratios, "stem_scale": stem[run].item(), "path_length": path[run].item()})
         return found
 
     @torch.no_grad()
@@ -270,10 +273,10 @@ def _common(configs: Sequence[CifarConfig]) -> CifarConfig:
                 f"{config.name} and {first.name} cannot be stacked: runs of a stack differ in activation, "
                 f"initialisation and seed alone."
             )
-        if config.activation not in ACTIVATIONS or not config.batch_norm:
+        if config.activation not in ACTIVATIONS or not config.batch_norm or config.hold_stem:
             raise ValueError(
-                f"{config.name} cannot be stacked: that takes batch norm and one of the activations "
-                f"{', '.join(ACTIVATIONS)}."
+                f"{config.name} cannot be stacked: that takes batch norm, a stem that trains, and one of the "
+                f"activations {', '.join(ACTIVATIONS)}."
             )
     if first.channels != CHANNELS or first.batch_size != stacked_layers.BATCH:
         raise ValueError(
@@ -342,7 +345,7 @@ def train(
             begun = time.perf_counter()
             train_values = stack.train_epoch(epoch)
             test_values = stack.evaluate() if cifar_training.tests_after(config, epoch) else None
-            ratios = stack.smoothness()
+            measured = stack.measured()
             seconds = time.perf_counter() - begun
             written = []
             for index, run in enumerate(runs):
@@ -352,7 +355,7 @@ def train(
                     continue
                 test = (None, None) if test_values is None else tuple(value[index].item() for value in test_values)
                 training = (loss, train_values[1][index].item())
-                written.append(run.complete(training, test, ratios[index], seconds=seconds, **words))
+                written.append(run.complete(training, test, measured[index], seconds=seconds, **words))
             over = time.perf_counter() - started > 60 * minutes
             if (epoch + 1) % save_every == 0 or epoch + 1 == config.epochs or over:
                 stack.give_back()

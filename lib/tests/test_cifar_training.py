@@ -11,7 +11,7 @@ import torch
 from cifar_set import needs_cifar10, write_set
 
 from lib import checks, cifar_training, paths
-from lib.cifar_training import CifarConfig, EpochRecord, Progress, read_state, train
+from lib.cifar_training import CifarConfig, EpochRecord, Progress, Training, read_state, train
 from lib.training import Divergence
 
 SMALL = {"depth": 4, "epochs": 3, "batch_size": 32, "test_every": 2}
@@ -52,6 +52,8 @@ def test_training_learns_and_logs(tmp_path):
     assert records[-1].train_accuracy > 30
     assert [record.test_accuracy is not None for record in records] == [False, True] * 4
     assert records[0].von_neumann_conv1 is not None
+    assert records[0].stem_scale == pytest.approx(1, abs=0.2)  # from 1 on
+    assert 0 < records[0].path_length < records[-1].path_length  # from 0 on
     # 300 images in batches of 32: ten batches, reported after the fourth and the eighth.
     progress = [(report.epoch, report.batch) for report in reports if isinstance(report, Progress)]
     assert progress == [(epoch, batch) for epoch in range(8) for batch in (4, 8)]
@@ -223,6 +225,30 @@ def test_the_step_is_the_documented_sgd(tmp_path, generated_set):
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("generated_set")
+def test_a_held_stem_keeps_its_scale_and_the_rest_trains(tmp_path):
+    held = CifarConfig(**SMALL, hold_stem=True)
+    records = finish(held, tmp_path / "held")
+    assert [record.stem_scale for record in records] == [1.0] * 3
+    before, after = Training(held, torch.device("cpu")).network.state_dict(), read_state(tmp_path / "held")["network"]
+    trained = [name for name in before if name.endswith(("weight", "bias"))]
+    still = {name for name in trained if torch.equal(after[name], before[name])}
+    assert still == {"bn1.weight", "bn1.bias"}
+    assert records[-1].train_loss < records[0].train_loss
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_states_from_before_an_option_go_on(tmp_path):
+    config = CifarConfig(**SMALL)
+    finish(config, tmp_path)
+    state = read_state(tmp_path)
+    del state["config"]["hold_stem"]
+    torch.save(state, tmp_path / cifar_training.STATE_FILE)
+    assert finish(config, tmp_path) == []  # read, and finished
+    with pytest.raises(ValueError, match="holds a run with hold_stem False, expected True"):
+        finish(CifarConfig(**SMALL, hold_stem=True), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -230,6 +256,7 @@ def test_the_step_is_the_documented_sgd(tmp_path, generated_set):
         ({"epochs": 0}, "epochs is 0, expected a whole number of at least 1"),
         ({"batch_size": 1}, "batch_size is 1, expected a whole number of at least 2"),
         ({"adaptive": "False"}, "adaptive is 'False', expected True or False"),
+        ({"hold_stem": 1}, "hold_stem is 1, expected True or False"),
         ({"depth": 2.5}, "depth is 2.5"),
     ],
 )
@@ -249,6 +276,7 @@ def test_names_tell_runs_apart():
         {"learning_rate": 0.1},
         {"epochs": 30},
         {"adaptive": True},
+        {"hold_stem": True},
         {"channels": 8},
         {"batch_size": 128},
         {"test_every": 1},

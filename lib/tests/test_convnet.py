@@ -12,7 +12,7 @@ SMALL = {"depth": 5, "seed": 1}
 
 
 class Reference(nn.Module):
-    """The network of the brief layer by layer in stock modules, to compare with."""
+    """The network of the docstring layer by layer in stock modules, to compare with."""
 
     def __init__(self, config: ConvNetConfig) -> None:
         super().__init__()
@@ -44,6 +44,41 @@ def perturbed(network: ConvResNet) -> ConvResNet:
         for parameter in network.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     return network
+
+
+def hidden_states(network: ConvResNet, x: torch.Tensor) -> torch.Tensor:
+    """h_0, ..., h_L in training mode."""
+    h = network.train().stem(x)
+    return torch.stack([h, *network.residual_layers.states(h)]).detach()
+
+
+def test_scales_are_those_of_the_hidden_states():
+    network = perturbed(ConvResNet(ConvNetConfig(smooth_init=False, **SMALL))).double()
+    x = torch.randn(6, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    scales = network.scales()
+    stem = network.bn1(network.conv1(x))
+    assert scales["stem_scale"] == pytest.approx(stem.square().mean().sqrt().item(), rel=1e-3)
+    steps = hidden_states(network, x).diff(dim=0)
+    lengths = steps.square().flatten(1).mean(dim=1).sqrt()  # of h_{k+1} - h_k
+    assert scales["path_length"] == pytest.approx(lengths.sum().item(), rel=1e-3)  # bn eps aside
+
+
+def test_a_smaller_stem_is_a_longer_ode():
+    # With h_0 and all steps c times smaller the path is the same, c times smaller: the ratio of the two is what counts.
+    network = perturbed(ConvResNet(ConvNetConfig(smooth_init=False, **SMALL))).double()
+    x = torch.randn(6, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    before, scales, c = hidden_states(network, x), network.scales(), 0.5
+    with torch.no_grad():
+        for parameter in (*network.bn1.parameters(), *(network.residual_layers.stacked(f"bn2.{name}")
+                                                       for name in ("weight", "bias"))):  # fmt: skip
+            parameter *= c
+    torch.testing.assert_close(hidden_states(network, x), c * before, rtol=1e-3, atol=1e-4)
+    assert network.scales() == pytest.approx({name: c * value for name, value in scales.items()})
+
+
+def test_without_batch_norm_the_weights_do_not_tell_the_path_length():
+    network = ConvResNet(ConvNetConfig(batch_norm=False, **SMALL))
+    assert network.scales() == {"stem_scale": 1.0, "path_length": None}
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])

@@ -339,10 +339,11 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
 
 
 def test_trials_and_other_settings_stay_out(tmp_path):
-    for changes in ({"train_images": 100}, {"batch_size": 32}, {"adaptive": True}, {"channels": 8}):
-        finish(tmp_path, CifarConfig(**{"depth": 4, "epochs": 1} | changes))
+    other = {"train_images": 100, "batch_size": 32, "adaptive": True, "channels": 8, "hold_stem": True}
+    for name, value in other.items():
+        finish(tmp_path, CifarConfig(**{"depth": 4, "epochs": 1, name: value}))
     records.gather(tmp_path)
-    assert len(records.read_runs(tmp_path)) == 4
+    assert len(records.read_runs(tmp_path)) == len(other)
     assert NetworkChoice(depth=4).select(records.read_runs(tmp_path)) == []
 
 

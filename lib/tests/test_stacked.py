@@ -220,7 +220,7 @@ def test_a_stack_trains_as_its_runs_alone(kernels):
     train_set, test_set = sets(configs[0])
     runs = [Training(config, CPU) for config in configs]
     stack = Stack(runs, train_set, test_set, CPU, kernels)
-    values = stack.train_epoch(0), stack.evaluate(), stack.smoothness()
+    values = stack.train_epoch(0), stack.evaluate(), stack.measured()
     stack.give_back()
     for place, config in enumerate(configs):
         alone = Training(config, CPU)
@@ -228,7 +228,7 @@ def test_a_stack_trains_as_its_runs_alone(kernels):
         found = [values[0][0][place], values[0][1][place], values[1][0][place], values[1][1][place]]
         test = cifar_training.evaluate(alone.network, test_set)
         assert torch.tensor(found).tolist() == pytest.approx([progress.loss, progress.accuracy, *test], rel=1e-6)
-        assert values[2][place]["conv1"] == pytest.approx(cifar_training.smoothness(alone.network, "conv1"), rel=1e-5)
+        assert values[2][place] == pytest.approx(cifar_training.measured(alone.network), rel=1e-5)
         state = runs[place].network.state_dict()
         for name, tensor in alone.network.state_dict().items():
             assert torch.allclose(state[name].double(), tensor.double(), rtol=1e-4, atol=1e-6), name
@@ -293,6 +293,7 @@ def test_a_diverged_run_leaves_the_others_alone(kernels, tmp_path, monkeypatch):
         ({"depth": 3}, "differ in activation, initialisation and seed alone"),
         ({"epochs": 30}, "differ in activation, initialisation and seed alone"),
         ({"activation": "tanh"}, "one of the activations gelu, relu, identity"),
+        ({"hold_stem": True}, "differ in activation, initialisation and seed alone"),
         ({"batch_norm": False}, "differ in activation, initialisation and seed alone"),
     ],
 )
@@ -306,7 +307,8 @@ def test_runs_that_cannot_be_stacked_are_named(other, words):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (CifarConfig(batch_norm=False), "that takes batch norm and one of the activations"),
+        (CifarConfig(batch_norm=False), "that takes batch norm, a stem that trains, and one of the activations"),
+        (CifarConfig(hold_stem=True), "that takes batch norm, a stem that trains, and one of the activations"),
         (CifarConfig(channels=8), "it has 8 channels and batches of 64, expected 16 and 64"),
         (CifarConfig(batch_size=32), "it has 16 channels and batches of 32, expected 16 and 64"),
     ],
