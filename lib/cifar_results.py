@@ -60,20 +60,17 @@ class NetworkChoice:
         checks.positive_int("epochs", self.epochs, least=0)
 
     def select(self, runs: Iterable[Run], **conditions: Any) -> list[Run]:
-        """The runs of this choice, in the paper's setting otherwise (16 channels, batches of 64, whole set)."""
-        conditions = {"activation": self.activation, **conditions}
-        return records.select(
-            (run for run in runs if not run.config.trial),
-            batch_norm=self.batch_norm,
-            depth=self.depth,
-            learning_rate=self.learning_rate,
-            epochs=self.epochs or None,
-            channels=16,
-            batch_size=64,
-            adaptive=False,
-            hold_stem=False,
-            **conditions,
-        )
+        """The runs of this choice, in the paper's setting otherwise (16 channels, batches of 64, whole set, a stem that
+        trains with the rest), as far as the conditions say nothing else; one of None is left out."""
+        wanted = {name: getattr(self, name) for name in ("activation", "batch_norm", "depth", "learning_rate")}
+        wanted |= {
+            "epochs": self.epochs or None,
+            "channels": 16,
+            "batch_size": 64,
+            "adaptive": False,
+            "hold_stem": False,
+        }
+        return records.select((run for run in runs if not run.config.trial), **wanted | conditions)
 
 
 def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[int, dict[bool, list[Run]]]:
@@ -281,6 +278,44 @@ def schedule_titles(networks: Mapping[int, Mapping[bool, list[Run]]]) -> dict[in
         runs = "1 run" if counts == [1] else f"{' and '.join(map(str, counts))} runs"
         titles[epochs] = f"{records.training_length(epochs)} ({runs})"
     return titles
+
+
+# ------------------------------------------------------------------------------------- the size of the stem
+
+SCALES = ("stem_scale", "path_length", "relative_path_length")
+
+
+def relative_path_lengths(runs: Iterable[Run]) -> dict[str, list]:
+    """The table of ``stem.csv``, a line for each run with batch norm whose weights or logged scales are here: run,
+    activation, smooth_init, epochs, hold_stem, test_accuracy (%), von_neumann_conv1, von_neumann_conv2, stem_scale,
+    path_length (`ConvResNet.scales`) and relative_path_length, the second of these by the first: how far the layers
+    may carry the hidden state, seen from the size that it starts with."""
+    rows = []
+    for run in (run for run in runs if run.config.batch_norm):
+        last = run.log()[-1:]
+        if run.has_weights:
+            scales = run.load().network.scales()
+        elif last and last[0].get("stem_scale"):
+            scales = {name: last[0][name] for name in SCALES[:2]}
+        else:
+            continue
+        relative = {"relative_path_length": scales["path_length"] / scales["stem_scale"]}
+        results = {name: run.values[name] for name in ("test_accuracy", *RATIOS)}
+        rows.append(_which(run) | {"hold_stem": run.config.hold_stem} | results | scales | relative)
+    return _columns(rows, ("hold_stem", "test_accuracy"), (*RATIOS, *SCALES))
+
+
+def loss_spike(every: int) -> dict[str, list]:
+    """The table of ``stem_spike.csv`` out of ``checkpoints/loss_spike.csv``: some epochs of a run step by step, in
+    means over ``every`` steps: epochs (complete so far, with a fraction), loss, relative_path_length."""
+    checks.positive_int("every", every)
+    watched = records.read_spike()
+    steps = watched["step"].max() if len(watched["step"]) else 1
+    epochs = watched["epoch"] - 1 + (watched["step"] - 0.5) / steps
+    columns = {"epochs": epochs, "loss": watched["loss"]}
+    columns["relative_path_length"] = watched["path_length"] / watched["stem_scale"]
+    whole = len(epochs) // every * every
+    return {name: column[:whole].reshape(-1, every).mean(axis=1).tolist() for name, column in columns.items()}
 
 
 # ------------------------------------------------------------------------------------- smoothness in training

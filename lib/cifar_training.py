@@ -391,6 +391,19 @@ class Training:
         self.epoch, self.log = state["epoch"], state["log"]
 
 
+def watch(run: Training, images: cifar.Images) -> Iterator[dict[str, Any]]:
+    """Train one epoch more, and yield after every step its epoch and step (1, 2, ...), its loss, and the scales of the
+    hidden states (`ConvResNet.scales`): what an epoch's line in the log averages over. The run is left at the next
+    epoch, and its log as it was."""
+    size, before = run.config.batch_size, 0.0
+    for now in run.train_epoch(images, report_every=1):
+        seen, last = (min(batch * size, len(images)) for batch in (now.batch, now.batch - 1))
+        loss = (now.loss * seen - before) / (seen - last)
+        before = now.loss * seen
+        yield {"epoch": run.epoch + 1, "step": now.batch, "loss": loss, **run.network.scales()}
+    run.epoch += 1
+
+
 @torch.no_grad()
 def evaluate(network: ConvResNet, images: cifar.Images) -> tuple[float, float]:
     """Mean cross-entropy and accuracy (%) on whole images, in evaluation mode."""

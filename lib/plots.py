@@ -12,10 +12,11 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from lib import paths, tables
 from lib.distances import Slope, fit_slope
@@ -134,6 +135,13 @@ def rate_line(axes: Axes, x: Sequence[float], fit: Slope, exponent: float, label
     middle = np.sqrt(x[0] * x[-1])
     level = 1.6 * fit.constant * middle**fit.slope
     axes.plot(x, level * (x / middle) ** exponent, "--", color=GREY, linewidth=1, label=label, zorder=1)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis over a decade or two: plain numbers, 1, 2, 5, 10, ..."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(NullFormatter())
 
 
 def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
@@ -441,4 +449,47 @@ def smoothness(
     parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
     if not len(depth["part"]):
         parts.text(0.5, 0.5, "their weights are not here", ha="center", transform=parts.transAxes)
+    return figure
+
+
+@styled
+def stem(networks: tables.Table, spike: tables.Table) -> Figure:
+    """What the size of the stem goes with, and a spike of the loss step by step.
+
+    ``networks`` and ``spike`` have the columns of ``stem.csv`` and ``stem_spike.csv``: networks in the colour of their
+    activation, weight-tied ones full, i.i.d. ones hollow, squares where the stem was held, beside each the epochs of
+    its schedule.
+    """
+    figure, axes = panels(2, rows=2, height=4.4, sharex="col", width_ratios=[1.25, 1])
+    (accuracy, ratio), (loss, length) = axes.T
+    for name, panel in (("test_accuracy", accuracy), ("von_neumann_conv1", ratio)):
+        for row in tables.rows(networks):
+            color = ACTIVATION_COLORS.get(row["activation"], PURPLE)
+            face = color if row["smooth_init"] else "white"
+            marker = "s" if row["hold_stem"] else "o"
+            place = row["relative_path_length"], row[name]
+            panel.plot(*place, marker, color=color, markerfacecolor=face, markersize=6)
+            side, align = (-5, "right") if row["smooth_init"] else (5, "left")
+            panel.annotate(str(row["epochs"]), place, (side, -3), textcoords="offset points", ha=align,
+                           fontsize=7, color=color)  # fmt: skip
+    accuracy.set(ylabel="test accuracy (%)", title="networks at the end of training")
+    ratio.set(yscale="log", xlabel="relative path length", ylabel="von Neumann ratio of conv1")
+    for activation in dict.fromkeys(networks["activation"]):
+        label, color = WORDS.get(activation, activation), ACTIVATION_COLORS.get(activation, PURPLE)
+        accuracy.plot([], [], "o", color=color, label=label)
+    accuracy.plot([], [], "o", color=GREY, markerfacecolor="white", label="i.i.d. initialisation")
+    if any(networks["hold_stem"]):
+        accuracy.plot([], [], "s", color=GREY, label="stem held")
+    accuracy.legend(loc="lower right")
+    loss.plot(spike["epochs"], spike["loss"], color=GREY, linewidth=1)
+    length.plot(spike["epochs"], spike["relative_path_length"], color=BLUE, linewidth=1)
+    loss.set(ylabel="training loss", title="a spike of the loss: GELU, i.i.d.")
+    length.set(yscale="log", xlabel="epochs", ylabel="relative path length")
+    ratio.set_xscale("log")
+    ratio.margins(x=0.12)
+    for axis in (ratio.xaxis, length.yaxis):
+        plain_ticks(axis)
+    for panel, rows in ((ratio, networks["run"]), (length, spike["epochs"])):
+        if not len(rows):
+            panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
     return figure

@@ -2,7 +2,6 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from lib.distances import fit_slope
 from lib.plots import (
@@ -16,6 +15,7 @@ from lib.plots import (
     depth_axis,
     minus,
     panels,
+    plain_ticks,
     rate_line,
     styled,
 )
@@ -267,9 +267,7 @@ def clipping(table: Table) -> Figure:
         panel.set_xlabel("training time $t$")
         panel.set_xscale("log")
         panel.set_yscale("log")
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.xaxis.set_major_formatter(ScalarFormatter())
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        plain_ticks(panel.xaxis)
     figure.legend(loc="outside lower center", ncols=len(clips))
     return figure
 

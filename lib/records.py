@@ -29,7 +29,7 @@ from lib.convnet import ConvResNet
 VERSION = 1
 CONVOLUTIONS = ("conv1", "conv2")
 PAPER_EPOCHS = 180
-RUNS, DISTANCES, SWEEP = "runs.csv", "successive_distance.csv", "sweep.csv"
+RUNS, DISTANCES, SWEEP, SPIKE = "runs.csv", "successive_distance.csv", "sweep.csv", "loss_spike.csv"
 
 
 # ------------------------------------------------------------------------------------------ of a finished run
@@ -234,6 +234,14 @@ def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
     return {"run": np.array([], dtype=str), "convolution": np.array([], dtype=str)} | {
         "layer": np.array([], dtype=int), "distance": np.array([]),
     }  # fmt: skip
+
+
+def read_spike(folder: Path | None = None) -> dict[str, np.ndarray]:
+    """``checkpoints/loss_spike.csv``, a line a step (`cifar_training.watch`); no rows where there is no such file."""
+    path = (folder or paths.CHECKPOINTS) / SPIKE
+    if path.exists():
+        return tables.read_csv(path)
+    return {name: np.array([]) for name in ("epoch", "step", "loss", "stem_scale", "path_length")}
 
 
 def select(runs: Iterable[Run], **conditions: Any) -> list[Run]:

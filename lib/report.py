@@ -17,7 +17,17 @@ from nbconvert import HTMLExporter
 from lib import notebooks, parameters, paths
 
 # The order of the paper, then of what goes beyond it; notebooks that are not listed come after these.
-ORDER = ("claims", "figure_1_left", "figure_1_right", "figure_2", "figure_3", "table_1", "figure_4", "smoothness")
+ORDER = (
+    "claims",
+    "figure_1_left",
+    "figure_1_right",
+    "figure_2",
+    "figure_3",
+    "table_1",
+    "figure_4",
+    "smoothness",
+    "stem",
+)
 TEMPLATE = """
 {%- extends 'basic/index.html.j2' -%}
 {%- block input_group -%}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cifar_set import needs_cifar10, write_set
 
-from lib import checks, cifar_training, paths
+from lib import checks, cifar, cifar_training, paths
 from lib.cifar_training import CifarConfig, EpochRecord, Progress, Training, read_state, train
 from lib.training import Divergence
 
@@ -206,7 +206,6 @@ def test_the_step_is_the_documented_sgd(tmp_path, generated_set):
     """The first step by hand: momentum has no past, decay acts on every parameter."""
     from torch.nn import functional as F
 
-    from lib import cifar
     from lib.convnet import ConvResNet
 
     config = CifarConfig(**SMALL | {"batch_size": 300, "epochs": 1, "adaptive": True})
@@ -235,6 +234,22 @@ def test_a_held_stem_keeps_its_scale_and_the_rest_trains(tmp_path):
     still = {name for name in trained if torch.equal(after[name], before[name])}
     assert still == {"bn1.weight", "bn1.bias"}
     assert records[-1].train_loss < records[0].train_loss
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_watched_epochs_are_those_of_the_log(tmp_path):
+    config, images = CifarConfig(**SMALL), cifar.load(train=True)
+    log = finish(config, tmp_path)
+    run = Training(config, torch.device("cpu"))
+    for record in log[:2]:
+        lines = list(cifar_training.watch(run, images))
+        sizes = [32] * 9 + [12]  # 300 images
+        assert [line["step"] for line in lines] == list(range(1, 11))
+        assert {line["epoch"] for line in lines} == {record.epoch + 1}
+        losses = [line["loss"] for line in lines]
+        assert sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / 300 == pytest.approx(record.train_loss)
+        assert lines[-1]["path_length"] == record.path_length
+    assert run.epoch == 2
 
 
 @pytest.mark.usefixtures("generated_set")

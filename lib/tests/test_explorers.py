@@ -334,6 +334,7 @@ FIGURES = {
     "figure_3": {},
     "figure_4": {},
     "smoothness": {},
+    "stem": {},
     "table_1": {},
 }
 

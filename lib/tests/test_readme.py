@@ -311,6 +311,50 @@ def test_the_gelu_networks_of_180_epochs():
     assert falls[True].max() < 2
 
 
+def test_the_size_of_the_stem():
+    networks, spike = (tables.read_csv(paths.FIGURES / f"{name}.csv") for name in ("stem", "stem_spike"))
+    (section,) = re.findall(r"\*\*The size of the stem is the length of the ODE\.\*\*(.*?)\n\n", README, re.DOTALL)
+    section, row = " ".join(section.split()), gallery_row("stem")
+    lengths = networks["relative_path_length"]
+    longer, _ = np.polyfit(np.log10(lengths), networks["test_accuracy"], 1)
+    correlation = np.corrcoef(np.log10(lengths), networks["test_accuracy"])[0, 1]
+    assert len(lengths) == 9
+    assert "over nine networks a path ten times longer" in row
+    assert f"goes with {longer:.1f} points of test accuracy more (correlation {correlation:.2f})" in row
+    assert f"(correlation with its logarithm {correlation:.2f};" in section
+    assert f"between {min(lengths):.2g} and {max(lengths):.2g} in the networks with batch norm" in section
+    (long,) = tables.rows(tables.select(networks, epochs=180, smooth_init="True"))
+    assert f"they are {long['stem_scale']:.2g} and {long['path_length']:.2g}, after 1 and 0 at the start" in section
+    top = int(np.argmax(spike["loss"]))
+    loss, length = (np.median(spike[name][:top]) for name in ("loss", "relative_path_length"))
+    after = min(spike["relative_path_length"][top:])
+    top_loss = spike["loss"][top]
+    assert f"from {loss:.2f} to {top_loss:.2f} it falls from {length:.2g} to {after:.2g}" in row
+    assert f"falls from {length:.2g} to {after:.2g}, the loss goes from {loss:.2f} to {top_loss:.2f}" in section
+    relu = tables.rows(tables.select(networks, activation="relu", smooth_init="True"))
+    held, trained = sorted(relu, key=lambda row: row["hold_stem"] != "True")
+    for name, how in (("relative_path_length", ".2g"), ("von_neumann_conv1", ".2g")):
+        assert f"of {held[name]:{how}} in place of {trained[name]:{how}}" in section
+    accuracies = f"{held['test_accuracy']:.2f} % in place of {trained['test_accuracy']:.2f} %"
+    assert f"a test accuracy of {accuracies}" in section
+
+
+def test_the_watched_epochs_are_those_of_the_run():
+    watched = records.read_spike()
+    (run,) = NetworkChoice(epochs=180).select(records.read_runs(), smooth_init=False, seed=0)
+    sizes = np.minimum(50_000 - 64 * (watched["step"] - 1), 64)
+    for epoch in dict.fromkeys(watched["epoch"].tolist()):
+        of = watched["epoch"] == epoch
+        mean = (sizes[of] * watched["loss"][of]).sum() / 50_000
+        assert mean == pytest.approx(run.log()[epoch - 1]["train_loss"], rel=1e-9)
+    assert "the fall of epoch 104 comes back to the last digit" in README
+    falls = -np.diff([line["train_accuracy"] for line in run.log()])
+    assert falls[104 - 2] > 10
+    grown = watched["stem_scale"][1:] / watched["stem_scale"][:-1]
+    assert watched["epoch"][1:][np.argmax(grown)] == 104
+    assert f"a single step that makes the stem {grown.max():.1f} times as large" in README
+
+
 def test_what_is_left_of_the_initial_weights():
     table = tables.read_csv(paths.FIGURES / "smoothness_initialisation.csv")
     short, long = (tables.select(table, epochs=epochs) for epochs in (30, 180))

@@ -318,6 +318,68 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     assert empty.texts[-1].get_text() == "their weights are not here"
 
 
+def test_relative_path_lengths_are_those_of_the_weights_or_of_the_log(tmp_path, trained):
+    held, plain = CifarConfig(depth=64, epochs=30, hold_stem=True), CifarConfig(depth=64, epochs=30, batch_norm=False)
+    finish(tmp_path, held, stem_scale=1.0, path_length=0.25)
+    finish(tmp_path, plain)
+    finish(tmp_path, CifarConfig(depth=64, epochs=31))  # of an older log
+    records.gather()
+    for run in records.select(records.read_runs(), seed=0):
+        if run.config in (held, plain, CifarConfig(depth=64, epochs=31)):
+            run.path.unlink()
+    runs = trained.select(records.read_runs(), hold_stem=None, seed=0)
+    checkpoint = trained.select(runs, epochs=180)[0]
+    network = checkpoint.load().network
+    with torch.no_grad():  # away from the initialisation, where the path has no length
+        network.bn1.weight.fill_(0.3), network.bn1.bias.fill_(0.4)
+        network.residual_layers.stacked("bn2.bias")[::2] = 4.0
+    records.save(checkpoint.path, replace(checkpoint.load(), network=network))
+    table = cifar_results.relative_path_lengths(runs)
+    rows = {(row["epochs"], row["smooth_init"], row["hold_stem"]): row for row in tables.rows(table)}
+    assert set(rows) == {(30, True, False), (30, False, False), (180, True, False), (30, True, True)}
+    scales = [rows[180, True, False][name] for name in cifar_results.SCALES]
+    assert scales == pytest.approx([0.5, 2.0, 4.0])
+    assert rows[180, True, False]["test_accuracy"] == 80.0
+    assert rows[30, True, True]["relative_path_length"] == 0.25
+
+
+def test_the_spike_is_averaged_over_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    assert cifar_results.loss_spike(2) == {"epochs": [], "loss": [], "relative_path_length": []}
+    watched = {"epoch": [8, 8, 8, 8, 9, 9, 9, 9], "step": [1, 2, 3, 4] * 2, "loss": [1.0, 3.0, 2.0, 2.0] * 2}
+    watched |= {"stem_scale": [0.5] * 8, "path_length": [1.0] * 4 + [2.0] * 4}
+    tables.write_csv(tmp_path / records.SPIKE, watched)
+    assert cifar_results.loss_spike(2) == {
+        "epochs": [7.25, 7.75, 8.25, 8.75], "loss": [2.0] * 4, "relative_path_length": [2.0, 2.0, 4.0, 4.0],
+    }  # fmt: skip
+    assert len(cifar_results.loss_spike(3)["loss"]) == 2  # whole means alone
+    with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
+        cifar_results.loss_spike(0)
+
+
+def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
+    finish(
+        tmp_path, CifarConfig(depth=64, epochs=30, hold_stem=True), test_accuracy=55.0, stem_scale=1.0, path_length=1
+    )
+    records.gather()
+    networks = cifar_results.relative_path_lengths(trained.select(records.read_runs(), hold_stem=None, seed=0))
+    networks |= {"relative_path_length": [0.1, 0.2, 0.4, 0.8]}
+    spike = {"epochs": [7.5, 8.5], "loss": [2.0, 1.0], "relative_path_length": [0.1, 3.0]}
+    accuracy, loss, ratio, length = plots.stem(networks, spike).axes
+    points = [(line.get_xdata()[0], line.get_ydata()[0], line.get_marker()) for line in accuracy.lines[:4]]
+    assert points == [
+        (length, value, "s" if held else "o")
+        for length, value, held in zip(
+            *(networks[name] for name in ("relative_path_length", "test_accuracy", "hold_stem")), strict=True
+        )
+    ]
+    assert accuracy.get_legend_handles_labels()[1] == ["GELU", "i.i.d. initialisation", "stem held"]
+    assert [line.get_ydata()[0] for line in ratio.lines] == networks["von_neumann_conv1"]
+    assert [line.get_ydata().tolist() for line in (*loss.lines, *length.lines)] == [[2.0, 1.0], [0.1, 3.0]]
+    empty = plots.stem(cifar_results.relative_path_lengths([]), {name: [] for name in spike}).axes
+    assert [text.get_text() for panel in empty for text in panel.texts] == ["none is here"] * 2
+
+
 def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     runs, choice = records.read_runs(tmp_path), NetworkChoice()
     assert runs == []
