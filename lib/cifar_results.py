@@ -292,11 +292,10 @@ def relative_path_lengths(runs: Iterable[Run]) -> dict[str, list]:
     may carry the hidden state, seen from the size that it starts with."""
     rows = []
     for run in (run for run in runs if run.config.batch_norm):
-        last = run.log()[-1:]
         if run.has_weights:
             scales = run.load().network.scales()
-        elif last and last[0].get("stem_scale"):
-            scales = {name: last[0][name] for name in SCALES[:2]}
+        elif (log := run.log()) and log[-1].get("stem_scale"):
+            scales = {name: log[-1][name] for name in SCALES[:2]}
         else:
             continue
         relative = {"relative_path_length": scales["path_length"] / scales["stem_scale"]}
