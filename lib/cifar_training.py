@@ -378,7 +378,7 @@ class Training:
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         wanted = asdict(self.config)
-        found = {"hold_stem": False} | state["config"]  # which older states do not have
+        found = asdict(CifarConfig()) | state["config"]  # an older state lacks the options that came later
         for name in sorted(found.keys() | wanted.keys()):
             if found.get(name) != wanted.get(name):
                 raise ValueError(
