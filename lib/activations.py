@@ -66,3 +66,10 @@ def get(name: str) -> Activation:
     name = ALIASES.get(name, name) if isinstance(name, str) else name
     checks.choice("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]
+
+
+def check_smooth(name: str) -> None:
+    """Raise ValueError unless the activation of that name is C^2, as the theorems assume."""
+    if not get(name).smooth:
+        smooth = ", ".join(each.name for each in ACTIVATIONS.values() if each.smooth)
+        raise ValueError(f"activation is {name!r}, which is not C^2 as the theorems assume: expected one of: {smooth}.")

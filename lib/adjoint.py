@@ -1,13 +1,13 @@
 """Gradient descent on the fully connected residual network by a hand-written adjoint, in plain PyTorch.
 
-No autograd graph: the forward pass stores the states H_k and the pre-activations Z_k = inner * H_k W_k in
+No autograd graph: the forward pass stores the states H_k and the pre-activations G_k = inner * H_k W_k in
 buffers that are allocated once; the backward pass runs the recursion of the adjoint P_k = dl/dH_k,
 
-    P_L = dl/dF B^T,     U_k = (P_{k+1} V_k^T) * s'(Z_k),     P_k = P_{k+1} + outer * inner * U_k W_k^T,
+    P_L = dl/dF B^T,     U_k = (P_{k+1} V_k^T) * s'(G_k),     P_k = P_{k+1} + outer * inner * U_k W_k^T,
 
 and forms the weight gradients
 
-    dl/dV_k = outer * s(Z_k)^T P_{k+1},     dl/dW_k = outer * inner * H_k^T U_k
+    dl/dV_k = outer * s(G_k)^T P_{k+1},     dl/dW_k = outer * inner * H_k^T U_k
 
 in batched products, a chunk of layers at a time.
 """
@@ -39,12 +39,12 @@ class Adjoint:
         like = {"dtype": weights.V.dtype, "device": weights.V.device}
         self.chunk = min(L, chunk or max(8, 2**18 // (n * m)))
         self.H = torch.empty(L + 1, n, q, **like)
-        self.Z = torch.empty(L, n, m, **like)
+        self.G = torch.empty(L, n, m, **like)
         self.P = torch.empty(self.chunk + 1, n, q, **like)
         self.U = torch.empty(self.chunk, n, m, **like)
         self.residual = torch.empty(n, config.outputs, **like)
         # One Python object a layer, made once: indexing costs as much as the small products themselves.
-        self._H, self._Z, self._P, self._U = (buffer.unbind() for buffer in (self.H, self.Z, self.P, self.U))
+        self._H, self._G, self._P, self._U = (buffer.unbind() for buffer in (self.H, self.G, self.P, self.U))
         self._V, self._W = weights.V.unbind(), weights.W.unbind()
         self._Vt, self._Wt = weights.V.mT.unbind(), weights.W.mT.unbind()
 
@@ -57,9 +57,9 @@ class Adjoint:
             self._H[0].copy_(self.data.x)
         else:
             torch.mm(self.data.x, weights.A, out=self._H[0])
-        for h, h_next, z, V, W in zip(self._H, self._H[1:], self._Z, self._V, self._W, strict=False):
-            torch.addmm(z, h, W, beta=0, alpha=inner, out=z)  # z = inner h W
-            torch.addmm(h, s(z), V, alpha=outer, out=h_next)  # h_next = h + outer s(z) V
+        for h, h_next, g, V, W in zip(self._H, self._H[1:], self._G, self._V, self._W, strict=False):
+            torch.addmm(g, h, W, beta=0, alpha=inner, out=g)  # g = inner h W
+            torch.addmm(h, s(g), V, alpha=outer, out=h_next)  # h_next = h + outer s(g) V
         if weights.B is None:
             torch.sub(self._H[-1], self.data.y, out=self.residual)
         else:
@@ -67,7 +67,7 @@ class Adjoint:
         return self.residual.square().sum() * self.config.loss_scale
 
     def _chunks(self):
-        """The backward recursion: yields (layers, s(Z), P after them, U) chunk by chunk, from the top.
+        """The backward recursion: yields (layers, s(G), P after them, U) chunk by chunk, from the top.
 
         In `P` a chunk of c layers k0..k1-1 uses slots 0..c: slot j holds P_{k0 + j}.
         """
@@ -79,14 +79,14 @@ class Adjoint:
         while stop > 0:
             start = max(0, stop - self.chunk)
             count = stop - start
-            Z = self.Z[start:stop]
-            slope = self.activation.derivative(Z).unbind()
+            G = self.G[start:stop]
+            slope = self.activation.derivative(G).unbind()
             self._P[count].copy_(top)
             for j in range(count - 1, -1, -1):
                 torch.mm(self._P[j + 1], self._Vt[start + j], out=self._U[j])
                 self._U[j].mul_(slope[j])
                 torch.addmm(self._P[j + 1], self._U[j], self._Wt[start + j], alpha=scale, out=self._P[j])
-            yield slice(start, stop), self.activation.function(Z), self.P[1 : count + 1], self.U[:count]
+            yield slice(start, stop), self.activation.function(G), self.P[1 : count + 1], self.U[:count]
             top = self._P[0].clone()
             stop = start
         self.top = top  # dl/dH_0
@@ -114,8 +114,9 @@ class Adjoint:
     def descend(self, learning_rate: float, clip: float = 0.0) -> None:
         """One step from the states of the last `forward`, in place.
 
-        Z_k moves by -eta L dl/dZ_k, A and B by -eta dl/dA and -eta dl/dB (eta = ``learning_rate``). With
-        ``clip`` C > 0 every velocity is clipped to [-C, C] first, entry by entry (the clipped flow).
+        V_k and W_k move by -eta dl/dV_k and -eta dl/dW_k times the config's step factor (L for the scaling 1/L), A
+        and B by -eta dl/dA and -eta dl/dB (eta = ``learning_rate``). With ``clip`` C > 0 every velocity is clipped to
+        [-C, C] first, entry by entry (the clipped flow).
         """
         weights, outer, inner = self.weights, self.config.outer_scale, self.config.inner_scale
         factor = self.config.step_factor

@@ -386,7 +386,7 @@ def main(arguments: list[str]) -> None:
         except FileNotFoundError as error:
             raise SystemExit(str(error)) from None
         print(tables.markdown({name: table[name] for name in ("notebook", "seconds")}))
-        print(f"\n{tables.write_csv(folder / 'figure_seconds.csv', table).relative_to(paths.ROOT)}")
+        print(f"\n{paths.short(tables.write_csv(folder / 'figure_seconds.csv', table))}")
         return
     chosen = [case for case in cases() if options.only in f"{case.name}, {case.dtype}"]
     if not chosen:
@@ -397,7 +397,7 @@ def main(arguments: list[str]) -> None:
     table = measure(chosen, options.seconds, report=partial(print, flush=True, file=sys.stderr))
     print("\n" + tables.markdown(readable(table)))
     path = folder / "bench.csv"
-    print(f"\n{tables.write_csv(path, beside_others(table, path)).relative_to(paths.ROOT)}")
+    print(f"\n{paths.short(tables.write_csv(path, beside_others(table, path)))}")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,26 @@ def positive_ints(name: str, values: Any, least: int = 1) -> None:
         raise ValueError(f"{name} is {list(values)}, expected increasing numbers without repeats.")
 
 
+def positive_floats(name: str, values: Any, zero_allowed: bool = False) -> None:
+    """Raise unless ``values`` is a non-empty list or tuple of numbers above (or at) zero without repeats."""
+    if not isinstance(values, list | tuple) or not values:
+        raise TypeError(f"{name} is {values!r}, expected a non-empty list of numbers.")
+    for value in values:
+        positive_float(f"an entry of {name}", value, zero_allowed)
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} is {list(values)}, expected numbers without repeats.")
+
+
+def two_sizes(slope_from: Any, depths: Any) -> None:
+    """Raise unless ``slope_from`` is a depth that leaves two of ``depths`` or more to fit a slope over."""
+    positive_int("slope_from", slope_from)
+    if sum(depth >= slope_from for depth in depths) < 2:
+        raise ValueError(
+            f"slope_from is {slope_from}, which leaves fewer than two of the depths {list(depths)} "
+            "to fit a slope over: lower it or add depths."
+        )
+
+
 def usable_device(device: "str | torch.device") -> "torch.device":
     """The device of that name, "auto" being CUDA where there is one and else the CPU.
 

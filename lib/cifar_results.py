@@ -11,12 +11,13 @@ import numpy as np
 from lib import checks, cifar, cifar_training, records, tables
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import PARTS, ratios_along_depth
-from lib.records import CONVOLUTIONS, PAPER_EPOCHS, Run
+from lib.records import CONVOLUTIONS, Run
 
 # A smooth curve plus independent noise in each layer that makes up a share p of the variance across layers has a
 # von Neumann ratio of about 2 p: below 0.1, at least 95 % of what varies along depth is smooth.
 SMOOTH_BELOW = 0.1
 PAPER_RUNS = 5
+PAPER_CLOSER = 10  # "about ten times": how much closer the paper's weight-tied layers are than its i.i.d. ones
 NAMES = {True: "weight-tied", False: "i.i.d."}
 
 
@@ -132,8 +133,8 @@ def entries_across_layers(
 
 def panel_title(run: Run) -> str:
     """What a panel shows: initialisation, schedule, test accuracy."""
-    length = f"{run.config.epochs} epochs" + ("" if run.config.epochs == PAPER_EPOCHS else f" (paper: {PAPER_EPOCHS})")
-    return f"{NAMES[run.config.smooth_init]}, {length}, test {run.values['test_accuracy']:.1f} %"
+    network = f"{tables.word(run.config.activation)}, {NAMES[run.config.smooth_init]}"
+    return f"{network}: test {run.values['test_accuracy']:.2f} %\n{records.training_length(run.config.epochs)}"
 
 
 # -------------------------------------------------------------------------------------------------- Table 1
@@ -198,8 +199,8 @@ def readable_table_1(table: Mapping[str, list]) -> dict[str, list[str]]:
         return f"{middle:.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
 
     lines = []
-    for row in (dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)):
-        line = {"activation": row["activation"], "initialisation": row["initialisation"]}
+    for row in tables.rows(table):
+        line = {"activation": tables.word(row["activation"]), "initialisation": row["initialisation"]}
         if "paper_test" in row:
             line["paper train %"] = percent(row["paper_train"], row["paper_train_range"])
             line["paper test %"] = percent(row["paper_test"], row["paper_test_range"])
@@ -221,9 +222,8 @@ def readable_table_1(table: Mapping[str, list]) -> dict[str, list[str]]:
 
 
 def _trained(epochs: int, runs: int) -> str:
-    length = f"{epochs} epochs" if epochs == PAPER_EPOCHS else f"{epochs} of {PAPER_EPOCHS} epochs"
     count = f"{runs} runs" if runs >= PAPER_RUNS else f"{runs} of {PAPER_RUNS} runs"
-    return f"{length}, {count}"
+    return f"{records.training_length(epochs)}, {count}"
 
 
 # ------------------------------------------------------------------------------------------------- Figure 4
@@ -276,7 +276,8 @@ def schedule_titles(networks: Mapping[int, Mapping[bool, list[Run]]]) -> dict[in
     for epochs, pair in networks.items():
         counts = sorted({len(runs) for runs in pair.values()})
         runs = "1 run" if counts == [1] else f"{' and '.join(map(str, counts))} runs"
-        titles[epochs] = f"{records.training_length(epochs)} ({runs})"
+        (activation,) = {tables.word(run.config.activation) for side in pair.values() for run in side}
+        titles[epochs] = f"{activation}, {records.training_length(epochs)}, {runs}"
     return titles
 
 

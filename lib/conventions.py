@@ -14,6 +14,9 @@ successive distance            "max" over k and t              "aggregate" over 
 distance to the limit          "integral" over s in [0, 1]     "left" end of each cell
 =============================  ==============================  ===========================
 
+Thm 4 reads layer k of L at floor((L-1) s) + 1; here, as in Figure 1, it stands for the cell [(k-1)/L, k/L). The two
+differ by O(1/L), in constants and not in rates.
+
 The two networks are one network in other coordinates: with W = sqrt(q) W' and V = sqrt(m) V', eq. (3) in
 (V, W) is the released network in (V', W').
 """

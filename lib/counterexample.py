@@ -24,7 +24,8 @@ from lib.tables import from_rows
 class CounterexampleConfig:
     """The example at several ``half_depths`` L (2L layers) and target factors ``factors`` C, for ``activations``.
 
-    Trained for ``iterations`` steps of 2L * ``learning_rate``; the loss is kept ``recorded`` times.
+    Trained for ``iterations`` steps of 2L * ``learning_rate`` from the one input ``x``. ``slope_from``: the smallest
+    depth 2L that slopes are fitted over.
     """
 
     half_depths: list[int]
@@ -33,18 +34,22 @@ class CounterexampleConfig:
     iterations: int
     learning_rate: float = 0.02
     x: float = 1.0
+    slope_from: int = 16
 
     def __post_init__(self) -> None:
         checks.positive_ints("half_depths", self.half_depths)
+        checks.positive_floats("factors", self.factors)
         for factor in self.factors:
-            checks.positive_float("an entry of factors", factor)
             if factor <= 1:
                 raise ValueError(f"an entry of factors is {factor}, expected C > 1, so that even layers must grow.")
+        if not self.activations or len(set(self.activations)) < len(self.activations):
+            raise ValueError(f"activations is {self.activations!r}, expected one name or more, without repeats.")
         for name in self.activations:
             activations.get(name)
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_float("x", self.x)
+        checks.two_sizes(self.slope_from, [2 * half for half in self.half_depths])
 
     @property
     def shown(self) -> int:

@@ -150,23 +150,24 @@ def layer_noise(weights: Tensor, order: int = 8) -> float:
     return math.sqrt(float(differences.square().mean()) / math.comb(2 * order, order))
 
 
+LEVEL = 0.95  # of the confidence intervals
+
+
 @dataclass(frozen=True)
 class Slope:
     """A rate: y ~ C x^slope, fitted by least squares in log-log; ``low`` and ``high`` bound the slope's
-    confidence interval at ``level`` (Student's t; nan with two points), ``constant`` is C."""
+    95 % confidence interval (Student's t; nan with two points), ``constant`` is C."""
 
     slope: float
     low: float
     high: float
     constant: float
-    points: int
-    level: float = 0.95
 
     def __str__(self) -> str:
         return f"{self.slope:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def fit_slope(x, y, at_least: float = 0.0, level: float = 0.95) -> Slope:
+def fit_slope(x, y, at_least: float = 0.0) -> Slope:
     """Fit y ~ C x^slope over the points with x >= ``at_least`` and y > 0.
 
     Raises ValueError where fewer than two points remain.
@@ -180,6 +181,6 @@ def fit_slope(x, y, at_least: float = 0.0, level: float = 0.95) -> Slope:
         )
     fit = stats.linregress(np.log(x[keep]), np.log(y[keep]))
     freedom = int(keep.sum()) - 2
-    half = float(stats.t.ppf((1 + level) / 2, freedom) * fit.stderr) if freedom else math.nan
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * fit.stderr) if freedom else math.nan
     slope = float(fit.slope)
-    return Slope(slope, slope - half, slope + half, float(np.exp(fit.intercept)), int(keep.sum()), level)
+    return Slope(slope, slope - half, slope + half, float(np.exp(fit.intercept)))

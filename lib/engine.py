@@ -255,7 +255,7 @@ def main(arguments: list[str]) -> int:
             if len(lines) > 1:
                 print(str(error), file=sys.stderr)
             return 0
-        print(f"{'Up to date' if there else 'Built'}: {target.relative_to(paths.ROOT)}")
+        print(f"{'Up to date' if there else 'Built'}: {paths.short(target)}")
     print(report())
     return 0
 

@@ -26,6 +26,11 @@ def silent(records: Iterable, total: int) -> Iterable:
     return records
 
 
+def evenly(iterations: int, count: int) -> list[int]:
+    """At most ``count`` >= 2 evenly spaced iterations from 0 to ``iterations``, both among them."""
+    return sorted({round(t) for t in np.linspace(0, iterations, min(count, iterations + 1))})
+
+
 def _last(steps: Iterable):
     return deque(steps, maxlen=1).pop()
 
@@ -52,12 +57,7 @@ class SuccessiveDistanceConfig:
         checks.positive_ints("depths", self.depths, least=2)
         checks.positive_ints("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
-        checks.positive_int("slope_from", self.slope_from)
-        if sum(depth >= self.slope_from for depth in self.depths) < 2:
-            raise ValueError(
-                f"slope_from is {self.slope_from}, which leaves fewer than two of the depths {self.depths} "
-                "to fit a slope over: lower it or add depths."
-            )
+        checks.two_sizes(self.slope_from, self.depths)
 
     @property
     def steps(self) -> int:
@@ -93,7 +93,7 @@ class LimitDistanceConfig:
     The states t < ``iterations`` are compared, every ``every``-th. ``reference`` is "network", a network of
     ``reference_depth`` layers in the limit's place, or "limit", the solution of the limit's own equations
     to an error of ``tolerance`` (in the unit of the distances themselves). ``sampling``: see
-    `conventions.SAMPLING_RULES`.
+    `conventions.SAMPLING_RULES`. ``slope_from``: the smallest depth that the rate is fitted over.
     """
 
     network: NetworkConfig
@@ -116,7 +116,9 @@ class LimitDistanceConfig:
         checks.positive_int("reference_depth", self.reference_depth)
         checks.choice("sampling", self.sampling, conventions.SAMPLING_RULES)
         checks.positive_float("tolerance", self.tolerance)
-        checks.positive_int("slope_from", self.slope_from)
+        checks.two_sizes(self.slope_from, self.depths)
+        if self.reference == "limit":
+            limit.check_exists(self.network)
         if self.reference == "network" and self.depths[-1] >= self.reference_depth:
             raise ValueError(
                 f"reference_depth is {self.reference_depth}, expected more than the deepest network's "
@@ -202,7 +204,7 @@ class LongTimeConfig:
     def __post_init__(self) -> None:
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
-        checks.positive_int("recorded", self.recorded)
+        checks.positive_int("recorded", self.recorded, least=2)
         checks.positive_int("loss_every", self.loss_every)
         if self.recorded > 100:
             raise ValueError(f"recorded is {self.recorded}, expected at most 100 lines in one picture.")
@@ -218,8 +220,7 @@ class LongTimeConfig:
     @property
     def weight_iterations(self) -> list[int]:
         """The iterations whose weights are kept, the first and the last among them."""
-        count = min(self.recorded, self.iterations + 1)
-        return sorted({round(t) for t in np.linspace(0, self.iterations, max(count, 1))})
+        return evenly(self.iterations, self.recorded)
 
     @property
     def loss_iterations(self) -> list[int]:

@@ -268,9 +268,8 @@ class Explorer(widgets.VBox):
         written = plots.save(name, self._draw(state, values, None), data)
         written.append(paths.figures_output() / f"{name}.yaml")
         written[-1].write_text(self.parameters.value, encoding="utf-8")
-        folder = paths.figures_output()
-        shown = folder.relative_to(paths.ROOT) if folder.is_relative_to(paths.ROOT) else folder
-        self.saved.value = f"Wrote {', '.join(path.name for path in written)} into {html.escape(str(shown))}."
+        shown = html.escape(paths.short(paths.figures_output()))
+        self.saved.value = f"Wrote {', '.join(path.name for path in written)} into {shown}."
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -312,7 +311,7 @@ def _scale(text: str, tooltip: str, options: Sequence[float]) -> Callable[[Any],
 
 def _choice(text: str, tooltip: str, options: Sequence[str]) -> Callable[[Any], widgets.ValueWidget]:
     def control(value: Any) -> widgets.ValueWidget:
-        listed = [(plots.WORDS.get(option, option), option) for option in dict.fromkeys([*options, value])]
+        listed = [(tables.word(option), option) for option in dict.fromkeys([*options, value])]
         return widgets.Dropdown(options=listed, value=value, tooltip=tooltip, **_label(text))
 
     return control
@@ -418,7 +417,8 @@ def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row
         shared = {name: values[name] for name in (*names, "learning_rate")}
         differing = [f"{name}: {getattr(other.network, name)}" for other in others for name in KIND]
         remark = f"for the second network: {', '.join(differing)}" if differing else ""
-        return "figure_1_left", {"depths": first.depths, "iterations": times, **shared, "slope_from": 8}, remark
+        shared["slope_from"] = min(8, first.depths[-2])
+        return "figure_1_left", {"depths": first.depths, "iterations": times, **shared}, remark
 
     def keep_entry_inside(_: object) -> None:
         for name in ("row", "column"):

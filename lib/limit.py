@@ -25,7 +25,7 @@ from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from lib import activations, checks, conventions
-from lib.network import Data, NetworkConfig, Weights, initial_functions
+from lib.network import Data, NetworkConfig, Weights, check_functions, initial_functions
 from lib.training import Divergence, checked_schedule
 
 FIRST_NODES = 16
@@ -95,11 +95,11 @@ def _cells(nodes: int, depth: int, device: str) -> tuple[Tensor, Tensor]:
     """Cell means (L, N) and within-cell deviations (N, N) of interpolants over the cells [(k-1)/L, k/L).
 
     For node values F the means are ``means @ F``, and |deviations @ F|^2 is the integral over [0, 1] of
-    |f(s) - mean over its cell|^2: a sum of squares, so that nothing cancels. Gauss points, ceil(N/2) a cell,
-    make both exact; a QR factorisation condenses the points of all cells to N rows.
+    |f(s) - mean over its cell|^2: a sum of squares, so that nothing cancels. N Gauss points a cell make both exact
+    (the square has degree 2N-2); a QR factorisation condenses the points of all cells to N rows.
     """
     grid = grid_of(nodes)
-    x, weight = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss((nodes + 1) // 2))
+    x, weight = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(nodes))
     x, weight = (x + 1) / 2, weight / 2
     means, deviations = [], torch.empty(0, nodes, dtype=torch.float64)
     for cells in torch.arange(depth, dtype=torch.float64).split(max(1, POINTS_AT_ONCE // len(x))):
@@ -119,24 +119,21 @@ class SpectralSolver:
     of the last Picard sweep, relative to the largest entry. The interface is that of `lib.adjoint.Adjoint`.
     """
 
-    name = "spectral limit"
-
     def __init__(self, config: NetworkConfig, nodes: int, device: str = "cpu", picard_tolerance: float = 1e-12) -> None:
-        _check_limit_exists(config)
+        check_exists(config)
         self.config, self.grid, self.picard_tolerance = config, grid_of(nodes, device), picard_tolerance
         weights_at, data = initial_functions(config)
         self.weights = weights_at(self.grid.s.cpu()).to(device, torch.float64)
         self.data: Data = data.to(device, torch.float64)
-        self.sweeps = 0  # Picard sweeps so far: the measure of work
         self._past_H, self._past_P = (deque(maxlen=len(EXTRAPOLATION)) for _ in range(2))
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        """The loss at the present weights, a tensor without axes; leaves H and Z at the nodes behind."""
+        """The loss at the present weights, a tensor without axes; leaves H and G = inner * H W at the nodes behind."""
         weights, data = self.weights, self.data
         start = data.x if weights.A is None else data.x @ weights.A
-        self.H, self.Z, sweeps = _states(self.config, self.grid, weights, start, self._past_H, self.picard_tolerance)
-        self.sweeps += sweeps
+        self.H, self.G = _states(self.config, self.grid, weights, start, self._past_H, self.picard_tolerance)
+        self.P = None
         output = self.H[-1] if weights.B is None else self.H[-1] @ weights.B
         self.residual = output - data.y
         return self.residual.square().sum() * self.config.loss_scale
@@ -148,7 +145,7 @@ class SpectralSolver:
         Beside a network's gradients this is L dl/dV_k at s = k/L; dl/dA and dl/dB are as there.
         """
         config, weights = self.config, self.weights
-        slope = activations.get(config.activation).derivative(self.Z)
+        slope = activations.get(config.activation).derivative(self.G)
         above = self.residual * (2 * config.loss_scale)
         top = above if weights.B is None else above @ weights.B.mT
         scale = _outer(config) * config.inner_scale
@@ -157,11 +154,11 @@ class SpectralSolver:
         def right_side(P: Tensor) -> Tensor:
             return scale * torch.bmm(torch.bmm(P, Vt) * slope, Wt)
 
-        P, sweeps = _picard(right_side, top, self.grid.to_one, self._past_P, self.picard_tolerance, len(self.grid))
-        self.sweeps += sweeps
-        self.P = P
+        if self.P is None:  # solved once for the states of a `forward`: the extrapolation wants one solution a step
+            self.P = _picard(right_side, top, self.grid.to_one, self._past_P, self.picard_tolerance, len(self.grid))
+        P = self.P
         U = torch.bmm(P, Vt) * slope
-        activated = activations.get(config.activation).function(self.Z)
+        activated = activations.get(config.activation).function(self.G)
         gradient = Weights(torch.bmm(activated.mT, P).mul_(_outer(config)), torch.bmm(self.H.mT, U).mul_(scale))
         if config.train_ends:
             gradient.A, gradient.B = self.data.x.mT @ P[0], self.H[-1].mT @ above
@@ -177,10 +174,11 @@ class SpectralSolver:
                 velocity.clamp_(-clip, clip)
             getattr(self.weights, name).sub_(velocity, alpha=learning_rate)
 
-    def run(self, learning_rate: float, count: int, clip: float = 0.0) -> None:
-        """``count`` whole steps."""
-        for _ in range(count):
-            self.forward()
+    def run(self, learning_rate: float, count: int, clip: float = 0.0, fresh: bool = False) -> None:
+        """``count`` whole steps; ``fresh`` says that the states of the last `forward` are those of the weights."""
+        for step in range(count):
+            if step or not fresh:
+                self.forward()
             self.descend(learning_rate, clip)
 
 
@@ -189,7 +187,9 @@ def _outer(config: NetworkConfig) -> float:
     return config.at_depth(1).outer_scale
 
 
-def _check_limit_exists(config: NetworkConfig) -> None:
+def check_exists(config: NetworkConfig) -> None:
+    """Raise ValueError for a configuration without such a limit: i.i.d. layers, the scaling 1/sqrt(L)."""
+    check_functions(config)
     if config.residual_scaling != "1/L":
         raise ValueError(
             f"residual_scaling is {config.residual_scaling!r}, whose limit is no ordinary differential "
@@ -197,27 +197,27 @@ def _check_limit_exists(config: NetworkConfig) -> None:
         )
 
 
-def _states(config, grid, weights, start, past, tolerance) -> tuple[Tensor, Tensor, int]:
-    """H and Z = inner * H W at the nodes, by Picard iteration; and the number of sweeps."""
+def _states(config, grid, weights, start, past, tolerance) -> tuple[Tensor, Tensor]:
+    """H and G = inner * H W at the nodes, by Picard iteration."""
     s, inner, outer = activations.get(config.activation).function, config.inner_scale, _outer(config)
-    Z = None
+    G = None
 
     def right_side(H: Tensor) -> Tensor:
-        nonlocal Z
-        Z = torch.bmm(H, weights.W).mul_(inner)
-        return torch.bmm(s(Z), weights.V).mul_(outer)
+        nonlocal G
+        G = torch.bmm(H, weights.W).mul_(inner)
+        return torch.bmm(s(G), weights.V).mul_(outer)
 
-    H, sweeps = _picard(right_side, start, grid.from_zero, past, tolerance, len(grid))
-    return H, Z, sweeps
+    H = _picard(right_side, start, grid.from_zero, past, tolerance, len(grid))
+    return H, G
 
 
-def _picard(right_side, start, integration, past, tolerance, nodes) -> tuple[Tensor, int]:
+def _picard(right_side, start, integration, past, tolerance, nodes) -> Tensor:
     """Solve f = start + integral of right_side(f) at all nodes: (N, n, q). ``past``: earlier solutions."""
     if len(past) == len(EXTRAPOLATION):
         f = sum(factor * solution for factor, solution in zip(EXTRAPOLATION, past, strict=True))
     else:
         f = past[-1] if past else start.expand(nodes, *start.shape)
-    for sweep in range(1, MAX_SWEEPS + 1):
+    for sweep in range(1, MAX_SWEEPS + 1):  # noqa: B007 (the sentence below counts them)
         new = start + (integration @ right_side(f).flatten(1)).view(f.shape)
         change, size = float((new - f).abs().max()), float(new.abs().max())
         f = new
@@ -225,7 +225,7 @@ def _picard(right_side, start, integration, past, tolerance, nodes) -> tuple[Ten
             break
         if change <= tolerance * size:
             past.append(f)
-            return f, sweep
+            return f
     raise Divergence(
         f"The hidden states of the limit do not settle: the last of {sweep} Picard sweeps over {nodes} nodes "
         f"changed them by {change:.1e}; a smaller learning rate, or smaller initial weights, is the usual cure."
@@ -266,7 +266,7 @@ class TrainedODE:
         last = None
         while nodes <= 8 * MAX_NODES:
             grid = grid_of(nodes, device)
-            H, _, _ = _states(self.config, grid, self.weights_at(grid.s), start, deque(), 0.01 * tolerance)
+            H, _ = _states(self.config, grid, self.weights_at(grid.s), start, deque(), 0.01 * tolerance)
             if last is not None and float((H[-1] - last).abs().max()) <= tolerance * float(H[-1].abs().max()):
                 return torch.tensordot(grid.interpolation(self.grid.s if s is None else s), H, dims=1)
             last, nodes = H[-1], 2 * nodes
@@ -355,6 +355,7 @@ def train(
     (then `LimitRecord.error` says what was reached). Raises ValueError for a configuration without such a
     limit, `Divergence` where the states stop being finite.
     """
+    check_exists(config)
     wanted = checked_schedule(learning_rate, iterations, record_at, clip)
     checks.positive_float("tolerance", tolerance)
     checks.positive_int("max_nodes", max_nodes, least=FIRST_NODES)
@@ -370,16 +371,19 @@ def train(
 def _records(new_solver, learning_rate, wanted, tolerance, clip, max_nodes) -> Iterator[LimitRecord]:
     coarse, fine = new_solver(FIRST_NODES * 2 // 3), new_solver(FIRST_NODES)
     done, warned, error = 0, False, math.nan
+    fresh = False  # whether the states of the finer solution's last `forward` are those of its weights
     for iteration in wanted:
         while done < iteration or math.isnan(error):
             # Looking every few steps keeps what a refinement has to repeat short.
             count = min(CHECK_EVERY, iteration - done)
             coarse.run(learning_rate, count, clip)
-            fine.run(learning_rate, count, clip)
+            fine.run(learning_rate, count, clip, fresh)
+            fresh = fresh and count == 0
             done += count
             while (error := _difference(coarse, fine)) > tolerance and len(fine.grid) < max_nodes:
                 coarse, fine = fine, new_solver(min(max_nodes, len(fine.grid) * 3 // 2))
                 fine.run(learning_rate, done, clip)
+                fresh = False
         if error > tolerance and not warned:
             warned = True
             warnings.warn(
@@ -390,7 +394,8 @@ def _records(new_solver, learning_rate, wanted, tolerance, clip, max_nodes) -> I
                 stacklevel=2,
             )
         ode = TrainedODE(fine.config, fine.grid, fine.weights)
-        yield LimitRecord(iteration, float(fine.forward()), ode, error, fine)
+        loss, fresh = float(fine.forward()), True
+        yield LimitRecord(iteration, loss, ode, error, fine)
 
 
 def _difference(coarse: SpectralSolver, fine: SpectralSolver) -> float:

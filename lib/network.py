@@ -219,17 +219,22 @@ def check_start(config: NetworkConfig, weights: Weights, data: Data) -> None:
             raise ValueError(f"{name} is {tensor.dtype}, expected {c.torch_dtype} by the configuration's dtype.")
 
 
+def check_functions(config: NetworkConfig) -> None:
+    """Raise ValueError where the initial layers are no functions of s."""
+    if config.initialisation == "iid":
+        raise ValueError(
+            "initialisation is 'iid', whose layers are no functions of s: expected 'weight-tied' or "
+            "'gaussian-process' where a limit in the depth is asked for."
+        )
+
+
 def initial_functions(config: NetworkConfig) -> tuple[Callable[[Tensor], Weights], Data]:
     """The smooth initialisation as functions: returns ``weights_at`` and the data.
 
     ``weights_at(s)``, s: (k,) in [0, 1], gives the `Weights` whose layers are V_0(s_j): (k, m, q) and
     W_0(s_j): (k, q, m). Raises ValueError for i.i.d. layers, which are no functions of s.
     """
-    if config.initialisation == "iid":
-        raise ValueError(
-            "initialisation is 'iid', whose layers are no functions of s: expected 'weight-tied' or "
-            "'gaussian-process' where a limit in the depth is asked for."
-        )
+    check_functions(config)
     randn, first, data = _first_draws(config)
     shapes = {"W": (config.hidden, config.width), "V": (config.width, config.hidden)}
     functions = {}

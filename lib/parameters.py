@@ -90,9 +90,7 @@ def offered(name: str) -> dict[str, Parameter]:
     for line in ast.parse(code(cells[0])).body:
         written = ast.unparse(line)
         try:
-            target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
-            default = ast.literal_eval(line.value)
-            kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else type(default).__name__
+            target, default, kind = line.target, ast.literal_eval(line.value), ast.unparse(line.annotation)
         except (AttributeError, TypeError, ValueError):
             raise WrongParameters(
                 f"{name}: the parameters cell holds {written!r}, expected a line 'name: type = literal'."

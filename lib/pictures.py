@@ -22,7 +22,8 @@ from lib.cifar_training import CifarConfig
 from lib.depths import ROUNDING, DepthsState
 from lib.experiments import entries
 from lib.network import NetworkConfig
-from lib.plots import GREY, MARKERS, SEQUENTIAL, STYLE, VERMILION, WORDS, depth_axis, minus
+from lib.plots import GREY, MARKERS, SEQUENTIAL, STYLE, VERMILION, depth_axis, minus
+from lib.tables import word
 from lib.trained import View
 
 # A hue for each of two networks that are compared, light for shallow, dark for deep.
@@ -102,9 +103,7 @@ def encode(pixels: np.ndarray, form: str) -> bytes:
 
 def network_name(network: NetworkConfig) -> str:
     """What distinguishes networks in the explorer, in words: initialisation, activation, scaling."""
-    return " · ".join(
-        WORDS.get(name, name) for name in (network.initialisation, network.activation, network.convention)
-    )
+    return " · ".join(word(name) for name in (network.initialisation, network.activation, network.convention))
 
 
 def explore_depth(states: Sequence[DepthsState], row: int = 0, column: int = 0, figure: Figure | None = None) -> Figure:
@@ -261,7 +260,7 @@ RATIOS = (1e-4, 4.0)
 
 def trained_name(config: CifarConfig) -> str:
     """A trained network in words: initialisation, activation, schedule and what else differs from the paper."""
-    parts = ["weight-tied" if config.smooth_init else "i.i.d.", WORDS.get(config.activation, config.activation)]
+    parts = ["weight-tied" if config.smooth_init else "i.i.d.", word(config.activation)]
     parts += ["" if config.batch_norm else "no batch norm", f"L = {config.depth}", f"{config.epochs} epochs"]
     return " · ".join([*filter(None, parts), f"seed {config.seed}"])
 

@@ -16,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lib import paths, tables
 from lib.distances import Slope, fit_slope
@@ -30,17 +30,6 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
 )  # fmt: skip
 COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 MARKERS = "osD^vP"
-
-# What parameters' values are called in pictures and menus, where it is not what they are.
-WORDS = {
-    "iid": "i.i.d.",
-    "gaussian-process": "Gaussian process",
-    "gelu": "GELU",
-    "relu": "ReLU",
-    "leaky_relu": "leaky ReLU",
-    "released": "released scaling",
-    "eq3": "scaling of eq. (3)",
-}
 
 STYLE = {
     "font.size": 9,
@@ -93,10 +82,15 @@ def png(figure: Figure, dpi: float = 150) -> bytes:
 
 def show(figure: Figure) -> None:
     """Show a figure in a notebook, sharp on dense screens."""
-    from IPython.display import Image, display
+    from IPython.display import display
 
-    width = round(figure.get_figwidth() * 110)
-    display(Image(png(figure), width=width))
+    display(_image(figure))
+
+
+def _image(figure: Figure):
+    from IPython.display import Image
+
+    return Image(png(figure), width=round(figure.get_figwidth() * 110))
 
 
 def save(name: str, figure: Figure, data: Mapping[str, tables.Table] | None = None) -> list[Path]:
@@ -140,7 +134,7 @@ def rate_line(axes: Axes, x: Sequence[float], fit: Slope, exponent: float, label
 def plain_ticks(axis: Axis) -> None:
     """Ticks of a logarithmic axis over a decade or two: plain numbers, 1, 2, 5, 10, ..."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(ScalarFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -168,7 +162,7 @@ def figure_1_left(table: tables.Table, slope_from: int = 16) -> Figure:
     color, mappable = color_scale(times or [0])
     quantities = (
         (columns["max_distance"], r"$\max_{k,\,t}\;\|Z_{k+1}(t)-Z_k(t)\|_F$", "the paper's quantity", -1.0),
-        (aggregate, r"$\left(\sum_{t,\,k}\;\|\Delta_k(t)\|_F^2\right)^{1/2}$", "the released aggregate", -0.5),
+        (aggregate, r"$\left(\sum_{t,\,k}\;\|Z_{k+1}(t)-Z_k(t)\|_F^2\right)^{1/2}$", "the released aggregate", -0.5),
     )
     for panel, (values, label, title, exponent) in zip(axes, quantities, strict=True):
         fit = None
@@ -182,7 +176,7 @@ def figure_1_left(table: tables.Table, slope_from: int = 16) -> Figure:
         if fit is not None:
             fitted = depths[depths >= slope_from]
             rate_line(panel, fitted, fit, exponent, f"slope ${'-1' if exponent == -1 else '-1/2'}$")
-            panel.legend(loc="lower left", title=f"last curve: {minus(fit.slope)}", title_fontsize=8)
+            panel.legend(loc="lower left", title=f"after {times[-1]} iterations: {minus(fit.slope)}", title_fontsize=8)
         depth_axis(panel, depths)
         panel.set_yscale("log")
         panel.set_ylabel(label)
@@ -221,7 +215,7 @@ def figure_1_right(table: tables.Table, slope_from: int = 16) -> Figure:
         panel.set_yticks(np.arange(len(depths)) + 0.5, [str(depth) for depth in depths])
         panel.set_xlabel("training iteration")
         panel.set_title(rf"$\|{Z}^L(\cdot,t)-{Z}(\cdot,t)\|$")
-        bar = figure.colorbar(mesh, ax=panel, location="bottom", pad=0.02, aspect=25)
+        bar = figure.colorbar(mesh, ax=panel, location="bottom", pad=0.02, aspect=25, extend="min")
         bar.outline.set_visible(False)
     axes[0].set_ylabel(r"depth $L$")
     rate = axes[2]
@@ -291,12 +285,11 @@ def figure_2(loss: tables.Table, weights: tables.Table) -> Figure:
 
 def show_anew(figure: Figure, handle=None):
     """Show a figure in a notebook in place of the one that ``handle`` stands for; returns the handle."""
-    from IPython.display import Image, display
+    from IPython.display import display
 
-    image = Image(png(figure), width=round(figure.get_figwidth() * 110))
     if handle is None:
-        return display(image, display_id=True)
-    handle.update(image)
+        return display(_image(figure), display_id=True)
+    handle.update(_image(figure))
     return handle
 
 
@@ -381,13 +374,13 @@ def figure_4(layers: tables.Table, averages: tables.Table, titles: Mapping[int, 
                 label = f"{name}, {convolution}"
                 curves.plot(curve["layer"], curve["distance"], line, color=color, linewidth=0.8, label=label)
                 x = place + (-0.15 if smooth else 0.15)
-                points.hlines(values.mean(), x - 0.12, x + 0.12, color=color, linewidth=2)
+                points.hlines(np.median(values), x - 0.12, x + 0.12, color=color, linewidth=2)
                 points.plot([x] * len(values), values, "o", color=color, alpha=0.7)
         curves.set_ylabel(r"$\|\mathrm{conv}_{i,k+1}-\mathrm{conv}_{i,k}\|_F$")
         curves.set_title(title)
         points.set_xticks([0, 1], ["conv1", "conv2"])
         points.set_xlim(-0.5, 1.5)
-        points.set_title("average over layers, a dot a run")
+        points.set_title("mean over layers: a dot for each run, median")
         curves.set_yscale("log")
     first, last = np.reshape(axes, (-1, 2))[[0, -1], 0]
     first.legend()
@@ -421,7 +414,7 @@ def smoothness(
     for rows in sorted(runs, key=lambda rows: (not rows["smooth_init"][0], -rows["epochs"][0])):
         activation, epochs = str(rows["activation"][0]), int(rows["epochs"][0])
         if rows["smooth_init"][0]:
-            label = f"{WORDS.get(activation, activation)}, {epochs} epochs"
+            label = f"{tables.word(activation)}, {epochs} epochs"
             color = ACTIVATION_COLORS.get(activation, PURPLE)
             style = {"color": color, "linestyle": "-" if epochs == longest else "--"}
         else:
@@ -430,11 +423,13 @@ def smoothness(
         course.plot(rows["time"], rows[f"von_neumann_{convolution}"], label=label if new else None, **style)
         ends = tables.select(depth, run=rows["run"][0])
         if len(ends["part"]):
-            parts.plot(ends["part"], ends[f"von_neumann_{convolution}"], "o", **style)
+            # Hollow and of different sizes, so that one sees all of those that lie on top of each other.
+            marker = {"markerfacecolor": "white", "markersize": 5 + 2 * (activation == "identity")}
+            parts.plot(ends["part"], ends[f"von_neumann_{convolution}"], "o", **style, **marker)
     for panel in (course, parts):
         panel.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
-    course.annotate("smooth below", (1, below), (0, 2), xycoords=("axes fraction", "data"),
-                    textcoords="offset points", ha="right", fontsize=8, color=GREY)  # fmt: skip
+    course.annotate("below: smooth", (1, below), (0, -3), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
     course.set_yscale("log")
     course.set_xlabel(r"training time $t$: sum of the learning rates of all steps")
     course.set_ylabel(f"von Neumann ratio of {convolution}")
@@ -442,7 +437,7 @@ def smoothness(
     course.legend(loc="center right", bbox_to_anchor=(1, 0.33))
     if straight > 0:
         parts.axhline(straight, color=GREY, linestyle="--", linewidth=1, zorder=0)
-        parts.annotate("a straight line", (1, straight), (0, -3), xycoords=("axes fraction", "data"),
+        parts.annotate(f"straight line: {straight:.2g}", (0.98, straight), (0, -5), xycoords=("axes fraction", "data"),
                        textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
     parts.set_title("at the end, in parts of the layers")
     parts.set_xlabel("part of the layers, from input to output")
@@ -475,16 +470,18 @@ def stem(networks: tables.Table, spike: tables.Table) -> Figure:
     accuracy.set(ylabel="test accuracy (%)", title="networks at the end of training")
     ratio.set(yscale="log", xlabel="relative path length", ylabel="von Neumann ratio of conv1")
     for activation in dict.fromkeys(networks["activation"]):
-        label, color = WORDS.get(activation, activation), ACTIVATION_COLORS.get(activation, PURPLE)
+        label, color = tables.word(activation), ACTIVATION_COLORS.get(activation, PURPLE)
         accuracy.plot([], [], "o", color=color, label=label)
-    accuracy.plot([], [], "o", color=GREY, markerfacecolor="white", label="i.i.d. initialisation")
+    accuracy.plot([], [], "o", color=GREY, label="full: weight-tied")
+    accuracy.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: i.i.d.")
     if any(networks["hold_stem"]):
         accuracy.plot([], [], "s", color=GREY, label="stem held")
-    accuracy.legend(loc="lower right")
+    accuracy.plot([], [], " ", label="numbers: epochs")
+    accuracy.legend(loc="lower right", labelspacing=0.3)
     loss.plot(spike["epochs"], spike["loss"], color=GREY, linewidth=1)
     length.plot(spike["epochs"], spike["relative_path_length"], color=BLUE, linewidth=1)
     loss.set(ylabel="training loss", title="a spike of the loss: GELU, i.i.d.")
-    length.set(yscale="log", xlabel="epochs", ylabel="relative path length")
+    length.set(yscale="log", xlabel="epochs complete", ylabel="relative path length")
     ratio.set_xscale("log")
     ratio.margins(x=0.12)
     for axis in (ratio.xaxis, length.yaxis):

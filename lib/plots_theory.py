@@ -1,5 +1,7 @@
 """The pictures of `lib.theory` and `lib.counterexample`, in the style of `lib.plots`."""
 
+from itertools import cycle
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -8,9 +10,6 @@ from lib.plots import (
     COLORS,
     GREY,
     MARKERS,
-    ORANGE,
-    SKY,
-    WORDS,
     color_scale,
     depth_axis,
     minus,
@@ -19,10 +18,10 @@ from lib.plots import (
     rate_line,
     styled,
 )
-from lib.tables import Table, select
+from lib.tables import Table, select, word
 from lib.theory import LIMIT
 
-BLACK = "#222222"
+BLACK, LIGHT = "#222222", "#B5B5B5"
 
 
 def _depth_label(depth: int) -> str:
@@ -32,11 +31,11 @@ def _depth_label(depth: int) -> str:
 # --- The neural ODE ----------------------------------------------------------------------------------------
 
 ERRORS = {
-    "hidden_states": r"hidden states, $\sup_{x,k}$",
-    "output": r"output, $\sup_x$",
+    "hidden_states": "hidden states, sup over $x$, $k$",
+    "output": "output, sup over $x$",
     "discretised": r"output, limit's weights",
     "scipy": "output, SciPy's ODE",
-    "weights": r"weights, $\sup_s$",
+    "weights": "weights, sup over $s$",
 }
 
 
@@ -48,7 +47,7 @@ def neural_ode(errors: Table, trajectories: Table, slope_from: int) -> Figure:
     """
     figure, (states, error, slope) = panels(3, height=3.2, width_ratios=[1, 1.1, 1])
     depths = np.unique(trajectories["depth"])
-    for depth, color in zip(depths, (BLACK, ORANGE, SKY), strict=False):
+    for depth, color in zip(depths, (BLACK, GREY, LIGHT), strict=False):
         for number in np.unique(trajectories["input"]):
             rows = select(trajectories, depth=depth, input=number)
             style = (
@@ -59,7 +58,7 @@ def neural_ode(errors: Table, trajectories: Table, slope_from: int) -> Figure:
             label = _depth_label(depth) if number == 0 else None
             states.plot(rows["s"], rows["value"], color=color, label=label, **style)
     states.set_xlabel("$s=k/L$")
-    states.set_title("first coordinate of $h_k$")
+    states.set_title("first coordinate of $h_k$, a few inputs")
     low, high = states.get_ylim()
     states.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
     states.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=1)
@@ -74,7 +73,7 @@ def neural_ode(errors: Table, trajectories: Table, slope_from: int) -> Figure:
         rate_line(error, fitted, fit, -1.0, "slope $-1$")
     depth_axis(error, last["depth"])
     error.set_yscale("log")
-    error.set_title(f"error at iteration {iterations[-1]}")
+    error.set_title(f"distance at iteration {iterations[-1]}")
     for place, shift in ((4, -1), (1, 1)):
         name, times, fits = list(ERRORS)[place], [], []
         for iteration in iterations:
@@ -89,7 +88,7 @@ def neural_ode(errors: Table, trajectories: Table, slope_from: int) -> Figure:
     low, high = slope.get_ylim()
     slope.set_ylim(min(low, -1.1), max(high, -0.9))
     slope.set_xlabel("training iteration")
-    slope.set_title("slope in $L$, 95 % interval")
+    slope.set_title("slope in $L$: weights, output (95 %)")
     figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -124,7 +123,7 @@ def long_time(ratios: Table, curves: Table, weights: Table, samples: int) -> Fig
     along.set_title("PL ratio" + (", median over seeds" if len(seeds) > 1 else ""))
     along.legend(ncols=2, loc="best", labelspacing=0.25, handlelength=1.2)
     depths = np.unique(curves["depth"])
-    for depth, hue, line in zip(depths, (BLACK, *COLORS), ("-", "--", "-.", ":", "--"), strict=False):
+    for depth, hue, line in zip(depths, cycle((BLACK, *COLORS)), cycle(("-", "--", "-.", ":", "--")), strict=False):
         label, rows = _depth_label(depth), select(curves, depth=depth)
         loss.plot(rows["time"], rows["loss"], line, color=hue, label=label, linewidth=1.6)
         rows = select(weights, depth=depth)
@@ -164,7 +163,7 @@ def initialisation(table: Table, entries: Table) -> Figure:
     successive, distance, variation, entry = axes.flat
     cases = list(dict.fromkeys(table["case"]))
     before, after = np.unique(table["iteration"])
-    for case, color, marker in zip(cases, (BLACK, *COLORS), (*MARKERS, "P"), strict=False):
+    for case, color, marker in zip(cases, cycle((BLACK, *COLORS)), cycle(MARKERS), strict=False):
         for iteration, style in ((before, {"markerfacecolor": "white", "linewidth": 0.7}), (after, {})):
             rows = select(table, case=case, iteration=iteration)
             for panel, name in ((successive, "successive"), (distance, "distance"), (variation, "variation")):
@@ -198,28 +197,30 @@ def initialisation(table: Table, entries: Table) -> Figure:
 def relu_counterexample(table: Table, weights: Table) -> Figure:
     """Weights across the layers with ReLU and with GELU, and the largest successive distance against depth.
 
-    ``table`` and ``weights`` have the columns of ``relu_counterexample.csv`` and ``..._weights.csv``.
+    ``table`` and ``weights`` have the columns of ``relu_counterexample.csv`` and ``..._weights.csv``; there is a panel
+    for each activation.
     """
-    names = list(dict.fromkeys(table["activation"]))
-    figure, axes = panels(3, height=2.9, width_ratios=[1, 1, 1.15])
-    for panel, name in zip(axes, names, strict=False):
+    names, factors = list(dict.fromkeys(table["activation"])), np.unique(table["factor"])
+    figure, axes = panels(len(names) + 1, height=2.9, width_ratios=[1] * len(names) + [1.15])
+    *across, compared = axes
+    for panel, name in zip(across, names, strict=True):
         rows = select(weights, activation=name)
         panel.plot(rows["layer"], rows["weight"], "o-", markersize=3.5, linewidth=0.4, color=COLORS[2])
         panel.set_xlabel("layer $k$")
-        panel.set_title(f"{WORDS.get(name, name)}: $w_k$, $C={rows['factor'][0]:g}$, after training")
+        panel.set_title(f"{word(name)}: $w_k$, $C={rows['factor'][0]:g}$, after training")
         if name == "relu":
             star = select(table, activation=name, depth=rows["depth"][0], factor=rows["factor"][0])["limit_weight"][0]
             panel.axhline(star, color=GREY, linestyle="--", linewidth=1, zorder=0)
             panel.set_ylim(top=1.15 * star)
             panel.annotate("$w^*$", (0.5, star), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points")
-            limits = panel.get_ylim()
-    for panel in axes[: len(names)]:
-        panel.set_ylim(limits)
-    compared = axes[2]
-    for name, line in zip(names, ("-", "--"), strict=False):
-        for factor, color, marker in zip(np.unique(table["factor"]), COLORS, MARKERS, strict=False):
+    lows, highs = zip(*(panel.get_ylim() for panel in across), strict=True)
+    for panel in across:
+        panel.set_ylim(min(lows), max(highs))
+    # Factor by factor, so that the legend, filled column by column, has a row for each activation.
+    for factor, color, marker in zip(factors, cycle(COLORS), cycle(MARKERS), strict=False):
+        for name, line in zip(names, cycle(("-", "--", "-.", ":")), strict=False):
             rows = select(table, activation=name, factor=factor)
-            label = f"{WORDS.get(name, name)}, $C={factor:g}$"
+            label = f"{word(name)}, $C={factor:g}$"
             compared.plot(rows["depth"], rows["end"], line, marker=marker, color=color, label=label)
             if name == "relu":
                 compared.plot(rows["depth"], rows["limit_weight"], "x", color=BLACK, markersize=6, zorder=3)
@@ -228,7 +229,7 @@ def relu_counterexample(table: Table, weights: Table) -> Figure:
     compared.set_xlabel("depth $2L$")
     compared.set_yscale("log")
     compared.set_title(r"$\max_k\,|w_{k+1}-w_k|$")
-    figure.legend(*compared.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*compared.get_legend_handles_labels(), loc="outside lower center", ncols=len(factors) + 1)
     return figure
 
 
@@ -244,7 +245,7 @@ def clipping(table: Table) -> Figure:
     figure, ((norm, constant), (growth, change)) = panels(2, 2, height=5)
     clips, depths = np.unique(table["clip"]), np.unique(table["depth"])
     last, deepest = max(table["iteration"]), depths[-1]
-    for clip, color, marker in zip(clips, (BLACK, *COLORS), MARKERS, strict=False):
+    for clip, color, marker in zip(clips, cycle((BLACK, *COLORS)), cycle(MARKERS), strict=False):
         end = select(table, clip=clip, iteration=last)
         label = "no clipping" if clip == 0 else f"$C={clip:g}$"
         norm.plot(end["depth"], end["norm_V"], marker + "-", color=color, label=label)
@@ -254,12 +255,13 @@ def clipping(table: Table) -> Figure:
         growth.plot(path["time"][later], path["lipschitz"][later], color=color)
         change.plot(path["time"][later], path["change"][later], color=color)
         if clip > 0:
-            change.plot(path["time"][later], clip * path["time"][later], ":", color="white", linewidth=1.3)
+            bound = clip * path["time"][later]
+            change.plot(path["time"][later], bound, "--", color=LIGHT, linewidth=4, zorder=0)
     time = table["time"][-1]
     norm.set_title(rf"$\max_{{k,\,t\leq {time:g}}}\,\|V_k(t)\|_F$")
     constant.set_title(rf"$L\,\max_{{k,\,t\leq {time:g}}}\,\|Z_{{k+1}}(t)-Z_k(t)\|_F$")
     growth.set_title(rf"$L\,\max_k\,\|Z_{{k+1}}-Z_k\|_F$ up to time $t$, $L={deepest}$")
-    change.set_title(r"largest change of an entry (dots: bound $C\,t$)")
+    change.set_title(r"largest change of an entry (dashes: bound $C\,t$)")
     for panel in (norm, constant):
         depth_axis(panel, depths)
         panel.set_ylim(0)
@@ -279,7 +281,8 @@ def clipping(table: Table) -> Figure:
 def claims(table: Table, within: float) -> Figure:
     """The claims on rates: how far the fitted slopes in L are from the claimed ones, with 95 % intervals.
 
-    ``table`` has the columns of ``claims.csv``; rows without a slope are left out. The band is +- ``within``.
+    ``table`` has the columns of ``claims.csv``; how many rows without a slope are left out is said. The band is
+    +- ``within``.
     """
     keep = np.isfinite(np.asarray(table["slope"], dtype=float))
     rows = {name: np.asarray(column)[keep] for name, column in table.items()}
@@ -300,5 +303,7 @@ def claims(table: Table, within: float) -> Figure:
     axes.set_ylim(-0.7, len(places) - 0.3)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, -1.25 * within), max(high, 1.25 * within))
-    axes.set_xlabel("measured − claimed, 95 % interval")
+    others = len(keep) - keep.sum()
+    left_out = f" (the other {others} claims are no slopes: claims.md)" if others else ""
+    axes.set_xlabel("measured − claimed, 95 % interval" + left_out)
     return figure

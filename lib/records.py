@@ -258,8 +258,10 @@ def longest_schedule(runs: Iterable[Run]) -> list[Run]:
 
 
 def training_length(epochs: int) -> str:
-    """In words, how long a network was trained beside the paper's: "30 epochs, not the paper's 180"."""
-    return f"{epochs} epochs" if epochs == PAPER_EPOCHS else f"{epochs} epochs, not the paper's {PAPER_EPOCHS}"
+    """In words, how long a network was trained beside the paper's: "own schedule of 30 epochs (paper: 180)"."""
+    if epochs == PAPER_EPOCHS:
+        return f"{epochs} epochs"
+    return f"own schedule of {epochs} epochs (paper: {PAPER_EPOCHS})"
 
 
 # ------------------------------------------------------------------------------------------------- the sweep

@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     target = paths.BUILD / f"report-{profile}.html"
     target.write_text(document, encoding="utf-8")
-    print(f"wrote {target.relative_to(paths.ROOT)} ({len(document.encode()) / 1e6:.1f} MB)")
+    print(f"wrote {paths.short(target)} ({len(document.encode()) / 1e6:.1f} MB)")
     return 0
 
 

@@ -11,6 +11,22 @@ from lib import paths
 
 Table = Mapping[str, Sequence[Any] | np.ndarray]
 
+# What parameters' values are called in pictures, menus and tables, where it is not what they are.
+WORDS = {
+    "iid": "i.i.d.",
+    "gaussian-process": "Gaussian process",
+    "gelu": "GELU",
+    "relu": "ReLU",
+    "leaky_relu": "leaky ReLU",
+    "released": "released scaling",
+    "eq3": "scaling of eq. (3)",
+}
+
+
+def word(value: Any) -> Any:
+    """What a value of a parameter is called where people read it."""
+    return WORDS.get(value, value)
+
 
 def from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, list]:
     """A table from observations, each a dict with the same keys."""

@@ -49,7 +49,8 @@ def train(
 ) -> Iterator[Record]:
     """Full-batch gradient descent, dZ_k/dt = -L dl/dZ_k in steps of ``learning_rate`` (gradient flow, section 2).
 
-    Main arguments: ``config``; ``learning_rate`` eta (Z_k steps by L * eta, A and B by eta);
+    Main arguments: ``config``; ``learning_rate`` eta (Z_k = (V_k, W_k) steps by eta times
+    the config's step factor, which is L for the scaling 1/L, A and B by eta);
     ``iterations`` T; ``record_at``, the iterations t <= T to yield (default: all of 0..T).
 
     Other arguments: ``clip`` C, the clipped flow where above 0; ``start``, weights and data other than
@@ -115,8 +116,8 @@ def _check_finite(losses: Tensor, first: int, config: NetworkConfig, learning_ra
     bad = first + int((~losses.isfinite()).nonzero()[0])
     raise Divergence(
         f"The loss is {float(losses[bad - first])} at iteration {bad} "
-        f"(depth {config.depth}, {config.initialisation}, learning rate {learning_rate}); "
-        "a smaller learning rate, or the weight-tied initialisation, is the usual cure."
+        f"(depth {config.depth}, {config.initialisation}, learning rate {learning_rate}); a smaller learning rate"
+        f"{'' if config.initialisation == 'weight-tied' else ', or the weight-tied initialisation,'} is the usual cure."
     )
 
 

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from lib import claims, paths, plots_theory, tables
+from lib import cifar_results, claims, paths, plots_theory, tables
+from lib.experiments import mean_log_loss_rate
 from lib.tables import from_rows
 
 DEPTHS = [16, 32, 64, 128]
@@ -21,13 +22,13 @@ def figures(tmp_path, monkeypatch):
     errors = ("discretised", "weights", "hidden_states", "output", "scipy")
     times = [0.0, 1.0, 2.0, 3.0, 4.0]
     clipping = [
-        {"clip": clip, "depth": L, "iteration": int(t), "time": t, "norm_V": 1.0, "lipschitz": math.log1p(t),
-         "change": clip * t}
+        {"clip": clip, "depth": L, "iteration": int(t), "time": t, "norm_V": 1.0, "norm_W": 1.0,
+         "lipschitz": math.log1p(t), "change": clip * t}
         for clip in (0.0, 0.1) for L in (8, 16, 32) for t in times
     ]  # fmt: skip
     ratios = [
-        {"width": m, "seed": seed, "iteration": t, "ratio": r}
-        for m, r in ((2, 0.01), (8, 0.1), (32, 0.2)) for seed in (0, 1) for t in (0, 1)
+        {"width": m, "seed": seed, "iteration": t, "ratio": r * (1 + t)}
+        for m, r in ((2, 0.01), (8, 0.1), (32, 0.2)) for seed in (0, 1) for t in range(4)
     ]  # fmt: skip
     curves = [
         {"depth": L, "iteration": t, "time": float(t), "loss": math.exp(-t)} for L in (0, 4, 16, 64) for t in range(17)
@@ -44,7 +45,18 @@ def figures(tmp_path, monkeypatch):
         for name in ("relu", "gelu") for L in (64, 128, 256)
     ]  # fmt: skip
     weights = [{"iteration": 7, "layer": k, "entry_V": k / 50, "entry_W": math.sin(k / 50)} for k in range(50)]
+    smooth = [{"activation": paper.activation, "initialisation": cifar_results.NAMES[paper.smooth_init],
+               "paper_smooth": paper.smooth, "smooth": paper.smooth, "von_neumann_conv1": 0.01 if paper.smooth else 2.0,
+               "von_neumann_conv2": 0.01, "runs": 5, "epochs": 180}
+              for paper in cifar_results.PAPER_TABLE]  # fmt: skip
+    averages = [
+        {"epochs": epochs, "smooth_init": tied, "convolution": name, "seed": seed,
+         "average": 1.0 if tied else (9.0 if epochs == 180 else 100.0)}
+        for epochs in (30, 180) for tied in (True, False) for name in ("conv1", "conv2") for seed in (0, 1)
+    ]  # fmt: skip
     held = {
+        "table_1": from_rows(smooth),
+        "figure_4": from_rows(averages),
         "neural_ode": {**rate, **dict.fromkeys(errors, inverse)},
         "figure_1_left": {"iterations": [9] * 4, "depth": DEPTHS, "max_distance": inverse},
         "figure_1_right": {**rate, "distance_V": inverse, "distance_W": inverse},
@@ -54,6 +66,7 @@ def figures(tmp_path, monkeypatch):
         "long_time_limit": {
             "depth": [0, 4, 16, 64],
             "distance_V": [0.0, 1 / 4, 1 / 16, 1 / 64],
+            "distance_W": [0.0, 2 / 4, 2 / 16, 2 / 64],
             "residual": [1e-4] * 4,
         },
         "figure_2": {"iteration": [0, 7], "loss": [1.0, 1e-6]},
@@ -72,6 +85,7 @@ def test_tables_in_which_all_holds_give_only_that_verdict(figures):
     assert all(claim.slope == pytest.approx(claim.expected, abs=1e-9) for claim in found if math.isfinite(claim.slope))
     assert found[0].where == "Prop. 2"
     assert {"Prop. 3", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"} < {c.where.split(",")[0] for c in found}
+    assert [claim.where for claim in found[-7:]] == ["Table 1"] * 6 + ["Appendix, Fig. 4"]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +97,11 @@ def test_tables_in_which_all_holds_give_only_that_verdict(figures):
         ("clipping", "lipschitz", lambda x: np.expm1(np.expm1(x)), "Prop. 3"),
         ("long_time", "ratio", lambda x: x[::-1], "Def. 1, Prop. 5"),
         ("long_time_depths", "loss", lambda x: np.maximum(x, 1e-2), "Thm 6"),
+        ("long_time_depths", "loss", lambda x: np.exp(-2 * np.sqrt(-8 * np.log(x))), "Thm 6"),
+        ("long_time_depths", "loss", lambda x: (1 - np.log(x)) ** -4.0, "Thm 6"),
+        ("neural_ode", "weights", lambda x: x**0.5, "Thm 4"),
+        ("table_1", "smooth", np.logical_not, "Table 1"),
+        ("figure_4", "average", np.sqrt, "Appendix, Fig. 4"),
         ("long_time_limit", "residual", lambda x: 1e3 * x, "Thm 6"),
         ("figure_2_weights", "entry_V", lambda x: np.random.default_rng(0).permutation(x), "Thm 6, Fig. 2"),
         ("initialisation", "variation", lambda x: np.ones_like(x), "section 4.3"),
@@ -92,19 +111,39 @@ def test_tables_in_which_all_holds_give_only_that_verdict(figures):
 def test_a_table_that_contradicts_a_claim_is_judged_so(figures, name, column, change, where):
     path = figures / f"{name}.csv"
     table = tables.read_csv(path)
-    table[column] = change(np.asarray(table[column], dtype=float))
+    values = table[column] == "True" if column == "smooth" else np.asarray(table[column], dtype=float)
+    table[column] = change(values)
     tables.write_csv(path, table)
     wrong = [claim for claim in claims.claims() if claim.verdict == claims.FAILS]
     assert wrong
     assert {claim.where for claim in wrong} == {where}
 
 
+def test_the_criterion_of_a_linear_rate_says_what_a_power_law_would_do():
+    """(1 + t)^-p falls by the factor that the criterion's sentence names, whatever p is."""
+    t = np.linspace(0, 1e4, 4001)
+    rates = [mean_log_loss_rate({"iteration": t[part], "loss": (1 + t[part]) ** -3.0}, 1.0)
+             for part in ((t >= 5e3) & (t < 7.5e3), t >= 7.5e3)]  # fmt: skip
+    assert 1 - rates[1] / rates[0] == pytest.approx(0.29, abs=0.005)
+
+
+def test_what_was_not_trained_as_long_as_the_papers_is_open(figures):
+    for name in ("table_1", "figure_4"):
+        table = tables.read_csv(figures / f"{name}.csv")
+        table["epochs"] = np.full(len(table["epochs"]), 30)
+        tables.write_csv(figures / f"{name}.csv", table)
+    found = claims.claims()
+    assert [claim.verdict for claim in found[-7:]] == [claims.OPEN] * 7
+    assert all("own schedule of 30 epochs (paper: 180)" in claim.measured for claim in found[-7:])
+
+
 def test_a_missing_table_is_named_with_what_makes_it(figures):
     (figures / "clipping.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"clipping\.csv is missing: `make figures PROFILE=paper` makes it\."):
         claims.claims()
-    with pytest.raises(ValueError, match="profile is 'other', expected one of: paper"):
-        claims.claims("other")
+    for name in ("other", "released", "custom"):
+        with pytest.raises(ValueError, match=f"profile is '{name}', expected one of: quick, paper"):
+            claims.claims(name)
 
 
 def test_figure_draws_the_slopes(figures):

@@ -65,6 +65,23 @@ def test_figure_draws_its_tables(tables):
     assert list(figure.axes[0].lines[0].get_ydata()) == list(select(weights, activation="relu")["weight"])
 
 
+@pytest.mark.parametrize("names", [["gelu"], ["tanh", "relu", "gelu"]])
+def test_figure_has_a_panel_for_each_activation(names):
+    table, weights = example.counterexample(example.CounterexampleConfig([8, 16], [1.5, 2.0], names, 10))
+    *across, compared = plots_theory.relu_counterexample(table, weights).axes
+    for panel, name in zip(across, names, strict=True):
+        assert list(panel.lines[0].get_ydata()) == list(select(weights, activation=name)["weight"])
+    assert len({panel.get_ylim() for panel in across}) == 1
+    curves = [line for line in compared.lines if line.get_linestyle() != "None"]
+    assert len(curves) == 2 * len(names)
+
+
+def test_activations_are_some_and_different():
+    for names in ([], ["relu", "relu"]):
+        with pytest.raises(ValueError, match="expected one name or more, without repeats"):
+            example.CounterexampleConfig([8, 16], [2.0], names, 10)
+
+
 def test_a_factor_below_one_is_refused():
     with pytest.raises(ValueError, match=r"an entry of factors is 1\.0, expected C > 1"):
         example.CounterexampleConfig([4], [1.0], ["relu"], 10)

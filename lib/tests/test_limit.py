@@ -51,10 +51,9 @@ def test_grid_integrates_differentiates_and_interpolates_polynomials_exactly():
 @pytest.mark.parametrize("depth", [1, 2, 7, 64, 1000])
 def test_distance_to_a_network_is_exact_for_polynomials(depth):
     """Layers at the mean of s^p over their cell leave the variation within cells alone: closed form."""
-    nodes, power = 12, 5
+    nodes, power = 12, 11  # the highest power that the nodes hold, whose square has the highest degree
     grid = limit.grid_of(nodes)
     edges = torch.arange(depth + 1, dtype=torch.float64) / depth
-    means = depth * (edges[1:] ** (power + 1) - edges[:-1] ** (power + 1)) / (power + 1)
     # The layers lie ``offset`` off the means. Integral of s^(2p) minus that of the means squared, in fractions.
     exact_means = [
         Fraction(depth, power + 1) * (Fraction(k + 1, depth) ** (power + 1) - Fraction(k, depth) ** (power + 1))
@@ -63,6 +62,7 @@ def test_distance_to_a_network_is_exact_for_polynomials(depth):
     variation = Fraction(1, 2 * power + 1) - sum(mean**2 for mean in exact_means) / depth
     offset = 1e-3
     ode = limit.TrainedODE(SMALL, grid, Weights(V=(grid.s**power)[:, None, None], W=grid.s[:, None, None]))
+    means = torch.tensor([float(mean) for mean in exact_means], dtype=torch.float64)
     network = Weights(V=(means + offset)[:, None, None], W=(edges[:-1])[:, None, None])
     distances = ode.distance_to_network(network)
     assert distances["V"] == pytest.approx(math.sqrt(float(variation) + offset**2), rel=1e-12)
@@ -183,9 +183,36 @@ def test_records_do_not_depend_on_where_one_looks():
     assert last(limit.train(SMALL, 0.05, 12, [12], tolerance=1e-8)).loss == pytest.approx(whole[12], rel=1e-10)
 
 
+def test_looking_costs_no_sweeps(monkeypatch):
+    """Records at every step, gradients among them, leave the extrapolation one solution a step as without them."""
+    sweeps = []
+    integrals, states = limit._picard, []
+
+    def counted(right_side, start, *arguments):
+        def count(f):
+            sweeps.append(1)
+            return right_side(f)
+
+        states.append(1)
+        return integrals(count, start, *arguments)
+
+    monkeypatch.setattr(limit, "_picard", counted)
+    monkeypatch.setattr(limit, "CHECK_EVERY", 1)  # of the two solutions, at each step in both cases
+    counts = []
+    for recorded in ([40], range(41)):
+        for record in limit.train(SMALL, 0.05, 40, recorded, tolerance=1e-4):
+            record.gradients()
+        counts.append((len(states), len(sweeps)))
+        states.clear()
+        sweeps.clear()
+    assert counts[0] == counts[1]
+
+
 def test_configurations_without_such_a_limit_are_refused():
-    with pytest.raises(ValueError, match="no functions of s: expected 'weight-tied' or 'gaussian-process'"):
-        trained(dataclasses.replace(SMALL, initialisation="iid"), 1)
+    iid = dataclasses.replace(SMALL, initialisation="iid")
+    for ask in (lambda: limit.train(iid, 0.1, 1), lambda: LimitDistanceConfig(iid, [16, 32], 2, reference="limit")):
+        with pytest.raises(ValueError, match="no functions of s: expected 'weight-tied' or 'gaussian-process'"):
+            ask()  # before anything is trained
     with pytest.raises(ValueError, match="no ordinary differential equation: expected '1/L'"):
         trained(dataclasses.replace(SMALL, residual_scaling="1/sqrt(L)"), 1)
     with pytest.raises(ValueError, match="expected them within 0 to 5"):

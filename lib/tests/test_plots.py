@@ -129,8 +129,12 @@ def test_a_wrong_experiment_is_named(change, sentence):
 
 def test_wrong_references_and_entries_are_named():
     with pytest.raises(ValueError, match="reference_depth is 8, expected more than the deepest network's 8 layers"):
-        LimitDistanceConfig(NETWORK, [2, 8], 3, reference_depth=8)
+        LimitDistanceConfig(NETWORK, [2, 8], 3, reference_depth=8, slope_from=2)
+    with pytest.raises(ValueError, match=r"slope_from is 4, which leaves fewer than two of the depths \[2, 4\]"):
+        LimitDistanceConfig(NETWORK, [2, 4], 3, slope_from=4)
     with pytest.raises(ValueError, match="row is 4, expected at most 3"):
         LongTimeConfig(NETWORK, 3, row=4)
     with pytest.raises(ValueError, match="recorded is 101, expected at most 100"):
         LongTimeConfig(NETWORK, 300, recorded=101)
+    with pytest.raises(ValueError, match="recorded is 1, expected a whole number of at least 2"):
+        LongTimeConfig(NETWORK, 300, recorded=1)  # the first and the last

@@ -150,7 +150,7 @@ def test_figure_3_shows_the_drawn_entries(trained):
     layer = networks[30, False].load().network.state_dict()["residual_layers.7.conv1.weight"]
     assert noise[7] == layer[1, 2, 0, 2].item()
     titles = {of: cifar_results.panel_title(run) for of, run in networks.items()}
-    assert titles[30, True] == "weight-tied, 30 epochs (paper: 180), test 50.0 %"
+    assert titles[30, True] == "GELU, weight-tied: test 50.00 %\nown schedule of 30 epochs (paper: 180)"
     panels = np.reshape(plots.figure_3(table, titles, entries).axes, (4, 2))
     assert [panel.get_title() for panel in panels[::2].flat] == [*titles.values(), "i.i.d."]
     drawn = panels[3, 0]  # conv2 of the weight-tied network of 180 epochs
@@ -198,7 +198,10 @@ def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(train
     assert table["runs"][0] == 0
 
     readable = cifar_results.readable_table_1(table)
-    assert readable["trained"][2:4] == ["180 epochs, 1 of 5 runs", "30 of 180 epochs, 3 of 5 runs"]
+    assert readable["trained"][2:4] == [
+        "180 epochs, 1 of 5 runs",
+        "own schedule of 30 epochs (paper: 180), 3 of 5 runs",
+    ]
     assert readable["trained"][0] == "not yet"
     assert readable["test %"][3] == "52.0 ± 5.0"
     assert readable["paper test %"][3] == "85.7 ± 0.1"
@@ -221,7 +224,7 @@ def test_figure_4_averages_over_layers_and_runs(trained):
     assert factors["conv2"] == pytest.approx(noise / expected.mean(), rel=1e-4)
     assert cifar_results.closer_by(averages, 180) == {}
     titles = cifar_results.schedule_titles(networks)
-    assert titles == {30: "30 epochs, not the paper's 180 (3 runs)", 180: "180 epochs (1 run)"}
+    assert titles == {30: "GELU, own schedule of 30 epochs (paper: 180), 3 runs", 180: "GELU, 180 epochs, 1 run"}
     curves, points, long_curves, _ = plots.figure_4(layers, averages, titles).axes
     assert [panel.get_title() for panel in (curves, long_curves)] == list(titles.values())
     assert [line.get_label() for line in long_curves.lines] == ["weight-tied, conv1", "weight-tied, conv2"]
@@ -373,7 +376,8 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
             *(networks[name] for name in ("relative_path_length", "test_accuracy", "hold_stem")), strict=True
         )
     ]
-    assert accuracy.get_legend_handles_labels()[1] == ["GELU", "i.i.d. initialisation", "stem held"]
+    labels = ["GELU", "full: weight-tied", "hollow: i.i.d.", "stem held", "numbers: epochs"]
+    assert accuracy.get_legend_handles_labels()[1] == labels
     assert [line.get_ydata()[0] for line in ratio.lines] == networks["von_neumann_conv1"]
     assert [line.get_ydata().tolist() for line in (*loss.lines, *length.lines)] == [[2.0, 1.0], [0.1, 3.0]]
     empty = plots.stem(cifar_results.relative_path_lengths([]), {name: [] for name in spike}).axes

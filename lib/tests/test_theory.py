@@ -10,8 +10,8 @@ import torch
 
 from lib import limit, plots_theory, theory
 from lib.distances import fit_slope
-from lib.network import NetworkConfig, Weights, hidden_states, initialise, outputs
-from lib.tables import select
+from lib.network import NetworkConfig, Weights, hidden_states, initialise
+from lib.tables import from_rows, select
 from lib.training import train
 
 SMALL = NetworkConfig(width=6, dimension=4, samples=10, seed=3)
@@ -146,6 +146,15 @@ def test_long_time_figure_draws_its_tables(long_time):
     assert list(loss.get_ydata()) == list(select(curves, depth=4)["loss"])
 
 
+def test_long_time_figure_draws_every_depth_there_is():
+    depths = [theory.LIMIT, 2, 4, 8, 16, 32, 64, 128]
+    curves = from_rows({"depth": L, "time": t, "loss": 2.0**-t} for L in depths for t in (0.0, 1.0))
+    weights = from_rows({"depth": L, "s": k / 2, "entry_V": 0.0} for L in depths for k in range(L or 3))
+    ratios = from_rows({"width": 2, "seed": 0, "time": t, "ratio": 0.1} for t in (0.0, 1.0))
+    loss = plots_theory.long_time(ratios, curves, weights, 5).axes[2]
+    assert loss.get_legend_handles_labels()[1] == [r"$L=\infty$", *(f"$L={L}$" for L in depths[1:])]
+
+
 # --- Initialisations ---
 
 
@@ -193,6 +202,12 @@ def test_initialisation_figure_draws_its_table(initialisations):
 # --- Clipping ---
 
 
+def test_clipping_figure_draws_every_clip_there_is():
+    config = theory.ClippingConfig(SMALL, [0.01 * k for k in range(8)], [4, 8], 2, 0.05, recorded=2)
+    figure = plots_theory.clipping(theory.clipped_flow(config))
+    assert len(figure.axes[0].lines) == 8
+
+
 def test_clipping_bounds_every_change_and_hardly_touches_a_high_ceiling():
     config = theory.ClippingConfig(SMALL, [0.0, 0.01, 100.0], [8, 16], 20, 0.05, recorded=5)
     table = theory.clipped_flow(config)
@@ -209,18 +224,20 @@ def test_clipping_bounds_every_change_and_hardly_touches_a_high_ceiling():
     assert list(figure.axes[0].lines[1].get_ydata()) == list(select(table, clip=0.01, iteration=20)["norm_V"])
 
 
-def test_hidden_states_reach_the_outputs():
-    config = TRAINED_ENDS
-    weights, data = initialise(config)
-    states = hidden_states(config, weights, data.x)
-    torch.testing.assert_close(outputs(weights, states), states[-1] @ weights.B, rtol=0, atol=0)
-    assert states.shape == (config.depth + 1, config.samples, config.hidden)
-
-
 def test_impossible_values_are_named():
     with pytest.raises(ValueError, match="an entry of clips is -1"):
         theory.ClippingConfig(SMALL, [-1.0], [2], 5)
+    with pytest.raises(TypeError, match=r"clips is \[\], expected a non-empty list of numbers"):
+        theory.ClippingConfig(SMALL, [], [2], 5)
+    with pytest.raises(ValueError, match=r"clips is \[0.01, 0.01\], expected numbers without repeats"):
+        theory.ClippingConfig(SMALL, [0.01, 0.01], [2], 5)
+    with pytest.raises(ValueError, match=r"activation is 'relu', which is not C\^2 .* expected one of: gelu, tanh"):
+        theory.NeuralODEConfig(dataclasses.replace(SMALL, activation="relu"), [16, 32], [0, 5])
+    with pytest.raises(ValueError, match="target_scale is 0"):
+        theory.PolyakLojasiewiczConfig(dataclasses.replace(TRAINED_ENDS, target_scale=0), [2], [0], [4], 5, 5)
     with pytest.raises(ValueError, match="an entry of length_scales is 0"):
         theory.InitialisationConfig(SMALL, [2, 4], [0.0], 5)
+    with pytest.raises(ValueError, match="slope_from is 16, which leaves fewer than two"):
+        theory.InitialisationConfig(SMALL, [2, 4], [0.5], 5)
     with pytest.raises(ValueError, match="inputs is 0"):
         theory.NeuralODEConfig(SMALL, [2, 4], [0, 5], inputs=0)
