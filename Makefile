@@ -102,6 +102,9 @@ checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not fi
 ifneq ($(filter sweep,$(MAKECMDGOALS)),)
 SCHEDULE := $(if $(EPOCHS),--epochs $(EPOCHS))
 PENDING := $(shell $(PYTHON) -m lib.records pending $(SCHEDULE))
+ifneq ($(filter-out 0,$(.SHELLSTATUS)),)
+$(error There is no list of runs: see the sentence above)
+endif
 .PHONY: $(PENDING)
 sweep: $(PENDING)
 $(PENDING):

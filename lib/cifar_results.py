@@ -3,18 +3,20 @@ the trained networks in ``checkpoints/``."""
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lib import checks, cifar, cifar_training, records, tables
+from lib.cifar_training import CifarConfig
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import PARTS, ratios_along_depth
 from lib.records import CONVOLUTIONS, Run
 
 # A smooth curve plus independent noise in each layer that makes up a share p of the variance across layers has a
-# von Neumann ratio of about 2 p: below 0.1, at least 95 % of what varies along depth is smooth.
+# von Neumann ratio of about 2 p: below 0.1, at least 95 % of what varies along depth is smooth, in this model. (A
+# random walk over the layers is neither, and has 6/L, which is 0.023 for 256: what lies well below that is a curve.)
 SMOOTH_BELOW = 0.1
 PAPER_RUNS = 5
 PAPER_CLOSER = 10  # "about ten times": how much closer the paper's weight-tied layers are than its i.i.d. ones
@@ -62,7 +64,8 @@ class NetworkChoice:
 
     def select(self, runs: Iterable[Run], **conditions: Any) -> list[Run]:
         """The runs of this choice, in the paper's setting otherwise (16 channels, batches of 64, whole set, a stem that
-        trains with the rest), as far as the conditions say nothing else; one of None is left out."""
+        trains with the rest), as far as the conditions say nothing else; one of None is left out. How often a run was
+        evaluated is no part of its training: of runs that differ in nothing else, one counts."""
         wanted = {name: getattr(self, name) for name in ("activation", "batch_norm", "depth", "learning_rate")}
         wanted |= {
             "epochs": self.epochs or None,
@@ -71,7 +74,8 @@ class NetworkChoice:
             "adaptive": False,
             "hold_stem": False,
         }
-        return records.select((run for run in runs if not run.config.trial), **wanted | conditions)
+        found = records.select((run for run in runs if not run.config.trial), **wanted | conditions)
+        return list({replace(run.config, test_every=1): run for run in reversed(found)}.values())[::-1]
 
 
 def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[int, dict[bool, list[Run]]]:
@@ -85,13 +89,28 @@ def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -
     return found
 
 
-def nothing_trained(choice: NetworkChoice) -> str:
-    """The sentence for a figure that has nothing to show."""
-    length = f" and {choice.epochs} epochs" if choice.epochs else ""
-    return (
-        f"checkpoints/ holds no {choice.activation} network {'with' if choice.batch_norm else 'without'} batch norm "
-        f"of depth {choice.depth}{length} yet: make train ACTIVATION={choice.activation} trains one."
-    )
+# The variables of `make train` for what a choice and its conditions name.
+VARIABLES = {
+    "activation": "ACTIVATION",
+    "smooth_init": "SMOOTH_INIT",
+    "batch_norm": "BATCH_NORM",
+    "depth": "DEPTH",
+    "learning_rate": "LR",
+    "epochs": "EPOCHS",
+    "seed": "SEED",
+}
+
+
+def nothing_trained(choice: NetworkChoice, **conditions: Any) -> str:
+    """The sentence for a figure that has nothing to show; ``conditions`` as for `NetworkChoice.select`."""
+    wanted = {name: getattr(choice, name) for name in ("activation", "batch_norm", "depth", "learning_rate")}
+    wanted |= {"epochs": choice.epochs or None} | conditions
+    known = {name: wanted[name] for name in VARIABLES if wanted.get(name) is not None}
+    default = CifarConfig()
+    settings = [f"{VARIABLES[name]}={value}" for name, value in known.items() if value != getattr(default, name)]
+    words = ", ".join(f"{name} {tables.word(value)}" for name, value in known.items())
+    command = " ".join(["make train", *settings])
+    return f"checkpoints/ holds no such network ({words}), or not its weights: `{command}` trains one."
 
 
 # ------------------------------------------------------------------------------------------------- Figure 3
@@ -290,7 +309,7 @@ def relative_path_lengths(runs: Iterable[Run]) -> dict[str, list]:
     """The table of ``stem.csv``, a line for each run with batch norm whose weights or logged scales are here: run,
     activation, smooth_init, epochs, hold_stem, test_accuracy (%), von_neumann_conv1, von_neumann_conv2, stem_scale,
     path_length (`ConvResNet.scales`) and relative_path_length, the second of these by the first: how far the layers
-    may carry the hidden state, seen from the size that it starts with."""
+    may carry the hidden state, in units of the stem's output before its ReLU (|h_0| is 0.6 to 1 times that)."""
     rows = []
     for run in (run for run in runs if run.config.batch_norm):
         if run.has_weights:
@@ -321,7 +340,7 @@ def loss_spike(every: int) -> dict[str, list]:
 # ------------------------------------------------------------------------------------- smoothness in training
 
 # Between these ratios growth is exponential: below, layers are hardly more than a straight line over the depth
-# (about 12/L^2), above, growth saturates, since independent layers have 2.
+# (`straight_line_ratio`, 0.0002 for 256 layers), above, growth saturates, since independent layers have 2.
 GROWING = (1e-3, SMOOTH_BELOW)
 RATIOS = tuple(f"von_neumann_{name}" for name in CONVOLUTIONS)
 LEFT = tuple(f"{what}_{name}" for name in CONVOLUTIONS for what in ("left", "share"))
@@ -332,8 +351,9 @@ def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
     smooth_init, epochs (length of the schedule), epoch (1, 2, ...), time, train_accuracy (%), von_neumann_conv1
     and von_neumann_conv2 (nan where undefined).
 
-    ``time`` t is the sum of the learning rates of all steps so far: what gradient flow calls the training time, up
-    to the factor that momentum is. Schedules of different lengths are comparable in it, not in epochs.
+    ``time`` t is the sum of the learning rates of all steps so far. Schedules of different lengths are comparable in
+    it, not in epochs. Momentum mu makes it a time t / (1 - mu) of gradient descent, which the paper's flow, whose
+    layers move by L times their gradients, goes through in t / (L (1 - mu)).
     """
     rows = []
     for run in runs:
@@ -419,8 +439,9 @@ def course(table: Mapping[str, list], run: str, convolution: str = "conv1") -> C
     time, ratio = (np.asarray(rows[name], dtype=float) for name in ("time", f"von_neumann_{convolution}"))
     if len(time) == 0:
         return Course(math.nan, 0.0, None, math.nan)
+    least = np.nanargmin(ratio) if np.isfinite(ratio).any() else 0
     rough = np.flatnonzero(ratio >= SMOOTH_BELOW)
     lost_after = int(rows["epoch"][rough[0]]) if len(rough) else None
-    growing = (ratio >= GROWING[0]) & (ratio < GROWING[1]) & (time > time[np.argmin(ratio)])
+    growing = (ratio >= GROWING[0]) & (ratio < GROWING[1]) & (time > time[least])
     rate = float(np.polyfit(time[growing], np.log(ratio[growing]), 1)[0]) if growing.sum() >= 3 else math.nan
     return Course(float(ratio[-1]), float(time[-1]), lost_after, rate)

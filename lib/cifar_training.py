@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lib import checks, cifar, distances, paths
-from lib.convnet import ConvNetConfig, ConvResNet
+from lib.convnet import CONVOLUTIONS, ConvNetConfig, ConvResNet
 from lib.training import Divergence
 
 STATE_FORMAT = 1
@@ -71,7 +71,7 @@ class CifarConfig:
         checks.positive_float("learning_rate", self.learning_rate)
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
         checks.positive_int("epochs", self.epochs)
-        checks.positive_int("batch_size", self.batch_size, least=2)  # batch statistics need two images
+        checks.positive_int("batch_size", self.batch_size)
         checks.boolean("adaptive", self.adaptive)
         checks.boolean("hold_stem", self.hold_stem)
         checks.positive_int("test_every", self.test_every)
@@ -154,9 +154,8 @@ def run_folder(config: CifarConfig) -> Path:
 
 
 def steps(config: CifarConfig, images: int) -> int:
-    """Steps of an epoch over so many images. A last batch of one image has no batch statistics (50,000 = 781 x 64
-    + 16 is safe); it is left out."""
-    return math.ceil(images / config.batch_size) - (images % config.batch_size == 1)
+    """Steps of an epoch over so many images, the last one on those that are left (50,000 = 781 x 64 + 16)."""
+    return math.ceil(images / config.batch_size)
 
 
 def tests_after(config: CifarConfig, epoch: int) -> bool:
@@ -304,6 +303,7 @@ class Training:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
         self.log: list[dict[str, Any]] = []
+        self.versions = versions()
 
     def train_epoch(self, images: cifar.Images, report_every: int) -> Iterator[Progress]:
         """One epoch; yields every ``report_every`` and CHECK_EVERY batches and after the last one."""
@@ -314,7 +314,6 @@ class Training:
         self.network.train()
         epoch = cifar.draw_epoch(len(images), self.generator, self.device)
         batches = steps(config, len(images))
-        total = min(batches * size, len(images))
         # Sums stay on the device: reading them is what waits for it.
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -329,7 +328,7 @@ class Training:
             correct += (logits.detach().argmax(1) == labels).sum()
             reported = report_every and batch % report_every == 0
             if reported or batch % CHECK_EVERY == 0 or batch == batches:
-                seen = min(batch * size, total)
+                seen = min(batch * size, len(images))
                 yield Progress(self.epoch, batch, batches, loss_sum.item() / seen, 100 * correct.item() / seen)
 
     def complete(
@@ -370,7 +369,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "log": self.log,
-            "versions": versions(),
+            "versions": self.versions,
         }
         paths.write_atomically(folder / STATE_FILE, lambda draft: torch.save(state, draft))
         text = json.dumps({"config": state["config"], "log": self.log}, indent=1)
@@ -389,6 +388,11 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.epoch, self.log = state["epoch"], state["log"]
+        # All that it was trained with, as the log has all devices.
+        before = {name: str(version).split(" + ") for name, version in state["versions"].items()}
+        self.versions = {
+            name: " + ".join(dict.fromkeys([*before.get(name, []), version])) for name, version in versions().items()
+        }
 
 
 def watch(run: Training, images: cifar.Images) -> Iterator[dict[str, Any]]:
@@ -423,7 +427,7 @@ def evaluate(network: ConvResNet, images: cifar.Images) -> tuple[float, float]:
 
 def measured(network: ConvResNet) -> dict[str, float | None]:
     """What a run logs about the weights after each epoch, by the names of `EpochRecord`."""
-    ratios = {f"von_neumann_{name}": smoothness(network, name) for name in ("conv1", "conv2")}
+    ratios = {f"von_neumann_{name}": smoothness(network, name) for name in CONVOLUTIONS}
     return ratios | network.scales()
 
 

@@ -85,14 +85,15 @@ class Compiled:
         torch.sub(output, data.y, out=self.residual)
         return self.residual.square().sum() * self.config.loss_scale
 
-    def _backward(self, targets: Weights, rate: float = 0.0, clip: float = 0.0) -> dict[str, Tensor]:
-        """Gradients into ``targets``, or a step of ``rate``; returns the gradients of A and B where trained."""
+    def _backward(self, targets: Weights, rate: float | None = None, clip: float = 0.0) -> dict[str, Tensor]:
+        """Gradients into ``targets`` (rate None), or a step of ``rate``; returns the gradients of A and B where
+        trained."""
         weights, config = self.weights, self.config
         above = self.residual * (2 * config.loss_scale)
         # dl/dB and dl/dH_L follow from the weights before the step.
         ends = {"B": self.output.mT @ above} if config.train_ends else {}
         self._top[:, : config.hidden] = above if weights.B is None else above @ weights.B.mT
-        step = rate, config.step_factor, clip
+        step = rate is None, rate or 0.0, config.step_factor, clip
         self._module.dense_backward(
             weights.V, weights.W, self._ends, self._kept, self._top, targets.V, targets.W, *step, *self._constants
         )

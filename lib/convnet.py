@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from lib import activations, checks, engine
 
 CLASSES = 10
+CONVOLUTIONS = ("conv1", "conv2")  # of a layer
 # 0 and 1 both give 10x10; with 1 a released checkpoint reproduces its logged test accuracy and loss exactly.
 STEM_PADDING = 1
 BN_EPS = 1e-5
@@ -92,7 +93,7 @@ class ResidualLayers(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """h_0 (n, C, 10, 10) -> h_L, same shape; by the compiled engine where it applies, else by PyTorch."""
         tensors = {name: self.stacked(name) for name in self.names()}
-        if engine.conv_stack_available(h, tensors, self.activation):
+        if not engine.conv_stack_problem(h, tensors, self.activation):
             self.engine = "compiled"
             options = {"training": self.training, "momentum": BN_MOMENTUM, "eps": BN_EPS}
             return engine.conv_stack(h, tensors, self.activation, **options)

@@ -3,7 +3,8 @@
 The sources are ``lib/csrc``: C++ with the compiler's portable vector types, built once and explicitly by
 ``make engine`` (``python -m lib.engine build``) through torch.utils.cpp_extension. Nothing is ever built on
 import or on use, and everything works without it: stock PyTorch is the reference and the fallback. The file
-name holds a key of all that the machine code depends on, so that a stale one is never loaded.
+name holds a key of the sources, their flags, PyTorch, Python and the processor, so that a stale one is never loaded
+(for another compiler, delete ``.build/engine``).
 LIB_ENGINE=off in the environment switches it off. (C++ rather than Numba, which is no dependency here.)
 """
 
@@ -16,7 +17,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -34,17 +34,6 @@ CONV_PARAMETERS = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
 BN_PARAMETERS = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")
 BN_RUNNING = ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var")
 BN_COUNTERS = ("bn1.num_batches_tracked", "bn2.num_batches_tracked")
-
-
-@dataclass(frozen=True)
-class Availability:
-    """Whether the compiled engine applies (its truth value), and the reason in words."""
-
-    available: bool
-    reason: str
-
-    def __bool__(self) -> bool:
-        return self.available
 
 
 # ---- Building and loading ----
@@ -72,7 +61,7 @@ def compiler_flags() -> list[str]:
 
 
 def name() -> str:
-    """The extension's name, with the key of all that its machine code depends on."""
+    """The extension's name, with the key of what its machine code depends on (the compiler is not looked at)."""
     parts = [torch.__version__, sys.version, platform.machine(), _processor(), *compiler_flags()]
     digest = hashlib.sha256("\n".join(parts).encode())
     for source in sorted(path for path in paths.CSRC.iterdir() if path.suffix in (".cpp", ".h")):
@@ -140,16 +129,11 @@ def report() -> str:
 # ---- The residual layers of the convolutional network ----
 
 
-def conv_stack_available(h: Tensor, tensors: Mapping[str, Tensor], activation: str) -> Availability:
-    """Whether ``conv_stack`` takes these; ``tensors`` as there."""
+def conv_stack_problem(h: Tensor, tensors: Mapping[str, Tensor], activation: str) -> str:
+    """Why ``conv_stack`` does not take these, in words, or nothing where it does; ``tensors`` as there."""
     module, reason = load()
     if module is None:
-        return Availability(False, reason)
-    problem = _conv_stack_problem(module, h, tensors, activation)
-    return Availability(not problem, problem or reason)
-
-
-def _conv_stack_problem(module: ModuleType, h: Tensor, tensors: Mapping[str, Tensor], activation: str) -> str:
+        return reason
     batch_norm = "bn1.weight" in tensors
     needed = CONV_PARAMETERS + (BN_PARAMETERS + BN_RUNNING if batch_norm else ())
     missing = [key for key in needed if key not in tensors]
@@ -199,11 +183,10 @@ def conv_stack(
 
     Returns h_L (n, C, H, W), in channels-last memory. Differentiable once, with respect to h and the
     parameters; gradients do not depend on the number of threads, to the last bit. Raises ValueError where
-    ``conv_stack_available`` is false; the caller then runs stock PyTorch.
+    ``conv_stack_problem`` finds something; the caller then runs stock PyTorch.
     """
-    available = conv_stack_available(h, tensors, activation)
-    if not available:
-        raise ValueError(f"The compiled convolutions do not apply: {available.reason}.")
+    if problem := conv_stack_problem(h, tensors, activation):
+        raise ValueError(f"The compiled convolutions do not apply: {problem}.")
     module, _ = load()
     batch_norm = "bn1.weight" in tensors
     parameters = [tensors[key] for key in CONV_PARAMETERS + (BN_PARAMETERS if batch_norm else ())]

@@ -55,7 +55,8 @@ class Live:
         getattr(self.run.states, "close", lambda: None)()
         try:
             self.run = make()
-            state = next(self.run.states) if first is None else first
+            with one_thread():  # where a first step starts a thread, that has as many
+                state = next(self.run.states) if first is None else first
         except SENTENCES as error:
             self.run, self.finished = Run(iter(())), True
             self._say(str(error))

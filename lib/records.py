@@ -24,10 +24,9 @@ import torch
 from lib import cifar_training, paths, tables
 from lib.checkpoints import Checkpoint, CheckpointError, load, save
 from lib.cifar_training import CifarConfig
-from lib.convnet import ConvResNet
+from lib.convnet import CONVOLUTIONS, ConvResNet
 
 VERSION = 1
-CONVOLUTIONS = ("conv1", "conv2")
 PAPER_EPOCHS = 180
 RUNS, DISTANCES, SWEEP, SPIKE = "runs.csv", "successive_distance.csv", "sweep.csv", "loss_spike.csv"
 
@@ -236,9 +235,9 @@ def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def read_spike(folder: Path | None = None) -> dict[str, np.ndarray]:
+def read_spike() -> dict[str, np.ndarray]:
     """``checkpoints/loss_spike.csv``, a line a step (`cifar_training.watch`); no rows where there is no such file."""
-    path = (folder or paths.CHECKPOINTS) / SPIKE
+    path = paths.CHECKPOINTS / SPIKE
     if path.exists():
         return tables.read_csv(path)
     return {name: np.array([]) for name in ("epoch", "step", "loss", "stem_scale", "path_length")}

@@ -23,7 +23,8 @@ NOTEBOOK = "train_cifar"
 
 
 def config_of(values: Mapping[str, Any]) -> CifarConfig:
-    """The config that the notebook builds from these values of its parameters."""
+    """The config that the notebook builds from these values of its parameters, its own where there is none."""
+    values = {name: parameter.default for name, parameter in parameters.offered(NOTEBOOK).items()} | dict(values)
     return CifarConfig(**{field.name: values[field.name] for field in fields(CifarConfig) if field.name in values})
 
 
@@ -32,7 +33,8 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
 
     Its checkpoint and record go to ``checkpoints/`` (or ``into``), except for a trial on a part of the images.
     Nothing is done where the run is finished. Raises cifar.DataNotFoundError, parameters.WrongParameters,
-    notebooks.RunFailed, or ValueError for a state that cannot be read.
+    notebooks.RunFailed, RuntimeError where another process is training it, or ValueError for a state that cannot be
+    read.
     """
     config = config_of(values)
     folder = cifar_training.run_folder(config)
@@ -40,7 +42,8 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
         print(f"{config.name} is finished: {paths.short(records.record_path(config, into))}.", flush=True)
         return folder
     cifar.load(train=False)  # says in one sentence, and at once, where the images are missing
-    state = None if config.trial else cifar_training.read_state(folder)
+    with cifar_training.alone_in(folder):  # said here in one sentence, not out of the notebook
+        state = None if config.trial else cifar_training.read_state(folder)
     doing = f"going on after epoch {state['epoch']} of {config.epochs}" if state else "training"
     print(f"{config.name}: {doing}", flush=True)
     # Threads that spin while they wait, the usual policy, slow each other down on a machine with other work.
@@ -92,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return notebooks.exit_code(
         partial(_train_command, chosen),
         "Interrupted; the same command goes on after the last complete epoch.",
-        failures=(notebooks.RunFailed, cifar.DataNotFoundError, records.CheckpointError),
+        failures=(notebooks.RunFailed, RuntimeError, cifar.DataNotFoundError, records.CheckpointError),
         misuses=(ValueError, TypeError),
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lib import engine, paths
 from lib.cifar_training import MOMENTUM, WEIGHT_DECAY
-from lib.convnet import BN_EPS, BN_MOMENTUM, ConvResNet
+from lib.convnet import BN_EPS, BN_MOMENTUM, CONVOLUTIONS, ConvResNet
 
 SOURCE = paths.CSRC / "conv_stack.cu"
 ACTIVATIONS = ("gelu", "relu", "identity")
@@ -21,7 +21,6 @@ PIXELS = SIDE * SIDE
 WARPS = 12  # of a block
 SUMS = 33  # that the blocks of a run exchange
 UPDATE_BLOCKS = 4096
-CONVOLUTIONS = ("conv1", "conv2")
 BATCH_NORMS = ("bn1", "bn2")
 
 

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from lib import checks, cifar, cifar_training, notebooks, paths, records, stacked_layers
 from lib.cifar_training import CifarConfig, EpochRecord, Training
-from lib.convnet import BN_EPS, BN_MOMENTUM, STEM_PADDING, batch_norm_scale
-from lib.stacked_layers import ACTIVATIONS, CHANNELS, CONVOLUTIONS, PIXELS, SIDE, Kernels, StackedLayers, descend
+from lib.convnet import BN_EPS, BN_MOMENTUM, CONVOLUTIONS, STEM_PADDING, batch_norm_scale
+from lib.stacked_layers import ACTIVATIONS, CHANNELS, PIXELS, SIDE, Kernels, StackedLayers, descend
 from lib.training import Divergence
 
 # Blocks that may hold a run. They form a cluster, which lies in one part of the chip, and parts lack a multiprocessor
@@ -188,7 +188,7 @@ class Stack:
         for counter in (self._start, self._loss, self._correct):
             counter.zero_()
         batches = cifar_training.steps(config, len(self.train_set))
-        total = min(batches * stacked_layers.BATCH, len(self.train_set))
+        total = len(self.train_set)
         for batch in range(batches):
             self._run_step(min(stacked_layers.BATCH, total - batch * stacked_layers.BATCH))
         self.steps_taken += batches
@@ -273,17 +273,21 @@ def _common(configs: Sequence[CifarConfig]) -> CifarConfig:
                 f"{config.name} and {first.name} cannot be stacked: runs of a stack differ in activation, "
                 f"initialisation and seed alone."
             )
-        if config.activation not in ACTIVATIONS or not config.batch_norm or config.hold_stem:
-            raise ValueError(
-                f"{config.name} cannot be stacked: that takes batch norm, a stem that trains, and one of the "
-                f"activations {', '.join(ACTIVATIONS)}."
-            )
-    if first.channels != CHANNELS or first.batch_size != stacked_layers.BATCH:
-        raise ValueError(
-            f"{first.name} cannot be stacked: it has {first.channels} channels and batches of {first.batch_size}, "
-            f"expected {CHANNELS} and {stacked_layers.BATCH}."
-        )
+        if reason := _why_alone(config):
+            raise ValueError(f"{config.name} cannot be stacked: {reason}.")
     return first
+
+
+def _why_alone(config: CifarConfig) -> str:
+    """Why a run can be trained alone only; nothing where it can be stacked."""
+    if config.activation not in ACTIVATIONS or not config.batch_norm or config.hold_stem:
+        return f"that takes batch norm, a stem that trains, and one of the activations {', '.join(ACTIVATIONS)}"
+    if config.channels != CHANNELS or config.batch_size != stacked_layers.BATCH:
+        return (
+            f"it has {config.channels} channels and batches of {config.batch_size}, expected {CHANNELS} and "
+            f"{stacked_layers.BATCH}"
+        )
+    return ""
 
 
 def _check_batches(images: int, blocks: int) -> None:
@@ -321,6 +325,8 @@ def train(
     place = checks.usable_device(device)
     if kernels is None and place.type != "cuda":
         raise ValueError(f"device is {device!r}, and stacked runs need CUDA: make train trains a run alone.")
+    if place.index is not None:
+        torch.cuda.set_device(place)  # where graphs are captured and the kernels are loaded
     config = _common(configs)
     cifar_training.without_tf32()
     with contextlib.ExitStack() as locks:
@@ -401,21 +407,24 @@ def _train_command(chosen: argparse.Namespace) -> None:
     pending = _pending(chosen.runs, chosen.epochs)
     if not pending:
         print("All of these runs are finished.")
-    ends = time.perf_counter() + 60 * chosen.minutes
-    for start in range(0, len(pending), chosen.most):
+    ends, diverged = time.perf_counter() + 60 * chosen.minutes, []
+    for number, configs in enumerate(_stacks(pending, chosen.most)):
         minutes = (ends - time.perf_counter()) / 60
-        if minutes <= 0 < start:
+        if minutes <= 0 < number:
             break
-        configs = pending[start : start + chosen.most]
         print(f"A stack of {len(configs)} runs: {', '.join(config.name for config in configs)}", flush=True)
         try:
             options = {"device": chosen.device, "save_every": chosen.save_every, "minutes": minutes}
             for written in train(configs, **options):
                 _report(written, configs)
+        except Divergence as error:  # the other stacks are none the worse for it
+            diverged.append(str(error))
         finally:
             finished = [config for config in configs if _published(config)]
             if finished:
                 records.gather()
+    if diverged:
+        raise Divergence(" ".join(diverged))
 
 
 def _pending(names: Sequence[str], epochs: int | None) -> list[CifarConfig]:
@@ -423,9 +432,20 @@ def _pending(names: Sequence[str], epochs: int | None) -> list[CifarConfig]:
     listed = {config.name: config for config in records.sweep(epochs)}
     if unknown := [name for name in names if name not in listed]:
         raise ValueError(f"checkpoints/{records.SWEEP} lists no run of the name {unknown[0]}.")
-    fitting = [name for name, config in listed.items() if config.batch_norm and config.activation in ACTIVATIONS]
+    fitting = [name for name, config in listed.items() if not _why_alone(config)]
     done = records.finished()
-    return [listed[name] for name in names or fitting if name not in done]
+    return [listed[name] for name in dict.fromkeys(names or fitting) if name not in done]
+
+
+def _stacks(configs: Iterable[CifarConfig], most: int) -> list[list[CifarConfig]]:
+    """Runs that can be trained side by side, at most so many: alike but for activation, initialisation and seed, and
+    equally far."""
+    groups: dict[tuple[CifarConfig, int], list[CifarConfig]] = {}
+    for config in configs:
+        state = cifar_training.read_state(cifar_training.run_folder(config))
+        alike = replace(config, activation=ACTIVATIONS[0], smooth_init=True, seed=0)
+        groups.setdefault((alike, state["epoch"] if state else 0), []).append(config)
+    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
 def _published(config: CifarConfig) -> bool:

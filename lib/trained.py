@@ -147,10 +147,8 @@ def principal_plane(states: Tensor) -> tuple[np.ndarray, tuple[float, float]]:
     Each axis points from the first towards the last point, so that equal paths look equal.
     """
     centred = states.double() - states.double().mean(dim=0)
-    # Out of the k x k matrix of inner products, since k is far below p.
-    squares, vectors = torch.linalg.eigh(centred @ centred.mT)
-    squares, vectors = squares.clamp(min=0).flip(0), vectors.flip(1)
-    points = vectors[:, :2] * squares[:2].sqrt()
+    axes, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
+    points, squares = axes[:, :2] * sizes[:2], sizes.square()
     points = torch.where(points[-1] < points[0], -points, points)
     total = float(squares.sum())
     shares = [float(square) / total if total > 0 else 0.0 for square in squares[:2]]

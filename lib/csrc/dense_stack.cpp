@@ -175,15 +175,16 @@ class Barrier {
     std::atomic<int> arrived{0}, generation{0};
 };
 
-// What becomes of a weight gradient g: stored as it is, or w -= rate * clip(factor * g).
+// What becomes of a weight gradient g: stored as it is, or else w -= rate * clip(factor * g).
 template <class T>
 struct Update {
-    T rate, factor, clip;  // rate 0: store
+    bool only_gradient;
+    T rate, factor, clip;
     T* V;                  // (L, m, q): where gradients go, or the weights
     T* W;                  // (L, q, m)
 
     Vector<T> apply(Vector<T> weight, Vector<T> gradient) const {
-        if (rate == 0) return gradient;
+        if (only_gradient) return gradient;
         Vector<T> velocity = gradient * factor;
         if (clip > 0) {
             velocity = velocity > clip ? spread<T>(clip) : velocity;
@@ -477,13 +478,13 @@ void dense_forward(at::Tensor V, at::Tensor W, at::Tensor ends, at::Tensor kept,
     })
 }
 
-// top: (n, padded q), p_L on entry and p_0 on return. rate 0 stores the gradients in V_out and W_out; otherwise these
+// top: (n, padded q), p_L on entry and p_0 on return. `only_gradient` puts the gradients into V_out and W_out; otherwise these
 // are the weights V and W themselves and take a step.
-void dense_backward(at::Tensor V, at::Tensor W, at::Tensor ends, at::Tensor kept, at::Tensor top, at::Tensor V_out, at::Tensor W_out, double rate,
-                    double factor, double clip, double inner, double outer, int64_t activation, int64_t threads) {
+void dense_backward(at::Tensor V, at::Tensor W, at::Tensor ends, at::Tensor kept, at::Tensor top, at::Tensor V_out, at::Tensor W_out, bool only_gradient,
+                    double rate, double factor, double clip, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
         const auto stack = make_stack<T>(V, W, ends, kept, inner, outer, activation, threads);
-        const Update<T> update{T(rate), T(factor), T(clip), V_out.data_ptr<T>(), W_out.data_ptr<T>()};
+        const Update<T> update{only_gradient, T(rate), T(factor), T(clip), V_out.data_ptr<T>(), W_out.data_ptr<T>()};
         T* p = top.data_ptr<T>();
         pybind11::gil_scoped_release release;
         backward(stack, p, update);
@@ -495,7 +496,7 @@ void dense_run(at::Tensor V, at::Tensor W, at::Tensor ends, at::Tensor kept, at:
                at::Tensor losses, double inner, double outer, int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
         const auto stack = make_stack<T>(V, W, ends, kept, inner, outer, activation, threads);
-        const Update<T> update{T(rate), T(factor), T(clip), V.data_ptr<T>(), W.data_ptr<T>()};
+        const Update<T> update{false, T(rate), T(factor), T(clip), V.data_ptr<T>(), W.data_ptr<T>()};
         const T* targets = y.data_ptr<T>();
         double* before = losses.data_ptr<double>();
         const int64_t count = losses.size(0);
@@ -510,6 +511,5 @@ void bind_dense_stack(pybind11::module_& m) {
     m.def("dense_forward", &dense_forward);
     m.def("dense_backward", &dense_backward);
     m.def("dense_run", &dense_run);
-    m.def("dense_groups", &groups_of);
     m.def("dense_lanes", [](bool double_precision) { return double_precision ? LANES<double> : LANES<float>; });
 }

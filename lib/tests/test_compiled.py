@@ -52,6 +52,9 @@ def test_loss_gradients_and_steps_are_those_of_the_adjoint(shape, activation, dt
         expected = reference.gradients().items()
         for name, gradient in found.gradients().items().items():
             assert relative(gradient, expected[name]) < tolerance, name
+        before = found.weights.clone()
+        found.descend(0.0)  # no rate is no step, and no gradient in the weights' place
+        assert all(torch.equal(tensor, before.items()[name]) for name, tensor in found.weights.items().items())
         for step in (lambda s: s.descend(1e-3), lambda s: s.run(1e-3, 2), lambda s: s.run(1e-3, 2, clip=0.05)):
             step(reference), step(found)
             for name, tensor in reference.weights.items().items():

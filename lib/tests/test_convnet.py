@@ -64,16 +64,18 @@ def test_scales_are_those_of_the_hidden_states():
 
 
 def test_a_smaller_stem_is_a_longer_ode():
-    # With h_0 and all steps c times smaller the path is the same, c times smaller: the ratio of the two is what counts.
-    network = perturbed(ConvResNet(ConvNetConfig(smooth_init=False, **SMALL))).double()
+    """A stem c times smaller and steps 1/c times larger move h / |h_0| alike, and have the same relative length."""
+    smaller, longer = (perturbed(ConvResNet(ConvNetConfig(smooth_init=False, **SMALL))).double() for _ in range(2))
     x = torch.randn(6, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    before, scales, c = hidden_states(network, x), network.scales(), 0.5
+    c, layers = 0.5, longer.residual_layers
     with torch.no_grad():
-        for parameter in (*network.bn1.parameters(), *(network.residual_layers.stacked(f"bn2.{name}")
-                                                       for name in ("weight", "bias"))):  # fmt: skip
+        for parameter in smaller.bn1.parameters():
             parameter *= c
-    torch.testing.assert_close(hidden_states(network, x), c * before, rtol=1e-3, atol=1e-4)
-    assert network.scales() == pytest.approx({name: c * value for name, value in scales.items()})
+        for name in ("weight", "bias"):
+            layers.stacked(f"bn2.{name}").div_(c)
+    torch.testing.assert_close(hidden_states(smaller, x), c * hidden_states(longer, x), rtol=1e-3, atol=1e-4)
+    lengths = [scales["path_length"] / scales["stem_scale"] for scales in (smaller.scales(), longer.scales())]
+    assert lengths[0] == pytest.approx(lengths[1])
 
 
 def test_without_batch_norm_the_weights_do_not_tell_the_path_length():

@@ -233,7 +233,7 @@ def test_losses_agree_to_rounding_until_the_sign_of_a_relu_turns(monkeypatch):
             break
         steps += 1
     assert [network.engine for network in networks] == ["compiled", "pytorch"]
-    assert steps  # the first step turns no sign: both start from the same weights
+    assert steps >= 5  # so that there is something to agree on; some hundred steps on most machines
 
 
 @needs_engine
@@ -243,11 +243,9 @@ def test_what_the_engine_does_not_take_is_said_in_words():
     h, _ = images(2)
 
     def reason(h=h, activation="gelu", **changed) -> str:
-        answer = engine.conv_stack_available(h, tensors | changed, activation)
-        assert not answer
-        return answer.reason
+        return engine.conv_stack_problem(h, tensors | changed, activation)
 
-    assert engine.conv_stack_available(h, tensors, "gelu")
+    assert not engine.conv_stack_problem(h, tensors, "gelu")
     assert "float64" in reason(h.double())
     assert "h has 8" in reason(h[:, :8])
     assert "'sine'" in reason(activation="sine")

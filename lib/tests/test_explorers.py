@@ -441,6 +441,24 @@ def test_a_function_in_a_thread_gives_its_result_and_reports():
     assert reported == [0, 20, 40, 60, 80, 100]
 
 
+def test_a_run_has_one_thread_from_its_first_step_on():
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+
+    def work(progress):
+        for _ in progress(range(3), 3):
+            seen.append(torch.get_num_threads())
+
+    try:
+        running = live.Live(lambda: None, lambda: None, lambda sentence: None)
+        running.begin(lambda: live.Run(live.in_thread(work, [0.0])))
+        while running.advance(1.0):
+            pass
+        assert (seen, torch.get_num_threads()) == ([1, 1, 1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_function_in_a_thread_waits_and_ends_when_it_is_closed():
     steps = []
 

@@ -399,9 +399,11 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
         plots.smoothness(cifar_results.smoothness_in_training([]), cifar_results.smoothness_along_depth([])),
     ):
         assert figure.axes[0].texts[0].get_text() == "no such network is trained yet"
-    assert cifar_results.nothing_trained(choice) == (
-        "checkpoints/ holds no gelu network with batch norm of depth 256 yet: make train ACTIVATION=gelu trains one."
+    assert cifar_results.nothing_trained(NetworkChoice("relu", depth=128, learning_rate=0.1), seed=9) == (
+        "checkpoints/ holds no such network (activation ReLU, batch_norm True, depth 128, learning_rate 0.1, seed 9), "
+        "or not its weights: `make train ACTIVATION=relu DEPTH=128 LR=0.1 SEED=9` trains one."
     )
+    assert cifar_results.nothing_trained(choice, activation=None).endswith("its weights: `make train` trains one.")
 
 
 def test_trials_and_other_settings_stay_out(tmp_path):
@@ -411,6 +413,22 @@ def test_trials_and_other_settings_stay_out(tmp_path):
     records.gather(tmp_path)
     assert len(records.read_runs(tmp_path)) == len(other)
     assert NetworkChoice(depth=4).select(records.read_runs(tmp_path)) == []
+
+
+def test_a_run_that_was_evaluated_more_often_is_no_other_run(tmp_path):
+    often, usual = (CifarConfig(depth=4, epochs=1, test_every=every) for every in (1, 5))
+    for config in (often, usual, replace(usual, seed=1)):
+        finish(tmp_path, config)
+    records.gather(tmp_path)
+    assert [run.config.seed for run in NetworkChoice(depth=4).select(records.read_runs(tmp_path))] == [0, 1]
+
+
+def test_a_rate_is_found_where_some_ratios_are_undefined():
+    ratio = [math.nan, 5e-3, 2e-3, 4e-3, 8e-3, 16e-3]
+    table = tables.from_rows(
+        {"run": "one", "epoch": k, "time": float(k), "von_neumann_conv1": value} for k, value in enumerate(ratio)
+    )
+    assert cifar_results.course(table, "one").rate == pytest.approx(math.log(2))
 
 
 # ------------------------------------------------------------------------------------------ shipped networks

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cifar_set import needs_cifar10
 
-from lib import cifar_training, paths, records, runs
+from lib import cifar_training, parameters, paths, records, runs
 from lib.cifar_training import CifarConfig
 
 OUTSIDE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "PROFILE", "SET", "PARAMETERS", "PYTHONPATH")
@@ -44,6 +44,16 @@ def make(root, *arguments, **environment):
         capture_output=True,
         text=True,
     )
+
+
+def test_a_sweep_that_cannot_be_listed_fails(project):
+    sweep = project / "checkpoints" / "sweep.csv"
+    sweep.write_text(sweep.read_text().replace("activation", "activaton", 1))
+    for arguments in (["sweep"], ["sweep", "EPOCHS=thirty"]):
+        result = make(project, *arguments, "LAUNCH=./recorder")
+        assert result.returncode != 0
+        assert "There is no list of runs" in result.stderr
+    assert not (project / "launched").exists()
 
 
 def test_a_sweep_launches_each_run_that_is_not_finished_once(project):
@@ -87,6 +97,28 @@ def test_wrong_values_and_missing_images_stop_before_training(tmp_path, monkeypa
     monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
     assert runs.main(["--set", settings]) in (1, 2)
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("profile", parameters.profiles())
+def test_a_run_is_the_one_that_the_notebook_trains(profile):
+    values = parameters.profile_values(runs.NOTEBOOK, profile) | {"seed": 3}
+    namespace = {}
+    notebook = parameters.read(runs.NOTEBOOK)
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        exec(parameters.code(cell), namespace)
+        namespace |= values if "parameters" in cell.metadata.tags else {}
+        if "config" in cell.metadata.tags:
+            break
+    assert runs.config_of(values) == namespace["config"]
+
+
+def test_a_run_that_is_training_already_is_not_started(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr(runs.cifar, "load", lambda train: None)
+    monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
+    with cifar_training.alone_in(cifar_training.run_folder(runs.config_of({"depth": 2, "seed": 5}))):
+        assert runs.main(["--profile", "quick", "--set", "depth=2 seed=5"]) == 1
+    assert capsys.readouterr().err.startswith("Another process is training the run in ")
 
 
 def test_a_finished_run_is_never_trained_again(tmp_path, monkeypatch, capsys):

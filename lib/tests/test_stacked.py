@@ -20,6 +20,7 @@ from lib.cifar_training import MOMENTUM, WEIGHT_DECAY, CifarConfig, Training
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.stacked_layers import StackedLayers
 from lib.stacked_training import Stack
+from lib.training import Divergence
 
 CPU = torch.device("cpu")
 BLOCKS, IMAGES = 2, 4
@@ -340,6 +341,8 @@ def test_the_command_takes_runs_by_name_or_the_pending_ones(capsys):
     assert capsys.readouterr().err == "checkpoints/sweep.csv lists no run of the name nonsense.\n"
     assert stacked_training.main(["--most", "0"]) == 2
     assert capsys.readouterr().err.startswith("most is 0, expected")
+    name = "gelu_iid_bn_depth256_lr0.04_epochs7_seed0"
+    assert [config.name for config in stacked_training._pending([name, name], 7)] == [name]
     pending = stacked_training._pending([], 7)
     assert {config.seed for config in pending} == {0, 1, 2, 3, 4}
     assert all(config.batch_norm and config.epochs == 7 for config in pending)
@@ -370,6 +373,35 @@ def test_the_command_trains_and_publishes_stack_after_stack(kernels, tmp_path, m
     finished = [run.config.activation for run in records.read_runs(tmp_path / "checkpoints")]
     assert finished == ["gelu", "relu"]  # tanh is none of the kernels' activations
     assert all(run.has_weights for run in records.read_runs(tmp_path / "checkpoints"))
+
+
+def test_runs_of_a_stack_are_equally_far(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    configs = [CifarConfig(depth=2, seed=seed) for seed in range(4)] + [CifarConfig(depth=3)]
+    for config in configs[1:3]:
+        run = Training(config, CPU)
+        run.epoch = 5
+        cifar_training.run_folder(config).mkdir(parents=True)
+        run.save(cifar_training.run_folder(config))
+    stacks = [[(config.depth, config.seed) for config in stack] for stack in stacked_training._stacks(configs, 15)]
+    assert stacks == [[(2, 0), (2, 3)], [(2, 1), (2, 2)], [(3, 0)]]
+    assert [len(stack) for stack in stacked_training._stacks(configs, 1)] == [1] * 5
+
+
+def test_a_run_that_diverges_leaves_the_other_stacks_alone(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def one_diverges(configs, **options):
+        trained.append([config.seed for config in configs])
+        if len(trained) == 1:
+            raise Divergence("The loss was not finite.")
+        yield []
+
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr(stacked_training, "train", one_diverges)
+    assert stacked_training.main(["--epochs", "7", "--most", "20"]) == 1
+    assert len(trained) == 2
+    assert capsys.readouterr().err == "The loss was not finite.\n"
 
 
 def test_few_runs_have_more_blocks_each():
