@@ -289,6 +289,15 @@ def closer_by(averages: Mapping[str, list], epochs: int) -> dict[str, float]:
     return factors
 
 
+def closer_along_depth(layers: Mapping[str, list], epochs: int, convolution: str, parts: int = 4) -> list[float]:
+    """The same in each of ``parts`` equal parts of the layers, from the input to the output, out of the first table of
+    `successive_distance_tables`: the ratio of the means over layers and runs (nothing where one side is missing)."""
+    chosen = tables.select(layers, epochs=epochs, convolution=convolution)
+    sides = (tables.select(chosen, smooth_init=side)["distance"] for side in (False, True))
+    iid, tied = ([part.mean() for part in np.array_split(side, parts)] if len(side) else [] for side in sides)
+    return [float(above / below) for above, below in zip(iid, tied, strict=False)]
+
+
 def schedule_titles(networks: Mapping[int, Mapping[bool, list[Run]]]) -> dict[int, str]:
     """How long the networks of each schedule were trained and how many there are of a side, for the pictures."""
     titles = {}

@@ -176,7 +176,7 @@ def figure_1_left(table: tables.Table, slope_from: int = 16) -> Figure:
         if fit is not None:
             fitted = depths[depths >= slope_from]
             rate_line(panel, fitted, fit, exponent, f"slope ${'-1' if exponent == -1 else '-1/2'}$")
-            panel.legend(loc="lower left", title=f"after {times[-1]} iterations: {minus(fit.slope)}", title_fontsize=8)
+            panel.legend(loc="lower left", title=f"slope, {times[-1]} iterations: {minus(fit.slope)}", title_fontsize=8)
         depth_axis(panel, depths)
         panel.set_yscale("log")
         panel.set_ylabel(label)
@@ -380,7 +380,7 @@ def figure_4(layers: tables.Table, averages: tables.Table, titles: Mapping[int, 
         curves.set_title(title)
         points.set_xticks([0, 1], ["conv1", "conv2"])
         points.set_xlim(-0.5, 1.5)
-        points.set_title("mean over layers: a dot for each run, median")
+        points.set_title("mean over layers, by run")
         curves.set_yscale("log")
     first, last = np.reshape(axes, (-1, 2))[[0, -1], 0]
     first.legend()

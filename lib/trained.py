@@ -51,9 +51,16 @@ class Choice:
 
 
 def find(folder: Path | None = None) -> dict[Path, CifarConfig]:
-    """The checkpoints of a folder (by default ``checkpoints/``), by name."""
+    """The checkpoints of a folder (by default ``checkpoints/``): by activation, those with batch norm first, short
+    schedules before long ones, weight-tied before i.i.d."""
     files = sorted((folder or paths.CHECKPOINTS).glob("*.safetensors"))
-    return {path: checkpoints.read_header(path)[0] for path in files}
+    found = {path: checkpoints.read_header(path)[0] for path in files}
+
+    def place(path: Path) -> tuple:
+        config = found[path]
+        return config.activation, not config.batch_norm, config.epochs, not config.smooth_init
+
+    return {path: found[path] for path in sorted(found, key=place)}
 
 
 @dataclass(frozen=True)
