@@ -73,7 +73,8 @@ def test_figure_1_right():
     profile = released("figure_1_right")
     depths, deep = profile["depths"][:3], 32
     network = NetworkConfig(width=32, dimension=16, samples=100, seed=profile["seed"])
-    config = LimitDistanceConfig(network, depths, 8, reference_depth=deep, sampling=profile["sampling"])
+    options = {"reference_depth": deep, "sampling": profile["sampling"], "slope_from": 2}
+    config = LimitDistanceConfig(network, depths, 8, **options)
     table = limit_distance(config)
     reference, _ = textbook_states(deep, 32, 16, 100, profile["seed"], 0.01, 8)
     for depth in depths:
@@ -100,5 +101,5 @@ def test_figure_2():
 
 def test_the_first_loss_is_the_one_of_the_released_figure_2():
     network = NetworkConfig(depth=64, width=64, samples=50, seed=0, draw_order="W unused X Y")
-    loss, _ = long_time(LongTimeConfig(network, 100, 0.005, recorded=1, loss_every=100))
+    loss, _ = long_time(LongTimeConfig(network, 100, 0.005, recorded=2, loss_every=100))
     assert loss["loss"] == pytest.approx([1.883, 0.972], abs=5e-4)
