@@ -192,6 +192,20 @@ def test_verdicts_of_the_claims():
     assert np.all(np.abs(slopes - expected)[judged] <= 0.1)
 
 
+def test_long_times_of_the_gallery():
+    claims, row = (
+        tables.select(tables.read_csv(paths.FIGURES / "claims.csv"), figure="long_time"),
+        gallery_row("long_time"),
+    )
+    measured = dict(zip(claims["statement"], claims["measured"], strict=True))
+    (factor,) = re.findall(r"falls by a factor ([\d.e-]+)", measured["The loss goes to 0 at a linear rate"])
+    assert f"the loss falls by a factor of {factor.replace('e-', 'e−')}, at rates that" in row
+    assert measured["The rate does not depend on L"].removeprefix("rates ") in row
+    (least,) = re.findall(r"^\[([\d.]+)", claims["interval"][0])
+    assert claims["statement"][0].startswith("The PL ratio stays above")
+    assert f"the PL ratio of wide networks is at least {least}" in row
+
+
 def table_row(name):
     """The row of the gallery of a table, which has no picture."""
     (row,) = [line for line in README.splitlines() if f"`make {name}` |" in line]
