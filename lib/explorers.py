@@ -78,6 +78,8 @@ class Explorer(widgets.VBox):
         self._view, self._first, self._start, self._follows = set(view), first, self.values(), follow
         self._frames: pictures.Frames | None = None
         self._next_frame, self._held = 0.0, False
+        # The controls' values that the run was made with, and those that the state shown belongs to.
+        self._run_values, self._state_values, self._state = self._start, self._start, None
         super().__init__([*above, self._body(panel or list(self.controls.values()), buttons), self._footer(name)])
         for control in self.controls.values():
             control.observe(self.at_home(self._moved), names="value")
@@ -196,6 +198,7 @@ class Explorer(widgets.VBox):
 
     def _begin(self, first: Any = None) -> None:
         self.say("")
+        self._run_values = self.values()
         new = self.live.begin(lambda: self._make(self.values()), first)
         self.progress.value, self.progress.max = 0, self.live.run.total
         self._frames = None
@@ -221,6 +224,8 @@ class Explorer(widgets.VBox):
         started, state, values = time.perf_counter(), self.live.state, self.values()
         if state is None:
             return
+        if state is not self._state:
+            self._state, self._state_values = state, self._run_values
         try:
             figure = self._draw(state, values, self._frames.figure if self._frames else None)
             self.status.value = "<br>".join(self._status(state, values)) if self._status else ""
@@ -262,6 +267,9 @@ class Explorer(widgets.VBox):
             return
         if state is None:
             self.saved.value = "There is no picture to save yet."
+            return
+        if any(values[each] != self._state_values[each] for each in values.keys() - self._view):
+            self.saved.value = "The picture is not that of the controls (yet): nothing is saved."
             return
         data = self._table(state, values) if self._table else {}
         data = {f"{name}_{kind}" if kind else name: table for kind, table in data.items()}
@@ -384,7 +392,8 @@ def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row
     )
 
     def configs(values: Values) -> list[DepthsConfig]:
-        depths = [2**power for power in range(20) if SMALLEST_DEPTH <= 2**power < values["depth"]] + [values["depth"]]
+        smallest = min(SMALLEST_DEPTH, max(values["depth"] // 2, 1))  # two depths at least
+        depths = [2**power for power in range(20) if smallest <= 2**power < values["depth"]] + [values["depth"]]
         first = replace(network, **{name: values[name] for name in names})
         networks = [first, replace(first, **{name: values[f"second_{name}"] for name in KIND})]
         return [
@@ -417,7 +426,7 @@ def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row
         shared = {name: values[name] for name in (*names, "learning_rate")}
         differing = [f"{name}: {getattr(other.network, name)}" for other in others for name in KIND]
         remark = f"for the second network: {', '.join(differing)}" if differing else ""
-        shared["slope_from"] = min(8, first.depths[-2])
+        shared["slope_from"] = min(8, *first.depths[-2:])
         return "figure_1_left", {"depths": first.depths, "iterations": times, **shared}, remark
 
     def keep_entry_inside(_: object) -> None:
@@ -566,13 +575,15 @@ def figure(
     draw: Callable[[Any, SimpleNamespace], Figure],
     steps: Callable[[SimpleNamespace], Iterator[Any]] | None = None,
     compute: Callable[[SimpleNamespace, Progress], Any] | None = None,
+    tables: Sequence[str | None] = ("",),
 ) -> Explorer:
     """The explorer at the end of a figure's notebook: a control for each parameter of the notebook.
 
     ``namespace`` is the notebook's ``globals()``. When a control moves, the notebook's cell tagged ``config`` runs
     with the new values, and ``now`` is what the namespace then holds. ``result`` is what the notebook has computed and
     ``draw``, (result, now) -> figure, how it drew that. What computes it anew is either ``steps``, now -> an iterator
-    of the results so far, or ``compute``, (now, progress) -> result.
+    of the results so far, or ``compute``, (now, progress) -> result. ``tables`` says what the parts of a result are
+    called when they are saved, after the figure's name: "" for nothing more, None for what is no table.
     """
     offered = parameters.offered(name)
     controls = {each.name: _control(each, namespace[each.name]) for each in offered.values()}
@@ -602,25 +613,26 @@ def figure(
         controls,
         make,
         lambda state, values, _: draw(*state[1:]),
-        table=lambda state, values: _tables(state[1]),
+        table=lambda state, values: _tables(state[1], tables),
         reproduce=lambda values: (name, read(values), ""),
         first=(0, result, moved_to({key: control.value for key, control in controls.items()})),
         follow=True,
     )
 
 
-def _tables(result: Any) -> dict[str, tables.Table]:
-    """The tables among what a figure is drawn from: the first without a name of its own, the others numbered."""
+def _tables(result: Any, names: Sequence[str | None]) -> dict[str, tables.Table]:
+    """The tables among the parts of a result, by their names."""
     parts = result if isinstance(result, tuple) else (result,)
-    found = [part for part in parts if isinstance(part, Mapping) and not any(isinstance(c, str) for c in part.values())]
-    return {str(number) if number > 1 else "": table for number, table in enumerate(found, start=1)}
+    return {name: part for name, part in zip(names, parts, strict=False) if name is not None}
 
 
 def _control(parameter: parameters.Parameter, value: Any) -> widgets.ValueWidget:
     """The control for a parameter of a notebook: that of its name where there is one, else one of its type."""
     label = _label(html.escape(parameter.name.replace("_", " "))) | {"tooltip": parameter.words}
     if parameter.type == "list":
-        return widgets.Text(", ".join(map(str, value)), continuous_update=False, **label)
+        # As YAML has it, which reads it again: 5.0e-05, where Python's 5e-05 would be text.
+        text = yaml.safe_dump(list(value), default_flow_style=True, width=1000).strip()[1:-1]
+        return widgets.Text(text, continuous_update=False, **label)
     if parameter.name in CONTROLS:
         control = CONTROLS[parameter.name](value)
         control.tooltip = parameter.words or control.tooltip

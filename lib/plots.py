@@ -53,6 +53,10 @@ STYLE = {
 }
 
 
+# What a figure is written in: its layout is fixed, and matplotlib would make it anew for a second file.
+SAVED = {**STYLE, "figure.constrained_layout.use": False}
+
+
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Run a drawing function in the one style, whatever the caller's rcParams are."""
 
@@ -75,7 +79,7 @@ def panels(columns: int, rows: int = 1, height: float = HEIGHT, width: float = T
 def png(figure: Figure, dpi: float = 150) -> bytes:
     """The figure as PNG, without a date or a program's name in it."""
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(SAVED):
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
@@ -100,7 +104,7 @@ def save(name: str, figure: Figure, data: Mapping[str, tables.Table] | None = No
     """
     folder = paths.figures_output()
     written = []
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(SAVED):
         for ending, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
             target = folder / f"{name}.{ending}"
             paths.write_atomically(target, partial(figure.savefig, format=ending, metadata=metadata))

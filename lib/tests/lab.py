@@ -4,6 +4,7 @@ Not part of the default tests, since it needs a browser. Screenshots land in ``.
 environment the one of explore_depth is also written to that file, as PNG.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -121,7 +122,8 @@ def lab(tmp_path_factory):
         _wait_for(f"{address}/api?token={token}", server, folder / "log")
         yield address, token
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it did not start, and why has been said
+            os.killpg(server.pid, signal.SIGTERM)
         try:
             server.wait(20)
         except subprocess.TimeoutExpired:

@@ -284,8 +284,9 @@ def test_the_parameters_shown_are_those_of_the_figure(explorer):
     assert "# for the second network: initialisation: iid" in explorer.parameters.value
 
 
-def test_parameters_of_the_smallest_network_can_be_made(explorer):
-    explorer.controls["depth"].value = 8
+@pytest.mark.parametrize("depth", [4, 8])
+def test_parameters_of_the_smallest_network_can_be_made(depth):
+    explorer = explorers.explore_depth(dataclasses.replace(SMALL, depths=[2, depth]))
     parameters.check_values("figure_1_left", yaml.safe_load(explorer.parameters.value))
 
 
@@ -412,8 +413,37 @@ def test_a_figure_trained_anew_is_the_function_s(output):
     assert loss["loss"] == [records[t] for t in loss["iteration"]]
     explorer.save()
     assert list(tables.read_csv(output / "figure_2.csv")["loss"]) == loss["loss"]
-    assert set(tables.read_csv(output / "figure_2_2.csv")["layer"]) == set(range(1, 9))
+    assert set(tables.read_csv(output / "figure_2_weights.csv")["layer"]) == set(range(1, 9))
     assert explorer.controls["row"].tooltip == "of the entry shown, counted from 0"  # the notebook's own words
+
+
+def test_a_picture_of_other_values_is_not_saved(output):
+    explorer = _figure_explorer("clipping", FIGURES["clipping"])
+    for control, value in (("seed", 7), ("clips", "-1")):  # being computed, impossible
+        explorer.controls[control].value = value
+        explorer.save()
+        assert explorer.saved.value.startswith("The picture is not that of the controls")
+    assert not output.exists()
+    explorer.controls["clips"].value = "0.01"
+    finish(explorer)
+    explorer.save()
+    assert {path.suffix for path in output.iterdir()} == {".pdf", ".png", ".csv", ".yaml"}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_tables_are_saved_by_the_names_that_the_notebook_gives(name, output):
+    explorer = _figure_explorer(name, FIGURES[name])
+    explorer.save()
+    written = {path.stem for path in output.glob("*.csv")}
+    named = re.findall(rf'"({name}\w*)"', "".join(cell.source for cell in parameters.read(name).cells))
+    assert name in written
+    assert written <= set(named)
+
+
+def test_small_numbers_of_a_list_are_read_as_they_are_written():
+    values = FIGURES["clipping"] | {"clips": [0.0, 0.00005]}
+    explorer = _figure_explorer("clipping", values)
+    assert yaml.safe_load(explorer.parameters.value)["clips"] == [0.0, 0.00005]
 
 
 @pytest.mark.parametrize(

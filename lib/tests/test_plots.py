@@ -103,6 +103,19 @@ def test_no_figure_is_left_in_a_global_list(left):
     assert plt.get_fignums() == before
 
 
+def test_saving_leaves_the_layout_as_it_is(tmp_path, monkeypatch):
+    """Of a figure with a layout of its own too, in both files."""
+    monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
+    figure = plots.Figure()
+    figure.subplots_adjust(left=0.3, bottom=0.4)
+    axes = figure.subplots()
+    before = axes.get_position().bounds
+    plots.save("own", figure)
+    plots.png(figure)
+    assert figure.get_layout_engine() is None
+    assert axes.get_position().bounds == before
+
+
 def test_the_integral_and_the_left_rule_are_different_quantities(right):
     config = LimitDistanceConfig(NETWORK, [2, 4, 8], 6, reference_depth=64, slope_from=2, sampling="left")
     left_end = limit_distance(config)
