@@ -151,7 +151,7 @@ def entries_across_layers(
 
 
 def panel_title(run: Run) -> str:
-    """What a panel shows: initialisation, schedule, test accuracy."""
+    """What a panel shows: activation, initialisation, test accuracy, schedule."""
     network = f"{tables.word(run.config.activation)}, {NAMES[run.config.smooth_init]}"
     return f"{network}: test {run.values['test_accuracy']:.2f} %\n{records.training_length(run.config.epochs)}"
 

@@ -183,6 +183,8 @@ def figure_1_left(table: tables.Table, slope_from: int = 16) -> Figure:
             panel.legend(loc="lower left", title=f"slope, {times[-1]} iterations: {minus(fit.slope)}", title_fontsize=8)
         depth_axis(panel, depths)
         panel.set_yscale("log")
+        low, high = panel.get_ylim()
+        panel.set_ylim(low * (low / high) ** 0.12, high)  # room for the legend
         panel.set_ylabel(label)
         panel.set_title(title)
     if times:

@@ -220,9 +220,8 @@ def read_runs(folder: Path | None = None) -> list[Run]:
 
 
 def _plain(value: Any) -> Any:
-    # Out of a column of a table: numpy scalars, and truth values as text.
-    value = value.item() if isinstance(value, np.generic) else value
-    return {"True": True, "False": False}.get(value, value) if isinstance(value, str) else value
+    # Out of a column of a table: numpy scalars.
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:

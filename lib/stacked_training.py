@@ -263,12 +263,16 @@ def blocks_a_run(runs: int, multiprocessors: int) -> int:
     return next((blocks for blocks in BLOCKS_A_RUN if runs * blocks <= SEATED * multiprocessors), BLOCKS_A_RUN[-1])
 
 
+def _shared(config: CifarConfig) -> CifarConfig:
+    """What the runs of a stack have in common: the config but for activation, initialisation and seed."""
+    return replace(config, activation=ACTIVATIONS[0], smooth_init=True, seed=0)
+
+
 def _common(configs: Sequence[CifarConfig]) -> CifarConfig:
     """A config that stands for all; ValueError where the runs cannot be stacked."""
     first = configs[0]
     for config in configs:
-        alike = replace(config, activation=first.activation, smooth_init=first.smooth_init, seed=first.seed)
-        if alike != first:
+        if _shared(config) != _shared(first):
             raise ValueError(
                 f"{config.name} and {first.name} cannot be stacked: runs of a stack differ in activation, "
                 f"initialisation and seed alone."
@@ -443,8 +447,7 @@ def _stacks(configs: Iterable[CifarConfig], most: int) -> list[list[CifarConfig]
     groups: dict[tuple[CifarConfig, int], list[CifarConfig]] = {}
     for config in configs:
         state = cifar_training.read_state(cifar_training.run_folder(config))
-        alike = replace(config, activation=ACTIVATIONS[0], smooth_init=True, seed=0)
-        groups.setdefault((alike, state["epoch"] if state else 0), []).append(config)
+        groups.setdefault((_shared(config), state["epoch"] if state else 0), []).append(config)
     return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 

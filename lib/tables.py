@@ -65,19 +65,21 @@ def write_csv(path: Path, table: Table) -> Path:
 
 
 def read_csv(path: Path) -> dict[str, np.ndarray]:
-    """Read a table; a column becomes ints or floats where every entry reads as one, else text."""
+    """Read a table; a column becomes ints, floats or truth values where every entry reads as one, else text."""
     with Path(path).open(newline="") as file:
         header, *rows = csv.reader(file)
     columns = zip(*rows, strict=True) if rows else ([] for _ in header)
-    return {name: _numbers(column) for name, column in zip(header, columns, strict=True)}
+    return {name: _values(column) for name, column in zip(header, columns, strict=True)}
 
 
-def _numbers(column: Sequence[str]) -> np.ndarray:
+def _values(column: Sequence[str]) -> np.ndarray:
     for kind in (np.int64, np.float64):
         try:
             return np.array(column, dtype=kind)
         except ValueError:
             continue
+    if set(column) <= {"True", "False"}:
+        return np.array([entry == "True" for entry in column])
     return np.array(column, dtype=str)
 
 

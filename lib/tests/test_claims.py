@@ -113,7 +113,7 @@ def test_tables_in_which_all_holds_give_only_that_verdict(figures):
 def test_a_table_that_contradicts_a_claim_is_judged_so(figures, name, column, change, where):
     path = figures / f"{name}.csv"
     table = tables.read_csv(path)
-    values = table[column] == "True" if column == "smooth" else np.asarray(table[column], dtype=float)
+    values = table[column] if column == "smooth" else np.asarray(table[column], dtype=float)
     table[column] = change(values)
     tables.write_csv(path, table)
     wrong = [claim for claim in claims.claims() if claim.verdict == claims.FAILS]
@@ -134,13 +134,13 @@ def test_distances_are_judged_where_both_sides_have_the_papers_schedule(figures)
     path = figures / "figure_4.csv"
     table = tables.rows(tables.read_csv(path))
     table += [row | {"epochs": 200, "average": 1.0} for row in table if row["epochs"] == 180]
-    table = [row for row in table if (row["epochs"], str(row["smooth_init"]), row["seed"]) != (180, "True", 1)]
+    table = [row for row in table if (row["epochs"], row["smooth_init"], row["seed"]) != (180, True, 1)]
     tables.write_csv(path, from_rows(table))
     last = claims.claims()[-1]
     assert (last.verdict, last.measured) == (
         claims.HOLDS, "9 (conv1) and 9 (conv2) times, after 180 epochs, 1 run of each at least",
     )  # fmt: skip
-    tables.write_csv(path, from_rows(row for row in table if row["epochs"] == 30 or str(row["smooth_init"]) == "True"))
+    tables.write_csv(path, from_rows(row for row in table if row["epochs"] == 30 or row["smooth_init"]))
     last = claims.claims()[-1]
     assert last.verdict == claims.OPEN
     assert last.measured.startswith("100 (conv1) and 100 (conv2) times, after own schedule of 30 epochs")

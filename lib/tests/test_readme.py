@@ -235,7 +235,6 @@ def test_distances_of_successive_layers_of_the_gallery():
     row, of = gallery_row("figure_4"), {}
     for name in ("figure_4", "figure_4_layers"):
         of[name] = tables.read_csv(paths.FIGURES / f"{name}.csv")
-        of[name] |= {"smooth_init": of[name]["smooth_init"] == "True"}
     length = max(of["figure_4"]["epochs"])
     closer, before = (closer_by(of["figure_4"], epochs) for epochs in (length, 30))
     assert f"after {length} epochs {closer['conv1']:.3g} (conv1) and {closer['conv2']:.3g} (conv2) times closer" in row
@@ -327,7 +326,7 @@ def test_time_of_a_stack():
 def courses():
     """How the smoothness of the weight-tied runs of the gallery goes: {(activation, epochs): Course}."""
     table = tables.read_csv(paths.FIGURES / "smoothness.csv")
-    tied = tables.select(table, smooth_init="True")
+    tied = tables.select(table, smooth_init=True)
     runs = dict(zip(tied["run"], zip(tied["activation"], tied["epochs"], strict=True), strict=True))
     return {of: course(tied, run) for run, of in runs.items()}
 
@@ -381,7 +380,7 @@ def test_the_size_of_the_stem():
     grown = {row["activation"] for row in tables.rows(networks) if row["stem_scale"] > 1}
     assert grown == {"identity"}
     assert "makes the stem smaller, but for identity" in section
-    (long,) = tables.rows(tables.select(networks, activation="gelu", epochs=180, smooth_init="True"))
+    (long,) = tables.rows(tables.select(networks, activation="gelu", epochs=180, smooth_init=True))
     assert f"they are {long['stem_scale']:.2g} and {long['path_length']:.2g}, after 1 and 0 at the start" in section
     top = int(np.argmax(spike["loss"]))
     loss, length = (np.median(spike[name][:top]) for name in ("loss", "relative_path_length"))
@@ -389,8 +388,8 @@ def test_the_size_of_the_stem():
     top_loss = spike["loss"][top]
     assert f"from {loss:.2f} to {top_loss:.2f} it falls from {length:.2g} to {after:.2g}" in row
     assert f"falls from {length:.2g} to {after:.2g}, the loss goes from {loss:.2f} to {top_loss:.2f}" in section
-    relu = tables.rows(tables.select(networks, activation="relu", epochs=30, smooth_init="True"))
-    held, trained = sorted(relu, key=lambda row: row["hold_stem"] != "True")
+    relu = tables.rows(tables.select(networks, activation="relu", epochs=30, smooth_init=True))
+    held, trained = sorted(relu, key=lambda row: not row["hold_stem"])
     for name, how in (("relative_path_length", ".2g"), ("von_neumann_conv1", ".2g")):
         assert f"of {held[name]:{how}} in place of {trained[name]:{how}}" in section
     accuracies = f"{held['test_accuracy']:.2f} % in place of {trained['test_accuracy']:.2f} %"
@@ -428,7 +427,7 @@ def test_what_is_left_of_the_initial_weights():
     most = max(long[f"share_{name}"].max() for name in CONVOLUTIONS)
     said = f"at most {100 * most:.2g} % of it after 180, which in weight-tied layers is no more than by chance"
     assert said in section
-    tied = tables.select(long, smooth_init="True")
+    tied = tables.select(long, smooth_init=True)
     assert max(tied[f"share_{name}"].max() for name in CONVOLUTIONS) < 1 / (16 * 16 * 9)
 
 

@@ -19,6 +19,15 @@ def test_csv_round_trip_is_exact(tmp_path):
     assert math.isnan(back["none"][0])
 
 
+def test_truth_values_come_back_as_such(tmp_path):
+    table = {"smooth": [True, False], "none": [True, None], "ratio": [1.0, 0.5]}
+    back = tables.read_csv(tables.write_csv(tmp_path / "t.csv", table))
+    assert back["smooth"].dtype == bool
+    assert list(back["smooth"]) == [True, False]
+    assert list(back["none"]) == ["True", "None"]
+    assert len(tables.select(back, smooth=True)["ratio"]) == 1
+
+
 def test_numpy_numbers_are_written_as_plain_numbers(tmp_path):
     path = tables.write_csv(tmp_path / "t.csv", {"x": np.array([0.1]), "n": np.array([3]), "ok": [np.True_]})
     assert path.read_text() == "x,n,ok\n0.1,3,True\n"
