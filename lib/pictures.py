@@ -270,32 +270,37 @@ def explore_weights(views: Sequence[View], image: np.ndarray | None = None, capt
 
     Above, the entry across the layers; in the middle, the von Neumann ratio of every entry as a map over kernels
     (out channel down, in channel across, each a block of 3 x 3) and as a histogram; below, the path of the hidden
-    states of ``image`` (32, 32, 3) in the plane of its two principal axes, or ``caption`` where there is no image.
+    states of ``image`` (32, 32, 3) in the plane of its two principal axes, or ``caption`` alone without an image.
     """
     with mpl.rc_context(LIVE_STYLE | {"axes.titlesize": 10}):
         two = len(views) > 1
+        below = ["path0", "path0", "path1", "path1"] + ["image"] * 2 if two else ["path0"] * 3 + ["image"] * 3
         figure = Figure(figsize=(9.6, 7.2))
         axes = figure.subplot_mosaic(
             [
                 ["curve0"] * 3 + ["curve1"] * 3 if two else ["curve0"] * 6,
                 ["map0", "map0", "map1", "map1"] + ["histogram"] * 2 if two else ["map0"] * 3 + ["histogram"] * 3,
-                ["path0", "path0", "path1", "path1"] + ["image"] * 2 if two else ["path0"] * 3 + ["image"] * 3,
+                below if image is not None else ["image"] * 6,
             ],
             height_ratios=[1, 1.25, 1],
         )
-        figure.subplots_adjust(left=0.085, right=0.985, bottom=0.06, top=0.89, wspace=0.8, hspace=0.45)
+        figure.subplots_adjust(left=0.085, right=0.985, bottom=0.06, top=0.89, wspace=0.8, hspace=0.52)
         out, into, row, column = views[0].entry
         name = f"{views[0].convolution}: out channel {out}, in channel {into}, row {row}, column {column} of the kernel"
         figure.suptitle(name, fontsize=11, y=0.975)
         for number, view in enumerate(views):
             _entry_curve(axes[f"curve{number}"], view, number)
             _ratio_map(axes[f"map{number}"], view, number)
-            _image_path(axes[f"path{number}"], view, number)
+            if image is not None:
+                _image_path(axes[f"path{number}"], view, number)
         _ratio_histogram(axes["histogram"], views)
         axes["image"].set_axis_off()
         if image is not None:
             axes["image"].imshow(image, interpolation="nearest")
-        axes["image"].set_title(caption, wrap=True)
+            axes["image"].set_title(caption, wrap=True)
+        else:
+            place = {"ha": "center", "va": "center", "transform": axes["image"].transAxes}
+            axes["image"].text(0.5, 0.5, caption, wrap=True, **place)
     return figure
 
 
@@ -347,9 +352,6 @@ def _ratio_histogram(axes: Axes, views: Sequence[View]) -> None:
 
 
 def _image_path(axes: Axes, view: View, number: int) -> None:
-    if view.path is None:
-        axes.set_axis_off()
-        return
     points = view.path.points
     colors = hue(number, len(points))
     axes.add_collection(LineCollection(np.stack([points[:-1], points[1:]], axis=1), colors=colors[1:], linewidths=2))

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from cifar_set import write_set
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from lib import checkpoints, cifar_training, explorers, live, parameters, paths, pictures, tables, trained
@@ -616,7 +617,7 @@ def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatc
     explorer.set(how="index", convolution="conv2", **{"out channel": 3})
     assert "conv2: out channel 3" in explorer._frames.figure._suptitle.get_text()
     explorer.controls["image"].value = 5000
-    assert "There is no test image 5000: they end at 89" in axes(explorer)["image"].get_title()
+    assert "There is no test image 5000: they end at 89" in axes(explorer)["image"].texts[0].get_text()
     explorer.controls["second"].value = None
     finish(explorer)
     assert "curve1" not in axes(explorer)
@@ -630,9 +631,15 @@ def test_without_images_a_sentence_takes_the_path_s_place(folder, tmp_path, monk
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "nothing"))
     trained.test_images.cache_clear()
     explorer = explorers.explore_weights(folder)
-    assert "being read" in axes(explorer)["image"].get_title()
+    assert "being read" in axes(explorer)["image"].texts[0].get_text()
     finish(explorer)
-    assert "CIFAR-10 was not found" in axes(explorer)["image"].get_title()
+    panels = axes(explorer)
+    (sentence,) = panels["image"].texts
+    assert "CIFAR-10 was not found" in sentence.get_text()
+    canvas = FigureCanvasAgg(explorer._frames.figure)
+    canvas.draw()
+    boxes = [panel.get_tightbbox(canvas.get_renderer()) for name, panel in panels.items() if name != "image"]
+    assert not any(sentence.get_window_extent().overlaps(box) for box in boxes)
     assert explorer.message.value == ""
 
 
