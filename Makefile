@@ -94,21 +94,22 @@ NETWORK = $(if $(ACTIVATION),activation=$(ACTIVATION)) $(if $(SMOOTH_INIT),smoot
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
 	@$(LAUNCH) $(PYTHON) -m lib.runs --profile $(PROFILE) --set "$(strip $(NETWORK) $(PLACE) $(SET))"
 
-# The images are fetched before runs start side by side; the table is gathered even where some runs failed.
+# The images are fetched before runs start side by side; a run that fails leaves the others alone. Values other than of
+# the place are handed on to be refused: those of a listed run are the list's.
 checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not finished (-j, LAUNCH, EPOCHS, DEVICE, THREADS)
 	@$(PYTHON) -m lib.cifar
-	@status=0; $(MAKE) --no-print-directory sweep || status=$$?; $(PYTHON) -m lib.records gather; exit $$status
+	@status=0; $(MAKE) -k --no-print-directory sweep || status=$$?; $(PYTHON) -m lib.records gather; exit $$status
 
 ifneq ($(filter sweep,$(MAKECMDGOALS)),)
 SCHEDULE := $(if $(EPOCHS),--epochs $(EPOCHS))
-PENDING := $(shell $(PYTHON) -m lib.records pending $(SCHEDULE))
-ifneq ($(filter-out 0,$(.SHELLSTATUS)),)
+PENDING := $(shell $(PYTHON) -m lib.records pending $(SCHEDULE) || echo FAILED)
+ifneq ($(filter FAILED,$(PENDING)),)
 $(error There is no list of runs: see the sentence above)
 endif
 .PHONY: $(PENDING)
 sweep: $(PENDING)
 $(PENDING):
-	@$(LAUNCH) $(PYTHON) -m lib.runs $@ $(SCHEDULE) --set "$(strip $(PLACE))"
+	@$(LAUNCH) $(PYTHON) -m lib.runs $@ $(SCHEDULE) --set "$(strip $(filter-out epochs=%,$(NETWORK)) $(PLACE) $(SET))"
 endif
 
 stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")

@@ -83,7 +83,11 @@ def usable_device(device: "str | torch.device") -> "torch.device":
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device is {device!r}, expected auto, cpu, cuda or cuda:0 and the like.") from None
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}, expected auto, cpu, cuda or cuda:0 and the like.")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but PyTorch sees no CUDA device here: use cpu.")
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device is {device!r}, but PyTorch sees {count} CUDA devices here, numbered from 0.")
     return found

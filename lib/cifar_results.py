@@ -172,8 +172,8 @@ def table_1(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") 
     """The table of ``table_1.csv``, a row for each of the paper's: its numbers and ours.
 
     Without batch norm the columns paper_... are absent: the paper's networks have it. Each row takes the runs of
-    its longest schedule. ``accuracy`` "last" takes that of the last epoch, "best"
-    that of the best evaluated epoch, which is what the released checkpoints log.
+    its longest schedule. ``accuracy`` "last" takes that of the last epoch, "best" that of the best evaluated epoch (see
+    ``test_every``), which is what the released checkpoints log.
     """
     checks.choice("accuracy", accuracy, ("last", "best"))
     suffix = "" if accuracy == "last" else "_best"
@@ -352,7 +352,7 @@ def loss_spike(every: int) -> dict[str, list]:
 # (`straight_line_ratio`, 0.0002 for 256 layers), above, growth saturates, since independent layers have 2.
 GROWING = (1e-3, SMOOTH_BELOW)
 RATIOS = tuple(f"von_neumann_{name}" for name in CONVOLUTIONS)
-LEFT = tuple(f"{what}_{name}" for name in CONVOLUTIONS for what in ("left", "share"))
+LEFT = tuple(f"{what}_{name}" for name in CONVOLUTIONS for what in ("left", "share", "chance"))
 
 
 def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
@@ -391,11 +391,13 @@ def smoothness_along_depth(runs: Iterable[Run], parts: int = PARTS) -> dict[str,
 def left_of_initialisation(runs: Iterable[Run]) -> dict[str, list]:
     """The table of ``smoothness_initialisation.csv``: what the trained networks whose weights are here still have of
     the weights that they started from, which their seed draws again: run, activation, smooth_init, epochs, time (of
-    training, in all), weight_decay_alone, left_conv1, share_conv1, left_conv2, share_conv2.
+    training, in all), weight_decay_alone, left_conv1, share_conv1, chance_conv1, and the three of conv2.
 
     With Z(0) and Z(t) all entries of a convolution over the layers, ``left`` is the c that makes |Z(t) - c Z(0)|
-    least, and ``share`` that of |c Z(0)|^2 in |Z(t)|^2; both are nan where Z(0) is zero. ``weight_decay_alone`` is what
-    c would be without any gradient (`cifar_training.weight_decay_alone`).
+    least, and ``share`` that of |c Z(0)|^2 in |Z(t)|^2; both are nan where Z(0) is zero. ``chance`` is the share to be
+    expected of an initialisation that has nothing to do with Z(t): 1/(L D) for i.i.d. layers of D entries, and
+    |sum_k Z_k(t)|^2 / (L D |Z(t)|^2) for weight-tied ones, 1/D where all Z_k(t) are the same. ``weight_decay_alone`` is
+    what c would be without any gradient (`cifar_training.weight_decay_alone`).
     """
     rows = []
     for run in (run for run in runs if run.has_weights):
@@ -406,9 +408,11 @@ def left_of_initialisation(runs: Iterable[Run]) -> dict[str, list]:
             before, after = (
                 network.residual_layers.stacked(f"{name}.weight").detach().double() for network in (started, trained)
             )
-            square, product = float((before * before).sum()), float((before * after).sum())
+            square, product, size = (float((a * b).sum()) for a, b in ((before,) * 2, (before, after), (after,) * 2))
             row[f"left_{name}"] = product / square if square else math.nan
-            row[f"share_{name}"] = product**2 / (square * float((after * after).sum())) if square else math.nan
+            row[f"share_{name}"] = product**2 / (square * size) if square else math.nan
+            summed = float(after.sum(dim=0).square().sum()) if run.config.smooth_init else size
+            row[f"chance_{name}"] = summed / (size * after.numel()) if square else math.nan
         rows.append(row)
     return _columns(rows, ("time", "weight_decay_alone"), LEFT)
 

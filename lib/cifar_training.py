@@ -376,14 +376,7 @@ class Training:
         paths.write_atomically(folder / LOG_FILE, lambda draft: draft.write_text(text + "\n"))
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
-        wanted = asdict(self.config)
-        found = asdict(CifarConfig()) | state["config"]  # an older state lacks the options that came later
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                raise ValueError(
-                    f"{folder} holds a run with {name} {found.get(name)!r}, expected {wanted.get(name)!r}: "
-                    f"give this run another folder, or delete that one to start anew."
-                )
+        check_same(state, self.config, folder)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
@@ -510,6 +503,18 @@ def read_state(folder: Path | str) -> dict[str, Any] | None:
     if found != STATE_FORMAT:
         raise ValueError(f"{path} has state format {found!r}, expected {STATE_FORMAT}: delete it to start anew.")
     return state
+
+
+def check_same(state: dict[str, Any], config: CifarConfig, folder: Path) -> None:
+    """Raise ValueError where the state in the folder is that of another run than this config's."""
+    wanted = asdict(config)
+    found = asdict(CifarConfig()) | state["config"]  # an older state lacks the options that came later
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{folder} holds a run with {name} {found.get(name)!r}, expected {wanted.get(name)!r}: "
+                f"give this run another folder, or delete that one to start anew."
+            )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from lib import activations, checks, engine
 
 CLASSES = 10
 CONVOLUTIONS = ("conv1", "conv2")  # of a layer
-# 0 and 1 both give 10x10; with 1 a released checkpoint reproduces its logged test accuracy and loss exactly.
+# 0 and 1 both give 10x10; with 1 a checkpoint of the released format reproduces its logged test accuracy and loss.
 STEM_PADDING = 1
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.1

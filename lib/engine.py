@@ -232,7 +232,7 @@ def main(arguments: list[str]) -> int:
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         try:
             target = build()
-        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        except (RuntimeError, OSError, ImportError, subprocess.CalledProcessError) as error:
             lines = str(error).strip().splitlines()
             print(f"The compiled engine was not built: {lines[0]}. Everything works without it, only slower.")
             if len(lines) > 1:

@@ -120,6 +120,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WrongParameters(f"There is no file {paths.short(path)} to read parameters from.") from None
+    except OSError as error:
+        raise WrongParameters(f"{paths.short(path)} cannot be read: {error.strerror}.") from None
     except yaml.YAMLError as error:
         raise WrongParameters(f"{paths.short(path)} is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -151,7 +153,11 @@ def profile_values(name: str, profile: str) -> dict[str, Any]:
 def parse_settings(settings: str) -> dict[str, Any]:
     """The values in ``"row=3 learning_rate=0.02"``, each read as YAML."""
     values = {}
-    for setting in shlex.split(settings):
+    try:
+        found = shlex.split(settings)
+    except ValueError as error:
+        raise WrongParameters(f"SET is {settings!r}: {str(error).lower()}.") from None
+    for setting in found:
         name, equals, text = setting.partition("=")
         if not (name and equals):
             raise WrongParameters(f'SET holds {setting!r}, expected settings like SET="row=3 learning_rate=0.02".')

@@ -32,7 +32,7 @@ def figures_output() -> Path:
 def cifar10_root() -> Path:
     """Folder that holds CIFAR-10 as torchvision lays it out: CIFAR10_ROOT if set (a relative path starts at
     the project's root, wherever a notebook runs), else ``.data``."""
-    return ROOT / (os.environ.get("CIFAR10_ROOT") or ".data")
+    return ROOT / Path(os.environ.get("CIFAR10_ROOT") or ".data").expanduser()
 
 
 def unattended() -> bool:

@@ -184,7 +184,7 @@ def figure_1_left(table: tables.Table, slope_from: int = 16) -> Figure:
         depth_axis(panel, depths)
         panel.set_yscale("log")
         low, high = panel.get_ylim()
-        panel.set_ylim(low * (low / high) ** 0.12, high)  # room for the legend
+        panel.set_ylim(low * (low / high) ** 0.2, high)  # room for the legend
         panel.set_ylabel(label)
         panel.set_title(title)
     if times:
@@ -210,8 +210,8 @@ def figure_1_right(table: tables.Table, slope_from: int = 16) -> Figure:
     figure, axes = panels(3, width_ratios=[1, 1, 0.95])
     edges = _edges(iterations)
     for panel, (Z, image) in zip(axes, images.items(), strict=False):
-        # Beyond twelve orders below the largest there is rounding only.
-        positive = np.ma.masked_less_equal(image, image.max() * 1e-12)
+        # Twelve orders below the largest, and at 1e-13 of weights of order 1, there is rounding only.
+        positive = np.ma.masked_less_equal(image, max(image.max() * 1e-12, 1e-13))
         if positive.count() == 0:
             panel.set_axis_off()
             continue

@@ -223,8 +223,10 @@ def relu_counterexample(table: Table, weights: Table) -> Figure:
             label = f"{word(name)}, $C={factor:g}$"
             compared.plot(rows["depth"], rows["end"], line, marker=marker, color=color, label=label)
             if name == "relu":
-                compared.plot(rows["depth"], rows["limit_weight"], "x", color=BLACK, markersize=6, zorder=3)
-    compared.plot([], [], "x", color=BLACK, markersize=6, label="closed form $w^*$")
+                # Odd layers stay at -1/(2L), even ones go to w*.
+                expected = rows["limit_weight"] + 1 / rows["depth"]
+                compared.plot(rows["depth"], expected, "x", color=BLACK, markersize=6, zorder=3)
+    compared.plot([], [], "x", color=BLACK, markersize=6, label="$w^*+1/(2L)$")
     depth_axis(compared, table["depth"])
     compared.set_xlabel("depth $2L$")
     compared.set_yscale("log")
@@ -303,6 +305,7 @@ def claims(table: Table, within: float) -> Figure:
     axes.set_ylim(-0.7, len(places) - 0.3)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, -1.25 * within), max(high, 1.25 * within))
+    axes.set_xticks([-within, 0, within])
     others = len(keep) - keep.sum()
     axes.set_xlabel("measured − claimed, 95 % interval")
     if others:

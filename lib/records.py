@@ -71,7 +71,7 @@ def successive_distances(network: ConvResNet) -> dict[str, list[float]]:
 def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path, Path]:
     """Write the checkpoint and the record of a finished run into the folder of its state; returns both paths.
 
-    Raises ValueError where the run has not reached its last epoch.
+    Raises ValueError where the run has not reached its last epoch, or the state is that of another run.
     """
     folder = Path(folder) if folder is not None else cifar_training.run_folder(config)
     state = cifar_training.read_state(folder)
@@ -80,6 +80,7 @@ def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path,
         raise ValueError(
             f"The run {config.name} has {complete} of {config.epochs} epochs in {folder}: train it to the end first."
         )
+    cifar_training.check_same(state, config, folder)
     network = ConvResNet(config.network)
     network.load_state_dict(state["network"])
     summary = summarise(state["log"])

@@ -8,7 +8,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -70,8 +70,16 @@ def _one_at_a_terminal() -> bool:
     return sys.stderr.isatty() and "-j" not in os.environ.get("MAKEFLAGS", "")
 
 
-def listed_values(name: str, epochs: int | None, others: Mapping[str, Any]) -> dict[str, Any]:
-    """The values for the run of that name in ``checkpoints/sweep.csv``. Raises parameters.WrongParameters."""
+def listed_values(name: str, epochs: int | None, others: Mapping[str, Any], chosen: Iterable[str]) -> dict[str, Any]:
+    """The values for the run of that name in ``checkpoints/sweep.csv``.
+
+    Raises parameters.WrongParameters where none is listed, or where values were ``chosen`` by hand that the list has.
+    """
+    if fixed := [parameter for parameter in chosen if parameter in asdict(CifarConfig())]:
+        raise parameters.WrongParameters(
+            f"{name} is listed in checkpoints/{records.SWEEP}, {fixed[0]} with it: train a run of other values with "
+            f"make train."
+        )
     for config in records.sweep(epochs):
         if config.name == name:
             return {**others, **asdict(config)}
@@ -101,9 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train_command(chosen: argparse.Namespace) -> None:
-    values = parameters.profile_values(NOTEBOOK, chosen.profile) | parameters.parse_settings(chosen.set)
+    by_hand = parameters.parse_settings(chosen.set)
+    values = parameters.profile_values(NOTEBOOK, chosen.profile) | by_hand
     if chosen.run:
-        values = listed_values(chosen.run, chosen.epochs, values)
+        values = listed_values(chosen.run, chosen.epochs, values, by_hand)
     parameters.check_values(NOTEBOOK, values)
     train(values)
     if not chosen.run:  # of several runs, make gathers the records at the end

@@ -366,6 +366,8 @@ def train(
                 test = (None, None) if test_values is None else tuple(value[index].item() for value in test_values)
                 training = (loss, train_values[1][index].item())
                 written.append(run.complete(training, test, measured[index], seconds=seconds, **words))
+            if len(lost) == len(runs):
+                break
             over = time.perf_counter() - started > 60 * minutes
             if (epoch + 1) % save_every == 0 or epoch + 1 == config.epochs or over:
                 stack.give_back()

@@ -202,22 +202,25 @@ def test_weight_decay_alone_is_what_the_optimizer_leaves_without_gradients():
 
 
 def test_the_step_is_the_documented_sgd(tmp_path, generated_set):
-    """The first step by hand: momentum has no past, decay acts on every parameter."""
+    """Two epochs of a step each by hand: momentum 0.9, decay on every parameter, the cosine's two rates."""
     from torch.nn import functional as F
 
     from lib.convnet import ConvResNet
 
-    config = CifarConfig(**SMALL | {"batch_size": 300, "epochs": 1, "adaptive": True})
+    config = CifarConfig(**SMALL | {"batch_size": 300, "epochs": 2, "adaptive": True})
     finish(config, tmp_path / "run")
     network = ConvResNet(config.network).train()
     images = cifar.load(train=True)
-    epoch = cifar.draw_epoch(300, torch.Generator().manual_seed(config.seed))
-    pixels, labels = cifar.batch(images, epoch, 0, 300)
-    F.cross_entropy(network(pixels), labels).backward()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            rate = 0.04 if name.startswith("residual_layers") else 0.01
-            parameter -= rate * (parameter.grad + 5e-4 * parameter)
+    generator, momenta = torch.Generator().manual_seed(config.seed), {}
+    for residual_rate in (0.04, 0.02):
+        network.zero_grad()
+        pixels, labels = cifar.batch(images, cifar.draw_epoch(300, generator), 0, 300)
+        F.cross_entropy(network(pixels), labels).backward()
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                rate = residual_rate if name.startswith("residual_layers") else 0.01
+                momenta[name] = 0.9 * momenta.get(name, 0) + parameter.grad + 5e-4 * parameter
+                parameter -= rate * momenta[name]
     found = read_state(tmp_path / "run")["network"]
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-7)
@@ -302,9 +305,13 @@ def test_names_tell_runs_apart():
 
 
 def test_devices_get_sentences():
-    with pytest.raises(ValueError, match="device is 'gpu', expected auto, cpu, cuda"):
-        checks.usable_device("gpu")
-    if not torch.cuda.is_available():
+    for device in ("gpu", "mps", "meta"):
+        with pytest.raises(ValueError, match=f"device is '{device}', expected auto, cpu, cuda"):
+            checks.usable_device(device)
+    if torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"device is 'cuda:99', but PyTorch sees \d+ CUDA devices here"):
+            checks.usable_device("cuda:99")
+    else:
         with pytest.raises(ValueError, match="device is 'cuda', but PyTorch sees no CUDA device here"):
             checks.usable_device("cuda")
 

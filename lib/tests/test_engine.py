@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
+from cifar_set import needs_cifar10
 
-from lib import engine, paths, records
+from lib import cifar, engine, paths, records
 from lib.activations import ACTIVATIONS
 from lib.cifar_results import NetworkChoice
 from lib.convnet import ConvNetConfig, ConvResNet, ResidualLayers
@@ -93,12 +94,15 @@ def test_rounding_leaves_as_little_noise_from_layer_to_layer_as_in_stock_pytorch
         assert layer_noise(found[name]) < 1.5 * noise
 
 
+@needs_cifar10
 @needs_engine
 def test_gradients_of_a_trained_network_are_as_exact_as_in_stock_pytorch():
     """After 180 epochs weight-tied layers are no longer smooth: no doing of the engine's, as far as gradients go."""
     (run,) = NetworkChoice(epochs=180).select(records.read_runs(), smooth_init=True, seed=0)
-    layers = run.load().network.residual_layers.train()
-    h, w = images(8)
+    network = run.load().network.train()
+    layers = network.residual_layers
+    pixels = cifar.normalise(cifar.load(train=True).pixels[:8])
+    h, w = network.stem(pixels).detach(), images(8)[1]  # h_0 as in training: small, and not at all white
     exact = results(copy.deepcopy(layers).double(), stock, h.double(), w.double())
     reference = results(copy.deepcopy(layers), stock, h, w)
     found = results(layers, compiled, h, w)
@@ -284,6 +288,15 @@ def test_a_changed_source_has_another_name_so_a_stale_build_is_not_loaded(monkey
     assert engine.path() != before
     assert engine.load()[0] is None
     assert "not built for this machine and these sources" in engine.report()
+
+
+def test_an_engine_that_cannot_be_loaded_stops_nothing(monkeypatch, capsys):
+    def not_loaded():
+        raise ImportError("libomp.so: cannot open shared object file")
+
+    monkeypatch.setattr(engine, "build", not_loaded)
+    assert engine.main(["build"]) == 0
+    assert "was not built: libomp.so: cannot open" in capsys.readouterr().out
 
 
 def test_without_a_compiler_the_build_says_so_and_succeeds(monkeypatch, tmp_path, anew, capsys):

@@ -107,6 +107,10 @@ def test_settings_by_hand(toy):
     }  # fmt: skip
     with pytest.raises(WrongParameters, match="SET holds 'row', expected settings like"):
         parameters.parse_settings("row 3")
+    with pytest.raises(WrongParameters, match=r"SET is \"name='a\": no closing quotation\."):
+        parameters.parse_settings("name='a")
+    with pytest.raises(WrongParameters, match="notebooks cannot be read: Is a directory"):
+        parameters.read_yaml(toy / "notebooks")
     with pytest.raises(WrongParameters, match=r"no file my\.yaml"):
         parameters.read_yaml(toy / "my.yaml")
     (toy / "my.yaml").write_text("- 3\n")

@@ -60,6 +60,10 @@ def test_figure_1_right_draws_the_images_of_its_table(right):
     final = tables.select(right, iteration=5)["distance_W"]
     curves = [list(line.get_ydata()) for line in figure.axes[2].lines]
     assert list(final) in curves
+    for image in (figure.axes[0], figure.axes[1]):  # at t = 0 all depths agree, up to rounding
+        mask = np.ma.getmaskarray(image.collections[0].get_array())
+        assert mask[:, 0].all()
+        assert not mask[:, 2:].any()
 
 
 def test_figure_2_draws_every_recorded_time(long):

@@ -67,6 +67,13 @@ def test_runs_that_are_not_finished_are_not_exported(tmp_path):
         records.export(config, tmp_path)
 
 
+def test_a_state_is_exported_as_the_run_that_it_is(tmp_path):
+    config = CifarConfig(**SMALL)
+    finish(tmp_path, config)
+    with pytest.raises(ValueError, match="holds a run with seed 0, expected 5"):
+        records.export(replace(config, seed=5), tmp_path / "states" / config.name)
+
+
 def test_tables_keep_rows_whose_record_is_gone(tmp_path):
     first, second = CifarConfig(**SMALL), CifarConfig(**SMALL, seed=1)
     record = finish(tmp_path, first)
@@ -287,6 +294,25 @@ def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
     assert math.isnan(tables.select(table, run=zero.name)["left_conv2"][0])
     run.path.unlink()
     assert cifar_results.left_of_initialisation(records.read_runs(tmp_path))["run"] == [zero.name]
+
+
+@pytest.mark.parametrize("smooth_init", [True, False])
+def test_what_unrelated_initial_weights_share_is_by_chance(tmp_path, smooth_init):
+    config = CifarConfig(depth=6, epochs=1, smooth_init=smooth_init)
+    network = ConvResNet(config.network)
+    noise = torch.randn(6, 16, 16, 3, 3, generator=torch.Generator().manual_seed(1))
+    trained = noise + 0.7 * noise[0]  # layers that are partly alike
+    with torch.no_grad():
+        network.residual_layers.conv1_weight.copy_(trained)
+    finish(tmp_path, config, network)
+    records.gather(tmp_path)
+    (chance,) = cifar_results.left_of_initialisation(records.read_runs(tmp_path))["chance_conv1"]
+    shares = []
+    for seed in range(400):
+        start = ConvResNet(replace(config, seed=seed).network).residual_layers.stacked("conv1.weight").detach()
+        shares.append(float((start * trained).sum() ** 2 / (start.square().sum() * trained.square().sum())))
+    assert np.mean(shares) == pytest.approx(chance, rel=0.25)
+    assert smooth_init or chance == pytest.approx(1 / (6 * 2304))
 
 
 def test_the_course_of_an_exponential_is_its_rate():

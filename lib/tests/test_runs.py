@@ -73,6 +73,23 @@ def test_a_sweep_launches_each_run_that_is_not_finished_once(project):
         assert line == [sys.executable, "-m", "lib.runs", name, "--epochs", "30", "--set", "device=cpu"]
 
 
+@needs_cifar10
+def test_a_listed_run_that_fails_leaves_the_others_alone(project):
+    (project / "recorder").write_text(RECORDER + "exit 3\n")
+    result = make(project, "checkpoints", "EPOCHS=30", "LAUNCH=./recorder", f"CIFAR10_ROOT={paths.cifar10_root()}")
+    assert result.returncode != 0
+    assert len((project / "launched").read_text().splitlines()) == len(records.sweep(30)) > 1
+
+
+def test_a_listed_run_has_the_values_of_the_list(project, capsys):
+    name = records.sweep()[0].name
+    assert runs.main([name, "--set", "device=cpu hold_stem=True"]) == 2
+    assert f"{name} is listed in checkpoints/sweep.csv, hold_stem with it" in capsys.readouterr().err
+    make(project, "sweep", "EPOCHS=30", "HOLD_STEM=True", "LAUNCH=./recorder")
+    lines = (project / "launched").read_text().splitlines()
+    assert all(line.endswith("--epochs 30 --set hold_stem=True") for line in lines)
+
+
 def test_make_train_hands_its_variables_to_one_run(project):
     variables = ("ACTIVATION=gelu", "SMOOTH_INIT=True", "SEED=1", "DEPTH=256", "LR=0.04")
     assert make(project, "train", *variables, "LAUNCH=./recorder").returncode == 0

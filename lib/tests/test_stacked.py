@@ -285,6 +285,16 @@ def test_a_diverged_run_leaves_the_others_alone(kernels, tmp_path, monkeypatch):
     assert cifar_training.read_state(cifar_training.run_folder(configs[1])) is None
 
 
+@needs_compiler
+def test_a_stack_ends_when_no_run_is_left(kernels, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    config = CifarConfig(**{**SHALLOW, "epochs": 1000, "learning_rate": 1e30})
+    train_set, test_set = sets(config)
+    monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
+    with pytest.raises(stacked_training.Divergence, match=r"not finite: gelu_\S* in epoch [12]\."):
+        list(stacked_training.train([config], device="cpu", kernels=kernels))
+
+
 # ---- Errors and the command line ----
 
 
