@@ -470,8 +470,11 @@ def stem(networks: tables.Table, spike: tables.Table) -> Figure:
             marker = "s" if row["hold_stem"] else "o"
             place = row["relative_path_length"], row[name]
             panel.plot(*place, marker, color=color, markerfacecolor=face, markersize=6)
-            side, align = (-5, "right") if row["smooth_init"] else (5, "left")
-            panel.annotate(str(row["epochs"]), place, (side, -3), textcoords="offset points", ha=align,
+            if panel is accuracy:
+                offset, align = ((-5, -3), "right") if row["smooth_init"] else ((5, -3), "left")
+            else:  # many have a ratio of about 2, side by side
+                offset, align = (0, -11 if row["smooth_init"] else 5), "center"
+            panel.annotate(str(row["epochs"]), place, offset, textcoords="offset points", ha=align,
                            fontsize=7, color=color)  # fmt: skip
     accuracy.set(ylabel="test accuracy (%)", title="networks at the end of training")
     ratio.set(yscale="log", xlabel="relative path length", ylabel="von Neumann ratio of conv1")
@@ -489,7 +492,7 @@ def stem(networks: tables.Table, spike: tables.Table) -> Figure:
     loss.set(ylabel="training loss", title="a spike of the loss: GELU, i.i.d.")
     length.set(yscale="log", xlabel="epochs complete", ylabel="relative path length")
     ratio.set_xscale("log")
-    ratio.margins(x=0.12)
+    ratio.margins(x=0.12, y=0.12)
     for axis in (ratio.xaxis, length.yaxis):
         plain_ticks(axis)
     for panel, rows in ((ratio, networks["run"]), (length, spike["epochs"])):

@@ -342,11 +342,11 @@ def courses():
 
 def test_smoothness_of_the_gallery():
     found, row = courses(), gallery_row("smoothness")
-    gelu, relu, identity = found["gelu", 180], found["relu", 30], found["identity", 30]
+    gelu, relu, identity = found["gelu", 180], found["relu", 180], found["identity", 30]
     assert f"GELU: grows by a factor $e$ in a time of {1 / gelu.rate:.0f} (" in row
     assert f"(an epoch at the full learning rate is {steps(CifarConfig(), TRAIN_IMAGES) * 0.04:.0f})" in row
     assert f"and is above 0.1 after epoch {gelu.lost_after} of 180" in row
-    assert f"ReLU: {1 / relu.rate:.0f}, and epoch {relu.lost_after} of 30" in row
+    assert f"ReLU: {1 / relu.rate:.0f}, and epoch {relu.lost_after} of 180" in row
     assert identity.lost_after is None
     assert f"identity: {identity.ratio:.2g} after 30 epochs" in row
 
@@ -371,6 +371,35 @@ def test_the_gelu_networks_of_180_epochs():
     assert f"in {fallen} of its epochs the training accuracy fell by more than 2 points" in section
     assert f"once by {falls[False].max():.0f}; in the weight-tied run it never did" in section
     assert falls[True].max() < 2
+
+
+def test_the_relu_network_of_180_epochs():
+    (section,) = re.findall(r"\*\*ReLU over the paper's 180 epochs\.\*\*(.*?)\n\n", README, re.DOTALL)
+    section = " ".join(section.split())
+    (run,) = NetworkChoice("relu", epochs=180).select(records.read_runs(), smooth_init=True, seed=0)
+    (paper,) = [row for row in PAPER_TABLE if (row.activation, row.smooth_init) == ("relu", True)]
+    for name, published in (("test", paper.test), ("train", paper.train)):
+        assert f"{name} accuracy {run.values[f'{name}_accuracy']:.2f} % (paper {published})" in section
+    eighths = ratios_along_depth(run.load().network.residual_layers.stacked("conv1.weight").detach())
+    listed = ", ".join(f"{ratio:.2g}" for ratio in eighths)
+    assert f"conv1 is {run.values['von_neumann_conv1']:.2g}, in its eighths {listed}." in section
+    assert min(eighths) > SMOOTH_BELOW  # "from input to output"
+    falls = -np.diff([line["train_accuracy"] for line in run.log()])
+    assert f"in {int((falls > 2).sum())} of its epochs the training accuracy fell by more than 2 points" in section
+    assert f"once by {falls.max():.0f}; in the last 30 epochs it never did" in section
+    assert falls[-30:].max() < 2
+
+
+def test_how_far_off_the_test_accuracies_of_180_epochs_are():
+    off = {}
+    for paper in PAPER_TABLE:
+        choice = NetworkChoice(paper.activation, epochs=180)
+        for run in choice.select(records.read_runs(), smooth_init=paper.smooth_init):
+            off[paper.activation, paper.smooth_init] = run.values["test_accuracy"] - paper.test
+    tied, iid, relu = (off.pop(network) for network in (("gelu", True), ("gelu", False), ("relu", True)))
+    assert not off
+    said = f"GELU by {tied:.1f} points above (weight-tied) and {-iid:.1f} below (i.i.d.), ReLU by {-relu:.1f} below."
+    assert f"All three test accuracies are off the paper's: {said}" in README
 
 
 def test_the_size_of_the_stem():
