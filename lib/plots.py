@@ -183,8 +183,7 @@ def figure_1_left(table: tables.Table, slope_from: int = 16) -> Figure:
             panel.legend(loc="lower left", title=f"slope, {times[-1]} iterations: {minus(fit.slope)}", title_fontsize=8)
         depth_axis(panel, depths)
         panel.set_yscale("log")
-        low, high = panel.get_ylim()
-        panel.set_ylim(low * (low / high) ** 0.2, high)  # room for the legend
+        _room_for_legend(panel, 0.2)
         panel.set_ylabel(label)
         panel.set_title(title)
     if times:
@@ -236,10 +235,15 @@ def figure_1_right(table: tables.Table, slope_from: int = 16) -> Figure:
     depth_axis(rate, depths)
     rate.set_yscale("log")
     rate.set_title(f"at iteration {iterations[-1]}")
-    low, high = rate.get_ylim()
-    rate.set_ylim(low * (low / high) ** 0.35, high)  # room for the legend
+    _room_for_legend(rate, 0.35)
     rate.legend(loc="lower left")
     return figure
+
+
+def _room_for_legend(axes: Axes, share: float) -> None:
+    """Lengthen a logarithmic y axis downwards by this share of its length."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low * (low / high) ** share, high)
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
