@@ -1,0 +1,203 @@
+"""What the README of the trained networks says is true: its numbers against the records, tables and weights."""
+
+import re
+
+import numpy as np
+import pytest
+
+from lib import checkpoints, paths, records, tables
+from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, table_1
+from lib.distances import ratios_along_depth
+from lib.records import CONVOLUTIONS, Run
+
+README = (paths.CHECKPOINTS / "README.md").read_text(encoding="utf-8")
+
+
+def section(heading):
+    """What it says below a heading, on one line."""
+    (text,) = re.findall(rf"^### {re.escape(heading)}\n(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE)
+    return " ".join(text.split())
+
+
+def trained(activation, smooth_init, epochs) -> Run:
+    """The run of seed 0 in the paper's setting."""
+    (run,) = NetworkChoice(activation, epochs=epochs).select(records.read_runs(), smooth_init=smooth_init, seed=0)
+    return run
+
+
+def eighths(run):
+    """The von Neumann ratios of conv1 in the eighths of its layers."""
+    return ratios_along_depth(run.load().network.residual_layers.stacked("conv1.weight").detach())
+
+
+def falls(run):
+    """By how many points the training accuracy falls in each epoch but the first."""
+    return -np.diff([line["train_accuracy"] for line in run.log()])
+
+
+def accuracies(run):
+    """A run's accuracies beside those of Table 1, as the sections on 180 epochs give them."""
+    network = (run.config.activation, run.config.smooth_init)
+    (paper,) = [row for row in PAPER_TABLE if (row.activation, row.smooth_init) == network]
+    sides = {"test": paper.test, "train": paper.train}
+    return ", ".join(f"{side} accuracy {run.values[f'{side}_accuracy']:.2f} % (paper {sides[side]})" for side in sides)
+
+
+def unsteady(run):
+    fallen = falls(run)
+    count = int((fallen > 2).sum())
+    return f"in {count} of its epochs the training accuracy fell by more than 2 points, once by {fallen.max():.0f}"
+
+
+def test_five_seeds():
+    text, apart = section("Five seeds of 30 epochs"), {}
+    for activation in ("gelu", "relu", "identity"):
+        choice = NetworkChoice(activation, epochs=30)
+        tied, iid = (choice.select(records.read_runs(), smooth_init=smooth) for smooth in (True, False))
+        assert [run.config.seed for run in tied] == [run.config.seed for run in iid] == [0, 1, 2, 3, 4]
+        assert {run.values["device"] for run in tied + iid} == {"cpu", "cuda (NVIDIA H200)"}
+        assert {run.config.seed for run in tied + iid if run.values["device"] == "cpu"} == {0}
+        tests = [[run.values["test_accuracy"] for run in runs] for runs in (tied, iid)]
+        ratios = [[run.values["von_neumann_conv1"] for run in runs] for runs in (tied, iid)]
+        cells = [f"{min(side):.2f} to {max(side):.2f} %" for side in tests]
+        cells += [f"{min(ratios[0]):.2g} to {max(ratios[0]):.2g}", f"{min(ratios[1]):.2f} to {max(ratios[1]):.2f}"]
+        name = {"gelu": "GELU", "relu": "ReLU"}.get(activation, activation)
+        assert f"| with {name} | {' | '.join(cells)} |" in text
+        apart[activation] = np.subtract(*tests)
+        assert (max(ratios[0]) < SMOOTH_BELOW) == (activation != "relu")
+        assert activation != "relu" or min(ratios[0]) > SMOOTH_BELOW
+    table = table_1(records.read_runs(), NetworkChoice(epochs=30))
+    assert table["smooth"] == [row.smooth for row in PAPER_TABLE]
+    assert set(table["runs"]) == {5}
+    assert max(apart["gelu"].max(), apart["relu"].max()) < 0
+    assert f"with identity they are within {abs(apart['identity']).max():.2f} points" in text
+
+
+def test_runs_that_were_trained_on_two_devices():
+    text = section("Five seeds of 30 epochs")
+    table = tables.read_csv(paths.CHECKPOINTS / "devices.csv")
+    cpu, gpu = (tables.select(table, device=device) for device in ("cpu", "cuda (NVIDIA H200)"))
+    assert list(cpu["run"]) == list(gpu["run"])
+    assert len(cpu["run"]) == 7
+    assert "Seven of these networks were trained on both machines" in text
+    differences = np.abs(cpu["test_accuracy"] - gpu["test_accuracy"])
+    assert f"test accuracies differ by at most {differences.max():.2f} points" in text
+    ratios = gpu["von_neumann_conv1"] / cpu["von_neumann_conv1"]
+    assert f"their von Neumann ratios by at most {100 * max(ratios.max() - 1, 1 - ratios.min()):.0f} %" in text
+    for run in records.read_runs():  # the rows are those of runs.csv where that has them
+        for side in (cpu, gpu):
+            if run.config.name in side["run"] and run.values["device"] == side["device"][0]:
+                row = tables.rows(tables.select(side, run=run.config.name))[0]
+                assert row["test_accuracy"] == run.values["test_accuracy"]
+                assert row["von_neumann_conv1"] == run.values["von_neumann_conv1"]
+
+
+def test_gelu_over_180_epochs():
+    text = section("GELU over the paper's 180 epochs")
+    tied, iid = (trained("gelu", smooth_init, 180) for smooth_init in (True, False))
+    assert accuracies(tied) in text
+    assert accuracies(iid) in text
+    ratio, listed = tied.values["von_neumann_conv1"], ", ".join(f"{ratio:.2g}" for ratio in eighths(tied))
+    assert f"conv1 is {ratio:.2g}, in its eighths {listed}, from input to output" in text
+    assert ratio > SMOOTH_BELOW
+    assert f"{unsteady(iid)}; in the weight-tied run it never did" in text
+    assert falls(tied).max() < 2
+
+
+def test_relu_over_180_epochs():
+    text, run = section("ReLU over the paper's 180 epochs"), trained("relu", True, 180)
+    assert accuracies(run) in text
+    ratio, listed = run.values["von_neumann_conv1"], ", ".join(f"{ratio:.2g}" for ratio in eighths(run))
+    assert f"conv1 is {ratio:.2g}, in its eighths {listed}." in text
+    assert min(eighths(run)) > SMOOTH_BELOW  # "from input to output"
+    assert f"{unsteady(run)}; in the last 30 epochs it never did" in text
+    assert falls(run)[-30:].max() < 2
+
+
+def test_the_size_of_the_stem():
+    text = section("The size of the stem is the length of the ODE")
+    networks = tables.read_csv(paths.FIGURES / "stem.csv")
+    lengths = networks["relative_path_length"]
+    correlation = np.corrcoef(np.log10(lengths), networks["test_accuracy"])[0, 1]
+    count = len(lengths)
+    assert f"(correlation with its logarithm {correlation:.2f}; {count} networks, an association)" in text
+    said = "in the networks of seed 0 with batch norm, one of them with its stem held"
+    assert f"between {min(lengths):.2g} and {max(lengths):.2g} {said}" in text
+    assert sum(networks["hold_stem"]) == 1
+    grown = {row["activation"] for row in tables.rows(networks) if row["stem_scale"] > 1}
+    assert grown == {"identity"}
+    assert "makes the stem smaller, but for identity" in text
+    (long,) = tables.rows(tables.select(networks, activation="gelu", epochs=180, smooth_init=True))
+    assert f"they are {long['stem_scale']:.2g} and {long['path_length']:.2g}, after 1 and 0 at the start" in text
+    relu = tables.rows(tables.select(networks, activation="relu", epochs=30, smooth_init=True))
+    held, free = sorted(relu, key=lambda row: not row["hold_stem"])
+    for name in ("relative_path_length", "von_neumann_conv1"):
+        assert f"of {held[name]:.2g} in place of {free[name]:.2g}" in text
+    assert f"a test accuracy of {held['test_accuracy']:.2f} % in place of {free['test_accuracy']:.2f} %" in text
+
+
+def test_the_spike_of_the_loss():
+    text = section("The size of the stem is the length of the ODE")
+    spike = tables.read_csv(paths.FIGURES / "stem_spike.csv")
+    top = int(np.argmax(spike["loss"]))
+    loss, length = (np.median(spike[name][:top]) for name in ("loss", "relative_path_length"))
+    after, highest = min(spike["relative_path_length"][top:]), spike["loss"][top]
+    assert f"falls from {length:.2g} to {after:.2g}, the loss goes from {loss:.2f} to {highest:.2f}" in text
+    watched = records.read_spike()
+    grown = watched["stem_scale"][1:] / watched["stem_scale"][:-1]
+    begins = int(np.argmax(grown))
+    assert watched["epoch"][begins + 1] == 104
+    assert f"a single step that makes the stem {grown.max():.1f} times as large" in text
+    assert f"a batch with a loss of {watched['loss'][begins + 1]:.2f} leads to" in text
+    assert min(watched["stem_scale"][:begins]) < watched["stem_scale"][begins]  # "it had been smaller before"
+
+
+def test_the_watched_epochs_are_those_of_the_run():
+    watched, run = records.read_spike(), trained("gelu", False, 180)
+    sizes = np.minimum(50_000 - 64 * (watched["step"] - 1), 64)
+    for epoch in dict.fromkeys(watched["epoch"].tolist()):
+        of = watched["epoch"] == epoch
+        mean = (sizes[of] * watched["loss"][of]).sum() / 50_000
+        assert mean == pytest.approx(run.log()[epoch - 1]["train_loss"], rel=1e-9)
+    assert "the fall of epoch 104 comes back to the last digit" in README
+    assert falls(run)[104 - 2] > 10
+
+
+def test_what_is_left_of_the_initial_weights():
+    text = section("Little of the initial weights is left")
+    table = tables.read_csv(paths.FIGURES / "smoothness_initialisation.csv")
+    short, long = tables.select(table, epochs=30), tables.select(table, activation="gelu", epochs=180)
+    alone = f"{100 * short['weight_decay_alone'][0]:.1f} %", f"{100 * long['weight_decay_alone'][0]:.0e} %"
+    alone = [share.replace("e-0", "e-") for share in alone]
+    assert f"leaves {alone[0]} of the initial weights after 30 epochs, and {alone[1]} after 180" in text
+    left, share = (np.concatenate([short[f"{what}_{name}"] for name in CONVOLUTIONS]) for what in ("left", "share"))
+    assert f"it is {100 * left.min():.1f} to {100 * left.max():.1f} % after 30 epochs" in text
+    assert f"{100 * share.min():.2g} to {100 * share.max():.2g} % of the squared norm" in text
+    most = max(long[f"share_{name}"].max() for name in CONVOLUTIONS)
+    assert f"at most {100 * most:.2g} % of it after 180: next to nothing" in text
+    (tied,) = tables.rows(tables.select(long, smooth_init=True))
+    times = [tied[f"share_{name}"] / tied[f"chance_{name}"] for name in CONVOLUTIONS]
+    assert f"in weight-tied layers {times[0]:.0f} (conv1) and {times[1]:.0f} times (conv2) as much as" in text
+
+
+def test_where_weight_tied_relu_layers_are_rough():
+    found = eighths(trained("relu", True, 30))
+    first, second = (f"{min(half):.2g} to {max(half):.2g}" for half in (found[:4], found[4:]))
+    assert f"(ratios of its eighths {first}, of the second half's {second})" in section("Layer by layer")
+
+
+def test_channels_that_live_without_batch_norm():
+    checkpoint = checkpoints.load(paths.CHECKPOINTS / "relu_iid_nobn_depth256_lr0.04_epochs30_seed0.safetensors")
+    layers = checkpoint.network.residual_layers
+    weight, bias = (layers.stacked(f"conv1.{name}").detach() for name in ("weight", "bias"))
+    lives = weight.square().mean((2, 3, 4)).sqrt() > 1e-4  # (L, C)
+    told, alive = float((lives == (bias > 0)).double().mean()), float(lives.double().mean())
+    text = section("Layer by layer")
+    assert f"this tells {100 * told:.1f} % of the i.i.d. layers' channels, {100 * alive:.0f} % of which live" in text
+
+
+def test_the_networks_are_light_and_those_without_weights_are_named():
+    assert sum(path.stat().st_size for path in paths.CHECKPOINTS.rglob("*") if path.is_file()) < 60e6
+    (sentence,) = re.findall(r"^Every run of seed 0 has its weights here.*", README, re.MULTILINE)
+    without = {run.config.name for run in records.read_runs() if run.config.seed == 0 and not run.has_weights}
+    assert set(re.findall(r"`(\w[\w.-]+)`", sentence)) == without
