@@ -239,6 +239,26 @@ def test_a_stack_trains_as_its_runs_alone(kernels):
 
 
 @needs_compiler
+def test_a_run_in_a_stack_is_the_run_in_a_stack_of_its_own_to_the_bit(kernels):
+    configs = [CifarConfig(activation=name, seed=seed, **SHALLOW) for seed, name in enumerate(("gelu", "relu"))]
+    train_set, test_set = sets(configs[0])
+
+    def trained(*configs):
+        runs = [Training(config, CPU) for config in configs]
+        stack = Stack(runs, train_set, test_set, CPU, kernels)
+        losses = stack.train_epoch(0)[0]
+        stack.give_back()
+        return losses, runs
+
+    losses, runs = trained(*configs)
+    for place, config in enumerate(configs):
+        loss, (own,) = trained(config)
+        assert loss[0] == losses[place]
+        for name, tensor in own.network.state_dict().items():
+            assert torch.equal(runs[place].network.state_dict()[name], tensor), name
+
+
+@needs_compiler
 def test_a_stacked_run_is_saved_and_gone_on_with(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     config = CifarConfig(**SHALLOW)
