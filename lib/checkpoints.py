@@ -190,6 +190,7 @@ def convert_released(source: Path | str, target: Path | str | None = None, epoch
     network = ConvResNet(config.network)
     _check_tensors(source, tensors, network.state_dict())
     network.load_state_dict(tensors)
+    measured = cifar_training.measured(network)
     summary = {
         "epochs": len(train),
         "train_accuracy": train[-1],
@@ -198,8 +199,8 @@ def convert_released(source: Path | str, target: Path | str | None = None, epoch
         "test_accuracy_best": max(test),
         "train_loss": log["train_loss"][-1],
         "test_loss": log["test_loss"][-1],
-        "von_neumann_conv1": cifar_training.smoothness(network, "conv1"),
-        "von_neumann_conv2": cifar_training.smoothness(network, "conv2"),
+        "von_neumann_conv1": measured["von_neumann_conv1"],
+        "von_neumann_conv2": measured["von_neumann_conv2"],
     }
     target = Path(target) if target is not None else source.with_suffix(".safetensors")
     return save(target, Checkpoint(config, network, summary, {}, origin=f"converted from {source.name}"))

@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -129,6 +129,7 @@ class EpochRecord:
     Training loss and accuracy are the running averages of the epoch, in training mode on augmented images.
     Test values are None at epochs without evaluation. ``von_neumann_conv1`` and ``_conv2`` are the smoothness
     of the weights along depth after the epoch (`distances.von_neumann_ratio`; None where undefined),
+    ``noise_conv1`` and ``_conv2`` the share of it that is independent from layer to layer (`distances.noise_share`),
     ``stem_scale`` and ``path_length`` the size of the hidden states (`ConvResNet.scales`).
     """
 
@@ -146,6 +147,8 @@ class EpochRecord:
     threads: int
     stem_scale: float | None = None
     path_length: float | None = None
+    noise_conv1: float | None = None
+    noise_conv2: float | None = None
 
 
 def run_folder(config: CifarConfig) -> Path:
@@ -279,11 +282,15 @@ def _epochs(run: "Training", folder: Path, report_every: int, download: bool) ->
 
 
 class Training:
-    """A run, with all that it must carry over an interruption: network, optimiser, random state, log."""
+    """A run, with all that it must carry over an interruption: network, optimiser, random state, log.
 
-    def __init__(self, config: CifarConfig, device: torch.device) -> None:
+    ``dtype`` is float32 in every run of `train`; float64, from the same initial weights, is for looking at what
+    rounding does (`watch`).
+    """
+
+    def __init__(self, config: CifarConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.config, self.device = config, device
-        self.network = ConvResNet(config.network).to(device)
+        self.network = ConvResNet(config.network).to(device, dtype)
         residual = list(self.network.residual_layers.parameters())
         known = {id(parameter) for parameter in residual}
         if config.hold_stem:
@@ -388,16 +395,23 @@ class Training:
         }
 
 
-def watch(run: Training, images: cifar.Images) -> Iterator[dict[str, Any]]:
-    """Train one epoch more, and yield after every step its epoch and step (1, 2, ...), its loss, and the scales of the
-    hidden states (`ConvResNet.scales`): what an epoch's line in the log averages over. The run is left at the next
-    epoch, and its log as it was."""
-    size, before = run.config.batch_size, 0.0
-    for now in run.train_epoch(images, report_every=1):
-        seen, last = (min(batch * size, len(images)) for batch in (now.batch, now.batch - 1))
+def watch(
+    run: Training,
+    images: cifar.Images,
+    every: int = 1,
+    measure: Callable[[ConvResNet], dict[str, float | None]] = ConvResNet.scales,
+) -> Iterator[dict[str, Any]]:
+    """Train one epoch more, and yield every so many steps, and after the last one, its epoch and step (1, 2, ...), the
+    mean loss since the line before, and what ``measure`` finds in the network: what an epoch's line in the log
+    averages over. The run is left at the next epoch, and its log as it was."""
+    before, last = 0.0, 0
+    for now in run.train_epoch(images, every):
+        if now.batch % every and now.batch < now.batches:
+            continue
+        seen = min(now.batch * run.config.batch_size, len(images))
         loss = (now.loss * seen - before) / (seen - last)
-        before = now.loss * seen
-        yield {"epoch": run.epoch + 1, "step": now.batch, "loss": loss, **run.network.scales()}
+        before, last = now.loss * seen, seen
+        yield {"epoch": run.epoch + 1, "step": now.batch, "loss": loss, **measure(run.network)}
     run.epoch += 1
 
 
@@ -420,19 +434,15 @@ def evaluate(network: ConvResNet, images: cifar.Images) -> tuple[float, float]:
 
 def measured(network: ConvResNet) -> dict[str, float | None]:
     """What a run logs about the weights after each epoch, by the names of `EpochRecord`."""
-    ratios = {f"von_neumann_{name}": smoothness(network, name) for name in CONVOLUTIONS}
-    return ratios | network.scales()
+    weights = {name: network.residual_layers.stacked(f"{name}.weight").detach() for name in CONVOLUTIONS}
+    return smoothness(weights) | network.scales()
 
 
-def smoothness(network: ConvResNet, convolution: str) -> float | None:
-    """The von Neumann ratio along depth of "conv1" or "conv2", None where the weights do not vary."""
-    return smoothness_of(network.residual_layers.stacked(f"{convolution}.weight").detach())
-
-
-def smoothness_of(weights: Tensor) -> float | None:
-    """The same of weights (L, ...)."""
-    ratio = distances.von_neumann_ratio(weights)
-    return ratio if math.isfinite(ratio) else None
+def smoothness(weights: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """The von Neumann ratio along depth and the share of noise of both convolutions (L, ...), None where undefined."""
+    found = {f"von_neumann_{name}": distances.von_neumann_ratio(tensor) for name, tensor in weights.items()}
+    found |= {f"noise_{name}": distances.noise_share(tensor) for name, tensor in weights.items()}
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _diverged(config: CifarConfig, running: Progress, folder: Path) -> str:

@@ -185,8 +185,8 @@ class ConvResNet(nn.Module):
         return self.head(self.residual_layers(self.stem(images)))
 
     def stem(self, images: Tensor) -> Tensor:
-        """Normalised images (n, 3, 32, 32) -> h_0 (n, C, 10, 10)."""
-        return F.relu(self.bn1(self.conv1(images)))
+        """Normalised images (n, 3, 32, 32) -> h_0 (n, C, 10, 10), in the precision of the weights."""
+        return F.relu(self.bn1(self.conv1(images.to(self.conv1.weight.dtype))))
 
     def head(self, h: Tensor) -> Tensor:
         """h_L (n, C, 10, 10) -> logits (n, 10)."""

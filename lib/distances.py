@@ -150,6 +150,20 @@ def layer_noise(weights: Tensor, order: int = 8) -> float:
     return math.sqrt(float(differences.square().mean()) / math.comb(2 * order, order))
 
 
+def noise_share(weights: Tensor, order: int = 6) -> float:
+    """Which share of the variance across layers is independent from layer to layer: `layer_noise` squared, over the
+    mean variance (unbiased) of the entries of ``weights`` (L, ...).
+
+    1 for independent layers, and next to 0 for a curve that the layers resolve, however steep: a curve that swings
+    within a dozen layers has a large von Neumann ratio, and no noise. nan where L <= ``order``, or where the weights
+    do not vary with depth.
+    """
+    flat = weights.flatten(1).double()
+    if len(flat) <= order or math.isnan(von_neumann_ratio(flat)):
+        return math.nan
+    return layer_noise(flat, order) ** 2 / float(flat.var(dim=0).mean())
+
+
 LEVEL = 0.95  # of the confidence intervals
 
 

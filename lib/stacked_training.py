@@ -218,8 +218,8 @@ class Stack:
         found = []
         for run in range(len(self.runs)):
             weights = {name: self.layers.parameters[f"{name}.weight"][run] for name in CONVOLUTIONS}
-            ratios = {f"von_neumann_{name}": cifar_training.smoothness_of(weight) for name, weight in weights.items()}
-            found.append({**ratios, "stem_scale": stem[run].item(), "path_length": path[run].item()})
+            scales = {"stem_scale": stem[run].item(), "path_length": path[run].item()}
+            found.append(cifar_training.smoothness(weights) | scales)
         return found
 
     @torch.no_grad()

@@ -141,7 +141,7 @@ def test_released_files_are_converted(tmp_path, capsys):
         activation="identity", smooth_init=False, depth=3, learning_rate=0.04, seed=2, epochs=2
     )
     assert read.summary["test_accuracy"] == 30.0
-    assert math.isclose(read.summary["von_neumann_conv1"], cifar_training.smoothness(network, "conv1"))
+    assert math.isclose(read.summary["von_neumann_conv1"], cifar_training.measured(network)["von_neumann_conv1"])
     assert read.origin == f"converted from {source.name}"
     assert all(torch.equal(t, network.state_dict()[name]) for name, t in read.network.state_dict().items())
     assert "activation: identity" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from cifar_set import needs_cifar10, write_set
 
 from lib import checks, cifar, cifar_training, paths
 from lib.cifar_training import CifarConfig, EpochRecord, Progress, Training, read_state, train
+from lib.distances import straight_line_ratio
 from lib.training import Divergence
 
 SMALL = {"depth": 4, "epochs": 3, "batch_size": 32, "test_every": 2}
@@ -53,6 +54,7 @@ def test_training_learns_and_logs(tmp_path):
     assert records[0].von_neumann_conv1 is not None
     assert records[0].stem_scale == pytest.approx(1, abs=0.2)  # from 1 on
     assert 0 < records[0].path_length < records[-1].path_length  # from 0 on
+    assert records[0].noise_conv1 is None  # of four layers it cannot be told
     # 300 images in batches of 32: ten batches, reported after the fourth and the eighth.
     progress = [(report.epoch, report.batch) for report in reports if isinstance(report, Progress)]
     assert progress == [(epoch, batch) for epoch in range(8) for batch in (4, 8)]
@@ -252,6 +254,29 @@ def test_watched_epochs_are_those_of_the_log(tmp_path):
         assert sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / 300 == pytest.approx(record.train_loss)
         assert lines[-1]["path_length"] == record.path_length
     assert run.epoch == 2
+
+    seldom = list(cifar_training.watch(run, images, 4, cifar_training.measured))
+    assert [line["step"] for line in seldom] == [4, 8, 10]  # every fourth, and the last
+    images_each = [128, 128, 44]
+    total = sum(n * line["loss"] for n, line in zip(images_each, seldom, strict=True))
+    assert total / 300 == pytest.approx(log[2].train_loss)
+    assert seldom[-1]["von_neumann_conv1"] == log[2].von_neumann_conv1
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_layers_that_start_equal_have_the_noise_of_the_rounding():
+    config, images = CifarConfig(**SMALL | {"depth": 32, "seed": 1}), cifar.load(train=True)
+    ends = {}
+    for dtype in (torch.float32, torch.float64):
+        run = Training(config, torch.device("cpu"), dtype)
+        assert {parameter.dtype for parameter in run.network.parameters()} == {dtype}
+        *_, ends[dtype] = cifar_training.watch(run, images, 10, cifar_training.measured)
+    single, double = ends.values()
+    assert double["loss"] == pytest.approx(single["loss"], rel=1e-4)
+    # After ten steps, layers that barely parted are a straight line over the depth but for rounding.
+    assert double["von_neumann_conv1"] == pytest.approx(straight_line_ratio(32), rel=1e-4)
+    assert single["von_neumann_conv1"] > 2 * double["von_neumann_conv1"]
+    assert double["noise_conv1"] < 1e-9 * single["noise_conv1"]
 
 
 @pytest.mark.usefixtures("generated_set")

@@ -13,6 +13,7 @@ from lib.distances import (
     integral_distance,
     layer_noise,
     left_end_distance,
+    noise_share,
     ratios_along_depth,
     straight_line_ratio,
     successive_squares,
@@ -123,6 +124,22 @@ def test_layer_noise_of_a_smooth_curve_falls_as_the_depth_to_its_order():
     assert fit_slope(depths, [layer_noise(curve, 4) for curve in curves]).slope == pytest.approx(-4, abs=0.15)
     with pytest.raises(ValueError, match="order 8 needs more than 8 layers, found 8"):
         layer_noise(torch.zeros(8, 3))
+
+
+def test_noise_share_tells_noise_from_a_curve_that_swings_fast():
+    s = torch.linspace(0, 1, 256, dtype=torch.float64)[:, None]
+    curve = torch.sin(2 * math.pi * 13 * s + torch.arange(100))  # 20 layers a swing
+    noise = torch.randn(256, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert von_neumann_ratio(curve) > 0.09
+    assert noise_share(curve) < 1e-6
+    assert noise_share(noise) == pytest.approx(1, rel=0.05)
+    assert noise_share(curve + 0.1 * noise) == pytest.approx(0.01 / 0.51, rel=0.05)
+
+
+def test_noise_share_is_undefined_without_variation_or_layers():
+    assert math.isnan(noise_share(torch.full((9, 3), 0.1)))
+    assert math.isnan(noise_share(torch.randn(6, 3)))
+    assert math.isfinite(noise_share(torch.randn(7, 3)))
 
 
 def test_slope_and_its_interval():

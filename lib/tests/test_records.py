@@ -138,7 +138,8 @@ def trained(tmp_path, monkeypatch):
                     weight = network.residual_layers.stacked(f"{name}.weight")
                     if smooth:
                         weight.copy_(0.1 * torch.sin(2 * math.pi * s)[:, None, None, None, None].expand_as(weight))
-            ratios = {f"von_neumann_{name}": cifar_training.smoothness(network, name) for name in records.CONVOLUTIONS}
+            measured = cifar_training.measured(network)
+            ratios = {name: measured[name] for name in cifar_results.RATIOS}
             finish(tmp_path, config, network, test_accuracy=test, train_accuracy=test + 1, **ratios)
     records.gather()
     return NetworkChoice(depth=depth)
@@ -467,10 +468,9 @@ def test_a_shipped_network_reproduces_its_record():
         pytest.skip("checkpoints/ holds no trained network yet")
     run = shipped[0]
     checkpoint = run.load()
-    for name in records.CONVOLUTIONS:
-        assert cifar_training.smoothness(checkpoint.network, name) == pytest.approx(
-            run.values[f"von_neumann_{name}"], rel=1e-9
-        )
+    measured = cifar_training.measured(checkpoint.network)
+    for name in cifar_results.RATIOS:
+        assert measured[name] == pytest.approx(run.values[name], rel=1e-9)
     from lib import cifar
 
     _, accuracy = cifar_training.evaluate(checkpoint.network, cifar.load(train=False, download=False))
