@@ -7,7 +7,7 @@ The modules, from the mathematics outwards:
     training        training (depth L), limit (infinite depth)
     what is shown   distances, experiments (Figures 1 and 2), theory, counterexample, claims
     CIFAR-10        cifar, convnet, cifar_training, checkpoints, records, runs, cifar_results,
-                    stacked_layers and stacked_training (many runs on a GPU, CUDA in csrc)
+                    cifar_smoothness, stacked_layers and stacked_training (many runs on a GPU, CUDA in csrc)
     pictures        plots, plots_theory, pictures (of the explorers), tables
     explorers       explorers (the widgets), live (their threads), depths and trained (what they show)
     the house       paths, checks, parameters, notebooks (the runner), report, bench

@@ -151,17 +151,26 @@ def layer_noise(weights: Tensor, order: int = 8) -> float:
 
 
 def noise_share(weights: Tensor, order: int = 6) -> float:
-    """Which share of the variance across layers is independent from layer to layer: `layer_noise` squared, over the
-    mean variance (unbiased) of the entries of ``weights`` (L, ...).
+    """Which share of the variance across layers is noise from layer to layer: `layer_noise` squared, over the mean
+    variance (unbiased) of the entries of ``weights`` (L, ...).
 
-    1 for independent layers, and next to 0 for a curve that the layers resolve, however steep: a curve that swings
-    within a dozen layers has a large von Neumann ratio, and no noise. nan where L <= ``order``, or where the weights
-    do not vary with depth.
+    1 for independent layers, and next to 0 for a curve that the layers resolve, however steep: one that swings within
+    a dozen layers has a large von Neumann ratio, and no noise. A layer that stands out alone counts as noise. nan where
+    L <= ``order``, or where the weights do not vary with depth.
     """
-    flat = weights.flatten(1).double()
-    if len(flat) <= order or math.isnan(von_neumann_ratio(flat)):
-        return math.nan
-    return layer_noise(flat, order) ** 2 / float(flat.var(dim=0).mean())
+    return noise_along_depth(weights, 1, order)[0]
+
+
+def noise_along_depth(weights: Tensor, parts: int = PARTS, order: int = 6) -> list[float]:
+    """`noise_share` in each of ``parts`` equal parts of the layers, from the input to the output, of the variance
+    across all layers; nan where a part has no more than ``order`` layers, or the weights do not vary with depth."""
+    if math.isnan(von_neumann_ratio(weights)):
+        return [math.nan] * parts
+    variance = float(weights.flatten(1).double().var(dim=0).mean())
+    return [
+        layer_noise(part, order) ** 2 / variance if len(part) > order else math.nan
+        for part in weights.tensor_split(parts)
+    ]
 
 
 LEVEL = 0.95  # of the confidence intervals

@@ -458,6 +458,42 @@ def smoothness(
 
 
 @styled
+def rounding(precision: tables.Table, depth: tables.Table, convolution: str = "conv1") -> Figure:
+    """The share of noise from layer to layer in a convolution, along training in two precisions, and at its end in
+    equal parts of the layers.
+
+    ``precision`` and ``depth`` have the columns of ``rounding.csv`` and ``rounding_depth.csv``: networks of another
+    depth in another colour, float32 solid and float64 dashed; trained networks in the colour of their activation,
+    solid for the longest schedule and dashed for shorter ones.
+    """
+    figure, (course, parts) = panels(2, width_ratios=[1.25, 1], height=3.0)
+    column = f"noise_{convolution}"
+    for color, of in zip(COLORS, dict.fromkeys(precision["depth"]), strict=False):
+        for dtype, line in (("float64", "--"), ("float32", "-")):
+            rows = tables.select(precision, depth=of, dtype=dtype)
+            course.plot(rows["time"], rows[column], line, color=color, label=f"{of} layers, {dtype}")
+    longest = max(depth["epochs"], default=0)
+    for run in dict.fromkeys(depth["run"]):
+        rows = tables.select(depth, run=run)
+        activation, epochs = str(rows["activation"][0]), int(rows["epochs"][0])
+        color, line = ACTIVATION_COLORS.get(activation, PURPLE), "-" if epochs == longest else "--"
+        label = f"{tables.word(activation)}, {epochs} epochs"
+        parts.plot(rows["part"], rows[column], "o", linestyle=line, color=color, markerfacecolor="white", label=label)
+    course.set_title("weight-tied GELU networks, in two precisions")
+    course.set(yscale="log", xlabel=r"training time $t$: sum of the learning rates of all steps")
+    course.set_ylabel(f"share of noise in {convolution}")
+    parts.set_title("weight-tied networks at the end")
+    parts.set(yscale="log", xlabel="part of the layers, from input to output")
+    parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
+    for panel, rows in ((course, precision["depth"]), (parts, depth["run"])):
+        if len(rows):
+            panel.legend(loc="lower right" if panel is course else "best")
+        else:
+            panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+    return figure
+
+
+@styled
 def stem(networks: tables.Table, spike: tables.Table) -> Figure:
     """What the size of the stem goes with, and a spike of the loss step by step.
 

@@ -28,7 +28,8 @@ from lib.convnet import CONVOLUTIONS, ConvResNet
 
 VERSION = 1
 PAPER_EPOCHS = 180
-RUNS, DISTANCES, SWEEP, SPIKE = "runs.csv", "successive_distance.csv", "sweep.csv", "loss_spike.csv"
+RUNS, DISTANCES, SWEEP = "runs.csv", "successive_distance.csv", "sweep.csv"
+SPIKE, ROUNDING = "loss_spike.csv", "rounding.csv"
 
 
 # ------------------------------------------------------------------------------------------ of a finished run
@@ -237,10 +238,19 @@ def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
 
 def read_spike() -> dict[str, np.ndarray]:
     """``checkpoints/loss_spike.csv``, a line a step (`cifar_training.watch`); no rows where there is no such file."""
-    path = paths.CHECKPOINTS / SPIKE
-    if path.exists():
-        return tables.read_csv(path)
-    return {name: np.array([]) for name in ("epoch", "step", "loss", "stem_scale", "path_length")}
+    return _read(SPIKE, ("epoch", "step", "loss", "stem_scale", "path_length"))
+
+
+def read_rounding() -> dict[str, np.ndarray]:
+    """``checkpoints/rounding.csv``, runs in float32 and in float64, a line every so many steps
+    (`cifar_training.watch`); no rows where there is no such file."""
+    measured = (f"{what}_{name}" for what in ("von_neumann", "noise") for name in CONVOLUTIONS)
+    return _read(ROUNDING, ("depth", "batch_size", "dtype", "epoch", "step", "loss", *measured))
+
+
+def _read(name: str, columns: Iterable[str]) -> dict[str, np.ndarray]:
+    path = paths.CHECKPOINTS / name
+    return tables.read_csv(path) if path.exists() else {column: np.array([]) for column in columns}
 
 
 def select(runs: Iterable[Run], **conditions: Any) -> list[Run]:

@@ -1,7 +1,40 @@
-"""Settings of every unit test: no window, and one thread, since the networks are small."""
+"""Settings of every unit test: no window, and one thread, since the networks are small; and what several files use."""
+
+import math
 
 import matplotlib
+import pytest
 import torch
+from finished_runs import finish
+
+from lib import cifar_smoothness, cifar_training, paths, records
+from lib.cifar_results import NetworkChoice
+from lib.cifar_training import CifarConfig
+from lib.convnet import ConvResNet
 
 matplotlib.use("agg")
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Runs whose weights are known functions of depth: weight-tied ones a sine, i.i.d. ones noise."""
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    depth = 64
+    s = torch.arange(depth) / depth
+    for smooth in (True, False):
+        for seed, epochs, test in ((0, 30, 50.0), (1, 30, 52.0), (2, 30, 60.0), (0, 180, 80.0)):
+            if epochs == 180 and not smooth:
+                continue
+            config = CifarConfig(depth=depth, smooth_init=smooth, seed=seed, epochs=epochs)
+            network = ConvResNet(config.network)
+            with torch.no_grad():
+                for name in records.CONVOLUTIONS:
+                    weight = network.residual_layers.stacked(f"{name}.weight")
+                    if smooth:
+                        weight.copy_(0.1 * torch.sin(2 * math.pi * s)[:, None, None, None, None].expand_as(weight))
+            measured = cifar_training.measured(network)
+            ratios = {name: measured[name] for name in cifar_smoothness.RATIOS}
+            finish(tmp_path, config, network, test_accuracy=test, train_accuracy=test + 1, **ratios)
+    records.gather()
+    return NetworkChoice(depth=depth)

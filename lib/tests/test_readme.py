@@ -23,8 +23,8 @@ from lib.cifar_results import (
     by_schedule,
     closer_along_depth,
     closer_by,
-    course,
 )
+from lib.cifar_smoothness import course
 from lib.cifar_training import CifarConfig, steps
 from lib.claims import FAILS, HOLDS, OPEN
 from lib.convnet import ConvNetConfig, ConvResNet

@@ -1,0 +1,237 @@
+"""From the tables and networks of checkpoints/ to smoothness: in training, along the depth, and what it goes with."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from finished_runs import finish
+
+from lib import cifar_smoothness, distances, paths, plots, records, tables
+from lib.cifar_training import CifarConfig
+from lib.convnet import ConvResNet
+
+
+def test_smoothness_in_training_is_a_line_an_epoch(trained):
+    runs = trained.select(records.read_runs(), seed=0)
+    table = cifar_smoothness.smoothness_in_training(runs)
+    long = tables.select(table, smooth_init=True, epochs=180)
+    assert long["epoch"].tolist() == list(range(1, 181))
+    # The logs say a learning rate of 0.1 at every epoch, of 782 steps.
+    np.testing.assert_allclose(long["time"], 78.2 * np.arange(1, 181))
+    assert np.isnan(long["von_neumann_conv1"][:-1]).all()
+    assert long["von_neumann_conv1"][-1] == pytest.approx((2 * math.pi / 64) ** 2, rel=0.05)
+    records.record_path(runs[0].config).unlink()
+    without = cifar_smoothness.smoothness_in_training(runs)
+    assert len(without["run"]) == len(table["run"]) - runs[0].config.epochs
+
+
+def test_smoothness_along_depth_is_that_of_each_part(trained):
+    runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
+    table = cifar_smoothness.smoothness_along_depth(runs, parts=4)
+    assert table["part"] == [1, 2, 3, 4] * 2
+    tied = tables.select(table, smooth_init=True)
+    sine = 0.1 * torch.sin(2 * math.pi * torch.arange(64) / 64).float()
+    ratios = [distances.von_neumann_ratio(part[:, None]) for part in sine.split(16)]
+    np.testing.assert_allclose(tied["von_neumann_conv2"], ratios, rtol=1e-4)
+    noise = tables.select(table, smooth_init=False)
+    np.testing.assert_allclose(noise["von_neumann_conv1"], 2, atol=0.1)
+    runs[0].path.unlink()
+    assert len(cifar_smoothness.smoothness_along_depth(runs, parts=4)["part"]) == 4
+
+
+def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
+    config = CifarConfig(depth=8, epochs=30)
+    network = ConvResNet(config.network)
+    with torch.no_grad():
+        network.residual_layers.conv1_weight.mul_(0.25)
+        weight = network.residual_layers.conv2_weight
+        # As long as the weight and orthogonal to it: half of the square of their sum.
+        partner = torch.stack((weight[1::2], -weight[::2]), dim=1).flatten(0, 1)
+        weight.mul_(0.5).add_(0.5 * partner)
+    finish(tmp_path, config, network)
+    records.gather(tmp_path)
+    (run,) = records.read_runs(tmp_path)
+    table = cifar_smoothness.left_of_initialisation([run])
+    found = {name: values[0] for name, values in table.items()}
+    assert (found["left_conv1"], found["share_conv1"]) == pytest.approx((0.25, 1))
+    assert (found["left_conv2"], found["share_conv2"]) == pytest.approx((0.5, 0.5))
+    # 782 steps an epoch; the cosine's values at 30 epochs, from 1 at the first on, sum up to 1.
+    assert found["time"] == pytest.approx(782 * (30 * 0.02 + 0.02))
+    assert found["weight_decay_alone"] == pytest.approx(math.exp(-5e-4 * 10 * found["time"]))
+    zero = replace(config, batch_norm=False)  # conv2 starts at zero
+    finish(tmp_path, zero, ConvResNet(zero.network))
+    records.gather(tmp_path)
+    table = cifar_smoothness.left_of_initialisation(records.read_runs(tmp_path))
+    assert math.isnan(tables.select(table, run=zero.name)["left_conv2"][0])
+    run.path.unlink()
+    assert cifar_smoothness.left_of_initialisation(records.read_runs(tmp_path))["run"] == [zero.name]
+
+
+@pytest.mark.parametrize("smooth_init", [True, False])
+def test_what_unrelated_initial_weights_share_is_by_chance(tmp_path, smooth_init):
+    config = CifarConfig(depth=6, epochs=1, smooth_init=smooth_init)
+    network = ConvResNet(config.network)
+    noise = torch.randn(6, 16, 16, 3, 3, generator=torch.Generator().manual_seed(1))
+    trained = noise + 0.7 * noise[0]  # layers that are partly alike
+    with torch.no_grad():
+        network.residual_layers.conv1_weight.copy_(trained)
+    finish(tmp_path, config, network)
+    records.gather(tmp_path)
+    (chance,) = cifar_smoothness.left_of_initialisation(records.read_runs(tmp_path))["chance_conv1"]
+    shares = []
+    for seed in range(400):
+        start = ConvResNet(replace(config, seed=seed).network).residual_layers.stacked("conv1.weight").detach()
+        shares.append(float((start * trained).sum() ** 2 / (start.square().sum() * trained.square().sum())))
+    assert np.mean(shares) == pytest.approx(chance, rel=0.25)
+    assert smooth_init or chance == pytest.approx(1 / (6 * 2304))
+
+
+def test_the_course_of_an_exponential_is_its_rate():
+    epochs = np.arange(1, 101)
+    # Falls first, then grows, and saturates far above what counts as smooth.
+    ratio = np.minimum(np.maximum(2e-3 * np.exp(-0.5 * epochs), 1e-4 * np.exp(0.004 * 30 * epochs)), 1.5)
+    table = {"run": ["one"] * 100, "epoch": epochs, "time": 30.0 * epochs, "von_neumann_conv1": ratio}
+    course = cifar_smoothness.course(table, "one")
+    assert course.rate == pytest.approx(0.004)
+    assert course.lost_after == math.ceil(math.log(1e3) / 0.12)
+    assert (course.ratio, course.time) == (1.5, 3000)
+    flat = table | {"von_neumann_conv1": np.full(100, 2e-4)}
+    assert cifar_smoothness.course(flat, "one").lost_after is None
+    assert math.isnan(cifar_smoothness.course(flat, "one").rate)
+    assert math.isnan(cifar_smoothness.course(flat, "another").ratio)
+
+
+def test_a_rate_is_found_where_some_ratios_are_undefined():
+    ratio = [math.nan, 5e-3, 2e-3, 4e-3, 8e-3, 16e-3]
+    table = tables.from_rows(
+        {"run": "one", "epoch": k, "time": float(k), "von_neumann_conv1": value} for k, value in enumerate(ratio)
+    )
+    assert cifar_smoothness.course(table, "one").rate == pytest.approx(math.log(2))
+
+
+def test_smoothness_is_drawn_as_it_is_tabled(trained):
+    runs = trained.select(records.read_runs(), seed=0)
+    training = cifar_smoothness.smoothness_in_training(runs)
+    depth = cifar_smoothness.smoothness_along_depth([run for run in runs if run.config.smooth_init])
+    course, parts = plots.smoothness(training, depth, "conv2", 0.1, 0.05).axes
+    labels = ["GELU, 180 epochs", "GELU, 30 epochs", "i.i.d. initialisation"]
+    assert course.get_legend_handles_labels()[1] == labels
+    longest = tables.select(training, smooth_init=True, epochs=180)
+    np.testing.assert_array_equal(course.lines[0].get_ydata(), longest["von_neumann_conv2"])
+    np.testing.assert_array_equal(course.lines[0].get_xdata(), longest["time"])
+    drawn = tables.select(depth, epochs=180)
+    np.testing.assert_array_equal(parts.lines[0].get_ydata(), drawn["von_neumann_conv2"])
+    assert not parts.texts[1:]
+    _, empty = plots.smoothness(training, cifar_smoothness.smoothness_along_depth([])).axes
+    assert empty.texts[-1].get_text() == "their weights are not here"
+
+
+def test_relative_path_lengths_are_those_of_the_weights_or_of_the_log(tmp_path, trained):
+    held, plain = CifarConfig(depth=64, epochs=30, hold_stem=True), CifarConfig(depth=64, epochs=30, batch_norm=False)
+    finish(tmp_path, held, stem_scale=1.0, path_length=0.25)
+    finish(tmp_path, plain)
+    finish(tmp_path, CifarConfig(depth=64, epochs=31))  # of an older log
+    records.gather()
+    for run in records.select(records.read_runs(), seed=0):
+        if run.config in (held, plain, CifarConfig(depth=64, epochs=31)):
+            run.path.unlink()
+    runs = trained.select(records.read_runs(), hold_stem=None, seed=0)
+    checkpoint = trained.select(runs, epochs=180)[0]
+    network = checkpoint.load().network
+    with torch.no_grad():  # away from the initialisation, where the path has no length
+        network.bn1.weight.fill_(0.3), network.bn1.bias.fill_(0.4)
+        network.residual_layers.stacked("bn2.bias")[::2] = 4.0
+    records.save(checkpoint.path, replace(checkpoint.load(), network=network))
+    table = cifar_smoothness.relative_path_lengths(runs)
+    rows = {(row["epochs"], row["smooth_init"], row["hold_stem"]): row for row in tables.rows(table)}
+    assert set(rows) == {(30, True, False), (30, False, False), (180, True, False), (30, True, True)}
+    scales = [rows[180, True, False][name] for name in cifar_smoothness.SCALES]
+    assert scales == pytest.approx([0.5, 2.0, 4.0])
+    assert rows[180, True, False]["test_accuracy"] == 80.0
+    assert rows[30, True, True]["relative_path_length"] == 0.25
+
+
+def test_the_spike_is_averaged_over_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    assert cifar_smoothness.loss_spike(2) == {"epochs": [], "loss": [], "relative_path_length": []}
+    watched = {"epoch": [8, 8, 8, 8, 9, 9, 9, 9], "step": [1, 2, 3, 4] * 2, "loss": [1.0, 3.0, 2.0, 2.0] * 2}
+    watched |= {"stem_scale": [0.5] * 8, "path_length": [1.0] * 4 + [2.0] * 4}
+    tables.write_csv(tmp_path / records.SPIKE, watched)
+    assert cifar_smoothness.loss_spike(2) == {
+        "epochs": [7.25, 7.75, 8.25, 8.75], "loss": [2.0] * 4, "relative_path_length": [2.0, 2.0, 4.0, 4.0],
+    }  # fmt: skip
+    assert len(cifar_smoothness.loss_spike(3)["loss"]) == 2  # whole means alone
+    with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
+        cifar_smoothness.loss_spike(0)
+
+
+def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
+    finish(
+        tmp_path, CifarConfig(depth=64, epochs=30, hold_stem=True), test_accuracy=55.0, stem_scale=1.0, path_length=1
+    )
+    records.gather()
+    networks = cifar_smoothness.relative_path_lengths(trained.select(records.read_runs(), hold_stem=None, seed=0))
+    networks |= {"relative_path_length": [0.1, 0.2, 0.4, 0.8]}
+    spike = {"epochs": [7.5, 8.5], "loss": [2.0, 1.0], "relative_path_length": [0.1, 3.0]}
+    accuracy, loss, ratio, length = plots.stem(networks, spike).axes
+    points = [(line.get_xdata()[0], line.get_ydata()[0], line.get_marker()) for line in accuracy.lines[:4]]
+    assert points == [
+        (length, value, "s" if held else "o")
+        for length, value, held in zip(
+            *(networks[name] for name in ("relative_path_length", "test_accuracy", "hold_stem")), strict=True
+        )
+    ]
+    labels = ["GELU", "full: weight-tied", "hollow: i.i.d.", "stem held", "numbers: epochs"]
+    assert accuracy.get_legend_handles_labels()[1] == labels
+    assert [line.get_ydata()[0] for line in ratio.lines] == networks["von_neumann_conv1"]
+    assert [line.get_ydata().tolist() for line in (*loss.lines, *length.lines)] == [[2.0, 1.0], [0.1, 3.0]]
+    empty = plots.stem(cifar_smoothness.relative_path_lengths([]), {name: [] for name in spike}).axes
+    assert [text.get_text() for panel in empty for text in panel.texts] == ["none is here"] * 2
+
+
+def watched():
+    """Four lines of runs in two precisions, as `records.read_rounding` gives them."""
+    columns = {"depth": [32, 32, 64, 64], "batch_size": [8] * 4, "dtype": ["float32", "float64"] * 2}
+    columns |= {"epoch": [1, 2, 1, 2], "step": [625, 1250, 6250, 625], "loss": [2.0, 1.9, 1.8, 1.7]}
+    measured = {name: [1e-3, 1e-4, 1e-5, 1e-6] for name in (*cifar_smoothness.RATIOS, *cifar_smoothness.NOISES)}
+    return columns | measured | {"stem_scale": [1.0] * 4}
+
+
+def test_runs_in_two_precisions_have_the_time_of_their_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    empty = cifar_smoothness.smoothness_by_precision()
+    assert not any(empty.values())
+    tables.write_csv(tmp_path / records.ROUNDING, watched())
+    table = cifar_smoothness.smoothness_by_precision()
+    assert table.keys() == empty.keys()
+    second = 0.04 * (1 + math.cos(math.pi / 180)) / 2  # the learning rate of the second epoch of 180
+    # 50,000 images in batches of 8 are 6,250 steps.
+    assert table["time"] == pytest.approx([25, 250 + 1250 * second, 250, 250 + 625 * second])
+    assert table["dtype"] == ["float32", "float64"] * 2
+    assert table["noise_conv2"] == [1e-3, 1e-4, 1e-5, 1e-6]
+
+
+def test_noise_of_parts_is_that_of_each_part(trained):
+    runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
+    table = cifar_smoothness.noise_of_parts(runs, parts=4)
+    assert table["part"] == [1, 2, 3, 4] * 2
+    sine, noise = (tables.select(table, smooth_init=smooth) for smooth in (True, False))
+    assert max(sine["noise_conv1"]) < 1e-10
+    np.testing.assert_allclose(noise["noise_conv1"], 1, atol=0.1)
+    assert np.isnan(cifar_smoothness.noise_of_parts(runs, parts=16)["noise_conv1"]).all()  # parts of four layers
+
+
+def test_rounding_is_drawn_as_it_is_tabled(tmp_path, trained):
+    none, nothing = plots.rounding(cifar_smoothness.smoothness_by_precision(), cifar_smoothness.noise_of_parts([])).axes
+    assert [panel.texts[0].get_text() for panel in (none, nothing)] == ["none is here"] * 2
+    tables.write_csv(tmp_path / records.ROUNDING, watched())
+    table = cifar_smoothness.smoothness_by_precision()
+    depth = cifar_smoothness.noise_of_parts(trained.select(records.read_runs(), seed=0, smooth_init=True))
+    course, parts = plots.rounding(table, depth, "conv2").axes
+    labels = [f"{layers} layers, {dtype}" for layers in (32, 64) for dtype in ("float64", "float32")]
+    assert course.get_legend_handles_labels()[1] == labels
+    assert [line.get_ydata().tolist() for line in course.lines] == [[1e-4], [1e-3], [1e-6], [1e-5]]
+    assert parts.get_legend_handles_labels()[1] == ["GELU, 180 epochs", "GELU, 30 epochs"]
+    np.testing.assert_array_equal(parts.lines[0].get_ydata(), tables.select(depth, epochs=180)["noise_conv2"])
