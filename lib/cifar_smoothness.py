@@ -137,8 +137,8 @@ NOISES = tuple(f"noise_{name}" for name in CONVOLUTIONS)
 
 def smoothness_by_precision() -> dict[str, list]:
     """The table of ``rounding.csv`` out of ``checkpoints/rounding.csv``, a line every so many steps of runs that differ
-    in depth and precision alone: depth, dtype, time (as in `smoothness_in_training`), loss (mean since the line
-    before), von_neumann_conv1, von_neumann_conv2, noise_conv1, noise_conv2 (`distances.noise_share`)."""
+    in depth, precision and seed alone: depth, dtype, seed, time (as in `smoothness_in_training`), loss (mean since the
+    line before), von_neumann_conv1, von_neumann_conv2, noise_conv1, noise_conv2 (`distances.noise_share`)."""
     watched = records.read_rounding()
     time = []
     for depth, batch_size, epoch, step in zip(
@@ -147,8 +147,25 @@ def smoothness_by_precision() -> dict[str, list]:
         config = CifarConfig(depth=depth, batch_size=batch_size)
         rates = [cifar_training.learning_rate(config, before) for before in range(epoch)]
         time.append(cifar_training.steps(config, cifar.TRAIN_IMAGES) * sum(rates[:-1]) + step * rates[-1])
-    table = {name: watched[name].tolist() for name in ("depth", "dtype")} | {"time": time}
+    table = {name: watched[name].tolist() for name in ("depth", "dtype", "seed")} | {"time": time}
     return table | {name: watched[name].tolist() for name in ("loss", *RATIOS, *NOISES)}
+
+
+def precisions_meet(table: Mapping[str, list], depth: int, convolution: str = "conv1", within: float = 2) -> float:
+    """The training time from which on, in the table of `smoothness_by_precision`, the share of noise of the runs in
+    float64 is between the least and the most of those in float32, both widened by a factor of ``within``; nan where it
+    is not at the end."""
+    column, meets = f"noise_{convolution}", math.nan
+    rows = tables.select(table, depth=depth)
+    for time in np.unique(rows["time"])[::-1]:
+        of = {dtype: tables.select(rows, time=time, dtype=dtype)[column] for dtype in ("float32", "float64")}
+        if not all(len(noise) for noise in of.values()):
+            continue
+        single, double = of["float32"], of["float64"]
+        if double.min() < single.min() / within or double.max() > single.max() * within:
+            break
+        meets = float(time)
+    return meets
 
 
 def noise_of_parts(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:

@@ -459,37 +459,45 @@ def smoothness(
 
 @styled
 def rounding(precision: tables.Table, depth: tables.Table, convolution: str = "conv1") -> Figure:
-    """The share of noise from layer to layer in a convolution, along training in two precisions, and at its end in
-    equal parts of the layers.
+    """The share of noise from layer to layer in a convolution and its von Neumann ratio along training in two
+    precisions, and the share at the end of training in equal parts of the layers.
 
     ``precision`` and ``depth`` have the columns of ``rounding.csv`` and ``rounding_depth.csv``: networks of another
-    depth in another colour, float32 solid and float64 dashed; trained networks in the colour of their activation,
-    solid for the longest schedule and dashed for shorter ones.
+    depth in another colour, a line a seed, float32 solid and float64 dashed; trained networks in the colour of their
+    activation, solid for the longest schedule and dashed for shorter ones.
     """
-    figure, (course, parts) = panels(2, width_ratios=[1.25, 1], height=3.0)
+    figure, (share, ratio, parts) = panels(3, width_ratios=[1.15, 1.15, 1], height=3.0)
     column = f"noise_{convolution}"
-    for color, of in zip(COLORS, dict.fromkeys(precision["depth"]), strict=False):
-        for dtype, line in (("float64", "--"), ("float32", "-")):
-            rows = tables.select(precision, depth=of, dtype=dtype)
-            course.plot(rows["time"], rows[column], line, color=color, label=f"{of} layers, {dtype}")
+    for panel, name in ((share, column), (ratio, f"von_neumann_{convolution}")):
+        for color, of in zip((PURPLE, ORANGE, SKY), dict.fromkeys(precision["depth"]), strict=False):
+            for dtype, line in (("float32", "-"), ("float64", "--")):
+                label = f"{of} layers, {dtype}"
+                for seed in dict.fromkeys(tables.select(precision, depth=of, dtype=dtype)["seed"]):
+                    rows = tables.select(precision, depth=of, dtype=dtype, seed=seed)
+                    panel.plot(rows["time"], rows[name], line, color=color, linewidth=1, label=label)
+                    label = None  # one of the runs stands for all
+        panel.set(yscale="log", xlabel="training time $t$")
     longest = max(depth["epochs"], default=0)
     for run in dict.fromkeys(depth["run"]):
         rows = tables.select(depth, run=run)
         activation, epochs = str(rows["activation"][0]), int(rows["epochs"][0])
-        color, line = ACTIVATION_COLORS.get(activation, PURPLE), "-" if epochs == longest else "--"
+        color, line = ACTIVATION_COLORS.get(activation, VERMILION), "-" if epochs == longest else "--"
         label = f"{tables.word(activation)}, {epochs} epochs"
         parts.plot(rows["part"], rows[column], "o", linestyle=line, color=color, markerfacecolor="white", label=label)
-    course.set_title("weight-tied GELU networks, in two precisions")
-    course.set(yscale="log", xlabel=r"training time $t$: sum of the learning rates of all steps")
-    course.set_ylabel(f"share of noise in {convolution}")
-    parts.set_title("weight-tied networks at the end")
-    parts.set(yscale="log", xlabel="part of the layers, from input to output")
+    share.set_ylabel(f"share of noise in {convolution}")
+    ratio.set_ylabel(f"von Neumann ratio of {convolution}")
+    share.set_title("noise in two precisions")
+    ratio.set_title("smoothness in two precisions")
+    parts.set_title("noise at the end of training")
+    parts.set(yscale="log", xlabel="part of the layers")
     parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
-    for panel, rows in ((course, precision["depth"]), (parts, depth["run"])):
-        if len(rows):
-            panel.legend(loc="lower right" if panel is course else "best")
-        else:
+    for panel, rows in ((share, precision["depth"]), (ratio, precision["depth"]), (parts, depth["run"])):
+        if not len(rows):
             panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+        elif panel is share:
+            panel.legend(loc="lower right", handlelength=1.6)
+        elif panel is parts:  # between rough networks, above, and smooth ones
+            panel.legend(loc="center left", bbox_to_anchor=(0, 0.36), fontsize=7, handlelength=1.6, labelspacing=0.2)
     return figure
 
 

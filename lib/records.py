@@ -245,7 +245,7 @@ def read_rounding() -> dict[str, np.ndarray]:
     """``checkpoints/rounding.csv``, runs in float32 and in float64, a line every so many steps
     (`cifar_training.watch`); no rows where there is no such file."""
     measured = (f"{what}_{name}" for what in ("von_neumann", "noise") for name in CONVOLUTIONS)
-    return _read(ROUNDING, ("depth", "batch_size", "dtype", "epoch", "step", "loss", *measured))
+    return _read(ROUNDING, ("depth", "batch_size", "dtype", "seed", "epoch", "step", "loss", *measured))
 
 
 def _read(name: str, columns: Iterable[str]) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ ORDER = (
     "table_1",
     "figure_4",
     "smoothness",
+    "rounding",
     "stem",
 )
 TEMPLATE = """

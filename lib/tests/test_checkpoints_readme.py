@@ -180,6 +180,25 @@ def test_what_is_left_of_the_initial_weights():
     assert f"in weight-tied layers {times[0]:.0f} (conv1) and {times[1]:.0f} times (conv2) as much as" in text
 
 
+def test_what_parts_gelu_layers_from_a_curve():
+    text, table = section("Layer by layer"), tables.read_csv(paths.FIGURES / "rounding_depth.csv")
+    short, long = (tables.select(table, activation="gelu", epochs=epochs)["noise_conv1"] for epochs in (30, 180))
+    least, most, end = (f"{share:.0e}".replace("e-0", "e-") for share in (min(short), max(short), long[-1]))
+    assert f"A share of noise ([rounding](../notebooks/rounding.ipynb)) of {least} to {most} is all that parts" in text
+    assert f"After 180 epochs it is {long[0]:.2g} at the input, more than" in text
+    assert f"and {end} at the output" in text
+
+
+def test_rounding_was_watched_as_the_recipe_says():
+    watched = records.read_rounding()
+    steps = tables.from_rows(tables.rows(tables.select(watched, depth=64, dtype="float64")))
+    assert steps["step"] == [625 * place for place in range(1, 11)] * 2
+    assert set(zip(watched["depth"], watched["dtype"], watched["seed"], strict=True)) == {
+        (depth, *run) for depth in (32, 64) for run in (("float32", 0), ("float32", 1), ("float32", 2), ("float64", 0))
+    }
+    assert 'for dtype, seed in (("float32", 0), ("float32", 1), ("float32", 2), ("float64", 0)):' in README
+
+
 def test_where_weight_tied_relu_layers_are_rough():
     found = eighths(trained("relu", True, 30))
     first, second = (f"{min(half):.2g} to {max(half):.2g}" for half in (found[:4], found[4:]))

@@ -194,8 +194,9 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
 def watched():
     """Four lines of runs in two precisions, as `records.read_rounding` gives them."""
     columns = {"depth": [32, 32, 64, 64], "batch_size": [8] * 4, "dtype": ["float32", "float64"] * 2}
-    columns |= {"epoch": [1, 2, 1, 2], "step": [625, 1250, 6250, 625], "loss": [2.0, 1.9, 1.8, 1.7]}
-    measured = {name: [1e-3, 1e-4, 1e-5, 1e-6] for name in (*cifar_smoothness.RATIOS, *cifar_smoothness.NOISES)}
+    columns |= {"seed": [0] * 4, "epoch": [1, 2, 1, 2], "step": [625, 1250, 6250, 625], "loss": [2.0, 1.9, 1.8, 1.7]}
+    measured = {name: [2e-3, 2e-4, 2e-5, 2e-6] for name in cifar_smoothness.RATIOS}
+    measured |= {name: [1e-3, 1e-4, 1e-5, 1e-6] for name in cifar_smoothness.NOISES}
     return columns | measured | {"stem_scale": [1.0] * 4}
 
 
@@ -213,6 +214,22 @@ def test_runs_in_two_precisions_have_the_time_of_their_steps(tmp_path, monkeypat
     assert table["noise_conv2"] == [1e-3, 1e-4, 1e-5, 1e-6]
 
 
+def test_precisions_meet_where_they_stay_together():
+    times = [10.0, 20, 30, 40]
+    noise = {("float32", 0): [1e-9, 1e-9, 2e-9, 1e-8], ("float32", 1): [1e-9, 3e-9, 1e-8, 1e-7],
+             ("float64", 0): [1e-15, 2e-9, 1e-10, 2e-7]}  # fmt: skip
+    rows = [
+        {"depth": 32, "dtype": dtype, "seed": seed, "time": time, "noise_conv1": value}
+        for (dtype, seed), values in noise.items()
+        for time, value in zip([*times, 50.0], [*values, 1.0][: 5 if seed else 4], strict=False)
+    ]
+    table = tables.from_rows(rows)
+    assert cifar_smoothness.precisions_meet(table, 32) == 40  # at 20 too, but not at 30
+    assert cifar_smoothness.precisions_meet(table, 32, within=21) == 20
+    assert math.isnan(cifar_smoothness.precisions_meet(table, 32, within=1.5))
+    assert math.isnan(cifar_smoothness.precisions_meet(table, 64))
+
+
 def test_noise_of_parts_is_that_of_each_part(trained):
     runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
     table = cifar_smoothness.noise_of_parts(runs, parts=4)
@@ -224,14 +241,15 @@ def test_noise_of_parts_is_that_of_each_part(trained):
 
 
 def test_rounding_is_drawn_as_it_is_tabled(tmp_path, trained):
-    none, nothing = plots.rounding(cifar_smoothness.smoothness_by_precision(), cifar_smoothness.noise_of_parts([])).axes
-    assert [panel.texts[0].get_text() for panel in (none, nothing)] == ["none is here"] * 2
+    empty = plots.rounding(cifar_smoothness.smoothness_by_precision(), cifar_smoothness.noise_of_parts([])).axes
+    assert [panel.texts[0].get_text() for panel in empty] == ["none is here"] * 3
     tables.write_csv(tmp_path / records.ROUNDING, watched())
     table = cifar_smoothness.smoothness_by_precision()
     depth = cifar_smoothness.noise_of_parts(trained.select(records.read_runs(), seed=0, smooth_init=True))
-    course, parts = plots.rounding(table, depth, "conv2").axes
-    labels = [f"{layers} layers, {dtype}" for layers in (32, 64) for dtype in ("float64", "float32")]
-    assert course.get_legend_handles_labels()[1] == labels
-    assert [line.get_ydata().tolist() for line in course.lines] == [[1e-4], [1e-3], [1e-6], [1e-5]]
+    share, ratio, parts = plots.rounding(table, depth, "conv2").axes
+    labels = [f"{layers} layers, {dtype}" for layers in (32, 64) for dtype in ("float32", "float64")]
+    assert share.get_legend_handles_labels()[1] == labels
+    assert [line.get_ydata().tolist() for line in share.lines] == [[1e-3], [1e-4], [1e-5], [1e-6]]
+    assert [line.get_ydata().tolist() for line in ratio.lines] == [[2e-3], [2e-4], [2e-5], [2e-6]]
     assert parts.get_legend_handles_labels()[1] == ["GELU, 180 epochs", "GELU, 30 epochs"]
     np.testing.assert_array_equal(parts.lines[0].get_ydata(), tables.select(depth, epochs=180)["noise_conv2"])

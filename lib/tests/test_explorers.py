@@ -354,6 +354,7 @@ FIGURES = {
     "claims": {},
     "figure_3": {},
     "figure_4": {},
+    "rounding": {},
     "smoothness": {},
     "stem": {},
     "table_1": {},

@@ -14,7 +14,7 @@ import toy_project
 from nbformat.v4 import new_code_cell, new_notebook
 
 import lib
-from lib import activations, checkpoints, paths, records, tables
+from lib import activations, checkpoints, cifar_smoothness, paths, records, tables
 from lib.cifar import TRAIN_IMAGES
 from lib.cifar_results import (
     PAPER_TABLE,
@@ -24,7 +24,6 @@ from lib.cifar_results import (
     closer_along_depth,
     closer_by,
 )
-from lib.cifar_smoothness import course
 from lib.cifar_training import CifarConfig, steps
 from lib.claims import FAILS, HOLDS, OPEN
 from lib.convnet import ConvNetConfig, ConvResNet
@@ -307,7 +306,7 @@ def courses():
     table = tables.read_csv(paths.FIGURES / "smoothness.csv")
     tied = tables.select(table, smooth_init=True)
     runs = dict(zip(tied["run"], zip(tied["activation"], tied["epochs"], strict=True), strict=True))
-    return {of: course(tied, run) for run, of in runs.items()}
+    return {of: cifar_smoothness.course(tied, run) for run, of in runs.items()}
 
 
 def test_smoothness_of_the_gallery():
@@ -331,6 +330,30 @@ def test_how_far_off_the_test_accuracies_of_180_epochs_are():
     assert not off
     said = f"GELU by {tied:.1f} points above (weight-tied) and {-iid:.1f} below (i.i.d.), ReLU by {-relu:.1f} below."
     assert f"All three test accuracies are off the paper's: {said}" in README
+
+
+def test_rounding_of_the_gallery():
+    table, row = tables.read_csv(paths.FIGURES / "rounding.csv"), gallery_row("rounding")
+    said, less = [], []
+    for layers in (64, 32):
+        of = tables.select(table, depth=layers)
+        first, last = (tables.select(of, time=limit(of["time"])) for limit in (min, max))
+        (double,) = tables.select(last, dtype="float64")["von_neumann_conv1"]
+        single = tables.select(last, dtype="float32")["von_neumann_conv1"]
+        assert len(single) == 3
+        assert min(single) < double < max(single)  # nothing is gained by float64
+        said.append((f"{double:.2g}", f"{min(single):.2g}", f"{max(single):.2g}"))
+        noise = [tables.select(first, dtype=dtype)["noise_conv1"].min() for dtype in ("float32", "float64")]
+        less.append(np.log10(noise[0] / noise[1]))
+    met = [cifar_smoothness.precisions_meet(table, layers) for layers in (64, 32)]
+    assert (
+        "64 layers {} in float64, {} to {} in float32 (three seeds); 32 layers {}, and {} to {};".format(
+            *said[0], *said[1]
+        )
+        in row
+    )
+    assert f"first less by {min(less):.0f} to {max(less):.0f} powers of ten, then as much" in row
+    assert f"from $t={met[0]:.0f}$ (64 layers) and {met[1]:.0f} (32) on" in row
 
 
 def test_the_stem_of_the_gallery():
