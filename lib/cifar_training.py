@@ -129,7 +129,7 @@ class EpochRecord:
     Training loss and accuracy are the running averages of the epoch, in training mode on augmented images.
     Test values are None at epochs without evaluation. ``von_neumann_conv1`` and ``_conv2`` are the smoothness
     of the weights along depth after the epoch (`distances.von_neumann_ratio`; None where undefined),
-    ``noise_conv1`` and ``_conv2`` the share of it that is independent from layer to layer (`distances.noise_share`),
+    ``noise_conv1`` and ``_conv2`` what in them is noise from layer to layer (`distances.noise_share`; likewise),
     ``stem_scale`` and ``path_length`` the size of the hidden states (`ConvResNet.scales`).
     """
 
@@ -403,7 +403,8 @@ def watch(
 ) -> Iterator[dict[str, Any]]:
     """Train one epoch more, and yield every so many steps, and after the last one, its epoch and step (1, 2, ...), the
     mean loss since the line before, and what ``measure`` finds in the network: what an epoch's line in the log
-    averages over. The run is left at the next epoch, and its log as it was."""
+    averages over. The run is left at the next epoch, and its log as it was. Raises ValueError for ``every`` below 1."""
+    checks.positive_int("every", every)
     before, last = 0.0, 0
     for now in run.train_epoch(images, every):
         if now.batch % every and now.batch < now.batches:

@@ -7,6 +7,7 @@ stays behind in a global list, and the same data gives the same bytes.
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -469,7 +470,7 @@ def rounding(precision: tables.Table, depth: tables.Table, convolution: str = "c
     figure, (share, ratio, parts) = panels(3, width_ratios=[1.15, 1.15, 1], height=3.0)
     column = f"noise_{convolution}"
     for panel, name in ((share, column), (ratio, f"von_neumann_{convolution}")):
-        for color, of in zip((PURPLE, ORANGE, SKY), dict.fromkeys(precision["depth"]), strict=False):
+        for color, of in zip(cycle((PURPLE, ORANGE, SKY)), dict.fromkeys(precision["depth"]), strict=False):
             for dtype, line in (("float32", "-"), ("float64", "--")):
                 label = f"{of} layers, {dtype}"
                 for seed in dict.fromkeys(tables.select(precision, depth=of, dtype=dtype)["seed"]):

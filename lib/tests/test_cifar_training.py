@@ -261,6 +261,8 @@ def test_watched_epochs_are_those_of_the_log(tmp_path):
     total = sum(n * line["loss"] for n, line in zip(images_each, seldom, strict=True))
     assert total / 300 == pytest.approx(log[2].train_loss)
     assert seldom[-1]["von_neumann_conv1"] == log[2].von_neumann_conv1
+    with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
+        next(cifar_training.watch(run, images, 0))
 
 
 @pytest.mark.usefixtures("generated_set")
