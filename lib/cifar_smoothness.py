@@ -168,6 +168,20 @@ def precisions_meet(table: Mapping[str, list], depth: int, convolution: str = "c
     return meets
 
 
+def lost_in_precision(
+    table: Mapping[str, list], depth: int, dtype: str, convolution: str = "conv1", above: float = SMOOTH_BELOW
+) -> list[float]:
+    """When the layers of these runs stop being smooth: for each seed the first training time in the table of
+    `smoothness_by_precision` with a von Neumann ratio of ``above`` or more, without the runs that have none."""
+    rows = tables.select(table, depth=depth, dtype=dtype)
+    rough = rows[f"von_neumann_{convolution}"] >= above
+    return [
+        float(min(rows["time"][rough & (rows["seed"] == seed)]))
+        for seed in dict.fromkeys(rows["seed"].tolist())
+        if any(rough & (rows["seed"] == seed))
+    ]
+
+
 def noise_of_parts(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:
     """The table of ``rounding_depth.csv``: the share of noise in each of ``parts`` equal parts of the layers
     (`distances.noise_along_depth`), of the trained networks whose weights are here: run, activation, smooth_init,

@@ -230,6 +230,14 @@ def test_precisions_meet_where_they_stay_together():
     assert math.isnan(cifar_smoothness.precisions_meet(table, 64))
 
 
+def test_smoothness_is_lost_at_the_first_time_of_each_seed_above_the_bound():
+    table = {"depth": [32] * 6, "dtype": ["float32"] * 6, "seed": [0, 0, 1, 1, 2, 2], "time": [10.0, 20] * 3}
+    table |= {"von_neumann_conv1": [0.05, 0.1, 0.2, 0.3, 0.01, 0.02]}
+    assert cifar_smoothness.lost_in_precision(table, 32, "float32") == [20, 10]
+    assert cifar_smoothness.lost_in_precision(table, 32, "float32", above=0.015) == [10, 10, 20]
+    assert cifar_smoothness.lost_in_precision(table, 32, "float64") == []
+
+
 def test_noise_of_parts_is_that_of_each_part(trained):
     runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
     table = cifar_smoothness.noise_of_parts(runs, parts=4)
