@@ -145,8 +145,8 @@ def smoothness_by_precision() -> dict[str, list]:
         *(watched[name].tolist() for name in ("depth", "batch_size", "epoch", "step")), strict=True
     ):
         config = CifarConfig(depth=depth, batch_size=batch_size)
-        rates = [cifar_training.learning_rate(config, before) for before in range(epoch)]
-        time.append(cifar_training.steps(config, cifar.TRAIN_IMAGES) * sum(rates[:-1]) + step * rates[-1])
+        before = cifar_training.training_time(config, cifar.TRAIN_IMAGES, epoch - 1)
+        time.append(before + step * cifar_training.learning_rate(config, epoch - 1))
     table = {name: watched[name].tolist() for name in ("depth", "dtype", "seed")} | {"time": time}
     return table | {name: watched[name].tolist() for name in ("loss", *RATIOS, *NOISES)}
 
@@ -174,12 +174,12 @@ def lost_in_precision(
     """When the layers of these runs stop being smooth: for each seed the first training time in the table of
     `smoothness_by_precision` with a von Neumann ratio of ``above`` or more, without the runs that have none."""
     rows = tables.select(table, depth=depth, dtype=dtype)
-    rough = rows[f"von_neumann_{convolution}"] >= above
-    return [
-        float(min(rows["time"][rough & (rows["seed"] == seed)]))
-        for seed in dict.fromkeys(rows["seed"].tolist())
-        if any(rough & (rows["seed"] == seed))
-    ]
+    lost = []
+    for seed in dict.fromkeys(rows["seed"].tolist()):
+        run = tables.select(rows, seed=seed)
+        rough = run["time"][run[f"von_neumann_{convolution}"] >= above]
+        lost += [float(min(rough))] if len(rough) else []
+    return lost
 
 
 def noise_of_parts(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:

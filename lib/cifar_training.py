@@ -177,9 +177,11 @@ def learning_rate(config: CifarConfig, epoch: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
 
 
-def training_time(config: CifarConfig, images: int) -> float:
-    """The sum of the learning rates of all steps of the run, over so many images an epoch."""
-    return steps(config, images) * sum(learning_rate(config, epoch) for epoch in range(config.epochs))
+def training_time(config: CifarConfig, images: int, epochs: int | None = None) -> float:
+    """The sum of the learning rates of all steps of the run's first ``epochs`` (all of them where None), over so many
+    images an epoch."""
+    epochs = config.epochs if epochs is None else epochs
+    return steps(config, images) * sum(learning_rate(config, epoch) for epoch in range(epochs))
 
 
 def weight_decay_alone(time: float) -> float:

@@ -423,11 +423,8 @@ def smoothness(
     runs = [tables.select(training, run=run) for run in dict.fromkeys(training["run"])]
     # The shorter schedules on top: where both agree, one sees both.
     for rows in sorted(runs, key=lambda rows: (not rows["smooth_init"][0], -rows["epochs"][0])):
-        activation, epochs = str(rows["activation"][0]), int(rows["epochs"][0])
         if rows["smooth_init"][0]:
-            label = f"{tables.word(activation)}, {epochs} epochs"
-            color = ACTIVATION_COLORS.get(activation, PURPLE)
-            style = {"color": color, "linestyle": "-" if epochs == longest else "--"}
+            label, style = _tied_run(rows, longest)
         else:
             label, style = "i.i.d. initialisation", {"color": GREY, "linewidth": 0.8}
         new = label not in course.get_legend_handles_labels()[1]
@@ -435,7 +432,7 @@ def smoothness(
         ends = tables.select(depth, run=rows["run"][0])
         if len(ends["part"]):
             # Hollow and of different sizes, so that one sees all of those that lie on top of each other.
-            marker = {"markerfacecolor": "white", "markersize": 5 + 2 * (activation == "identity")}
+            marker = {"markerfacecolor": "white", "markersize": 5 + 2 * (ends["activation"][0] == "identity")}
             parts.plot(ends["part"], ends[f"von_neumann_{convolution}"], "o", **style, **marker)
     for panel in (course, parts):
         panel.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
@@ -456,6 +453,13 @@ def smoothness(
     if not len(depth["part"]):
         parts.text(0.5, 0.5, "their weights are not here", ha="center", transform=parts.transAxes)
     return figure
+
+
+def _tied_run(rows: tables.Table, longest: int) -> tuple[str, dict[str, str]]:
+    """Label and line of a weight-tied run: the colour of its activation, solid for the longest schedule."""
+    activation, epochs = str(rows["activation"][0]), int(rows["epochs"][0])
+    style = {"color": ACTIVATION_COLORS.get(activation, PURPLE), "linestyle": "-" if epochs == longest else "--"}
+    return f"{tables.word(activation)}, {epochs} epochs", style
 
 
 @styled
@@ -481,10 +485,8 @@ def rounding(precision: tables.Table, depth: tables.Table, convolution: str = "c
     longest = max(depth["epochs"], default=0)
     for run in dict.fromkeys(depth["run"]):
         rows = tables.select(depth, run=run)
-        activation, epochs = str(rows["activation"][0]), int(rows["epochs"][0])
-        color, line = ACTIVATION_COLORS.get(activation, VERMILION), "-" if epochs == longest else "--"
-        label = f"{tables.word(activation)}, {epochs} epochs"
-        parts.plot(rows["part"], rows[column], "o", linestyle=line, color=color, markerfacecolor="white", label=label)
+        label, style = _tied_run(rows, longest)
+        parts.plot(rows["part"], rows[column], "o", markerfacecolor="white", label=label, **style)
     share.set_ylabel(f"share of noise in {convolution}")
     ratio.set_ylabel(f"von Neumann ratio of {convolution}")
     share.set_title("noise in two precisions")

@@ -19,7 +19,7 @@ def section(heading):
     return " ".join(text.split())
 
 
-def trained(activation, smooth_init, epochs) -> Run:
+def run_of(activation, smooth_init, epochs) -> Run:
     """The run of seed 0 in the paper's setting."""
     (run,) = NetworkChoice(activation, epochs=epochs).select(records.read_runs(), smooth_init=smooth_init, seed=0)
     return run
@@ -94,7 +94,7 @@ def test_runs_that_were_trained_on_two_devices():
 
 def test_gelu_over_180_epochs():
     text = section("GELU over the paper's 180 epochs")
-    tied, iid = (trained("gelu", smooth_init, 180) for smooth_init in (True, False))
+    tied, iid = (run_of("gelu", smooth_init, 180) for smooth_init in (True, False))
     assert accuracies(tied) in text
     assert accuracies(iid) in text
     ratio, listed = tied.values["von_neumann_conv1"], ", ".join(f"{ratio:.2g}" for ratio in eighths(tied))
@@ -105,7 +105,7 @@ def test_gelu_over_180_epochs():
 
 
 def test_relu_over_180_epochs():
-    text, run = section("ReLU over the paper's 180 epochs"), trained("relu", True, 180)
+    text, run = section("ReLU over the paper's 180 epochs"), run_of("relu", True, 180)
     assert accuracies(run) in text
     ratio, listed = run.values["von_neumann_conv1"], ", ".join(f"{ratio:.2g}" for ratio in eighths(run))
     assert f"conv1 is {ratio:.2g}, in its eighths {listed}." in text
@@ -153,7 +153,7 @@ def test_the_spike_of_the_loss():
 
 
 def test_the_watched_epochs_are_those_of_the_run():
-    watched, run = records.read_spike(), trained("gelu", False, 180)
+    watched, run = records.read_spike(), run_of("gelu", False, 180)
     sizes = np.minimum(50_000 - 64 * (watched["step"] - 1), 64)
     for epoch in dict.fromkeys(watched["epoch"].tolist()):
         of = watched["epoch"] == epoch
@@ -202,7 +202,7 @@ def test_rounding_was_watched_as_the_recipe_says():
 
 
 def test_where_weight_tied_relu_layers_are_rough():
-    found = eighths(trained("relu", True, 30))
+    found = eighths(run_of("relu", True, 30))
     first, second = (f"{min(half):.2g} to {max(half):.2g}" for half in (found[:4], found[4:]))
     assert f"(ratios of its eighths {first}, of the second half's {second})" in section("Layer by layer")
 
