@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,20 @@ def gather(folder: Path | None = None) -> int:
     Rows of runs whose record is not there are kept as they are. Raises CheckpointError for a broken record.
     """
     folder = folder or paths.CHECKPOINTS
-    records = [_read_record(path) for path in sorted((folder / "records").glob("*.json"))]
+    while True:
+        found = _record_paths(folder)
+        runs = _write_tables(folder, found)
+        # Of two runs that gather at the same time, the one that writes last may not have read the other's record.
+        if _record_paths(folder) == found:
+            return runs
+
+
+def _record_paths(folder: Path) -> list[Path]:
+    return sorted((folder / "records").glob("*.json"))
+
+
+def _write_tables(folder: Path, found: Sequence[Path]) -> int:
+    records = [_read_record(path) for path in found]
     recorded = {record["run"] for record in records}
     runs, layers = _kept_rows(folder / RUNS, recorded), _kept_rows(folder / DISTANCES, recorded)
     runs = [{"run": row["run"], **asdict(CifarConfig()), **row} for row in runs]  # with what older rows do not name
@@ -291,7 +304,7 @@ def sweep(epochs: int | None = None, folder: Path | None = None) -> list[CifarCo
 def finished(folder: Path | None = None) -> set[str]:
     """The names of all runs in ``runs.csv`` or with a record."""
     folder = folder or paths.CHECKPOINTS
-    recorded = {path.stem for path in (folder / "records").glob("*.json")}
+    recorded = {path.stem for path in _record_paths(folder)}
     return recorded | {str(row["run"]) for row in _rows(folder / RUNS)}
 
 

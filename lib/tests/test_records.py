@@ -8,7 +8,7 @@ import torch
 from cifar_set import needs_cifar10, write_set
 from finished_runs import finish
 
-from lib import cifar_results, cifar_smoothness, cifar_training, records
+from lib import cifar_results, cifar_smoothness, cifar_training, records, tables
 from lib.cifar_training import CifarConfig
 
 SMALL = {"depth": 4, "epochs": 2, "test_every": 2}
@@ -69,6 +69,22 @@ def test_tables_keep_rows_whose_record_is_gone(tmp_path):
     assert len(records.read_distances(tmp_path)["run"]) == 2 * 2 * 3
     assert records.gather(tmp_path) == 2  # gathering again changes nothing
     assert (tmp_path / "runs.csv").read_text().splitlines() == after
+
+
+def test_a_record_that_comes_while_the_tables_are_written_is_in_them(tmp_path, monkeypatch):
+    first, second = CifarConfig(**SMALL), CifarConfig(**SMALL, seed=1)
+    finish(tmp_path, first)
+    write = tables.write_csv
+
+    def write_late(path, table):
+        if not records.record_path(second, tmp_path).exists():
+            finish(tmp_path, second)
+        write(path, table)
+
+    monkeypatch.setattr(tables, "write_csv", write_late)
+    assert records.gather(tmp_path) == 2
+    assert [run.config for run in records.read_runs(tmp_path)] == [first, second]
+    assert set(records.read_distances(tmp_path)["run"]) == {first.name, second.name}
 
 
 def test_broken_records_get_a_sentence(tmp_path):
