@@ -5,7 +5,6 @@ epoch, atomically, and starts from the state that it finds there: a run that was
 started again ends, on the CPU, with the same bits as one that was never interrupted.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -13,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -234,9 +233,9 @@ def train(
     yields a Progress every so many batches (0: never; each one waits for the device); ``download`` allows
     torchvision to fetch the set.
 
-    Raises ValueError for a folder with the state of another config, RuntimeError where another process is
-    training in it, DataNotFoundError without the data, and Divergence where the loss is not finite; the
-    state of the last complete epoch stays in the folder.
+    Raises ValueError for a folder with the state of another config, paths.Busy where another process is training
+    in it, DataNotFoundError without the data, and Divergence where the loss is not finite; the state of the last
+    complete epoch stays in the folder.
     """
     folder = Path(folder) if folder is not None else run_folder(config)
     device = checks.usable_device(device)
@@ -530,13 +529,6 @@ def check_same(state: dict[str, Any], config: CifarConfig, folder: Path) -> None
             )
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees however the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"Another process is training the run in {folder}: wait for it, or end it.") from None
-        yield
+def alone_in(folder: Path) -> AbstractContextManager[None]:
+    """Be the one that trains the run in the folder; paths.Busy where another process does."""
+    return paths.alone(folder / "lock", f"Another process is training the run in {folder}: wait for it, or end it.")

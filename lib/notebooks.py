@@ -224,46 +224,56 @@ def execute_with(
     return notebook
 
 
-def _fresh(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+@contextlib.contextmanager
+def _staging(name: str, kind: str) -> Iterator[Path]:
+    """The folder, empty, for the files of a run; paths.Busy where another process makes the same."""
+    folder = paths.BUILD / kind
+    busy = f"Another process is making {name} in {paths.short(folder)}: wait for it, or end it."
+    with paths.alone(paths.BUILD / "locks" / f"{kind}_{name}", busy):
+        staging = folder / f"{name}.outputs"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield staging
+        shutil.rmtree(staging)
 
 
 def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] | None = None) -> list[Path]:
     """Run one notebook with a profile's values, and ``by_hand`` in their place; returns the files it made.
 
-    Raises parameters.WrongParameters before anything is computed, or RunFailed; nothing of such a run is kept.
+    Raises parameters.WrongParameters before anything is computed, paths.Busy where another process makes the same
+    figure, or RunFailed; nothing of such a run is kept.
     """
     values = parameters.profile_values(name, profile) | dict(by_hand or {})
     kind = parameters.CUSTOM if by_hand else profile
-    folder = paths.BUILD / kind
-    result = folder / f"{name}.ipynb"
+    result = paths.BUILD / kind / f"{name}.ipynb"
     # The result carries the time of the start: what is edited during the run makes it out of date.
     started = time.time()
     rules = _make_rules(result, dependencies(name, profile))
-    staging = _fresh(folder / f"{name}.outputs")
-    clock = time.monotonic()
-    notebook = execute_with(name, values, staging, folder / f"{name}.unfinished.ipynb")
-    seconds = time.monotonic() - clock
-    if warnings := stderr_text(notebook):
-        print(f"{name} wrote to stderr:\n{warnings}", file=sys.stderr)
-    destination = paths.FIGURES if kind == parameters.PAPER else paths.FIGURES / kind
-    # No stamp while files move: an interrupted move leaves new files beside old ones.
-    result.unlink(missing_ok=True)
-    made = []
-    for file in sorted(path for path in staging.rglob("*") if path.is_file()):
-        target = destination / file.relative_to(staging)
+    with _staging(name, kind) as staging:
+        clock = time.monotonic()
+        notebook = execute_with(name, values, staging, result.with_suffix(".unfinished.ipynb"))
+        seconds = time.monotonic() - clock
+        if warnings := stderr_text(notebook):
+            print(f"{name} wrote to stderr:\n{warnings}", file=sys.stderr)
+        # No stamp while files move: an interrupted move leaves new files beside old ones.
+        result.unlink(missing_ok=True)
+        made = _move(staging, paths.FIGURES if kind == parameters.PAPER else paths.FIGURES / kind)
+        if kind != parameters.CUSTOM:
+            result.with_suffix(".d").write_text(rules, encoding="utf-8")
+        notebook = normalise(notebook, staging)
+        notebook.metadata[SECONDS] = round(seconds, 1)
+        _write(notebook, result, modified=started)
+    return made
+
+
+def _move(folder: Path, destination: Path) -> list[Path]:
+    moved = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        target = destination / file.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, target)
-        made.append(target)
-    shutil.rmtree(staging)
-    if kind != parameters.CUSTOM:
-        (folder / f"{name}.d").write_text(rules, encoding="utf-8")
-    notebook = normalise(notebook, staging)
-    notebook.metadata[SECONDS] = round(seconds, 1)
-    _write(notebook, result, modified=started)
-    return made
+        moved.append(target)
+    return moved
 
 
 def _write(notebook: NotebookNode, path: Path, modified: float) -> None:
@@ -281,17 +291,15 @@ def execute(name: str) -> bool:
     """
     path = paths.NOTEBOOKS / f"{name}.ipynb"
     before = path.read_text(encoding="utf-8") if name in parameters.names() else ""
-    staging = _fresh(paths.BUILD / "stored" / f"{name}.outputs")
-    notebook = execute_with(name, {}, staging, paths.BUILD / "stored" / f"{name}.unfinished.ipynb")
-    shutil.rmtree(staging)
-    if warnings := stderr_text(notebook):
-        raise RunFailed(f"{name} wrote to stderr, which a stored notebook must not show:\n{warnings}")
-    modified = path.stat().st_mtime
     finished = paths.BUILD / "stored" / path.name
-    _write(normalise(notebook, staging), finished, modified)
-    changed = finished.read_text(encoding="utf-8") != before
-    if changed:
-        os.replace(finished, path)
+    with _staging(name, "stored") as staging:
+        notebook = execute_with(name, {}, staging, finished.with_suffix(".unfinished.ipynb"))
+        if warnings := stderr_text(notebook):
+            raise RunFailed(f"{name} wrote to stderr, which a stored notebook must not show:\n{warnings}")
+        _write(normalise(notebook, staging), finished, modified=path.stat().st_mtime)
+        changed = finished.read_text(encoding="utf-8") != before
+        if changed:
+            os.replace(finished, path)
     return changed
 
 
@@ -353,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_code(
-    command: Callable[[], object], interrupted: str, failures: tuple = (RunFailed,), misuses: tuple = ()
+    command: Callable[[], object], interrupted: str, failures: tuple = (RunFailed, paths.Busy), misuses: tuple = ()
 ) -> int:
     """Runs a command and says in one sentence what went wrong: 1 for a failure, 2 for wrong parameters or another
     misuse, 130 where a person interrupted it."""

@@ -1,7 +1,10 @@
-"""Every path of the project, absolute, what the environment says about a run, and how a file is written."""
+"""Every path of the project, absolute, what the environment says about a run, how a file is written, and how two
+processes keep out of each other's way."""
 
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +57,23 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         _flush_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+class Busy(RuntimeError):
+    """Another process is at it."""
+
+
+@contextmanager
+def alone(lock: Path, busy: str) -> Iterator[None]:
+    """Hold that lock file, which the system frees however the process ends; raises Busy, with the sentence ``busy``,
+    where another process holds it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(busy) from None
+        yield
 
 
 def _flush_folder(folder: Path) -> None:

@@ -33,7 +33,7 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
 
     Its checkpoint and record go to ``checkpoints/`` (or ``into``), except for a trial on a part of the images.
     Nothing is done where the run is finished. Raises cifar.DataNotFoundError, parameters.WrongParameters,
-    notebooks.RunFailed, RuntimeError where another process is training it, or ValueError for a state that cannot be
+    notebooks.RunFailed, paths.Busy where another process is training it, or ValueError for a state that cannot be
     read.
     """
     config = config_of(values)

@@ -144,6 +144,19 @@ def test_other_profiles_and_custom_runs_keep_off_the_tracked_figures(project):
     assert would_run(project, "figures") == ["figure_a", "figure_b"]
 
 
+def test_two_runs_of_one_figure_do_not_mix(project):
+    before = (project / "figures" / "figure_a.csv").read_text()
+    with paths.alone(project / ".build" / "locks" / "custom_figure_a", "the test holds it"):
+        result = make(project, "figure_a", "SET=depth=7")
+        assert result.returncode == 2
+        assert "Another process is making figure_a in .build/custom: wait for it, or end it.\n" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (project / "figures" / "custom").exists()
+    assert make(project, "figure_a", "SET=depth=7").returncode == 0
+    assert (project / "figures" / "custom" / "figure_a.csv").read_text() == "depth,value\n7,70\n"
+    assert (project / "figures" / "figure_a.csv").read_text() == before
+
+
 def test_one_wrong_parameter_stops_every_figure_before_it_runs(project):
     (project / "notebooks" / "profiles" / "paper" / "figure_b.yaml").write_text("depth: 0\n")
     touch(project / "notebooks" / "figure_a.ipynb")
