@@ -105,13 +105,33 @@ def test_gelu_over_180_epochs():
 
 
 def test_relu_over_180_epochs():
-    text, run = section("ReLU over the paper's 180 epochs"), run_of("relu", True, 180)
-    assert accuracies(run) in text
-    ratio, listed = run.values["von_neumann_conv1"], ", ".join(f"{ratio:.2g}" for ratio in eighths(run))
+    text = section("ReLU over the paper's 180 epochs")
+    tied, iid = (run_of("relu", smooth_init, 180) for smooth_init in (True, False))
+    assert accuracies(tied) in text
+    assert accuracies(iid) in text
+    ratio, listed = tied.values["von_neumann_conv1"], ", ".join(f"{ratio:.2g}" for ratio in eighths(tied))
     assert f"conv1 is {ratio:.2g}, in its eighths {listed}." in text
-    assert min(eighths(run)) > SMOOTH_BELOW  # "from input to output"
-    assert f"{unsteady(run)}; in the last 30 epochs it never did" in text
-    assert falls(run)[-30:].max() < 2
+    assert min(eighths(tied)) > SMOOTH_BELOW  # "from input to output"
+    assert f"{unsteady(tied)}; in the last 30 epochs it never did" in text
+    assert falls(tied)[-30:].max() < 2
+    assert falls(iid).max() < 2  # "it was steady"
+    (paper,) = [row for row in PAPER_TABLE if (row.activation, row.smooth_init) == ("relu", False)]
+    assert f"within the paper's spread over seeds, {paper.test_range:.1f} points" in text
+
+
+def test_which_networks_of_180_epochs_are_within_the_papers_spread_and_which_were_steady():
+    within, steady, unsteady = [], [], []
+    for paper in (row for row in PAPER_TABLE if row.activation != "identity"):
+        run = run_of(paper.activation, paper.smooth_init, 180)
+        accuracy = run.values["test_accuracy"]
+        if abs(accuracy - paper.test) < paper.test_range:
+            within.append((paper.activation, paper.smooth_init))
+        (steady if falls(run).max() < 2 else unsteady).append(accuracy)
+    assert within == [("relu", False)]
+    (first, second), (third, fourth) = sorted(steady), sorted(unsteady)
+    text = section("ReLU over the paper's 180 epochs")
+    assert f"test accuracies of {first:.2f} % and {second:.2f} %, the two that did not at {third:.2f} % and" in text
+    assert f"and {fourth:.2f} %: an association" in text
 
 
 def test_the_size_of_the_stem():
@@ -123,6 +143,12 @@ def test_the_size_of_the_stem():
     assert f"(correlation with its logarithm {correlation:.2f}; {count} networks, an association)" in text
     said = "in the networks of seed 0 with batch norm, one of them with its stem held"
     assert f"between {min(lengths):.2g} and {max(lengths):.2g} {said}" in text
+    long = tables.select(networks, epochs=180)
+    lengths = long["relative_path_length"]
+    correlation = np.corrcoef(np.log10(lengths), long["test_accuracy"])[0, 1]
+    assert len(lengths) == 4
+    said = f"of 180 epochs, between {min(lengths):.2g} and {max(lengths):.2g}, it does not"
+    assert f"{said} (correlation {correlation:.2f})" in text
     assert sum(networks["hold_stem"]) == 1
     grown = {row["activation"] for row in tables.rows(networks) if row["stem_scale"] > 1}
     assert grown == {"identity"}
