@@ -123,15 +123,15 @@ def test_relu_over_180_epochs():
 
 
 def test_which_networks_of_180_epochs_are_within_the_papers_spread_and_which_were_steady():
-    within, steady, unsteady = [], [], []
+    within, steady, others = [], [], []
     for paper in (row for row in PAPER_TABLE if row.activation != "identity"):
         run = run_of(paper.activation, paper.smooth_init, 180)
         accuracy = run.values["test_accuracy"]
         if abs(accuracy - paper.test) < paper.test_range:
             within.append((paper.activation, paper.smooth_init))
-        (steady if falls(run).max() < 2 else unsteady).append(accuracy)
+        (steady if falls(run).max() < 2 else others).append(accuracy)
     assert within == [("relu", False)]
-    (first, second), (third, fourth) = sorted(steady), sorted(unsteady)
+    (first, second), (third, fourth) = sorted(steady), sorted(others)
     text = section("ReLU over the paper's 180 epochs")
     assert f"test accuracies of {first:.2f} % and {second:.2f} %, the two that did not at {third:.2f} % and" in text
     assert f"and {fourth:.2f} %: an association" in text
