@@ -137,21 +137,24 @@ def test_which_networks_of_180_epochs_are_within_the_papers_spread_and_which_wer
     assert f"and {fourth:.2f} %: an association" in text
 
 
+def path_correlation(networks):
+    """The correlation of test accuracies with the logarithms of relative path lengths."""
+    return np.corrcoef(np.log10(networks["relative_path_length"]), networks["test_accuracy"])[0, 1]
+
+
 def test_the_size_of_the_stem():
     text = section("The size of the stem is the length of the ODE")
     networks = tables.read_csv(paths.FIGURES / "stem.csv")
     lengths = networks["relative_path_length"]
-    correlation = np.corrcoef(np.log10(lengths), networks["test_accuracy"])[0, 1]
-    count = len(lengths)
+    count, correlation = len(lengths), path_correlation(networks)
     assert f"(correlation with its logarithm {correlation:.2f}; {count} networks, an association)" in text
     said = "in the networks of seed 0 with batch norm, one of them with its stem held"
     assert f"between {min(lengths):.2g} and {max(lengths):.2g} {said}" in text
-    long = tables.select(networks, epochs=180)
-    lengths = long["relative_path_length"]
-    correlation = np.corrcoef(np.log10(lengths), long["test_accuracy"])[0, 1]
+    of_180 = tables.select(networks, epochs=180)
+    lengths = of_180["relative_path_length"]
     assert len(lengths) == 4
     said = f"of 180 epochs, between {min(lengths):.2g} and {max(lengths):.2g}, it does not"
-    assert f"{said} (correlation {correlation:.2f})" in text
+    assert f"{said} (correlation {path_correlation(of_180):.2f})" in text
     assert sum(networks["hold_stem"]) == 1
     grown = {row["activation"] for row in tables.rows(networks) if row["stem_scale"] > 1}
     assert grown == {"identity"}
