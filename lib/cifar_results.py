@@ -87,6 +87,13 @@ def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -
     return found
 
 
+def longest_by_depth(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> list[Run]:
+    """The weight-tied runs of a choice in every depth there is, each depth's longest schedule, the shallowest first."""
+    found = choice.select(runs, smooth_init=True, depth=None, **conditions)
+    depths = sorted({run.config.depth for run in found})
+    return [run for depth in depths for run in records.longest_schedule(records.select(found, depth=depth))]
+
+
 # The variables of `make train` for what a choice and its conditions name.
 VARIABLES = {
     "activation": "ACTIVATION",

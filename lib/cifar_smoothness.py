@@ -63,9 +63,10 @@ LEFT = tuple(f"{what}_{name}" for name in CONVOLUTIONS for what in ("left", "sha
 
 
 def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
-    """The table of ``smoothness.csv``, a line an epoch of each run that has its record: run, activation,
-    smooth_init, epochs (length of the schedule), epoch (1, 2, ...), time, train_accuracy (%), von_neumann_conv1
-    and von_neumann_conv2 (nan where undefined).
+    """The table of ``smoothness.csv``, ``smoothness_depths.csv`` and ``stem_training.csv``, a line an epoch of each run
+    that has its record: run, activation, smooth_init, epochs (length of the schedule), depth, hold_stem, seed, epoch
+    (1, 2, ...), time, train_accuracy (%), von_neumann_conv1, von_neumann_conv2, and the scales of
+    `relative_path_lengths` (nan where undefined, or not in the log).
 
     ``time`` t is the sum of the learning rates of all steps so far. Schedules of different lengths are comparable in
     it, not in epochs. Momentum mu makes it a time t / (1 - mu) of gradient descent, which the paper's flow, whose
@@ -73,13 +74,17 @@ def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
     """
     rows = []
     for run in runs:
+        settings = _which(run) | {name: getattr(run.config, name) for name in ("depth", "hold_stem", "seed")}
         time, steps = 0.0, cifar_training.steps(run.config, run.config.train_images or cifar.TRAIN_IMAGES)
         for line in run.log():
             time += steps * line["learning_rate"]
             reached = {"epoch": line["epoch"] + 1, "time": time, "train_accuracy": line["train_accuracy"]}
-            ratios = {name: math.nan if line[name] is None else line[name] for name in RATIOS}
-            rows.append(_which(run) | reached | ratios)
-    return _columns(rows, ("epoch", "time", "train_accuracy"))
+            logged = (math.nan if line.get(name) is None else line[name] for name in (*RATIOS, *SCALES[:2]))
+            measured = dict(zip((*RATIOS, *SCALES[:2]), logged, strict=True))
+            measured["relative_path_length"] = measured["path_length"] / measured["stem_scale"]
+            rows.append(settings | reached | measured)
+    names = ("depth", "hold_stem", "seed", "epoch", "time", "train_accuracy")
+    return _columns(rows, names, (*RATIOS, *SCALES))
 
 
 def smoothness_along_depth(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:
@@ -208,14 +213,23 @@ def _columns(rows: list[dict[str, Any]], names: tuple[str, ...], measured: tuple
 @dataclass(frozen=True)
 class Course:
     """How the smoothness of one run goes: the ``ratio`` at its end and the training ``time`` there; the epoch after
-    which the ratio first was `SMOOTH_BELOW` or more (None: never); the ``rate`` of exp(rate * time), by which it
-    grows from its minimum on in `GROWING` (nan with fewer than three epochs there). A run without a record has
-    nan, 0, None, nan."""
+    which the ratio first was `SMOOTH_BELOW` or more (None: never), and the time ``lost_at`` at which it got there, if
+    its logarithm is linear between epochs (nan: never); the ``rate`` of exp(rate * time), by which it grows from its
+    minimum on in `GROWING` (nan with fewer than three epochs there). A run without a record has nan, 0, None, nan, nan.
+    """
 
     ratio: float
     time: float
     lost_after: int | None
+    lost_at: float
     rate: float
+
+    @property
+    def lost(self) -> str:
+        """When its smoothness was lost, in words."""
+        if self.lost_after is None:
+            return "smooth at every epoch"
+        return f"above {SMOOTH_BELOW} after epoch {self.lost_after}"
 
 
 def course(table: Mapping[str, list], run: str, convolution: str = "conv1") -> Course:
@@ -223,10 +237,23 @@ def course(table: Mapping[str, list], run: str, convolution: str = "conv1") -> C
     rows = tables.select(table, run=run)
     time, ratio = (np.asarray(rows[name], dtype=float) for name in ("time", f"von_neumann_{convolution}"))
     if len(time) == 0:
-        return Course(math.nan, 0.0, None, math.nan)
+        return Course(math.nan, 0.0, None, math.nan, math.nan)
     least = np.nanargmin(ratio) if np.isfinite(ratio).any() else 0
     rough = np.flatnonzero(ratio >= SMOOTH_BELOW)
-    lost_after = int(rows["epoch"][rough[0]]) if len(rough) else None
+    lost_after, lost_at = None, math.nan
+    if len(rough):
+        lost_after, around = int(rows["epoch"][rough[0]]), slice(max(rough[0] - 1, 0), rough[0] + 1)
+        lost_at = float(np.interp(math.log(SMOOTH_BELOW), np.log(ratio[around]), time[around]))
     growing = (ratio >= GROWING[0]) & (ratio < GROWING[1]) & (time > time[least])
     rate = float(np.polyfit(time[growing], np.log(ratio[growing]), 1)[0]) if growing.sum() >= 3 else math.nan
-    return Course(float(ratio[-1]), float(time[-1]), lost_after, rate)
+    return Course(float(ratio[-1]), float(time[-1]), lost_after, lost_at, rate)
+
+
+def lost_by_depth(table: Mapping[str, list], convolution: str = "conv1") -> dict[str, list]:
+    """The table of ``smoothness_lost.csv``: of the runs in a table of `smoothness_in_training`, those whose layers stop
+    being smooth in training, by depth: run, depth, lost_after and lost_at (`Course`)."""
+    found = {run: course(table, run, convolution) for run in dict.fromkeys(table["run"])}
+    depths = dict(zip(table["run"], table["depth"], strict=True))
+    runs = sorted((run for run in found if found[run].lost_after), key=depths.__getitem__)
+    columns = {name: [getattr(found[run], name) for run in runs] for name in ("lost_after", "lost_at")}
+    return {"run": runs, "depth": [depths[run] for run in runs]} | columns

@@ -405,18 +405,28 @@ ACTIVATION_COLORS = {"identity": GREEN, "gelu": BLUE, "relu": VERMILION}
 
 @styled
 def smoothness(
-    training: tables.Table, depth: tables.Table, convolution: str = "conv1", below: float = 0.1, straight: float = 0.0
+    training: tables.Table,
+    depth: tables.Table,
+    deeper: tables.Table,
+    lost: tables.Table,
+    convolution: str = "conv1",
+    below: float = 0.1,
+    straight: float = 0.0,
 ) -> Figure:
-    """The von Neumann ratio of a convolution along training, and at its end in equal parts of the layers.
+    """The von Neumann ratio of a convolution along training, and at its end in equal parts of the layers; then along
+    training in networks of several depths, and the training time at which each stops being smooth.
 
-    ``training`` and ``depth`` have the columns of ``smoothness.csv`` and ``smoothness_depth.csv``: weight-tied runs
-    in the colour of their activation, solid for the longest schedule and dashed for shorter ones, i.i.d. runs grey.
-    ``below`` is the ratio under which weights count as smooth, ``straight`` that of a straight line over a part.
+    ``training``, ``depth``, ``deeper`` and ``lost`` have the columns of ``smoothness.csv``, ``smoothness_depth.csv``,
+    ``smoothness_depths.csv`` and ``smoothness_lost.csv``: weight-tied runs in the colour of their activation, solid for
+    the longest schedule and dashed for shorter ones, i.i.d. runs grey. ``below`` is the ratio under which weights count
+    as smooth, ``straight`` that of a straight line over a part.
     """
-    figure, (course, parts) = panels(2, width_ratios=[1.4, 1], height=3.0, sharey=True)
+    figure, ((course, parts), (depths, times)) = panels(2, rows=2, width_ratios=[1.4, 1], height=5.4)
+    parts.sharey(course)
+    parts.tick_params(labelleft=False)
     if len(training["run"]) == 0:
         course.text(0.5, 0.5, "no such network is trained yet", ha="center", transform=course.transAxes)
-        for panel in (course, parts):
+        for panel in (course, parts, depths, times):
             panel.set_axis_off()
         return figure
     longest = max(training["epochs"])
@@ -452,7 +462,39 @@ def smoothness(
     parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
     if not len(depth["part"]):
         parts.text(0.5, 0.5, "their weights are not here", ha="center", transform=parts.transAxes)
+    _by_depth(depths, times, deeper, lost, convolution, below)
     return figure
+
+
+def _by_depth(
+    depths: Axes, times: Axes, deeper: tables.Table, lost: tables.Table, convolution: str, below: float
+) -> None:
+    # The lower panels of `smoothness`.
+    for panel, rows in ((depths, deeper["run"]), (times, lost["depth"])):
+        if not len(rows):
+            panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+    if len(deeper["run"]):
+        color, _ = color_scale(deeper["depth"], log=True)
+        for layers in np.unique(deeper["depth"]):
+            rows = tables.select(deeper, depth=layers)
+            ratio, label = rows[f"von_neumann_{convolution}"], f"{layers} layers"
+            depths.plot(rows["time"], ratio, color=color(layers), label=label)
+        depths.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
+        depths.legend(loc="lower right")
+        depths.set(yscale="log", xlabel="training time $t$", ylabel=f"von Neumann ratio of {convolution}")
+        depths.set_title(f"{tables.word(deeper['activation'][0])}, weight-tied, by depth")
+    if len(lost["depth"]):
+        times.loglog(lost["depth"], lost["lost_at"], "o", color=BLUE)
+        times.set(ylabel="training time $t$", title="where smoothness is lost")
+        if len(lost["depth"]) > 1:
+            fit = fit_slope(lost["depth"], lost["lost_at"])
+            fitted = np.array([min(lost["depth"]), max(lost["depth"])], dtype=float)
+            times.plot(
+                fitted, fit.constant * fitted**fit.slope, color=BLUE, linewidth=1, label=f"slope {minus(fit.slope, 2)}"
+            )
+            times.legend(loc="upper left")
+        depth_axis(times, lost["depth"])
+        plain_ticks(times.yaxis)
 
 
 def _tied_run(rows: tables.Table, longest: int) -> tuple[str, dict[str, str]]:
@@ -505,15 +547,18 @@ def rounding(precision: tables.Table, depth: tables.Table, convolution: str = "c
 
 
 @styled
-def stem(networks: tables.Table, spike: tables.Table) -> Figure:
-    """What the size of the stem goes with, and a spike of the loss step by step.
+def stem(networks: tables.Table, training: tables.Table, spike: tables.Table, below: float = 0.0) -> Figure:
+    """What the size of the stem goes with, what comes of keeping it, and a spike of the loss step by step.
 
-    ``networks`` and ``spike`` have the columns of ``stem.csv`` and ``stem_spike.csv``: networks in the colour of their
-    activation, weight-tied ones full, i.i.d. ones hollow, squares where the stem was held, beside each the epochs of
-    its schedule.
+    ``networks``, ``training`` and ``spike`` have the columns of ``stem.csv``, ``stem_training.csv`` and
+    ``stem_spike.csv``: networks in the colour of their activation, weight-tied ones full, i.i.d. ones hollow, squares
+    where the stem was held, beside each the epochs of its schedule; in training a line a run, and one at ``below``.
     """
-    figure, axes = panels(2, rows=2, height=4.4, sharex="col", width_ratios=[1.25, 1])
-    (accuracy, ratio), (loss, length) = axes.T
+    figure, axes = panels(2, rows=3, height=6.4, width_ratios=[1.25, 1])
+    (accuracy, ratio, rougher), (loss, length, longer) = axes.T
+    for above, under in ((accuracy, ratio), (loss, length)):
+        above.sharex(under)
+        above.tick_params(labelbottom=False)
     for name, panel in (("test_accuracy", accuracy), ("von_neumann_conv1", ratio)):
         for row in tables.rows(networks):
             color = ACTIVATION_COLORS.get(row["activation"], PURPLE)
@@ -538,15 +583,30 @@ def stem(networks: tables.Table, spike: tables.Table) -> Figure:
         accuracy.plot([], [], "s", color=GREY, label="stem held")
     accuracy.plot([], [], " ", label="numbers: epochs")
     accuracy.legend(loc="lower right", labelspacing=0.3)
+    for hold_stem, label, color in ((False, "stem trains", BLUE), (True, "stem held", PURPLE)):
+        rows = tables.select(training, hold_stem=hold_stem)
+        for run in dict.fromkeys(rows["run"]):
+            line = tables.select(rows, run=run)
+            longer.plot(line["epoch"], line["relative_path_length"], color=color, linewidth=1, label=label)
+            rougher.plot(line["epoch"], line["von_neumann_conv1"], color=color, linewidth=1)
+            label = None  # one of the runs stands for all
+    if below:
+        rougher.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    for panel, name in ((rougher, "von Neumann ratio of conv1"), (longer, "relative path length")):
+        panel.set(yscale="log", xlabel="epochs complete", ylabel=name)
+    if len(training["run"]):
+        rougher.set_title(f"{training['depth'][0]} layers, {tables.word(training['activation'][0])}, weight-tied")
+        longer.set_title("the same networks")
+        longer.legend(loc="lower right", handlelength=1.2)
     loss.plot(spike["epochs"], spike["loss"], color=GREY, linewidth=1)
     length.plot(spike["epochs"], spike["relative_path_length"], color=BLUE, linewidth=1)
     loss.set(ylabel="training loss", title="a spike of the loss: GELU, i.i.d.")
     length.set(yscale="log", xlabel="epochs complete", ylabel="relative path length")
     ratio.set_xscale("log")
     ratio.margins(x=0.12, y=0.12)
-    for axis in (ratio.xaxis, length.yaxis):
+    for axis in (ratio.xaxis, longer.yaxis, length.yaxis):
         plain_ticks(axis)
-    for panel, rows in ((ratio, networks["run"]), (length, spike["epochs"])):
+    for panel, rows in ((ratio, networks["run"]), (rougher, training["run"]), (length, spike["epochs"])):
         if not len(rows):
             panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
     return figure

@@ -7,7 +7,8 @@ import pytest
 
 from lib import checkpoints, paths, records, tables
 from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, table_1
-from lib.distances import ratios_along_depth
+from lib.cifar_smoothness import course
+from lib.distances import fit_slope, ratios_along_depth
 from lib.records import CONVOLUTIONS, Run
 
 README = (paths.CHECKPOINTS / "README.md").read_text(encoding="utf-8")
@@ -166,6 +167,49 @@ def test_the_size_of_the_stem():
     for name in ("relative_path_length", "von_neumann_conv1"):
         assert f"of {held[name]:.2g} in place of {free[name]:.2g}" in text
     assert f"a test accuracy of {held['test_accuracy']:.2f} % in place of {free['test_accuracy']:.2f} %" in text
+
+
+def small_networks():
+    """The GELU networks of 32 layers without and with a stem that is held, and that of 64, of seed 0."""
+    runs = [run for run in records.read_runs() if run.config.epochs == 60 and run.config.seed == 0]
+    (held,) = records.select(runs, depth=32, hold_stem=True)
+    (free,) = records.select(runs, depth=32, hold_stem=False)
+    (deeper,) = records.select(runs, depth=64)
+    return free, held, deeper
+
+
+def test_what_a_held_stem_costs_and_does_not_keep():
+    text = section("The size of the stem is the length of the ODE")
+    free, held, _ = small_networks()
+    assert vars(held.config) | {"hold_stem": False} == vars(free.config)
+    networks, training = (tables.read_csv(paths.FIGURES / f"{name}.csv") for name in ("stem", "stem_training"))
+    rows = [tables.select(training, run=run.config.name) for run in (free, held)]
+    lengths = [row["relative_path_length"][-1] for row in rows]
+    line = np.polyfit(np.log10(networks["relative_path_length"]), networks["test_accuracy"], 1)[0]
+    tests = [run.values["test_accuracy"] for run in (free, held)]
+    said = f"at {lengths[0]:.2g} and at {lengths[1]:.2g} with the stem held, which would be "
+    said += f"{line * np.log10(lengths[0] / lengths[1]):.1f} points of test accuracy by the line through the networks"
+    assert said in text
+    assert f"above, and is {tests[0] - tests[1]:.1f} ({tests[0]:.2f} % and {tests[1]:.2f} %)" in text
+    found = [course(training, run.config.name).lost_after for run in (held, free)]
+    assert f"their ratio is above 0.1 after epoch {found[0]} of 60, without after epoch {found[1]}" in text
+
+
+def test_how_long_networks_of_few_layers_are_smooth():
+    text = section("Shallower networks")
+    free, _, deeper = small_networks()
+    lost = tables.read_csv(paths.FIGURES / "smoothness_lost.csv")
+    assert lost["depth"].tolist() == [32, 64, 256]
+    times = [f"{time:.0f}" for time in lost["lost_at"]]
+    assert f"of {times[0]} with 32 layers, {times[1]} with 64 and {times[2]} with 256" in text
+    slope = fit_slope(lost["depth"], lost["lost_at"]).slope
+    assert f"about as the depth to the power of {slope:.1f}" in text
+    assert slope < 1  # "there it is the shallower networks that stay smooth for longer"
+    long = run_of("gelu", True, 180).values["test_accuracy"]
+    tests = [run.values["test_accuracy"] for run in (free, deeper)]
+    assert f"{tests[0]:.2f} % (32 layers) and {tests[1]:.2f} % (64) after 60 epochs" in text
+    assert f"as much as 256 layers reach after 180 ({long:.2f} %)" in text
+    assert all(abs(test - long) < 1 for test in tests)
 
 
 def test_the_spike_of_the_loss():

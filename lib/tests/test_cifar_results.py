@@ -57,6 +57,24 @@ def test_entries_are_drawn_from_all_by_their_seed():
     assert np.array([entries["conv2"] for entries in drawn]).max(axis=0).tolist() == [15, 15, 2, 2]
 
 
+def test_the_longest_schedule_of_each_depth(tmp_path):
+    configs = [
+        CifarConfig(depth=depth, epochs=epochs, smooth_init=smooth, seed=seed)
+        for depth, epochs, smooth, seed in (
+            (16, 2, True, 0),
+            (8, 3, True, 0),
+            (8, 2, True, 0),
+            (8, 2, True, 1),
+            (16, 3, False, 0),
+        )
+    ]
+    for config in configs:
+        finish(tmp_path, config)
+    records.gather(tmp_path)
+    runs = cifar_results.longest_by_depth(records.read_runs(tmp_path), NetworkChoice(), seed=0)
+    assert [run.config for run in runs] == [configs[1], configs[0]]
+
+
 def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(trained):
     table = cifar_results.table_1(records.read_runs(), trained)
     row = {name: values[3] for name, values in table.items()}
@@ -118,9 +136,11 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     entries = {"conv1": (0,) * 4, "conv2": (0,) * 4}
     figure = plots.figure_3(cifar_results.entries_across_layers({}, {}), {}, entries)
     assert [panel.texts[0].get_text() for panel in figure.axes] == ["no such network is here"] * 4
+    nothing = cifar_smoothness.smoothness_in_training([])
+    lost = cifar_smoothness.lost_by_depth(nothing)
     for figure in (
         plots.figure_4(layers, averages, {}),
-        plots.smoothness(cifar_smoothness.smoothness_in_training([]), cifar_smoothness.smoothness_along_depth([])),
+        plots.smoothness(nothing, cifar_smoothness.smoothness_along_depth([]), nothing, lost),
     ):
         assert figure.axes[0].texts[0].get_text() == "no such network is trained yet"
     assert cifar_results.nothing_trained(NetworkChoice("relu", depth=128, learning_rate=0.1), seed=9) == (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from finished_runs import finish
 
-from lib import cifar_smoothness, distances, paths, plots, records, tables
+from lib import cifar_results, cifar_smoothness, distances, paths, plots, records, tables
 from lib.cifar_training import CifarConfig
 from lib.convnet import ConvResNet
 
@@ -22,6 +22,9 @@ def test_smoothness_in_training_is_a_line_an_epoch(trained):
     np.testing.assert_allclose(long["time"], 78.2 * np.arange(1, 181))
     assert np.isnan(long["von_neumann_conv1"][:-1]).all()
     assert long["von_neumann_conv1"][-1] == pytest.approx((2 * math.pi / 64) ** 2, rel=0.05)
+    assert set(long["depth"]) == {64}
+    assert not any(long["hold_stem"])
+    assert np.isnan(long["relative_path_length"]).all()  # these logs do not have it
     records.record_path(runs[0].config).unlink()
     without = cifar_smoothness.smoothness_in_training(runs)
     assert len(without["run"]) == len(table["run"]) - runs[0].config.epochs
@@ -96,11 +99,24 @@ def test_the_course_of_an_exponential_is_its_rate():
     course = cifar_smoothness.course(table, "one")
     assert course.rate == pytest.approx(0.004)
     assert course.lost_after == math.ceil(math.log(1e3) / 0.12)
+    assert course.lost_at == pytest.approx(math.log(1e3) / 0.004)  # between two epochs
     assert (course.ratio, course.time) == (1.5, 3000)
     flat = table | {"von_neumann_conv1": np.full(100, 2e-4)}
     assert cifar_smoothness.course(flat, "one").lost_after is None
     assert math.isnan(cifar_smoothness.course(flat, "one").rate)
+    assert math.isnan(cifar_smoothness.course(flat, "one").lost_at)
+    assert course.lost == f"above 0.1 after epoch {course.lost_after}"
+    assert cifar_smoothness.course(flat, "one").lost == "smooth at every epoch"
     assert math.isnan(cifar_smoothness.course(flat, "another").ratio)
+
+
+def test_smoothness_is_lost_by_depth_where_each_run_passes_the_bound():
+    table = {"run": ["b", "b", "a", "a", "c"], "depth": [64, 64, 32, 32, 128], "epoch": [1, 2, 1, 2, 1]}
+    table |= {"time": [10.0, 20.0] * 2 + [10.0], "von_neumann_conv2": [0.01, 1.0, 0.1, 0.2, 0.01]}
+    lost = cifar_smoothness.lost_by_depth(table, "conv2")
+    assert (lost["run"], lost["depth"], lost["lost_after"]) == (["a", "b"], [32, 64], [1, 2])
+    assert lost["lost_at"] == pytest.approx([10, 15])  # halfway in the logarithm
+    assert not any(cifar_smoothness.lost_by_depth(cifar_smoothness.smoothness_in_training([])).values())
 
 
 def test_a_rate_is_found_where_some_ratios_are_undefined():
@@ -115,7 +131,13 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     runs = trained.select(records.read_runs(), seed=0)
     training = cifar_smoothness.smoothness_in_training(runs)
     depth = cifar_smoothness.smoothness_along_depth([run for run in runs if run.config.smooth_init])
-    course, parts = plots.smoothness(training, depth, "conv2", 0.1, 0.05).axes
+    deeper = cifar_smoothness.smoothness_in_training(cifar_results.longest_by_depth(records.read_runs(), trained))
+    lost = {"run": ["a", "b"], "depth": [32, 64], "lost_after": [3, 6], "lost_at": [100.0, 200.0]}
+    course, parts, depths, times = plots.smoothness(training, depth, deeper, lost, "conv2", 0.1, 0.05).axes
+    assert [line.get_label() for line in depths.lines[:1]] == ["64 layers"]
+    np.testing.assert_array_equal(depths.lines[0].get_ydata(), deeper["von_neumann_conv2"])
+    assert times.lines[0].get_xydata().tolist() == [[32, 100], [64, 200]]
+    assert times.get_legend_handles_labels()[1] == ["slope 1.00"]
     labels = ["GELU, 180 epochs", "GELU, 30 epochs", "i.i.d. initialisation"]
     assert course.get_legend_handles_labels()[1] == labels
     longest = tables.select(training, smooth_init=True, epochs=180)
@@ -124,8 +146,10 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     drawn = tables.select(depth, epochs=180)
     np.testing.assert_array_equal(parts.lines[0].get_ydata(), drawn["von_neumann_conv2"])
     assert not parts.texts[1:]
-    _, empty = plots.smoothness(training, cifar_smoothness.smoothness_along_depth([])).axes
-    assert empty.texts[-1].get_text() == "their weights are not here"
+    nothing = cifar_smoothness.smoothness_in_training([])
+    nowhere = cifar_smoothness.lost_by_depth(nothing)
+    _, *empty = plots.smoothness(training, cifar_smoothness.smoothness_along_depth([]), nothing, nowhere).axes
+    assert [panel.texts[-1].get_text() for panel in empty] == ["their weights are not here", *["none is here"] * 2]
 
 
 def test_relative_path_lengths_are_those_of_the_weights_or_of_the_log(tmp_path, trained):
@@ -153,6 +177,16 @@ def test_relative_path_lengths_are_those_of_the_weights_or_of_the_log(tmp_path, 
     assert rows[30, True, True]["relative_path_length"] == 0.25
 
 
+def test_smoothness_in_training_has_the_scales_of_the_log(tmp_path):
+    held = CifarConfig(depth=8, epochs=3, hold_stem=True, seed=1)
+    finish(tmp_path, held, stem_scale=0.5, path_length=0.25)
+    records.gather(tmp_path)
+    table = cifar_smoothness.smoothness_in_training(records.read_runs(tmp_path))
+    assert (table["hold_stem"], table["seed"], table["depth"]) == ([True] * 3, [1] * 3, [8] * 3)
+    assert table["relative_path_length"][-1] == 0.5
+    assert np.isnan(table["relative_path_length"][:-1]).all()  # the other lines of this log have no scales
+
+
 def test_the_spike_is_averaged_over_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     assert cifar_smoothness.loss_spike(2) == {"epochs": [], "loss": [], "relative_path_length": []}
@@ -175,7 +209,14 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
     networks = cifar_smoothness.relative_path_lengths(trained.select(records.read_runs(), hold_stem=None, seed=0))
     networks |= {"relative_path_length": [0.1, 0.2, 0.4, 0.8]}
     spike = {"epochs": [7.5, 8.5], "loss": [2.0, 1.0], "relative_path_length": [0.1, 3.0]}
-    accuracy, loss, ratio, length = plots.stem(networks, spike).axes
+    training = {"run": ["a", "a", "b", "b"], "hold_stem": [False, False, True, True], "epoch": [1, 2] * 2}
+    training |= {"depth": [32] * 4, "activation": ["gelu"] * 4, "von_neumann_conv1": [0.1, 0.2, 0.3, 0.4]}
+    training |= {"relative_path_length": [1.0, 2.0, 3.0, 4.0]}
+    accuracy, loss, ratio, length, rougher, longer = plots.stem(networks, training, spike, 0.1).axes
+    assert [line.get_ydata().tolist() for line in longer.lines] == [[1.0, 2.0], [3.0, 4.0]]
+    assert longer.get_legend_handles_labels()[1] == ["stem trains", "stem held"]
+    assert [line.get_ydata()[1] for line in rougher.lines] == [0.2, 0.4, 0.1]
+    assert rougher.get_title() == "32 layers, GELU, weight-tied"
     points = [(line.get_xdata()[0], line.get_ydata()[0], line.get_marker()) for line in accuracy.lines[:4]]
     assert points == [
         (length, value, "s" if held else "o")
@@ -187,8 +228,9 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
     assert accuracy.get_legend_handles_labels()[1] == labels
     assert [line.get_ydata()[0] for line in ratio.lines] == networks["von_neumann_conv1"]
     assert [line.get_ydata().tolist() for line in (*loss.lines, *length.lines)] == [[2.0, 1.0], [0.1, 3.0]]
-    empty = plots.stem(cifar_smoothness.relative_path_lengths([]), {name: [] for name in spike}).axes
-    assert [text.get_text() for panel in empty for text in panel.texts] == ["none is here"] * 2
+    nothing = cifar_smoothness.relative_path_lengths([]), cifar_smoothness.smoothness_in_training([])
+    empty = plots.stem(*nothing, {name: [] for name in spike}).axes
+    assert [text.get_text() for panel in empty for text in panel.texts] == ["none is here"] * 3
 
 
 def watched():

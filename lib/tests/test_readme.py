@@ -269,7 +269,7 @@ def test_distances_of_successive_layers_of_the_gallery():
 
 
 def test_table_of_the_trained_networks():
-    runs = [run for run in records.read_runs() if run.config.seed == 0]
+    runs = [run for run in records.read_runs() if run.config.seed == 0 and run.config.depth == 256]
     sides = {True: set(), False: set()}
     for config in (run.config for run in runs if not run.config.trial):
         sides[config.smooth_init].add((config.activation, config.batch_norm, config.epochs))
@@ -320,6 +320,16 @@ def test_smoothness_of_the_gallery():
     assert f"identity: {identity.ratio:.2g} after 30 epochs" in row
 
 
+def test_how_long_layers_stay_smooth_by_depth():
+    lost = tables.read_csv(paths.FIGURES / "smoothness_lost.csv")
+    assert lost["depth"].tolist() == [32, 64, 256]
+    times = [f"{time:.0f}" for time in lost["lost_at"]]
+    said = f"passes 0.1 at $t$ = {times[0]} with 32 layers, {times[1]} with 64, {times[2]} with 256"
+    slope = fit_slope(lost["depth"], lost["lost_at"]).slope
+    assert f"with GELU it {said} (slope in $L$ {slope:.2f})" in gallery_row("smoothness")
+    assert f"{said}, about as $L^{{{slope:.1f}}}$" in README
+
+
 def test_how_far_off_the_test_accuracies_of_180_epochs_are():
     off, spread = {}, {}
     for paper in PAPER_TABLE:
@@ -368,6 +378,17 @@ def test_the_stem_of_the_gallery():
     long = networks["epochs"] == 180
     assert long.sum() == 4  # "the four of 180 epochs do not show" it
     assert np.corrcoef(lengths[long], networks["test_accuracy"][long])[0, 1] < 0
+    held, free = (
+        records.select(records.read_runs(), depth=32, activation="gelu", epochs=60, seed=0, hold_stem=hold)[0]
+        for hold in (True, False)
+    )
+    training = tables.read_csv(paths.FIGURES / "stem_training.csv")
+    ends = [tables.select(training, run=run.config.name)["relative_path_length"][-1] for run in (free, held)]
+    fewer = free.values["test_accuracy"] - held.values["test_accuracy"]
+    expected = longer * np.log10(ends[0] / ends[1])
+    said = f"a path that holding the stem makes {ends[0] / ends[1]:.1f} times shorter costs {fewer:.1f} points"
+    assert f"with 32 layers {said}, where this line says {expected:.1f}" in row
+    assert f"costs {fewer:.1f} points where it says {expected:.1f}" in README
     top = int(np.argmax(spike["loss"]))
     loss, length = (np.median(spike[name][:top]) for name in ("loss", "relative_path_length"))
     after = min(spike["relative_path_length"][top:])
