@@ -79,8 +79,8 @@ def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
         for line in run.log():
             time += steps * line["learning_rate"]
             reached = {"epoch": line["epoch"] + 1, "time": time, "train_accuracy": line["train_accuracy"]}
-            logged = (math.nan if line.get(name) is None else line[name] for name in (*RATIOS, *SCALES[:2]))
-            measured = dict(zip((*RATIOS, *SCALES[:2]), logged, strict=True))
+            logged = (*RATIOS, *SCALES[:2])
+            measured = {name: math.nan if line.get(name) is None else line[name] for name in logged}
             measured["relative_path_length"] = measured["path_length"] / measured["stem_scale"]
             rows.append(settings | reached | measured)
     names = ("depth", "hold_stem", "seed", "epoch", "time", "train_accuracy")
