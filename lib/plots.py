@@ -484,8 +484,8 @@ def _by_depth(
         depths.set(yscale="log", xlabel="training time $t$", ylabel=f"von Neumann ratio of {convolution}")
         depths.set_title(f"{tables.word(deeper['activation'][0])}, weight-tied, by depth")
     if len(lost["depth"]):
-        times.loglog(lost["depth"], lost["lost_at"], "o", color=BLUE)
-        times.set(ylabel="training time $t$", title="where smoothness is lost")
+        times.plot(lost["depth"], lost["lost_at"], "o", color=BLUE)
+        times.set(yscale="log", ylabel="training time $t$", title="where smoothness is lost")
         if len(lost["depth"]) > 1:
             fit = fit_slope(lost["depth"], lost["lost_at"])
             fitted = np.array([min(lost["depth"]), max(lost["depth"])], dtype=float)
