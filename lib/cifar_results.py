@@ -87,6 +87,14 @@ def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -
     return found
 
 
+def with_repeats(runs: Iterable[Run], choice: NetworkChoice, seed: int, **conditions: Any) -> list[Run]:
+    """The runs of a choice and seed, and after them those of the other seeds with the longest schedule that there is,
+    which tell how much of what is seen is the seed's."""
+    found = choice.select(runs, **conditions)
+    repeats = records.longest_schedule(found)
+    return records.select(found, seed=seed) + [run for run in repeats if run.config.seed != seed]
+
+
 def longest_by_depth(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> list[Run]:
     """The weight-tied runs of a choice in every depth there is, each depth's longest schedule, the shallowest first."""
     found = choice.select(runs, smooth_init=True, depth=None, **conditions)

@@ -417,9 +417,9 @@ def smoothness(
     training in networks of several depths, and the training time at which each stops being smooth.
 
     ``training``, ``depth``, ``deeper`` and ``lost`` have the columns of ``smoothness.csv``, ``smoothness_depth.csv``,
-    ``smoothness_depths.csv`` and ``smoothness_lost.csv``: weight-tied runs in the colour of their activation, solid for
-    the longest schedule and dashed for shorter ones, i.i.d. runs grey. ``below`` is the ratio under which weights count
-    as smooth, ``straight`` that of a straight line over a part.
+    ``smoothness_depths.csv`` and ``smoothness_lost.csv``: a line a seed, weight-tied runs in the colour of their
+    activation, solid for the longest schedule and dashed for shorter ones, i.i.d. runs grey. ``below`` is the ratio
+    under which weights count as smooth, ``straight`` that of a straight line over a part.
     """
     figure, ((course, parts), (depths, times)) = panels(2, rows=2, width_ratios=[1.4, 1], height=5.4)
     parts.sharey(course)
@@ -433,17 +433,19 @@ def smoothness(
     runs = [tables.select(training, run=run) for run in dict.fromkeys(training["run"])]
     # The shorter schedules on top: where both agree, one sees both.
     for rows in sorted(runs, key=lambda rows: (not rows["smooth_init"][0], -rows["epochs"][0])):
-        if rows["smooth_init"][0]:
-            label, style = _tied_run(rows, longest)
-        else:
-            label, style = "i.i.d. initialisation", {"color": GREY, "linewidth": 0.8}
-        new = label not in course.get_legend_handles_labels()[1]
-        course.plot(rows["time"], rows[f"von_neumann_{convolution}"], label=label if new else None, **style)
+        style = _tied_run(rows, longest)[1] if rows["smooth_init"][0] else {"color": GREY, "linewidth": 0.8}
+        course.plot(rows["time"], rows[f"von_neumann_{convolution}"], **style)
         ends = tables.select(depth, run=rows["run"][0])
         if len(ends["part"]):
             # Hollow and of different sizes, so that one sees all of those that lie on top of each other.
             marker = {"markerfacecolor": "white", "markersize": 5 + 2 * (ends["activation"][0] == "identity")}
             parts.plot(ends["part"], ends[f"von_neumann_{convolution}"], "o", **style, **marker)
+    for activation in dict.fromkeys(tables.select(training, smooth_init=True)["activation"].tolist()):
+        course.plot([], [], color=ACTIVATION_COLORS.get(activation, PURPLE), label=tables.word(activation))
+    for epochs in np.unique(training["epochs"])[::-1]:
+        course.plot([], [], "-" if epochs == longest else "--", color="black", label=f"{epochs} epochs")
+    if not all(training["smooth_init"]):
+        course.plot([], [], color=GREY, linewidth=0.8, label="i.i.d.")
     for panel in (course, parts):
         panel.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
     course.annotate("below: smooth", (1, below), (0, -3), xycoords=("axes fraction", "data"),
@@ -452,7 +454,8 @@ def smoothness(
     course.set_xlabel(r"training time $t$: sum of the learning rates of all steps")
     course.set_ylabel(f"von Neumann ratio of {convolution}")
     course.set_title("along training, all layers")
-    course.legend(loc="center right", bbox_to_anchor=(1, 0.33))
+    # Between the layers that lose their smoothness, above, and those that keep it.
+    course.legend(loc="center right", bbox_to_anchor=(1, 0.4), ncols=2, columnspacing=0.8, handlelength=1.6)
     if straight > 0:
         parts.axhline(straight, color=GREY, linestyle="--", linewidth=1, zorder=0)
         parts.annotate(f"straight line: {straight:.2g}", (0.98, straight), (0, -5), xycoords=("axes fraction", "data"),
@@ -535,14 +538,15 @@ def rounding(precision: tables.Table, depth: tables.Table, convolution: str = "c
     ratio.set_title("smoothness in two precisions")
     parts.set_title("noise at the end of training")
     parts.set(yscale="log", xlabel="part of the layers")
+    _room_for_legend(parts, 0.4)
     parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
     for panel, rows in ((share, precision["depth"]), (ratio, precision["depth"]), (parts, depth["run"])):
         if not len(rows):
             panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
         elif panel is share:
             panel.legend(loc="lower right", handlelength=1.6)
-        elif panel is parts:  # between rough networks, above, and smooth ones
-            panel.legend(loc="center left", bbox_to_anchor=(0, 0.36), fontsize=7, handlelength=1.6, labelspacing=0.2)
+        elif panel is parts:
+            panel.legend(loc="lower left", fontsize=7, handlelength=1.6, labelspacing=0.2)
     return figure
 
 
@@ -552,37 +556,35 @@ def stem(networks: tables.Table, training: tables.Table, spike: tables.Table, be
 
     ``networks``, ``training`` and ``spike`` have the columns of ``stem.csv``, ``stem_training.csv`` and
     ``stem_spike.csv``: networks in the colour of their activation, weight-tied ones full, i.i.d. ones hollow, squares
-    where the stem was held, beside each the epochs of its schedule; in training a line a run, and one at ``below``.
+    where the stem was held, the larger the longer their schedule; in training a line a run, and one at ``below``.
     """
     figure, axes = panels(2, rows=3, height=6.4, width_ratios=[1.25, 1])
     (accuracy, ratio, rougher), (loss, length, longer) = axes.T
     for above, under in ((accuracy, ratio), (loss, length)):
         above.sharex(under)
         above.tick_params(labelbottom=False)
+    lengths = np.unique(networks["epochs"]).tolist()
+    sizes = dict(zip(lengths[::-1], (7, 4.5, 3), strict=False))
     for name, panel in (("test_accuracy", accuracy), ("von_neumann_conv1", ratio)):
         for row in tables.rows(networks):
             color = ACTIVATION_COLORS.get(row["activation"], PURPLE)
             face = color if row["smooth_init"] else "white"
             marker = "s" if row["hold_stem"] else "o"
             place = row["relative_path_length"], row[name]
-            panel.plot(*place, marker, color=color, markerfacecolor=face, markersize=6)
-            if panel is accuracy:
-                offset, align = ((-5, -3), "right") if row["smooth_init"] else ((5, -3), "left")
-            else:  # many have a ratio of about 2, side by side
-                offset, align = (0, -11 if row["smooth_init"] else 5), "center"
-            panel.annotate(str(row["epochs"]), place, offset, textcoords="offset points", ha=align,
-                           fontsize=7, color=color)  # fmt: skip
+            size = sizes.get(row["epochs"], min(sizes.values()))
+            panel.plot(*place, marker, color=color, markerfacecolor=face, markersize=size)
     accuracy.set(ylabel="test accuracy (%)", title="networks at the end of training")
     ratio.set(yscale="log", xlabel="relative path length", ylabel="von Neumann ratio of conv1")
     for activation in dict.fromkeys(networks["activation"]):
         label, color = tables.word(activation), ACTIVATION_COLORS.get(activation, PURPLE)
-        accuracy.plot([], [], "o", color=color, label=label)
-    accuracy.plot([], [], "o", color=GREY, label="full: weight-tied")
-    accuracy.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: i.i.d.")
+        ratio.plot([], [], "o", color=color, label=label)
+    ratio.plot([], [], "o", color=GREY, label="full: weight-tied")
+    ratio.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: i.i.d.")
     if any(networks["hold_stem"]):
-        accuracy.plot([], [], "s", color=GREY, label="stem held")
-    accuracy.plot([], [], " ", label="numbers: epochs")
-    accuracy.legend(loc="lower right", labelspacing=0.3)
+        ratio.plot([], [], "s", color=GREY, label="stem held")
+    for epochs, size in sizes.items():
+        ratio.plot([], [], "o", color=GREY, markersize=size, label=f"{epochs} epochs")
+    ratio.legend(loc="lower right", labelspacing=0.3, ncols=2, columnspacing=0.8)
     for hold_stem, label, color in ((False, "stem trains", BLUE), (True, "stem held", PURPLE)):
         rows = tables.select(training, hold_stem=hold_stem)
         for run in dict.fromkeys(rows["run"]):

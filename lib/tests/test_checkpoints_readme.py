@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lib import checkpoints, paths, records, tables
-from lib.cifar_results import PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, table_1
-from lib.cifar_smoothness import course
-from lib.distances import fit_slope, ratios_along_depth
+from lib.cifar_results import NAMES, PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, table_1
+from lib.cifar_smoothness import course, smoothness_in_training
+from lib.distances import fit_slope, ratios_along_depth, straight_line_ratio
 from lib.records import CONVOLUTIONS, Run
 
 README = (paths.CHECKPOINTS / "README.md").read_text(encoding="utf-8")
@@ -93,6 +93,55 @@ def test_runs_that_were_trained_on_two_devices():
                 assert row["von_neumann_conv1"] == run.values["von_neumann_conv1"]
 
 
+def both_seeds(activation, smooth_init):
+    """The runs of 180 epochs in the paper's setting, seed 0 first."""
+    runs = NetworkChoice(activation, epochs=180).select(records.read_runs(), smooth_init=smooth_init)
+    assert [run.config.seed for run in runs] == [0, 1][: len(runs)]
+    return runs
+
+
+def test_two_seeds_of_180_epochs():
+    text, tests, steady = section("Two seeds of 180 epochs"), {}, {}
+    for paper in PAPER_TABLE:
+        network = paper.activation, paper.smooth_init
+        runs = both_seeds(*network)
+        by_cpu = [run.config.seed for run in runs if run.values["device"] == "cpu"]
+        assert by_cpu == ([] if paper.activation == "identity" else [0])
+        tests[network] = [run.values["test_accuracy"] for run in runs]
+        unsteady = [int((falls(run) > 2).sum()) for run in runs]
+        steady[network] = [count == 0 for count in unsteady]
+        name = {"gelu": "GELU", "relu": "ReLU"}.get(paper.activation, paper.activation)
+        cells = [", ".join(f"{test:.2f} %" for test in tests[network]), f"{paper.test} ± {paper.test_range} %"]
+        cells.append(", ".join(f"{run.values['von_neumann_conv1']:.2g}" for run in runs))
+        cells.append(", ".join(map(str, unsteady)))
+        assert f"| {name} | {NAMES[paper.smooth_init]} | {' | '.join(cells)} |" in text
+        if paper.activation == "identity":
+            assert all(abs(test - paper.test) < paper.test_range for test in tests[network])
+    tied = smoothness_in_training(run for name in ("gelu", "relu", "identity") for run in both_seeds(name, True))
+    lost = [course(tied, run).lost_after for run in dict.fromkeys(tied["run"])]
+    said = "after epochs {} and {} with GELU, {} and {} with ReLU, and never with identity"
+    assert said.format(*lost[:4]) in text
+    assert lost[4:] == [None, None]
+    assert lost[1] - lost[0] == 2  # "loses it two epochs later"
+    gelu, relu = ([tests[activation, smooth] for smooth in (True, False)] for activation in ("gelu", "relu"))
+    assert (np.subtract(*gelu) > 0).all()  # "the weight-tied networks are the better ones in both seeds"
+    assert np.subtract(*relu).prod() < 0  # "it depends on the seed"
+    published, paper = [row.test for row in PAPER_TABLE if row.activation == "relu"]
+    assert f"in the paper they are within {paper - published:.1f} points of each other" in text
+    best = {}
+    for activation in ("gelu", "relu"):
+        ended = {True: [], False: []}
+        for smooth in (True, False):
+            for test, is_steady in zip(tests[activation, smooth], steady[activation, smooth], strict=True):
+                ended[is_steady].append(test)
+        best[activation] = sorted(ended[True]), max(ended[False])
+        assert min(ended[True]) > max(ended[False])
+    ((first, second), other_gelu), ((third,), other_relu) = best["gelu"], best["relu"]
+    assert "of the eight runs with GELU and ReLU three trained steadily" in text
+    said = f"with GELU at {first:.2f} and {second:.2f} % against at most {other_gelu:.2f} %, "
+    assert f"{said}with ReLU at {third:.2f} % against at most {other_relu:.2f} %" in text
+
+
 def test_gelu_over_180_epochs():
     text = section("GELU over the paper's 180 epochs")
     tied, iid = (run_of("gelu", smooth_init, 180) for smooth_init in (True, False))
@@ -116,26 +165,28 @@ def test_relu_over_180_epochs():
     assert f"{unsteady(tied)}; in the last 30 epochs it never did" in text
     assert falls(tied)[-30:].max() < 2
     assert falls(iid).max() < 2  # "it was steady"
-    published, paper = [row for row in PAPER_TABLE if row.activation == "relu"]
-    assert f"within the paper's spread over seeds, {paper.test_range:.1f} points" in text
-    better = iid.values["test_accuracy"] - tied.values["test_accuracy"]
-    said = f"within {paper.test - published.test:.1f} points of each other; here the i.i.d. network is better by"
-    assert f"{said} {better:.1f}." in text
+    apart = [np.ptp([run.values["test_accuracy"] for run in both_seeds("relu", smooth)]) for smooth in (True, False)]
+    assert f"{apart[0]:.1f} points of test accuracy apart from weight-tied layers and {apart[1]:.1f} from" in text
+    spreads = [row.test_range for row in PAPER_TABLE if row.activation == "relu"]
+    assert "the paper's spreads over seeds are {} and {}".format(*spreads) in text
 
 
-def test_which_networks_of_180_epochs_are_within_the_papers_spread_and_which_were_steady():
-    within, steady, others = [], [], []
-    for paper in (row for row in PAPER_TABLE if row.activation != "identity"):
-        run = run_of(paper.activation, paper.smooth_init, 180)
-        accuracy = run.values["test_accuracy"]
-        if abs(accuracy - paper.test) < paper.test_range:
-            within.append((paper.activation, paper.smooth_init))
-        (steady if falls(run).max() < 2 else others).append(accuracy)
-    assert within == [("relu", False)]
-    (first, second), (third, fourth) = sorted(steady), sorted(others)
-    text = section("ReLU over the paper's 180 epochs")
-    assert f"test accuracies of {first:.2f} % and {second:.2f} %, the two that did not at {third:.2f} % and" in text
-    assert f"and {fourth:.2f} %: an association" in text
+def test_identity_over_180_epochs():
+    text = section("Identity over the paper's 180 epochs")
+    tied, iid = (run_of("identity", smooth_init, 180) for smooth_init in (True, False))
+    assert accuracies(tied) in text
+    assert accuracies(iid) in text
+    ratio, listed = tied.values["von_neumann_conv1"], ", ".join(f"{ratio:.2g}" for ratio in eighths(tied))
+    straight = straight_line_ratio(256 // 8)
+    assert f"conv1 is {ratio:.2g}, in its eighths {listed} (a straight line over an eighth has {straight:.2g})" in text
+    assert max(eighths(tied)) < SMOOTH_BELOW  # "all along the depth"
+    gelu = run_of("gelu", True, 180)
+    training = smoothness_in_training([tied, gelu])
+    times = [1 / course(training, run.config.name).rate for run in (tied, gelu)]
+    assert f"in a training time of {times[0]:.0f} (GELU: {times[1]:.0f})" in text
+    short = run_of("identity", True, 30).values["von_neumann_conv1"]
+    assert f"after 30 epochs it was {short:.2g}." in text
+    assert iid.values["von_neumann_conv1"] > 1.9  # "noise"
 
 
 def path_correlation(networks):
@@ -149,18 +200,24 @@ def test_the_size_of_the_stem():
     lengths = networks["relative_path_length"]
     count, correlation = len(lengths), path_correlation(networks)
     assert f"(correlation with its logarithm {correlation:.2f}; {count} networks, an association)" in text
-    said = "in the networks of seed 0 with batch norm, one of them with its stem held"
+    said = "in the networks of both seeds whose stem was measured, one of them with its stem held"
     assert f"between {min(lengths):.2g} and {max(lengths):.2g} {said}" in text
-    of_180 = tables.select(networks, epochs=180)
-    lengths = of_180["relative_path_length"]
-    assert len(lengths) == 4
-    said = f"of 180 epochs, between {min(lengths):.2g} and {max(lengths):.2g}, it does not"
-    assert f"{said} (correlation {path_correlation(of_180):.2f})" in text
+    places = (networks["epochs"] == 180) & (networks["activation"] != "identity")
+    long = {name: column[places] for name, column in networks.items()}
+    lengths = long["relative_path_length"]
+    assert len(lengths) == 8
+    said = (
+        f"Among the eight of GELU and ReLU over 180 epochs, between {min(lengths):.2g} and {max(lengths):.2g}, it does"
+    )
+    assert f"{said} not (correlation {path_correlation(long):.2f})" in text
     assert sum(networks["hold_stem"]) == 1
-    grown = {row["activation"] for row in tables.rows(networks) if row["stem_scale"] > 1}
-    assert grown == {"identity"}
-    assert "makes the stem smaller, but for identity" in text
-    (long,) = tables.rows(tables.select(networks, activation="gelu", epochs=180, smooth_init=True))
+    free = tables.select(networks, hold_stem=False)
+    identity = tables.select(free, activation="identity")["stem_scale"]
+    assert f"but for identity, where it ends between {min(identity):.2g} and {max(identity):.2g}" in text
+    others = free["stem_scale"][free["activation"] != "identity"]
+    assert max(others) < min(identity)
+    name = run_of("gelu", True, 180).config.name
+    (long,) = tables.rows(tables.select(networks, run=name))
     assert f"they are {long['stem_scale']:.2g} and {long['path_length']:.2g}, after 1 and 0 at the start" in text
     relu = tables.rows(tables.select(networks, activation="relu", epochs=30, smooth_init=True))
     held, free = sorted(relu, key=lambda row: not row["hold_stem"])
@@ -242,18 +299,19 @@ def test_the_watched_epochs_are_those_of_the_run():
 def test_what_is_left_of_the_initial_weights():
     text = section("Little of the initial weights is left")
     table = tables.read_csv(paths.FIGURES / "smoothness_initialisation.csv")
-    short, long = tables.select(table, epochs=30), tables.select(table, activation="gelu", epochs=180)
+    short, long = (tables.select(table, activation="gelu", epochs=epochs) for epochs in (30, 180))
     alone = f"{100 * short['weight_decay_alone'][0]:.1f} %", f"{100 * long['weight_decay_alone'][0]:.0e} %"
     alone = [share.replace("e-0", "e-") for share in alone]
     assert f"leaves {alone[0]} of the initial weights after 30 epochs, and {alone[1]} after 180" in text
     left, share = (np.concatenate([short[f"{what}_{name}"] for name in CONVOLUTIONS]) for what in ("left", "share"))
-    assert f"it is {100 * left.min():.1f} to {100 * left.max():.1f} % after 30 epochs" in text
+    assert f"it is {100 * left.min():.1f} to {100 * left.max():.1f} % after 30 epochs of GELU" in text
     assert f"{100 * share.min():.2g} to {100 * share.max():.2g} % of the squared norm" in text
-    most = max(long[f"share_{name}"].max() for name in CONVOLUTIONS)
-    assert f"at most {100 * most:.2g} % of it after 180: next to nothing" in text
+    every = tables.select(table, epochs=180)
+    most, of_gelu = (100 * max(of[f"share_{name}"].max() for name in CONVOLUTIONS) for of in (every, long))
+    assert f"after 180 at most {most:.2g} % of it (identity), with GELU {of_gelu:.2g} %: next to nothing" in text
     (tied,) = tables.rows(tables.select(long, smooth_init=True))
     times = [tied[f"share_{name}"] / tied[f"chance_{name}"] for name in CONVOLUTIONS]
-    assert f"in weight-tied layers {times[0]:.0f} (conv1) and {times[1]:.0f} times (conv2) as much as" in text
+    assert f"in weight-tied GELU layers {times[0]:.0f} (conv1) and {times[1]:.0f} times (conv2) as much as" in text
 
 
 def test_what_parts_gelu_layers_from_a_curve():
@@ -277,12 +335,6 @@ def test_rounding_was_watched_as_the_recipe_says():
     assert 'for dtype, seed in (("float32", 0), ("float32", 1), ("float32", 2), ("float64", 0)):' in README
 
 
-def test_where_weight_tied_relu_layers_are_rough():
-    found = eighths(run_of("relu", True, 30))
-    first, second = (f"{min(half):.2g} to {max(half):.2g}" for half in (found[:4], found[4:]))
-    assert f"(ratios of its eighths {first}, of the second half's {second})" in section("Layer by layer")
-
-
 def test_channels_that_live_without_batch_norm():
     checkpoint = checkpoints.load(paths.CHECKPOINTS / "relu_iid_nobn_depth256_lr0.04_epochs30_seed0.safetensors")
     layers = checkpoint.network.residual_layers
@@ -293,8 +345,13 @@ def test_channels_that_live_without_batch_norm():
     assert f"this tells {100 * told:.1f} % of the i.i.d. layers' channels, {100 * alive:.0f} % of which live" in text
 
 
-def test_the_networks_are_light_and_those_without_weights_are_named():
+def test_the_networks_are_light_and_those_with_weights_are_named():
     assert sum(path.stat().st_size for path in paths.CHECKPOINTS.rglob("*") if path.is_file()) < 60e6
-    (sentence,) = re.findall(r"^Every run of seed 0 has its weights here.*", README, re.MULTILINE)
-    without = {run.config.name for run in records.read_runs() if run.config.seed == 0 and not run.has_weights}
-    assert set(re.findall(r"`(\w[\w.-]+)`", sentence)) == without
+    (sentence,) = re.findall(r"^Weights are here of ten runs of seed 0.*", README, re.MULTILINE)
+    said = "the six networks of Table 1 over the paper's 180 epochs, the two of GELU over 30, "
+    assert said in sentence
+    named = set(re.findall(r"`(\w[\w.-]+)`", sentence))
+    named |= {run_of(row.activation, row.smooth_init, 180).config.name for row in PAPER_TABLE}
+    named |= {run_of("gelu", smooth_init, 30).config.name for smooth_init in (True, False)}
+    assert {run.config.name for run in records.read_runs() if run.has_weights} == named
+    assert len(named) == 10

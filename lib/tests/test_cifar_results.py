@@ -75,6 +75,16 @@ def test_the_longest_schedule_of_each_depth(tmp_path):
     assert [run.config for run in runs] == [configs[1], configs[0]]
 
 
+def test_repeats_are_the_other_seeds_of_the_longest_schedule(tmp_path):
+    configs = [CifarConfig(depth=8, epochs=epochs, seed=seed) for epochs in (2, 3) for seed in (0, 1)]
+    for config in configs:
+        finish(tmp_path, config)
+    records.gather(tmp_path)
+    runs = cifar_results.with_repeats(records.read_runs(tmp_path), NetworkChoice(depth=8), seed=0)
+    assert {run.config for run in runs[:2]} == {configs[0], configs[2]}
+    assert [run.config for run in runs[2:]] == [configs[3]]
+
+
 def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(trained):
     table = cifar_results.table_1(records.read_runs(), trained)
     row = {name: values[3] for name, values in table.items()}

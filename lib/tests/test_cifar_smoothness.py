@@ -138,7 +138,7 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     np.testing.assert_array_equal(depths.lines[0].get_ydata(), deeper["von_neumann_conv2"])
     assert times.lines[0].get_xydata().tolist() == [[32, 100], [64, 200]]
     assert times.get_legend_handles_labels()[1] == ["slope 1.00"]
-    labels = ["GELU, 180 epochs", "GELU, 30 epochs", "i.i.d. initialisation"]
+    labels = ["GELU", "180 epochs", "30 epochs", "i.i.d."]
     assert course.get_legend_handles_labels()[1] == labels
     longest = tables.select(training, smooth_init=True, epochs=180)
     np.testing.assert_array_equal(course.lines[0].get_ydata(), longest["von_neumann_conv2"])
@@ -224,9 +224,12 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
             *(networks[name] for name in ("relative_path_length", "test_accuracy", "hold_stem")), strict=True
         )
     ]
-    labels = ["GELU", "full: weight-tied", "hollow: i.i.d.", "stem held", "numbers: epochs"]
-    assert accuracy.get_legend_handles_labels()[1] == labels
-    assert [line.get_ydata()[0] for line in ratio.lines] == networks["von_neumann_conv1"]
+    sizes = {180: 7, 30: 4.5}
+    assert [line.get_markersize() for line in accuracy.lines[:4]] == [sizes[epochs] for epochs in networks["epochs"]]
+    assert set(networks["epochs"]) == set(sizes)
+    labels = ["GELU", "full: weight-tied", "hollow: i.i.d.", "stem held", "180 epochs", "30 epochs"]
+    assert ratio.get_legend_handles_labels()[1] == labels
+    assert [line.get_ydata()[0] for line in ratio.lines[:4]] == networks["von_neumann_conv1"]
     assert [line.get_ydata().tolist() for line in (*loss.lines, *length.lines)] == [[2.0, 1.0], [0.1, 3.0]]
     nothing = cifar_smoothness.relative_path_lengths([]), cifar_smoothness.smoothness_in_training([])
     empty = plots.stem(*nothing, {name: [] for name in spike}).axes
