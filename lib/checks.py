@@ -1,8 +1,10 @@
-"""Checks of single values: each returns nothing or raises one sentence that names the value."""
+"""Checks of single values: each returns nothing or raises one sentence that names the value. And the status that a
+command ends with where such a sentence is raised."""
 
 import itertools
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,3 +93,20 @@ def usable_device(device: "str | torch.device") -> "torch.device":
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device is {device!r}, but PyTorch sees {count} CUDA devices here, numbered from 0.")
     return found
+
+
+def exit_code(command: Callable[[], object], interrupted: str, *, failures: tuple, misuses: tuple) -> int:
+    """Run a command and say in one sentence what went wrong: 1 for a failure, 2 for a misuse, 130 where a person
+    interrupted it."""
+    try:
+        command()
+    except failures as error:
+        print(error, file=sys.stderr)
+        return 1
+    except misuses as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    return 0

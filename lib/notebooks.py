@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
 
-from lib import parameters, paths
+from lib import checks, parameters, paths
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -357,26 +357,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store.set_defaults(command=_execute_command)
     commands.add_parser("list", help="list the notebooks and their profiles").set_defaults(command=_list_command)
     chosen = parser.parse_args(arguments)
-    return exit_code(partial(chosen.command, chosen), "Interrupted; nothing of this run is kept.")
-
-
-def exit_code(
-    command: Callable[[], object], interrupted: str, failures: tuple = (RunFailed, paths.Busy), misuses: tuple = ()
-) -> int:
-    """Runs a command and says in one sentence what went wrong: 1 for a failure, 2 for wrong parameters or another
-    misuse, 130 where a person interrupted it."""
-    try:
-        command()
-    except failures as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (parameters.WrongParameters, *misuses) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
-    return 0
+    return checks.exit_code(
+        partial(chosen.command, chosen),
+        "Interrupted; nothing of this run is kept.",
+        failures=(RunFailed, paths.Busy),
+        misuses=(parameters.WrongParameters,),
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 
-from lib import cifar, cifar_training, notebooks, parameters, paths, records
+from lib import checks, cifar, cifar_training, notebooks, parameters, paths, records
 from lib.cifar_training import CifarConfig
 
 NOTEBOOK = "train_cifar"
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", default="", metavar="'NAME=VALUE ...'", help="values in their place")
     parser.add_argument("--epochs", type=int, help="a schedule of this length for a listed run")
     chosen = parser.parse_args(arguments)
-    return notebooks.exit_code(
+    return checks.exit_code(
         partial(_train_command, chosen),
         "Interrupted; the same command goes on after the last complete epoch.",
         failures=(notebooks.RunFailed, RuntimeError, cifar.DataNotFoundError, records.CheckpointError),

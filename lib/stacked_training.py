@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import checks, cifar, cifar_training, notebooks, paths, records, stacked_layers
+from lib import checks, cifar, cifar_training, paths, records, stacked_layers
 from lib.cifar_training import CifarConfig, EpochRecord, Training
 from lib.convnet import BN_EPS, BN_MOMENTUM, CONVOLUTIONS, STEM_PADDING, batch_norm_scale
 from lib.stacked_layers import ACTIVATIONS, CHANNELS, PIXELS, SIDE, Kernels, StackedLayers, descend
@@ -399,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=10, metavar="EPOCHS", help="write the states so often")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop, to be gone on with, after so long")
     chosen = parser.parse_args(arguments)
-    return notebooks.exit_code(
+    return checks.exit_code(
         partial(_train_command, chosen),
         "Interrupted; the same command goes on after the last state that was written.",
         failures=(RuntimeError, cifar.DataNotFoundError, records.CheckpointError, Divergence),

@@ -9,6 +9,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -461,6 +462,14 @@ def test_the_command_takes_runs_by_name_or_the_pending_ones(capsys):
     assert all(config.batch_norm and config.epochs == 7 for config in pending)
     assert stacked_training.main(["gelu_iid_bn_depth256_lr0.04_epochs180_seed0"]) == 0
     assert capsys.readouterr().out == "All of these runs are finished.\n"
+
+
+def test_training_needs_none_of_the_notebooks_packages():
+    """A machine with a GPU has PyTorch, and often no Jupyter."""
+    hidden = ("papermill", "nbformat", "nbclient", "nbconvert", "ipywidgets", "IPython", "matplotlib")
+    code = f"import sys; sys.modules |= dict.fromkeys({hidden}); import lib.stacked_training"
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @needs_compiler
