@@ -344,11 +344,12 @@ def test_channels_that_live_without_batch_norm():
 
 def test_the_networks_are_light_and_those_with_weights_are_named():
     assert sum(path.stat().st_size for path in paths.CHECKPOINTS.rglob("*") if path.is_file()) < 60e6
-    (sentence,) = re.findall(r"^Weights are here of ten runs of seed 0.*", README, re.MULTILINE)
-    said = "the six networks of Table 1 over the paper's 180 epochs, the two of GELU over 30, "
+    (sentence,) = re.findall(r"^Weights are here of thirteen runs of seed 0.*", README, re.MULTILINE)
+    said = "the six networks of Table 1 over the paper's 180 epochs, the two of GELU over 30, the three ["
     assert said in sentence
     named = set(re.findall(r"`(\w[\w.-]+)`", sentence))
     named |= {run_of(row.activation, row.smooth_init, 180).config.name for row in PAPER_TABLE}
     named |= {run_of("gelu", smooth_init, 30).config.name for smooth_init in (True, False)}
+    named |= {run.config.name for run in small_networks()}
     assert {run.config.name for run in records.read_runs() if run.has_weights} == named
-    assert len(named) == 10
+    assert len(named) == 13
