@@ -223,30 +223,40 @@ def test_the_size_of_the_stem():
     assert f"a test accuracy of {held['test_accuracy']:.2f} % in place of {free['test_accuracy']:.2f} %" in text
 
 
-def small_networks():
-    """The GELU networks of 32 layers without and with a stem that is held, and that of 64, of seed 0."""
-    runs = [run for run in records.read_runs() if run.config.epochs == 60 and run.config.seed == 0]
+def small_networks(seed=0):
+    """The GELU networks of 32 layers without and with a stem that is held, and those of 64, of one seed."""
+    runs = [run for run in records.read_runs() if run.config.epochs == 60 and run.config.seed == seed]
     (held,) = records.select(runs, depth=32, hold_stem=True)
     (free,) = records.select(runs, depth=32, hold_stem=False)
-    (deeper,) = records.select(runs, depth=64)
-    return free, held, deeper
+    return free, held, *records.select(runs, depth=64)
 
 
 def test_what_a_held_stem_costs_and_does_not_keep():
     text = section("The size of the stem is the length of the ODE")
-    free, held, _ = small_networks()
-    assert vars(held.config) | {"hold_stem": False} == vars(free.config)
     networks, training = (tables.read_csv(paths.FIGURES / f"{name}.csv") for name in ("stem", "stem_training"))
-    rows = [tables.select(training, run=run.config.name) for run in (free, held)]
-    lengths = [row["relative_path_length"][-1] for row in rows]
     line = np.polyfit(np.log10(networks["relative_path_length"]), networks["test_accuracy"], 1)[0]
-    tests = [run.values["test_accuracy"] for run in (free, held)]
-    said = f"at {lengths[0]:.2g} and at {lengths[1]:.2g} with the stem held, which would be "
-    said += f"{line * np.log10(lengths[0] / lengths[1]):.1f} points of test accuracy by the line through the networks"
-    assert said in text
-    assert f"above, and is {tests[0] - tests[1]:.1f} ({tests[0]:.2f} % and {tests[1]:.2f} %)" in text
-    found = [course(training, run.config.name).lost_after for run in (held, free)]
-    assert f"their ratio is above 0.1 after epoch {found[0]} of 60, without after epoch {found[1]}" in text
+    seeds = []
+    for seed in (0, 1):
+        free, held, *_ = small_networks(seed)
+        assert vars(held.config) | {"hold_stem": False} == vars(free.config)
+        rows = [tables.select(training, run=run.config.name) for run in (free, held)]
+        lengths = [row["relative_path_length"][-1] for row in rows]
+        tests = [run.values["test_accuracy"] for run in (free, held)]
+        seeds.append(
+            {
+                "lengths": [f"{length:.2g}" for length in lengths],
+                "by the line": f"{line * np.log10(lengths[0] / lengths[1]):.1f}",
+                "points": f"{tests[0] - tests[1]:.1f}, {tests[0]:.2f} % and {tests[1]:.2f} %",
+                "lost": [course(training, run.config.name).lost_after for run in (held, free)],
+            }
+        )
+    first, second = seeds
+    ends = "it ends at {} and at {} with the stem held".format(*first["lengths"])
+    assert f"{ends} (seed 1: {' and '.join(second['lengths'])})" in text
+    said = f"would be {first['by the line']} points of test accuracy by the line through the networks above (seed 1: "
+    assert f"{said}{second['by the line']}), and is {first['points']} (seed 1: {second['points']})" in text
+    lost = "after epoch {} of 60, without after epoch {}".format(*first["lost"])
+    assert f"their ratio is above 0.1 {lost} (seed 1: {' and '.join(map(str, second['lost']))})" in text
 
 
 def test_how_long_networks_of_few_layers_are_smooth():
@@ -255,7 +265,11 @@ def test_how_long_networks_of_few_layers_are_smooth():
     lost = tables.read_csv(paths.FIGURES / "smoothness_lost.csv")
     assert lost["depth"].tolist() == [32, 64, 256]
     times = [f"{time:.0f}" for time in lost["lost_at"]]
-    assert f"of {times[0]} with 32 layers, {times[1]} with 64 and {times[2]} with 256" in text
+    again = [small_networks(1)[0], both_seeds("gelu", True)[1]]
+    training = smoothness_in_training(again)
+    other = [course(training, run.config.name).lost_at for run in again]
+    said = f"of {times[0]} with 32 layers, {times[1]} with 64 and {times[2]} with 256"
+    assert f"{said} (seed 1: {other[0]:.0f} with 32 and {other[1]:.0f} with 256)" in text
     slope = fit_slope(lost["depth"], lost["lost_at"]).slope
     assert f"about as the depth to the power of {slope:.1f}" in text
     assert slope < 1  # "there it is the shallower networks that stay smooth for longer"
