@@ -23,13 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lib import checks, cifar, distances, paths
+from lib import checks, cifar, distances, layer_log, paths
 from lib.convnet import CONVOLUTIONS, ConvNetConfig, ConvResNet
 from lib.training import Divergence
 
 STATE_FORMAT = 1
 STATE_FILE = "state.pt"
 LOG_FILE = "log.json"
+LAYER_LOG_FILE = f"log{layer_log.ENDING}"
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 ADAPTIVE_LEARNING_RATE = 1e-2
@@ -42,11 +43,11 @@ CHECK_EVERY = 100
 class CifarConfig:
     """One run. The defaults are the paper's setting; every field is part of the run's name or of its check.
 
-    ``smooth_init`` is the weight-tied initialisation. ``adaptive`` holds the step of the stem and the head at
-    0.01, whatever ``learning_rate`` and its schedule. ``hold_stem`` leaves the stem's batch norm at scale 1 and
-    shift 0, as it starts: an experiment that is not in the paper. The cosine schedule always ends at ``epochs``,
-    so that a run of 30 epochs is a short schedule of its own, not the beginning of one of 180. ``train_images``
-    and ``test_images`` (0 means all) cut the sets for trials.
+    ``smooth_init`` is the weight-tied initialisation. ``adaptive`` starts the step of the stem and the head at
+    0.01, whatever ``learning_rate``; it falls to 0 by the same cosine. ``hold_stem`` leaves the stem's batch norm at
+    scale 1 and shift 0, as it starts: an experiment that is not in the paper. The cosine schedule always ends at
+    ``epochs``, so that a run of 30 epochs is a short schedule of its own, not the beginning of one of 180.
+    ``train_images`` and ``test_images`` (0 means all) cut the sets for trials.
     """
 
     activation: str = "gelu"
@@ -172,8 +173,17 @@ def start_trial_anew(config: CifarConfig) -> None:
 
 
 def learning_rate(config: CifarConfig, epoch: int) -> float:
-    """The cosine schedule, one value an epoch (0-based): (eta/2) (1 + cos(pi epoch / epochs))."""
-    return config.learning_rate * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    """That of the residual layers, one value an epoch (0-based): (eta/2) (1 + cos(pi epoch / epochs))."""
+    return config.learning_rate * _cosine(config, epoch)
+
+
+def end_learning_rate(config: CifarConfig, epoch: int) -> float:
+    """That of the stem and the head: the same schedule, from 0.01 on if ``config.adaptive``."""
+    return (ADAPTIVE_LEARNING_RATE if config.adaptive else config.learning_rate) * _cosine(config, epoch)
+
+
+def _cosine(config: CifarConfig, epoch: int) -> float:
+    return (1 + math.cos(math.pi * epoch / config.epochs)) / 2
 
 
 def training_time(config: CifarConfig, images: int, epochs: int | None = None) -> float:
@@ -273,7 +283,8 @@ def _epochs(run: "Training", folder: Path, report_every: int, download: bool) ->
         record = run.complete(
             (running.loss, running.accuracy),
             (test_loss, test_accuracy),
-            measured(run.network),
+            kernels(run.network),
+            run.network.scales(),
             seconds=time.perf_counter() - started,
             device=device_name(device),
             engine=run.network.engine,
@@ -311,14 +322,14 @@ class Training:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
         self.log: list[dict[str, Any]] = []
+        self.layers: layer_log.LayerLog = {}
         self.versions = versions()
 
     def train_epoch(self, images: cifar.Images, report_every: int) -> Iterator[Progress]:
         """One epoch; yields every ``report_every`` and CHECK_EVERY batches and after the last one."""
         config, size = self.config, self.config.batch_size
-        rate = learning_rate(config, self.epoch)
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.param_groups[1]["lr"] = ADAPTIVE_LEARNING_RATE if config.adaptive else rate
+        self.optimizer.param_groups[0]["lr"] = learning_rate(config, self.epoch)
+        self.optimizer.param_groups[1]["lr"] = end_learning_rate(config, self.epoch)
         self.network.train()
         epoch = cifar.draw_epoch(len(images), self.generator, self.device)
         batches = steps(config, len(images))
@@ -343,14 +354,15 @@ class Training:
         self,
         train: tuple[float, float],
         test: tuple[float | None, float | None],
-        measured: dict[str, float | None],
+        weights: Mapping[str, Tensor],
+        scales: Mapping[str, float | None],
         *,
         seconds: float,
         device: str,
         engine: str,
     ) -> EpochRecord:
-        """Log the epoch that is over, and go to the next. ``train`` and ``test``: loss and accuracy; ``measured``: what
-        `measured` finds in the weights; ``device`` and ``engine`` in words."""
+        """Log the epoch that is over, and go to the next. ``train`` and ``test``: loss and accuracy; ``weights``: the
+        `kernels` and ``scales`` the `ConvResNet.scales` after it; ``device`` and ``engine`` in words."""
         record = EpochRecord(
             epoch=self.epoch,
             learning_rate=learning_rate(self.config, self.epoch),
@@ -358,13 +370,15 @@ class Training:
             train_accuracy=train[1],
             test_loss=test[0],
             test_accuracy=test[1],
-            **measured,
+            **smoothness(weights),
+            **scales,
             seconds=round(seconds, 3),
             device=device,
             engine=engine,
             threads=torch.get_num_threads(),
         )
         self.log.append(asdict(record))
+        self.layers = layer_log.extend(self.layers, self.epoch, weights)
         self.epoch += 1
         return record
 
@@ -377,11 +391,13 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "log": self.log,
+            "layers": self.layers,
             "versions": self.versions,
         }
         paths.write_atomically(folder / STATE_FILE, lambda draft: torch.save(state, draft))
         text = json.dumps({"config": state["config"], "log": self.log}, indent=1)
         paths.write_atomically(folder / LOG_FILE, lambda draft: draft.write_text(text + "\n"))
+        layer_log.write(folder / LAYER_LOG_FILE, self.layers, self.config.name)
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         check_same(state, self.config, folder)
@@ -389,6 +405,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.epoch, self.log = state["epoch"], state["log"]
+        self.layers = state.get("layers", {})  # a state from before this log has none
         # All that it was trained with, as the log has all devices.
         before = {name: str(version).split(" + ") for name, version in state["versions"].items()}
         self.versions = {
@@ -434,10 +451,14 @@ def evaluate(network: ConvResNet, images: cifar.Images) -> tuple[float, float]:
     return loss_sum.item() / len(images), 100 * correct.item() / len(images)
 
 
+def kernels(network: ConvResNet) -> dict[str, Tensor]:
+    """The kernels of both convolutions of all layers, by the names "conv1" and "conv2", each (L, C, C, 3, 3)."""
+    return {name: network.residual_layers.stacked(f"{name}.weight").detach() for name in CONVOLUTIONS}
+
+
 def measured(network: ConvResNet) -> dict[str, float | None]:
     """What a run logs about the weights after each epoch, by the names of `EpochRecord`."""
-    weights = {name: network.residual_layers.stacked(f"{name}.weight").detach() for name in CONVOLUTIONS}
-    return smoothness(weights) | network.scales()
+    return smoothness(kernels(network)) | network.scales()
 
 
 def smoothness(weights: Mapping[str, Tensor]) -> dict[str, float | None]:
@@ -500,8 +521,8 @@ def progress(reports: Iterable[Progress | EpochRecord], config: CifarConfig) -> 
 def read_state(folder: Path | str) -> dict[str, Any] | None:
     """The state that a run left in the folder, on the CPU, or None where there is none.
 
-    A dict with format, config, epoch (how many are complete), network, optimizer, generator, log, versions.
-    Raises ValueError with one sentence for a file that is not such a state.
+    A dict with format, config, epoch (how many are complete), network, optimizer, generator, log, layers (`lib.layer_log`),
+    versions. Raises ValueError with one sentence for a file that is not such a state.
     """
     path = Path(folder) / STATE_FILE
     if not path.exists():

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib import cifar_training, paths, tables
+from lib import cifar_training, layer_log, paths, tables
 from lib.checkpoints import Checkpoint, CheckpointError, load, save
 from lib.cifar_training import CifarConfig
 from lib.convnet import CONVOLUTIONS, ConvResNet
@@ -63,16 +63,17 @@ def summarise(log: list[dict[str, Any]]) -> dict[str, Any]:
 
 def successive_distances(network: ConvResNet) -> dict[str, list[float]]:
     """|conv_{i,k+1} - conv_{i,k}|_F for i = 1, 2 and k = 1..L-1, by the names "conv1" and "conv2"."""
-    weights = {name: network.residual_layers.stacked(f"{name}.weight").detach() for name in CONVOLUTIONS}
     return {
-        name: torch.diff(weight.double(), dim=0).flatten(1).norm(dim=1).tolist() for name, weight in weights.items()
+        name: torch.diff(weight.double(), dim=0).flatten(1).norm(dim=1).tolist()
+        for name, weight in cifar_training.kernels(network).items()
     }
 
 
 def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path, Path]:
     """Write the checkpoint and the record of a finished run into the folder of its state; returns both paths.
 
-    Raises ValueError where the run has not reached its last epoch, or the state is that of another run.
+    The layer log of the run is written beside its record. Raises ValueError where the run has not reached its last
+    epoch, or the state is that of another run.
     """
     folder = Path(folder) if folder is not None else cifar_training.run_folder(config)
     state = cifar_training.read_state(folder)
@@ -97,6 +98,9 @@ def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path,
         "log": state["log"],
     }
     record = folder / f"{config.name}.json"
+    layers = state.get("layers")
+    if layers:
+        layer_log.write(folder / f"{config.name}{layer_log.ENDING}", layers, config.name)
     paths.write_atomically(record, lambda draft: draft.write_text(_json(entries)))
     return weights, record
 
@@ -119,8 +123,11 @@ def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | 
     record.parent.mkdir(parents=True, exist_ok=True)
     for source, target in (
         (folder / f"{config.name}.safetensors", into / f"{config.name}.safetensors"),
+        (folder / f"{config.name}{layer_log.ENDING}", layer_log_path(config, into)),
         (folder / f"{config.name}.json", record),
     ):
+        if source.name.endswith(layer_log.ENDING) and not source.exists():
+            continue  # a run that ended before there was such a log
         content = source.read_bytes()
         paths.write_atomically(target, lambda draft, content=content: draft.write_bytes(content))
     return record
@@ -129,6 +136,11 @@ def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | 
 def record_path(config: CifarConfig, folder: Path | None = None) -> Path:
     """Where the record of a run is, or will be."""
     return (folder or paths.CHECKPOINTS) / "records" / f"{config.name}.json"
+
+
+def layer_log_path(config: CifarConfig, folder: Path | None = None) -> Path:
+    """Where the layer log of a run is, or will be."""
+    return (folder or paths.CHECKPOINTS) / "records" / f"{config.name}{layer_log.ENDING}"
 
 
 # ------------------------------------------------------------------------------------------------ the tables
@@ -220,6 +232,11 @@ class Run:
         """A line an epoch (`cifar_training.EpochRecord`), out of its record; none where the record is not there."""
         path = record_path(self.config, self.folder)
         return _read_record(path)["log"] if path.exists() else []
+
+    def layers(self) -> layer_log.LayerLog:
+        """Its layer log (`lib.layer_log`); an empty one if the run was trained before there were such logs."""
+        path = layer_log_path(self.config, self.folder)
+        return layer_log.read(path, self.config.name) if path.exists() else {}
 
 
 def read_runs(folder: Path | None = None) -> list[Run]:

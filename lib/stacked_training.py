@@ -178,9 +178,8 @@ class Stack:
     def train_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Epoch number ``epoch`` (0-based) of every run; mean loss and accuracy (%), (R,) each, on the CPU."""
         config = self.config
-        rate = cifar_training.learning_rate(config, epoch)
-        self._rates["layers"].fill_(rate)
-        self._rates["ends"].fill_(cifar_training.ADAPTIVE_LEARNING_RATE if config.adaptive else rate)
+        self._rates["layers"].fill_(cifar_training.learning_rate(config, epoch))
+        self._rates["ends"].fill_(cifar_training.end_learning_rate(config, epoch))
         for place, run in enumerate(self.runs):
             drawn = cifar.draw_epoch(len(self.train_set), run.generator)
             for name in ("order", "shifts", "flips"):
@@ -211,15 +210,15 @@ class Stack:
             correct += (logits.argmax(dim=2) == expected).sum(dim=1)
         return loss.cpu() / len(self.test_set), 100 * correct.cpu().double() / len(self.test_set)
 
-    def measured(self) -> list[dict[str, float | None]]:
-        """What `cifar_training.measured` finds in every run."""
+    def measured(self) -> list[tuple[dict[str, Tensor], dict[str, float | None]]]:
+        """The `cifar_training.kernels` and the `ConvResNet.scales` of every run."""
         stem = batch_norm_scale(*(self.ends[f"bn1.{name}"] for name in ("weight", "bias")))
         path = batch_norm_scale(*(self.layers.parameters[f"bn2.{name}"] for name in ("weight", "bias"))).mean(dim=1)
         found = []
         for run in range(len(self.runs)):
             weights = {name: self.layers.parameters[f"{name}.weight"][run] for name in CONVOLUTIONS}
             scales = {"stem_scale": stem[run].item(), "path_length": path[run].item()}
-            found.append(cifar_training.smoothness(weights) | scales)
+            found.append((weights, scales))
         return found
 
     @torch.no_grad()
@@ -365,7 +364,7 @@ def train(
                     continue
                 test = (None, None) if test_values is None else tuple(value[index].item() for value in test_values)
                 training = (loss, train_values[1][index].item())
-                written.append(run.complete(training, test, measured[index], seconds=seconds, **words))
+                written.append(run.complete(training, test, *measured[index], seconds=seconds, **words))
             if len(lost) == len(runs):
                 break
             over = time.perf_counter() - started > 60 * minutes

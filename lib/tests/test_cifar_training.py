@@ -9,8 +9,8 @@ import pytest
 import torch
 from cifar_set import needs_cifar10, write_set
 
-from lib import checks, cifar, cifar_training, paths
-from lib.cifar_training import CifarConfig, EpochRecord, Progress, Training, read_state, train
+from lib import checks, cifar, cifar_training, layer_log, paths
+from lib.cifar_training import LAYER_LOG_FILE, CifarConfig, EpochRecord, Progress, Training, read_state, train
 from lib.distances import straight_line_ratio
 from lib.training import Divergence
 
@@ -75,6 +75,52 @@ def test_resumed_run_is_bit_identical(tmp_path, options):
     assert read_state(tmp_path / "parts")["epoch"] == 1
     assert [record.epoch for record in finish(config, tmp_path / "parts")] == [1, 2]
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_the_layer_log_has_a_row_an_epoch_and_survives_interruptions(tmp_path):
+    config = CifarConfig(**SMALL)
+    finish(config, tmp_path / "whole")
+    interrupted = train(config, tmp_path / "parts")
+    next(interrupted)
+    interrupted.close()
+    finish(config, tmp_path / "parts")
+    whole, parts = (layer_log.read(tmp_path / name / LAYER_LOG_FILE, config.name) for name in ("whole", "parts"))
+    assert whole["epoch"].tolist() == [0, 1, 2]
+    assert all(torch.equal(whole[name], parts[name]) for name in whole | parts)
+    kernels = torch.stack(
+        [read_state(tmp_path / "whole")["network"][f"residual_layers.{k}.conv1.weight"] for k in range(config.depth)]
+    ).double()
+    norm, distance = kernels.flatten(1).norm(dim=1), (kernels[1:] - kernels[:-1]).flatten(1).norm(dim=1)
+    second = (kernels[2:] - 2 * kernels[1:-1] + kernels[:-2]).flatten(1).norm(dim=1)
+    for name, expected in (("norm", norm), ("distance", distance), ("second_difference", second)):
+        torch.testing.assert_close(whole[f"{name}_conv1"][-1].double(), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_a_run_from_before_the_layer_log_goes_on_and_logs_the_epochs_that_follow(tmp_path):
+    config = CifarConfig(**SMALL)
+    interrupted = train(config, tmp_path)
+    next(interrupted)
+    interrupted.close()
+    state = read_state(tmp_path)
+    del state["layers"]
+    torch.save(state, tmp_path / "state.pt")
+    finish(config, tmp_path)
+    assert layer_log.read(tmp_path / LAYER_LOG_FILE, config.name)["epoch"].tolist() == [1, 2]
+
+
+def test_a_layer_log_that_is_cut_or_of_another_run_is_refused_in_a_sentence(tmp_path):
+    kernels = {"conv1": torch.randn(4, 2, 2, 3, 3), "conv2": torch.randn(4, 2, 2, 3, 3)}
+    path = tmp_path / "log.layers.safetensors"
+    layer_log.write(path, layer_log.extend({}, 0, kernels), "one")
+    with pytest.raises(layer_log.LayerLogError, match="is the layer log of one, expected that of other"):
+        layer_log.read(path, "other")
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(layer_log.LayerLogError, match="not a whole layer log"):
+        layer_log.read(path, "one")
+    with pytest.raises(FileNotFoundError, match="There is no layer log"):
+        layer_log.read(tmp_path / "none", "one")
 
 
 @pytest.mark.usefixtures("generated_set")
@@ -214,13 +260,13 @@ def test_the_step_is_the_documented_sgd(tmp_path, generated_set):
     network = ConvResNet(config.network).train()
     images = cifar.load(train=True)
     generator, momenta = torch.Generator().manual_seed(config.seed), {}
-    for residual_rate in (0.04, 0.02):
+    for residual_rate, end_rate in ((0.04, 0.01), (0.02, 0.005)):
         network.zero_grad()
         pixels, labels = cifar.batch(images, cifar.draw_epoch(300, generator), 0, 300)
         F.cross_entropy(network(pixels), labels).backward()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                rate = residual_rate if name.startswith("residual_layers") else 0.01
+                rate = residual_rate if name.startswith("residual_layers") else end_rate
                 momenta[name] = 0.9 * momenta.get(name, 0) + parameter.grad + 5e-4 * parameter
                 parameter -= rate * momenta[name]
     found = read_state(tmp_path / "run")["network"]

@@ -231,7 +231,8 @@ def test_a_stack_trains_as_its_runs_alone(kernels):
         found = [values[0][0][place], values[0][1][place], values[1][0][place], values[1][1][place]]
         test = cifar_training.evaluate(alone.network, test_set)
         assert torch.tensor(found).tolist() == pytest.approx([progress.loss, progress.accuracy, *test], rel=1e-6)
-        stacked_values, own_values = values[2][place], cifar_training.measured(alone.network)
+        weights, scales = values[2][place]
+        stacked_values, own_values = cifar_training.smoothness(weights) | scales, cifar_training.measured(alone.network)
         assert stacked_values.keys() == own_values.keys()
         known = [name for name, value in own_values.items() if value is not None]  # noise takes more layers than two
         assert len(known) == 4
