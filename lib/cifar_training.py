@@ -521,8 +521,8 @@ def progress(reports: Iterable[Progress | EpochRecord], config: CifarConfig) -> 
 def read_state(folder: Path | str) -> dict[str, Any] | None:
     """The state that a run left in the folder, on the CPU, or None where there is none.
 
-    A dict with format, config, epoch (how many are complete), network, optimizer, generator, log, layers (`lib.layer_log`),
-    versions. Raises ValueError with one sentence for a file that is not such a state.
+    A dict with format, config, epoch (how many are complete), network, optimizer, generator, log, layers (a
+    `lib.layer_log`), versions. Raises ValueError with one sentence for a file that is not such a state.
     """
     path = Path(folder) / STATE_FILE
     if not path.exists():
