@@ -1,6 +1,7 @@
 """Checks of single values: each returns nothing or raises one sentence that names the value. And the status that a
 command ends with where such a sentence is raised."""
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -11,8 +12,24 @@ if TYPE_CHECKING:
     import torch
 
 
+def plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's own, arrays of them as lists; lists and tuples entry by entry. Everything
+    else as it is."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def make_plain(config: Any) -> None:
+    """Make every field of a frozen dataclass `plain`, so that what it holds is written, compared and named as Python's
+    numbers are: the first line of each ``__post_init__``."""
+    for field in dataclasses.fields(config):
+        object.__setattr__(config, field.name, plain(getattr(config, field.name)))
+
+
 def positive_int(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless ``value`` is an int (not a bool) of at least ``least``."""
+    """Raise unless ``value`` is an int, numpy's included (not a bool), of at least ``least``."""
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is {value!r}, expected a whole number of at least {least}.")
     if value < least:
@@ -22,6 +39,7 @@ def positive_int(name: str, value: Any, least: int = 1) -> None:
 def positive_float(name: str, value: Any, zero_allowed: bool = False) -> None:
     """Raise unless ``value`` is a finite number above zero (or zero, where that is allowed)."""
     expected = "a number of at least 0" if zero_allowed else "a number above 0"
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         hint = " In YAML write 0.04 or 4.0e-2, since 4e-2 is read as text." if isinstance(value, str) else ""
         raise TypeError(f"{name} is {value!r}, expected {expected}.{hint}")
@@ -31,7 +49,7 @@ def positive_float(name: str, value: Any, zero_allowed: bool = False) -> None:
 
 def boolean(name: str, value: Any) -> None:
     """Raise unless ``value`` is True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(plain(value), bool):
         raise TypeError(f"{name} is {value!r}, expected True or False.")
 
 
@@ -45,6 +63,7 @@ def choice(name: str, value: Any, possible: Iterable[Any]) -> None:
 
 def positive_ints(name: str, values: Any, least: int = 1) -> None:
     """Raise unless ``values`` is a non-empty, strictly increasing list or tuple of ints >= ``least``."""
+    values = plain(values)
     if not isinstance(values, list | tuple) or not values:
         raise TypeError(f"{name} is {values!r}, expected a non-empty list of whole numbers.")
     for value in values:
@@ -55,6 +74,7 @@ def positive_ints(name: str, values: Any, least: int = 1) -> None:
 
 def positive_floats(name: str, values: Any, zero_allowed: bool = False) -> None:
     """Raise unless ``values`` is a non-empty list or tuple of numbers above (or at) zero without repeats."""
+    values = plain(values)
     if not isinstance(values, list | tuple) or not values:
         raise TypeError(f"{name} is {values!r}, expected a non-empty list of numbers.")
     for value in values:

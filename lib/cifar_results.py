@@ -55,6 +55,7 @@ class NetworkChoice:
     epochs: int = 0
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         network = ConvNetConfig(depth=self.depth, activation=self.activation, batch_norm=self.batch_norm)
         object.__setattr__(self, "activation", network.activation)
         checks.positive_float("learning_rate", self.learning_rate)

@@ -66,6 +66,7 @@ class CifarConfig:
     test_images: int = 0
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         network = self.network  # checks depth, channels, activation, batch_norm, smooth_init and seed
         object.__setattr__(self, "activation", network.activation)
         checks.positive_float("learning_rate", self.learning_rate)

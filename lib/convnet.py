@@ -44,6 +44,7 @@ class ConvNetConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_int("depth", self.depth)
         checks.positive_int("channels", self.channels)
         checks.boolean("batch_norm", self.batch_norm)

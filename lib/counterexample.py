@@ -37,6 +37,7 @@ class CounterexampleConfig:
     slope_from: int = 16
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_ints("half_depths", self.half_depths)
         checks.positive_floats("factors", self.factors)
         for factor in self.factors:

@@ -28,6 +28,7 @@ class DepthsConfig:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_ints("depths", self.depths, least=2)
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)

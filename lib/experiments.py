@@ -54,6 +54,7 @@ class SuccessiveDistanceConfig:
     slope_from: int = 16
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_ints("depths", self.depths, least=2)
         checks.positive_ints("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
@@ -108,6 +109,7 @@ class LimitDistanceConfig:
     slope_from: int = 16
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_ints("depths", self.depths)
         checks.positive_int("iterations", self.iterations)
         checks.positive_int("every", self.every)
@@ -202,6 +204,7 @@ class LongTimeConfig:
     column: int = 0
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_int("recorded", self.recorded, least=2)

@@ -365,7 +365,7 @@ def train(
     def new_solver(nodes: int) -> SpectralSolver:
         return SpectralSolver(config, nodes, str(config.torch_device), picard)
 
-    return _records(new_solver, learning_rate, wanted, tolerance, clip, max_nodes)
+    return _records(new_solver, checks.plain(learning_rate), wanted, tolerance, checks.plain(clip), max_nodes)
 
 
 def _records(new_solver, learning_rate, wanted, tolerance, clip, max_nodes) -> Iterator[LimitRecord]:

@@ -50,6 +50,7 @@ class NeuralODEConfig:
     slope_from: int = 16
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_ints("depths", self.depths)
         checks.positive_ints("compared", self.compared, least=0)
         checks.positive_float("learning_rate", self.learning_rate)
@@ -188,6 +189,7 @@ class PolyakLojasiewiczConfig:
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_ints("widths", self.widths)
         checks.positive_ints("seeds", self.seeds, least=0)
         checks.positive_ints("depths", self.depths)
@@ -292,6 +294,7 @@ class InitialisationConfig:
     slope_from: int = 16
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_ints("depths", self.depths, least=2)
         checks.positive_floats("length_scales", self.length_scales)
         checks.positive_int("iterations", self.iterations)
@@ -397,6 +400,7 @@ class ClippingConfig:
     recorded: int = 30
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_floats("clips", self.clips, zero_allowed=True)
         checks.positive_ints("depths", self.depths, least=2)
         checks.positive_int("iterations", self.iterations)

@@ -42,6 +42,7 @@ class Choice:
     index: Entry = (0, 0, 0, 0)
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.choice("convolution", self.convolution, CONVOLUTIONS)
         checks.choice("how", self.how, HOW)
         checks.positive_int("seed", self.seed, least=0)

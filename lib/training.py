@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from lib import checks, compiled, paths
 from lib.adjoint import Adjoint
-from lib.network import Data, NetworkConfig, Weights, check_start, initialise
+from lib.network import Data, NetworkConfig, Weights, initialise, prepared_start
 
 ENGINES = ("auto", "compiled", "adjoint")
 
@@ -54,17 +54,25 @@ def train(
     ``iterations`` T; ``record_at``, the iterations t <= T to yield (default: all of 0..T).
 
     Other arguments: ``clip`` C, the clipped flow where above 0; ``start``, weights and data other than
-    `initialise` draws (on the CPU the weights are trained in place); ``engine`` (see `make_solver`).
+    `initialise` draws, in any dtype and on any device (weights that have the config's already are trained in place);
+    ``engine`` (see `make_solver`).
 
     Yields a `Record` for each asked iteration, in order. No training happens beyond the last one.
-    Raises `Divergence` when the loss stops being finite, ValueError for arguments that cannot be.
+    Raises `Divergence` when the loss stops being finite, ValueError or TypeError for arguments that cannot be.
     """
     wanted = checked_schedule(learning_rate, iterations, record_at, clip)
-    weights, data = start or initialise(config)
-    check_start(config, weights, data)
-    device = config.torch_device
-    solver = make_solver(config, weights.to(device), data.to(device), engine)
-    return _records(config, solver, learning_rate, wanted, clip)
+    weights, data = initialise(config) if start is None else _checked_start(start)
+    weights, data = prepared_start(config, weights, data)
+    solver = make_solver(config, weights, data, engine)
+    return _records(config, solver, checks.plain(learning_rate), wanted, checks.plain(clip))
+
+
+def _checked_start(start: tuple[Weights, Data]) -> tuple[Weights, Data]:
+    parts = start if isinstance(start, tuple | list) else (start,)
+    if len(parts) != 2 or not isinstance(parts[0], Weights) or not isinstance(parts[1], Data):
+        found = ", ".join(type(part).__name__ for part in parts)
+        raise TypeError(f"start holds {found}, expected Weights, Data as in start=(weights, Data(x, y)).")
+    return parts
 
 
 def checked_schedule(
@@ -74,7 +82,7 @@ def checked_schedule(
     checks.positive_float("learning_rate", learning_rate)
     checks.positive_int("iterations", iterations, least=0)
     checks.positive_float("clip", clip, zero_allowed=True)
-    wanted = range(iterations + 1) if record_at is None else sorted(set(record_at))
+    wanted = range(iterations + 1) if record_at is None else sorted(set(checks.plain(list(record_at))))
     if len(wanted) and not 0 <= wanted[0] <= wanted[-1] <= iterations:
         raise ValueError(
             f"record_at asks for iterations {wanted[0]} to {wanted[-1]}, expected them within 0 to {iterations}."

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -187,7 +188,6 @@ def test_weights_and_data_of_another_configuration_get_a_sentence():
     wrong = {
         r"x is \(10, 3\), expected \(n, d\) = \(10, 4\) by the configuration": (weights, Data(data.x[:, :3], data.y)),
         r"y is \(9, 4\), expected \(n, d'\) = \(10, 4\)": (weights, Data(data.x, data.y[:9])),
-        r"x is torch.float32, expected torch.float64 by the configuration's dtype": (weights, data.to(torch.float32)),
         r"V is \(7, 6, 4\), expected \(L, m, q\) = \(8, 6, 4\)": (Weights(weights.V[1:], weights.W), data),
         r"A is given, though it is the identity here": (Weights(weights.V, weights.W, torch.eye(4)), data),
     }
@@ -196,6 +196,105 @@ def test_weights_and_data_of_another_configuration_get_a_sentence():
             train(SMALL, 0.1, 1, start=start)
     with pytest.raises(ValueError, match="A is missing: `initialise"):
         train(dataclasses.replace(SMALL, train_ends=True), 0.1, 1, start=(weights, data))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda rows: rows,
+        lambda rows: tuple(map(tuple, rows)),
+        lambda rows: [torch.tensor(row, dtype=torch.float64) for row in rows],
+        np.array,
+        lambda rows: np.array(rows, dtype=">f8"),
+        lambda rows: np.array(rows)[::-1][::-1],
+        lambda rows: np.array(rows, dtype=object),
+        lambda rows: torch.tensor(rows, dtype=torch.float64).to_sparse(),
+        lambda rows: torch.tensor(rows, dtype=torch.float64, requires_grad=True),
+    ],
+)
+def test_own_data_come_in_any_form(form):
+    weights, data = initialise(SMALL)
+    start = Weights(weights.V.numpy(), weights.W.numpy()), Data(form(data.x.tolist()), form(data.y.tolist()))
+    found, expected = last(train(SMALL, 0.1, 3, start=start)), last(train(SMALL, 0.1, 3))
+    assert found.loss == expected.loss
+    assert torch.equal(found.weights.W, expected.weights.W)
+
+
+def test_own_data_take_the_dtype_of_the_configuration():
+    config = dataclasses.replace(SMALL, dtype="float32")
+    weights, _ = initialise(config)
+    x, y = np.arange(40).reshape(10, 4), np.ones((10, 4), dtype=np.float16)
+    record = next(train(config, 0.1, 0, start=(weights, Data(x, y))))
+    # V = 0: the network is the identity.
+    assert record.loss == pytest.approx(((x - y) ** 2).mean())
+    assert record.weights.V.dtype == torch.float32
+    assert record.weights.V.data_ptr() == weights.V.data_ptr()  # of that dtype already: trained in place
+
+
+def test_one_axis_is_enough_for_one_coordinate_or_one_sample():
+    line = NetworkConfig(depth=3, width=5, dimension=1, samples=6)
+    weights, data = initialise(line)
+    flat = Data(data.x.flatten().tolist(), data.y.flatten().numpy())
+    assert next(train(line, 0.1, 0, start=(weights, flat))).loss == next(train(line, 0.1, 0)).loss
+    single = NetworkConfig(depth=3, width=5, dimension=4, samples=1)
+    weights, data = initialise(single)
+    assert next(train(single, 0.1, 0, start=(weights, Data(data.x[0], data.y[0])))).loss == pytest.approx(
+        float((data.x - data.y).square().mean())
+    )
+
+
+def test_own_data_that_are_no_numbers_get_a_sentence():
+    weights, data = initialise(SMALL)
+    with pytest.raises(ValueError, match=r"y is \(10,\), expected \(n, d'\) = \(10, 4\) by the configuration"):
+        train(SMALL, 0.1, 1, start=(weights, Data(data.x, data.y[:, 0])))
+    for values, found in (
+        ([[1.0, 2.0], [3.0]], r"list that is no array of real numbers \(.*\(2,\)"),
+        (np.array([["a"]]), "ndarray that is no array of real numbers .*<U1"),
+        (np.ones((10, 4)) * 1j, "ndarray that is no array of real numbers .*complex128"),
+    ):
+        with pytest.raises(TypeError, match=f"x is a {found}"):
+            Data(values, data.y)
+    with pytest.raises(TypeError, match=r"y is torch.complex128, expected real numbers"):
+        train(SMALL, 0.1, 1, start=(weights, Data(data.x, data.y * 1j)))
+    for start, found in ((data, "Data"), ((weights, (data.x, data.y)), "Weights, tuple")):
+        with pytest.raises(TypeError, match=rf"start holds {found}, expected Weights, Data"):
+            train(SMALL, 0.1, 1, start=start)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_named_before_training(value):
+    weights, data = initialise(SMALL)
+    data.y[7, 2] = value
+    with pytest.raises(ValueError, match=rf"y holds {value} in row 7, column 2 .*1 entry is not finite"):
+        train(SMALL, 0.1, 1, start=(weights, data))
+    weights, data = initialise(SMALL)
+    weights.W[3, 0, 1] = value
+    with pytest.raises(ValueError, match=rf"W holds {value} in layer 3 at \(0, 1\)"):
+        train(SMALL, 0.1, 1, start=(weights, data))
+    weights, data = initialise(single := dataclasses.replace(SMALL, dtype="float32"))
+    data.x = data.x.double()
+    data.x[4:6, 0] = 1e300
+    with pytest.raises(ValueError, match=r"x holds inf in row 4, column 0 .*2 entries are not finite in float32"):
+        train(single, 0.1, 1, start=(weights, data))
+
+
+def test_numbers_of_numpy_are_numbers():
+    network = NetworkConfig(depth=np.int64(8), width=np.uint8(6), dimension=4, samples=10, seed=np.int32(1))
+    assert network == SMALL
+    assert {type(value) for value in vars(network).values()} <= {int, float, str, bool}
+    assert dataclasses.replace(SMALL, train_ends=np.bool_(True), target_scale=np.float32(0.5)).target_scale == 0.5
+    config = SuccessiveDistanceConfig(network, 2 ** np.arange(1, 6), (np.int64(1), 5), np.float32(0.25), np.int64(16))
+    assert (config.depths, config.iterations, config.learning_rate) == ([2, 4, 8, 16, 32], (1, 5), 0.25)
+    assert [type(depth) for depth in config.depths] == [int] * 5
+    records = list(train(SMALL, np.float32(0.25), np.int64(4), np.array([0, 4]), clip=np.float64(1.5)))
+    assert [(r.iteration, r.loss) for r in records] == [
+        (r.iteration, r.loss) for r in train(SMALL, 0.25, 4, [0, 4], clip=1.5)
+    ]
+    for value, found in ((np.float64(8), "8.0"), (np.bool_(True), "True"), (np.array([1, 2]), r"\[1, 2\]")):
+        with pytest.raises(TypeError, match=f"depth is {found}, expected a whole number"):
+            dataclasses.replace(SMALL, depth=value)
+    with pytest.raises(ValueError, match="learning_rate is nan, expected a number above 0"):
+        train(SMALL, np.float32("nan"), 1)
 
 
 def test_a_device_that_is_not_there_gets_a_sentence():
