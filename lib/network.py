@@ -206,8 +206,8 @@ def as_tensor(name: str, values: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = str(error).rstrip(".")
         raise TypeError(
-            f"{name} is a {type(values).__name__} that is no array of real numbers ({reason}): expected a tensor, a numpy "
-            "array, or lists of equal lengths."
+            f"{name} is a {type(values).__name__} that is no array of real numbers ({reason}): expected a tensor, a "
+            "numpy array, or lists of equal lengths."
         ) from error
 
 

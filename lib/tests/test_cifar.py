@@ -1,3 +1,10 @@
+import hashlib
+import http.server
+import re
+import shutil
+import tarfile
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -34,12 +41,123 @@ def test_missing_and_damaged_sets_get_one_sentence(tmp_path, monkeypatch):
         cifar.load(train=True)
 
 
-def test_failed_download_says_where_to_put_the_set(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):
+    write_set(tmp_path, monkeypatch)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: (_ for _ in ()).throw(OSError(116, "Stale handle")))
+    with pytest.raises(OSError, match="Stale handle") as error:
+        cifar.load(train=True)
+    assert not isinstance(error.value, cifar.DataNotFoundError)
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """A server on this machine with a small set's archive: address(kind) for the ways in which a host can fail.
+
+    Each address that was asked for is noted in ``host.asked``.
+    """
+    source = write_set(tmp_path / "source", monkeypatch)
+    with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as archive:
+        archive.add(source / CIFAR10.base_folder, CIFAR10.base_folder)
+    content = (tmp_path / CIFAR10.filename).read_bytes()
+    over = threading.Event()
+
+    class Host(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked.append(self.path)
+            if self.path == "/missing":
+                return self.send_error(404)
+            if self.path == "/hanging":
+                return over.wait()
+            body = {"/wrong": content[:-4] + b"abcd", "/cut": content[:1000]}.get(self.path, content)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            return self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    server.daemon_threads, server.asked, server.archive = True, [], tmp_path / CIFAR10.filename
+    server.address = lambda kind: f"http://127.0.0.1:{server.server_port}/{kind}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(cifar.paths, "ROOT", tmp_path)
+    monkeypatch.delenv("CIFAR10_ROOT")
+    monkeypatch.delenv("CIFAR10_URLS", raising=False)
+    monkeypatch.delenv("NOTEBOOK_UNATTENDED", raising=False)
+    yield server
+    over.set()
+    server.shutdown()
+    server.server_close()
+
+
+FAILURES = {
+    "missing": "HTTP 404 Not Found",
+    "wrong": "another file, of md5 [0-9a-f]{32}",
+    "cut": r"cut off after 1000 of \d+ bytes",
+    "hanging": "timed out",
+    "slow": r"it sends \d+ kB a second",
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_host_that_fails_is_left_for_the_next(host, tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.setattr(cifar, "TIMEOUT", 0.3 if kind == "hanging" else 10)
+    if kind == "slow":  # as every host is; the last one may take its time
+        monkeypatch.setattr(cifar, "SLOW_AFTER", 0)
+        monkeypatch.setattr(cifar, "SLOWEST", 1e12)
+    monkeypatch.setattr(CIFAR10, "url", host.address(kind))
+    monkeypatch.setattr(cifar, "MIRRORS", (host.address("good"),))
+    assert len(cifar.load(train=True)) == 5 * PER_FILE
+    assert host.asked == [f"/{kind}", "/good"]
+    assert re.search(rf"not to be had from {host.address(kind)} \({FAILURES[kind]}\)", capsys.readouterr().err)
+    assert [path.name for path in (tmp_path / ".data").iterdir()] == [CIFAR10.base_folder]
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "source" / CIFAR10.base_folder).iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / ".data" / CIFAR10.base_folder).iterdir()} == whole
+    assert len(cifar.load(train=False)) == TEST_SIZE
+    assert len(host.asked) == 2  # what is there is not fetched again
+
+
+def test_where_no_host_has_it_one_sentence_says_what_was_tried(host, tmp_path, monkeypatch):
+    kinds = [kind for kind in FAILURES if kind != "slow"]
+    monkeypatch.setattr(cifar, "TIMEOUT", 0.3)
+    monkeypatch.setenv("CIFAR10_URLS", " ".join([*map(host.address, kinds), "nonsense"]))
+    with pytest.raises(cifar.DataNotFoundError) as error:
+        cifar.load(train=True)
+    sentence = str(error.value)
+    for kind in kinds:
+        assert re.search(rf"{host.address(kind)} \([^)]*{FAILURES[kind]}\)", sentence)
+    assert "nonsense (unknown url type: 'nonsense')" in sentence
+    assert CIFAR10.tgz_md5 in sentence
+    assert f"put the folder {CIFAR10.base_folder} (the set's python version) there" in sentence
+    assert list((tmp_path / ".data").iterdir()) == []
+
+
+def test_an_archive_put_there_by_hand_is_unpacked(host, tmp_path, monkeypatch):
+    monkeypatch.setenv("CIFAR10_URLS", host.address("missing"))
+    (tmp_path / ".data" / CIFAR10.base_folder).mkdir(parents=True)
+    (tmp_path / ".data" / CIFAR10.base_folder / "data_batch_2").write_bytes(b"a damaged file")
+    shutil.copy(host.archive, tmp_path / ".data")
+    assert len(cifar.load(train=True)) == 5 * PER_FILE
+    assert host.asked == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("CIFAR10_ROOT", raising=False)
     monkeypatch.setattr(cifar.paths, "ROOT", tmp_path)
-    monkeypatch.setattr(CIFAR10, "download", lambda self: (_ for _ in ()).throw(OSError("no route to host")))
-    with pytest.raises(cifar.DataNotFoundError, match=r"the download failed \(no route to host\): put the folder"):
+    (tmp_path / ".data").write_text("a file in the folder's place")
+    with pytest.raises(cifar.DataNotFoundError, match=r"whole in \S*\.data, and cannot be downloaded there .*exists"):
         cifar.load(train=True)
+
+
+def test_the_addresses_are_those_of_the_archive(monkeypatch):
+    monkeypatch.delenv("CIFAR10_URLS", raising=False)
+    first, *mirrors = cifar.addresses()
+    assert first == CIFAR10.url
+    assert len(mirrors) in (1, 2)
+    assert all(address.startswith("https://") and address.endswith("/" + CIFAR10.filename) for address in mirrors)
+    assert CIFAR10.tgz_md5 == "c58f30108f718f92721af3b95e74349a"
 
 
 def test_augmentation_is_border_crop_flip_of_each_image():
