@@ -5,6 +5,7 @@ epoch, atomically, and starts from the state that it finds there: a run that was
 started again ends, on the CPU, with the same bits as one that was never interrupted.
 """
 
+import io
 import json
 import math
 import os
@@ -37,6 +38,9 @@ ADAPTIVE_LEARNING_RATE = 1e-2
 EVALUATION_BATCH = 250
 # The loss is looked at this often (in batches), so that a diverged run stops early in its epoch.
 CHECK_EVERY = 100
+# Images in all epochs of a trial that takes seconds, such as the notebook's own.
+TINY_TRIAL = 10_000
+STATE_ENTRIES = ("config", "epoch", "network", "optimizer", "generator", "log", "versions")
 
 
 @dataclass(frozen=True)
@@ -167,10 +171,15 @@ def tests_after(config: CifarConfig, epoch: int) -> bool:
     return (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs
 
 
-def start_trial_anew(config: CifarConfig) -> None:
-    """Forget the state of a trial, which takes seconds; a run on the whole set always goes on from its state."""
-    if config.trial:
-        (run_folder(config) / STATE_FILE).unlink(missing_ok=True)
+def start_trial_anew(config: CifarConfig) -> bool:
+    """Forget the state of a trial of seconds (TINY_TRIAL images in all its epochs, at most), and say whether this is
+    one; every other run goes on from its state. Raises paths.Busy where another process is training it."""
+    if not 0 < config.train_images * config.epochs <= TINY_TRIAL:
+        return False
+    folder = run_folder(config)
+    with alone_in(folder):
+        (folder / STATE_FILE).unlink(missing_ok=True)
+    return True
 
 
 def learning_rate(config: CifarConfig, epoch: int) -> float:
@@ -245,14 +254,14 @@ def train(
     torchvision to fetch the set.
 
     Raises ValueError for a folder with the state of another config, paths.Busy where another process is training
-    in it, DataNotFoundError without the data, and Divergence where the loss is not finite; the state of the last
-    complete epoch stays in the folder.
+    in it, DataNotFoundError without the data, and Divergence where a loss or a weight is not finite; the state of the
+    last complete epoch stays in the folder.
     """
     folder = Path(folder) if folder is not None else run_folder(config)
     device = checks.usable_device(device)
     checks.positive_int("threads", threads, least=0)
     if threads:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(checks.plain(threads))
     without_tf32()
 
     run = Training(config, device)
@@ -275,12 +284,15 @@ def _epochs(run: "Training", folder: Path, report_every: int, download: bool) ->
         running: Progress | None = None
         for running in run.train_epoch(train_set, report_every):
             if not math.isfinite(running.loss):
-                raise Divergence(_diverged(config, running, folder))
+                place = f"in epoch {run.epoch + 1}, batch {running.batch} of {running.batches}"
+                raise Divergence(_diverged(run, f"the loss is {running.loss} {place}", folder))
             if report_every and running.batch % report_every == 0:
                 yield running
         test_loss = test_accuracy = None
         if tests_after(config, run.epoch):
             test_loss, test_accuracy = evaluate(run.network, test_set)
+        if found := not_finite({**run.tensors(), "the test loss": test_loss}):
+            raise Divergence(_diverged(run, f"{found} after epoch {run.epoch + 1}", folder))
         record = run.complete(
             (running.loss, running.accuracy),
             (test_loss, test_accuracy),
@@ -325,6 +337,10 @@ class Training:
         self.log: list[dict[str, Any]] = []
         self.layers: layer_log.LayerLog = {}
         self.versions = versions()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and running statistic of the network by its name, those of the layers stacked."""
+        return dict(self.network.named_parameters()) | dict(self.network.named_buffers())
 
     def train_epoch(self, images: cifar.Images, report_every: int) -> Iterator[Progress]:
         """One epoch; yields every ``report_every`` and CHECK_EVERY batches and after the last one."""
@@ -402,9 +418,15 @@ class Training:
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         check_same(state, self.config, folder)
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        try:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{folder / STATE_FILE} does not hold the run that its config describes ({reason}): {_aside(folder)}."
+            ) from error
         self.epoch, self.log = state["epoch"], state["log"]
         self.layers = state.get("layers", {})  # a state from before this log has none
         # All that it was trained with, as the log has all devices.
@@ -469,13 +491,21 @@ def smoothness(weights: Mapping[str, Tensor]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
-def _diverged(config: CifarConfig, running: Progress, folder: Path) -> str:
-    complete = running.epoch
-    kept = f"the state after epoch {complete} stays in {folder}" if complete else "no epoch was complete yet"
-    return (
-        f"The loss of {config.name} is {running.loss} in epoch {running.epoch + 1}, batch {running.batch} of "
-        f"{running.batches}; {kept}: try a learning rate below {config.learning_rate:g}."
-    )
+def not_finite(values: Mapping[str, Tensor | float | None]) -> str:
+    """What the first of the values is that is not finite, in words; empty where all are. None is left out."""
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            if not value.isfinite().all():
+                return f"{name} holds {value[~value.isfinite()][0].item()}"
+        elif value is not None and not math.isfinite(value):
+            return f"{name} is {value}"
+    return ""
+
+
+def _diverged(run: "Training", found: str, folder: Path) -> str:
+    kept = f"the state after epoch {run.epoch} stays in {folder}" if run.epoch else "no epoch was complete yet"
+    rate = run.config.learning_rate
+    return f"{run.config.name} diverged: {found}; {kept}: try a learning rate below {rate:g}."
 
 
 # -------------------------------------------------------------------------------------- for whoever waits
@@ -523,20 +553,46 @@ def read_state(folder: Path | str) -> dict[str, Any] | None:
     """The state that a run left in the folder, on the CPU, or None where there is none.
 
     A dict with format, config, epoch (how many are complete), network, optimizer, generator, log, layers (a
-    `lib.layer_log`), versions. Raises ValueError with one sentence for a file that is not such a state.
+    `lib.layer_log`), versions. Raises ValueError with one sentence for a file that is not such a state, and OSError or
+    MemoryError where the system cannot read one that may well be.
     """
-    path = Path(folder) / STATE_FILE
+    folder = Path(folder)
+    path = folder / STATE_FILE
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for damaged files
-        reason = f"cannot be read as a training state ({type(error).__name__})"
-        raise ValueError(f"{path} {reason}: delete it to start anew.") from error
+        state = read_saved(path)
+    except DamagedFile as error:
+        raise ValueError(f"{path} cannot be read as a training state ({error}): {_aside(folder)}.") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != STATE_FORMAT:
-        raise ValueError(f"{path} has state format {found!r}, expected {STATE_FORMAT}: delete it to start anew.")
+        raise ValueError(f"{path} has state format {found!r}, expected {STATE_FORMAT}: {_aside(folder)}.")
+    if lacking := [name for name in STATE_ENTRIES if name not in state]:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}, expected with a state: {_aside(folder)}.")
     return state
+
+
+def _aside(folder: Path) -> str:
+    return f"move {folder} aside to start anew"
+
+
+class DamagedFile(ValueError):
+    """A file that is not, or not wholly, what `torch.save` writes of tensors and plain values."""
+
+
+def read_saved(path: Path) -> Any:
+    """What `torch.save` wrote to the file, on the CPU; no code of the file is run.
+
+    Raises DamagedFile, or what the system says about a file that it cannot read: OSError, MemoryError (RuntimeError,
+    where PyTorch's allocator says it).
+    """
+    content = path.read_bytes()
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen types for damaged files
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise
+        raise DamagedFile(f"{type(error).__name__}, {len(content)} bytes") from error
 
 
 def check_same(state: dict[str, Any], config: CifarConfig, folder: Path) -> None:
@@ -547,7 +603,7 @@ def check_same(state: dict[str, Any], config: CifarConfig, folder: Path) -> None
         if found.get(name) != wanted.get(name):
             raise ValueError(
                 f"{folder} holds a run with {name} {found.get(name)!r}, expected {wanted.get(name)!r}: "
-                f"give this run another folder, or delete that one to start anew."
+                f"give this run another folder, or {_aside(folder)}."
             )
 
 

@@ -42,8 +42,12 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
         print(f"{config.name} is finished: {paths.short(records.record_path(config, into))}.", flush=True)
         return folder
     cifar.load(train=False)  # says in one sentence, and at once, where the images are missing
+    values = {"start_anew": False} | dict(values)
     with cifar_training.alone_in(folder):  # said here in one sentence, not out of the notebook
-        state = None if config.trial else cifar_training.read_state(folder)
+        state = None if values["start_anew"] else cifar_training.read_state(folder)
+    if config.trial and state and state["epoch"] == config.epochs and (folder / f"{config.name}.json").exists():
+        print(f"{config.name} is finished, a trial that stays in {paths.short(folder)}.", flush=True)
+        return folder
     doing = f"going on after epoch {state['epoch']} of {config.epochs}" if state else "training"
     print(f"{config.name}: {doing}", flush=True)
     # Threads that spin while they wait, the usual policy, slow each other down on a machine with other work.

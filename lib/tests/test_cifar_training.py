@@ -1,10 +1,13 @@
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cifar_set import needs_cifar10, write_set
@@ -197,11 +200,57 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path, monk
     run = train(config, tmp_path)
     next(run)
     monkeypatch.setattr(cifar_training, "learning_rate", lambda config, epoch: 1e30)
-    with pytest.raises(Divergence, match=r"The loss of gelu_weight-tied.* is nan in epoch 2.*after epoch 1 stays"):
+    with pytest.raises(Divergence, match=r"gelu_weight-tied\S* diverged: the loss is nan in epoch 2.*epoch 1 stays"):
         list(run)
     state = read_state(tmp_path)
     assert state["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in state["network"].values())
+
+
+@pytest.mark.usefixtures("generated_set")
+def test_a_test_loss_that_is_not_finite_is_not_saved(tmp_path):
+    """One step of 1e30: the loss before it is finite, the network after it useless."""
+    config = CifarConfig(depth=2, epochs=1, train_images=64, test_images=64, learning_rate=1e30)
+    with pytest.raises(Divergence, match=r"diverged: .* after epoch 1; no epoch was complete yet: try a learning rate"):
+        list(train(config, tmp_path))
+    assert read_state(tmp_path) is None
+    assert not (tmp_path / cifar_training.LOG_FILE).exists()
+
+
+@pytest.mark.usefixtures("generated_set")
+@pytest.mark.parametrize("name", ["residual_layers.conv2_weight", "residual_layers.bn1_running_var", "linear.bias"])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, name):
+    complete = cifar_training.Training.train_epoch
+
+    def train_epoch(self, *arguments):
+        yield from complete(self, *arguments)
+        if self.epoch == 1:
+            self.tensors()[name].detach().view(-1)[-1] = math.inf
+
+    monkeypatch.setattr(cifar_training.Training, "train_epoch", train_epoch)
+    with pytest.raises(Divergence, match=f"diverged: {name} holds inf after epoch 2; the state after epoch 1 stays"):
+        list(train(CifarConfig(**SMALL | {"test_every": 3}), tmp_path))
+    assert read_state(tmp_path)["epoch"] == 1
+    assert layer_log.read(tmp_path / LAYER_LOG_FILE, CifarConfig(**SMALL | {"test_every": 3}).name)[
+        "epoch"
+    ].tolist() == [0]
+
+
+def test_only_trials_of_seconds_begin_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    tiny = CifarConfig(depth=2, epochs=4, train_images=640, test_images=500)
+    for options in ({}, {"train_images": 2501}, {"epochs": 60}, {"train_images": 0}):
+        config = replace(tiny, **options)
+        folder = cifar_training.run_folder(config)
+        folder.mkdir(parents=True)
+        Training(config, torch.device("cpu")).save(folder)
+        assert cifar_training.start_trial_anew(config) == (not options)
+        assert (read_state(folder) is None) == (not options)
+    with (
+        cifar_training.alone_in(cifar_training.run_folder(tiny)),
+        pytest.raises(paths.Busy, match="Another process is training the run in"),
+    ):
+        cifar_training.start_trial_anew(tiny)
 
 
 @pytest.mark.usefixtures("generated_set")
@@ -212,12 +261,47 @@ def test_foreign_states_are_refused(tmp_path):
     with pytest.raises(RuntimeError, match="Another process is training the run in"):
         next(train(config, tmp_path))
     run.close()
-    with pytest.raises(ValueError, match=r"holds a run with seed 0, expected 5: give this run another folder"):
+    with pytest.raises(ValueError, match=r"holds a run with seed 0, expected 5: give this run another folder, or move"):
         next(train(CifarConfig(**SMALL, seed=5), tmp_path))
     path = tmp_path / cifar_training.STATE_FILE
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"state.pt cannot be read as a training state .* delete it to start anew"):
-        next(train(config, tmp_path))
+    state, whole = read_state(tmp_path), path.read_bytes()
+    aside = rf"move {tmp_path} aside to start anew\.$"
+    for content in (whole[:1000], whole[:-1], b"", b"no state at all"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"state.pt cannot be read as a training state \(.*bytes\): {aside}"):
+            next(train(config, tmp_path))
+        assert path.read_bytes() == content
+    for change, sentence in (
+        ({"format": 7}, "state.pt has state format 7, expected 1"),
+        ({"optimizer": None, "log": None}, "state.pt lacks optimizer, log, expected with a state"),
+        (
+            {"network": state["network"] | {"linear.bias": torch.zeros(3)}},
+            "state.pt does not hold the run .*linear.bias",
+        ),
+    ):
+        torch.save({name: value for name, value in (state | change).items() if value is not None}, path)
+        with pytest.raises(ValueError, match=f"{sentence}.*: {aside}"):
+            next(train(config, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(116, "Stale file handle"), PermissionError(13, "Denied"), MemoryError("full")]
+)
+def test_a_state_that_the_system_cannot_read_is_not_called_damaged(tmp_path, monkeypatch, error):
+    (tmp_path / cifar_training.STATE_FILE).write_bytes(b"a sound state")
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)) as found:
+        read_state(tmp_path)
+    assert found.value is error
+
+
+def test_a_state_that_memory_has_no_room_for_is_not_called_damaged(tmp_path, monkeypatch):
+    (tmp_path / cifar_training.STATE_FILE).write_bytes(b"a sound state")
+    no_room = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 8 bytes")
+    monkeypatch.setattr(cifar_training.torch, "load", lambda *_, **__: (_ for _ in ()).throw(no_room))
+    with pytest.raises(RuntimeError, match="can't allocate memory") as found:
+        read_state(tmp_path)
+    assert found.value is no_room
 
 
 def test_schedule_ends_at_zero_with_its_own_epochs():
@@ -353,6 +437,13 @@ def test_states_from_before_an_option_go_on(tmp_path):
 def test_config_checks_itself(values, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
         CifarConfig(**values)
+
+
+def test_numbers_of_numpy_make_the_same_run():
+    config = CifarConfig(depth=np.int64(8), learning_rate=np.float64(0.1), batch_norm=np.bool_(True), seed=np.uint8(3))
+    plain = CifarConfig(depth=8, learning_rate=0.1, batch_norm=True, seed=3)
+    assert config.name == plain.name
+    assert json.dumps(vars(config)) == json.dumps(vars(plain))
 
 
 def test_names_tell_runs_apart():

@@ -8,9 +8,11 @@ import sys
 import pytest
 import torch
 from cifar_set import needs_cifar10
+from finished_runs import write_state
 
 from lib import cifar_training, parameters, paths, records, runs
 from lib.cifar_training import CifarConfig
+from lib.convnet import ConvResNet
 
 OUTSIDE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "PROFILE", "SET", "PARAMETERS", "PYTHONPATH")
 OUTSIDE += ("ACTIVATION", "SMOOTH_INIT", "BATCH_NORM", "DEPTH", "LR", "EPOCHS", "SEED", "DEVICE", "THREADS", "LAUNCH")
@@ -148,8 +150,9 @@ def test_a_finished_run_is_never_trained_again(tmp_path, monkeypatch, capsys):
     assert "epochs1_seed0 is finished" in capsys.readouterr().out
 
 
-def test_a_run_that_was_stopped_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
-    config = CifarConfig(depth=2, epochs=7)
+@pytest.mark.parametrize("trial", [{}, {"train_images": 100, "test_images": 50}])
+def test_a_run_that_was_stopped_says_where_it_goes_on(tmp_path, monkeypatch, capsys, trial):
+    config = CifarConfig(depth=2, epochs=7, **trial)
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(runs.cifar, "load", lambda train: None)
     run = cifar_training.Training(config, torch.device("cpu"))
@@ -158,13 +161,25 @@ def test_a_run_that_was_stopped_says_where_it_goes_on(tmp_path, monkeypatch, cap
     folder.mkdir(parents=True)
     run.save(folder)
 
-    def stop(*arguments, **options):
+    def stop(name, values, *arguments, **options):
+        assert values["start_anew"] is False
         raise runs.notebooks.RunFailed("stopped")
 
     monkeypatch.setattr(runs.notebooks, "execute_with", stop)
     with pytest.raises(runs.notebooks.RunFailed):
         runs.train(vars(config), tmp_path)
     assert f"{config.name}: going on after epoch 3 of 7" in capsys.readouterr().out
+
+
+def test_a_finished_trial_is_not_trained_again(tmp_path, monkeypatch, capsys):
+    config = CifarConfig(depth=2, epochs=1, train_images=100)
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr(runs.cifar, "load", lambda train: None)
+    monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
+    write_state(cifar_training.run_folder(config), config, ConvResNet(config.network))
+    records.export(config)
+    assert runs.train(vars(config), tmp_path) == cifar_training.run_folder(config)
+    assert f"{config.name} is finished, a trial that stays in" in capsys.readouterr().out
 
 
 @needs_cifar10
