@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lib import paths
@@ -24,6 +24,7 @@ from lib import paths
 FORMAT = "layer log"
 FORMAT_VERSION = 1
 ENDING = ".layers.safetensors"
+ASIDE = "move it aside, and restore it from where the run was trained"
 LayerLog = dict[str, Tensor]
 
 
@@ -54,7 +55,8 @@ def write(path: Path, log: LayerLog, run: str) -> None:
     """Write the log of the run of that name, atomically."""
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "run": json.dumps(run)}
     tensors = {name: values.contiguous() for name, values in log.items()}
-    paths.write_atomically(path, lambda draft: save_file(tensors, draft, metadata=header))
+    content = save(tensors, metadata=header)  # `save_file` keeps to itself what it writes, whatever the umask
+    paths.write_atomically(path, lambda draft: draft.write_bytes(content))
 
 
 def read(path: Path, run: str) -> LayerLog:
@@ -67,11 +69,12 @@ def read(path: Path, run: str) -> LayerLog:
             header = file.metadata() or {}
             log = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise LayerLogError(
-            f"{path} is not a whole layer log ({error}): move it aside and restore it from where the run was trained."
-        ) from error
+        raise LayerLogError(f"{path} is not a whole layer log ({error}): {ASIDE}.") from error
     if header.get("format") != FORMAT or header.get("format_version") != str(FORMAT_VERSION):
         raise LayerLogError(f"{path} has format {header.get('format')!r}, expected {FORMAT!r}: it is another file.")
-    if (found := json.loads(header["run"])) != run:
+    if (found := json.loads(header.get("run", "null"))) != run:
         raise LayerLogError(f"{path} is the layer log of {found}, expected that of {run}: it belongs to another run.")
+    if len({len(values) for values in log.values()}) != 1 or "epoch" not in log:
+        shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in log.items())
+        raise LayerLogError(f"{path} holds {shapes or 'nothing'}, expected a row an epoch of each: {ASIDE}.")
     return log

@@ -40,7 +40,7 @@ NO_DEPENDENCY = ("engine", "explorers")
 TRACEBACK_LINES = 20
 SECONDS = "seconds"  # in the metadata of an executed notebook: how long it took
 # Errors whose sentence tells a reader everything: no traceback.
-SENTENCES = ("Divergence", "DataNotFoundError", "CheckpointError")
+SENTENCES = ("Divergence", "DataNotFoundError", "CheckpointError", "LayerLogError", "TableError", "Busy")
 
 
 class RunFailed(RuntimeError):

@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib import cifar_training, layer_log, paths, tables
+from lib import checks, cifar_training, layer_log, paths, tables
 from lib.checkpoints import Checkpoint, CheckpointError, load, save
 from lib.cifar_training import CifarConfig
 from lib.convnet import CONVOLUTIONS, ConvResNet
+from lib.training import Divergence
 
 VERSION = 1
+ENTRIES = ("run", "config", "summary", "versions", "successive_distance", "log")
 PAPER_EPOCHS = 180
 RUNS, DISTANCES, SWEEP = "runs.csv", "successive_distance.csv", "sweep.csv"
 SPIKE, ROUNDING = "loss_spike.csv", "rounding.csv"
@@ -73,7 +75,7 @@ def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path,
     """Write the checkpoint and the record of a finished run into the folder of its state; returns both paths.
 
     The layer log of the run is written beside its record. Raises ValueError where the run has not reached its last
-    epoch, or the state is that of another run.
+    epoch, or the state is that of another run, and Divergence where its losses or weights are not finite.
     """
     folder = Path(folder) if folder is not None else cifar_training.run_folder(config)
     state = cifar_training.read_state(folder)
@@ -86,6 +88,12 @@ def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path,
     network = ConvResNet(config.network)
     network.load_state_dict(state["network"])
     summary = summarise(state["log"])
+    losses = {f"its {name.replace('_', ' ')}": summary[name] for name in ("train_loss", "test_loss")}
+    if found := cifar_training.not_finite({**network.state_dict(), **losses}):
+        raise Divergence(
+            f"The run {config.name} in {folder} is no result, since {found}: train one with a learning rate below "
+            f"{config.learning_rate:g}."
+        )
     weights = folder / f"{config.name}.safetensors"
     save(weights, Checkpoint(config, network, summary, state["versions"]))
     entries = {
@@ -189,18 +197,28 @@ def _write_tables(folder: Path, found: Sequence[Path]) -> int:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
+    aside = "move it aside, and restore it from where the run was trained"
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         version = record["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a whole record of a run ({error}): delete it, train again.") from error
+        raise CheckpointError(f"{path} is not a whole record of a run ({error!r}): {aside}.") from error
     if version != VERSION:
-        raise CheckpointError(f"{path} has record version {version!r}, expected {VERSION}.")
+        raise CheckpointError(
+            f"{path} has record version {version!r}, expected {VERSION}: read it with the version of this project that "
+            "wrote it."
+        )
+    if lacking := [name for name in ENTRIES if name not in record]:
+        raise CheckpointError(f"{path} is not a whole record of a run (it lacks {', '.join(lacking)}): {aside}.")
+    if record["run"] != path.stem:
+        raise CheckpointError(
+            f"{path} is the record of {record['run']}, expected that of its name: rename it, or {aside}."
+        )
     return record
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return tables.rows(tables.read_csv(path)) if path.exists() else []
+def _rows(path: Path, ended: bool = True) -> list[dict[str, Any]]:
+    return tables.rows(tables.read_csv(path, ended)) if path.exists() else []
 
 
 def _kept_rows(path: Path, recorded: set[str]) -> list[dict[str, Any]]:
@@ -244,23 +262,21 @@ def read_runs(folder: Path | None = None) -> list[Run]:
     folder = folder or paths.CHECKPOINTS
     names = [field.name for field in fields(CifarConfig)]
     runs = []
-    for row in _rows(folder / RUNS):
-        config = CifarConfig(**{name: _plain(row[name]) for name in names if name in row})
-        values = {name: _plain(value) for name, value in row.items() if name not in names}
+    for number, row in enumerate(_rows(folder / RUNS), start=2):
+        try:
+            config = CifarConfig(**{name: checks.plain(row[name]) for name in names if name in row})
+        except (ValueError, TypeError) as error:
+            raise tables.TableError(f"{paths.short(folder / RUNS)}, line {number}: {error}") from error
+        values = {name: checks.plain(value) for name, value in row.items() if name not in names}
         runs.append(Run(config, values, folder))
     return runs
-
-
-def _plain(value: Any) -> Any:
-    # Out of a column of a table: numpy scalars.
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
     """``checkpoints/successive_distance.csv`` as a table; without rows where there is no such file."""
     path = (folder or paths.CHECKPOINTS) / DISTANCES
     if path.exists():
-        return tables.read_csv(path)
+        return tables.read_csv(path, ended=True)
     return {"run": np.array([], dtype=str), "convolution": np.array([], dtype=str)} | {
         "layer": np.array([], dtype=int), "distance": np.array([]),
     }  # fmt: skip
@@ -310,11 +326,11 @@ def sweep(epochs: int | None = None, folder: Path | None = None) -> list[CifarCo
     """The runs listed in ``checkpoints/sweep.csv``, in order; ``epochs`` replaces the length of all."""
     names = {field.name for field in fields(CifarConfig)}
     configs = []
-    for row in _rows((folder or paths.CHECKPOINTS) / SWEEP):
+    for row in _rows((folder or paths.CHECKPOINTS) / SWEEP, ended=False):  # which people edit
         if unknown := sorted(row.keys() - names):
             raise ValueError(f"{SWEEP} has a column {unknown[0]}, expected some of: {', '.join(sorted(names))}.")
-        config = CifarConfig(**{name: _plain(value) for name, value in row.items()})
-        configs.append(replace(config, epochs=epochs) if epochs else config)
+        config = CifarConfig(**{name: checks.plain(value) for name, value in row.items()})
+        configs.append(config if epochs is None else replace(config, epochs=epochs))
     return configs
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import checks, cifar, cifar_training, paths, records, stacked_layers
+from lib import checks, cifar, cifar_training, paths, records, stacked_layers, tables
 from lib.cifar_training import CifarConfig, EpochRecord, Training
 from lib.convnet import BN_EPS, BN_MOMENTUM, CONVOLUTIONS, STEM_PADDING, batch_norm_scale
 from lib.stacked_layers import ACTIVATIONS, CHANNELS, PIXELS, SIDE, Kernels, StackedLayers, descend
@@ -221,6 +221,15 @@ class Stack:
             found.append((weights, scales))
         return found
 
+    def not_finite(self, run: int) -> str:
+        """What in the parameters and running statistics of that run is not finite, in words; empty where all are."""
+        tensors = {name: tensor.detach() for name, tensor in self.ends.items()}
+        tensors |= {f"bn1.{name}": tensor for name, tensor in self.running.items()}
+        tensors |= {
+            _stacked_name(name): tensor for name, tensor in (self.layers.parameters | self.layers.running).items()
+        }
+        return cifar_training.not_finite({name: tensor[run] for name, tensor in tensors.items()})
+
     @torch.no_grad()
     def give_back(self) -> None:
         """Bring the networks and optimisers of the runs up to date."""
@@ -319,8 +328,8 @@ def train(
     one, and after ``minutes``, where training stops. The ``seconds`` of a record are those of the whole stack.
 
     Raises ValueError for runs that cannot be stacked or are not equally far, RuntimeError where the kernels do not run,
-    DataNotFoundError without the data, and, when the others are finished, Divergence for runs whose loss was not
-    finite: their state before that stays.
+    DataNotFoundError without the data, and, when the others are finished, Divergence for runs with a loss or a weight
+    that was not finite: their state before that stays.
     """
     started = time.perf_counter()
     if kernels is None and not torch.cuda.is_available():
@@ -358,12 +367,14 @@ def train(
             seconds = time.perf_counter() - begun
             written = []
             for index, run in enumerate(runs):
-                loss = train_values[0][index].item()
-                if run.config.name in lost or not math.isfinite(loss):
-                    lost.setdefault(run.config.name, epoch + 1)
+                if run.config.name in lost:
                     continue
+                training = tuple(value[index].item() for value in train_values)
                 test = (None, None) if test_values is None else tuple(value[index].item() for value in test_values)
-                training = (loss, train_values[1][index].item())
+                losses = {"the loss": training[0], "the test loss": test[0]}
+                if found := cifar_training.not_finite(losses) or stack.not_finite(index):
+                    lost[run.config.name] = f"{found} in epoch {epoch + 1}"
+                    continue
                 written.append(run.complete(training, test, *measured[index], seconds=seconds, **words))
             if len(lost) == len(runs):
                 break
@@ -377,8 +388,8 @@ def train(
             if over:
                 break
         if lost:
-            sentence = ", ".join(f"{name} in epoch {epoch}" for name, epoch in lost.items())
-            raise Divergence(f"The loss was not finite: {sentence}. Try a smaller learning rate.")
+            sentence = ", ".join(f"{name} ({found})" for name, found in lost.items())
+            raise Divergence(f"Runs diverged: {sentence}. Try a smaller learning rate.")
 
 
 # ---- Command line ----
@@ -401,7 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return checks.exit_code(
         partial(_train_command, chosen),
         "Interrupted; the same command goes on after the last state that was written.",
-        failures=(RuntimeError, cifar.DataNotFoundError, records.CheckpointError, Divergence),
+        failures=(RuntimeError, OSError, MemoryError, records.CheckpointError, tables.TableError, Divergence),
         misuses=(ValueError, TypeError),
     )
 
@@ -425,7 +436,7 @@ def _train_command(chosen: argparse.Namespace) -> None:
         except Divergence as error:  # the other stacks are none the worse for it
             diverged.append(str(error))
         finally:
-            finished = [config for config in configs if _published(config)]
+            finished = [config for config in configs if _published(config, diverged)]
             if finished:
                 records.gather()
     if diverged:
@@ -452,12 +463,16 @@ def _stacks(configs: Iterable[CifarConfig], most: int) -> list[list[CifarConfig]
     return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
-def _published(config: CifarConfig) -> bool:
-    """Publish the run where it is finished; whether it is."""
+def _published(config: CifarConfig, diverged: list[str]) -> bool:
+    """Publish the run where it is finished; whether it is. The sentence on one that is no result goes to ``diverged``."""
     state = cifar_training.read_state(cifar_training.run_folder(config))
     if state is None or state["epoch"] < config.epochs:
         return False
-    records.export(config)
+    try:
+        records.export(config)
+    except Divergence as error:
+        diverged.append(str(error))
+        return False
     print(f"{config.name}: finished, {paths.short(records.publish(config))}", flush=True)
     return True
 

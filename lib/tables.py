@@ -9,6 +9,11 @@ import numpy as np
 
 from lib import paths
 
+
+class TableError(ValueError):
+    """A file that is no whole table; the sentence names it and the line."""
+
+
 Table = Mapping[str, Sequence[Any] | np.ndarray]
 
 # What parameters' values are called in pictures, menus and tables, where it is not what they are.
@@ -55,7 +60,7 @@ def write_csv(path: Path, table: Table) -> Path:
         raise ValueError(f"{path.name}: the columns have lengths {lengths}, expected equal ones.")
 
     def write_rows(draft: Path) -> None:
-        with draft.open("w", newline="") as file:
+        with draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(table)
             writer.writerows([_text(value) for value in row] for row in zip(*table.values(), strict=True))
@@ -64,12 +69,39 @@ def write_csv(path: Path, table: Table) -> Path:
     return path
 
 
-def read_csv(path: Path) -> dict[str, np.ndarray]:
-    """Read a table; a column becomes ints, floats or truth values where every entry reads as one, else text."""
-    with Path(path).open(newline="") as file:
-        header, *rows = csv.reader(file)
+def read_csv(path: Path, ended: bool = False) -> dict[str, np.ndarray]:
+    """Read a table; a column becomes ints, floats or truth values where every entry reads as one, else text.
+
+    Raises TableError for a file that is no whole table. With ``ended`` the last line must have an end, as `write_csv`
+    gives it one: a table that was cut inside its last entry has none.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header, rows = next(reader, None), []
+            for row in filter(None, reader):  # but for blank lines
+                rows.append(row)
+                if len(row) != len(header):
+                    found = (
+                        f"line {reader.line_num} has {len(row)} entries, expected {len(header)} as in the first line"
+                    )
+                    raise _not_whole(path, found)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise _not_whole(path, f"line {reader.line_num} cannot be read ({error})") from error
+        if header is None:
+            raise _not_whole(path, "it is empty, expected a first line that names the columns")
+        if ended and not _ends_with_a_line(path):
+            raise _not_whole(path, f"line {reader.line_num} has no end")
     columns = zip(*rows, strict=True) if rows else ([] for _ in header)
     return {name: _values(column) for name, column in zip(header, columns, strict=True)}
+
+
+def _not_whole(path: Path, found: str) -> TableError:
+    return TableError(f"{paths.short(Path(path))}: {found}. The table was cut off or edited: restore or mend it.")
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    return Path(path).read_bytes()[-1:] in (b"\n", b"\r")
 
 
 def _values(column: Sequence[str]) -> np.ndarray:

@@ -2,6 +2,7 @@ import json
 import math
 import struct
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -120,17 +121,53 @@ def test_wrong_tensors_are_named_with_both_shapes(path, change, sentence):
         checkpoints.load(path)
 
 
+def test_a_header_that_lacks_something_gets_a_sentence(path):
+    rewrite(path, lambda tensors, header: header.pop("summary"))
+    for read in (checkpoints.load, checkpoints.read_header):
+        with pytest.raises(CheckpointError, match=r"network.safetensors lacks summary in its header"):
+            read(path)
+
+
+def test_a_file_that_the_system_cannot_read_is_not_called_damaged(path, monkeypatch):
+    stale = OSError(116, "Stale file handle")
+    monkeypatch.setattr(checkpoints, "safe_open", lambda *_, **__: (_ for _ in ()).throw(stale))
+    with pytest.raises(OSError, match="Stale file handle") as found:
+        checkpoints.load(path)
+    assert found.value is stale
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    network = perturbed(CONFIG)
+    network.linear.bias.data[3] = math.nan
+    with pytest.raises(CheckpointError, match=r"a.safetensors is not written, since linear.bias holds nan"):
+        checkpoints.save(tmp_path / "a.safetensors", Checkpoint(CONFIG, network, SUMMARY, {}))
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------------- the released format
 
 NAME = "ckpt_lr_4e-02_depth_3_seed_2_use_bn_True_smooth_init_False_adaptive_False_non_lin_{}.pth"
+LOG = {"test_loss": [2.0], "train_loss": [2.2, 2.1], "test_acc": [30.0], "train_acc": [20.0, 25.0]}
 
 
-def released(folder, content=None, activation="linear"):
+def released(folder, change=lambda content: content, activation="linear", **options):
+    """A file as the released script saves it, but for the change, and its network."""
     network = perturbed(CONFIG)
-    log = {"test_loss": [2.0], "train_loss": [2.2, 2.1], "test_acc": [30.0], "train_acc": [20.0, 25.0]}
     path = folder / NAME.format(activation)
-    torch.save(content or {"net": network.state_dict(), "acc": 30.0, "epoch": 1, "log_dict": log}, path)
+    content = {"net": network.state_dict(), "acc": 30.0, "epoch": 1, "log_dict": dict(LOG)}
+    torch.save(change(content), path, **options)
     return path, network
+
+
+def renamed(change):
+    """A change of the names in a state dict."""
+    return lambda content: content | {"net": {change(name): tensor for name, tensor in content["net"].items()}}
+
+
+def in_dtype(dtype):
+    """A change of the precision of a state dict."""
+    converted = lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor  # noqa: E731
+    return lambda content: content | {"net": {name: converted(tensor) for name, tensor in content["net"].items()}}
 
 
 def test_released_files_are_converted(tmp_path, capsys):
@@ -147,26 +184,142 @@ def test_released_files_are_converted(tmp_path, capsys):
     assert "activation: identity" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        renamed(lambda name: f"module.{name}"),
+        renamed(lambda name: f"_orig_mod.module.{name}"),
+        lambda content: {"state_dict" if name == "net" else name: value for name, value in content.items()},
+        lambda content: content | {"optimizer": {"lr": 0.1}, "net": content["net"] | {"total_ops": torch.zeros(1)}},
+        in_dtype(torch.float64),
+        lambda content: content | {"log_dict": {name: list(np.array(values)) for name, values in LOG.items()}},
+        lambda content: content | {"log_dict": {name: np.array(values, "f4") for name, values in LOG.items()}},
+        lambda content: content | {"log_dict": {name: torch.tensor(values) for name, values in LOG.items()}},
+        lambda content: (
+            content | {"acc": np.float64(30), "log_dict": {n: [*map(torch.tensor, v)] for n, v in LOG.items()}}
+        ),
+    ],
+)
+def test_what_others_save_is_converted(tmp_path, change):
+    source, network = released(tmp_path, change)
+    read = checkpoints.load(checkpoints.convert_released(source))
+    assert all(torch.equal(t, network.state_dict()[name]) for name, t in read.network.state_dict().items())
+    assert read.config.epochs == 2
+    assert (read.summary["train_accuracy"], read.summary["test_accuracy_best"]) == (25.0, 30.0)
+
+
+def test_half_precision_and_missing_counters_are_filled_up(tmp_path):
+    halved = in_dtype(torch.float16)
+
+    def change(content):
+        tensors = halved(content)["net"]
+        return content | {"net": {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}}
+
+    source, network = released(tmp_path, change)
+    read = checkpoints.load(checkpoints.convert_released(source)).network.state_dict()
+    assert torch.equal(read["linear.weight"], network.state_dict()["linear.weight"].half().float())
+    assert read["bn1.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda content: content["net"], {"train_accuracy": None, "test_loss": None}),
+        (lambda content: content | {"log_dict": {}}, {"train_accuracy": None}),
+        (lambda content: content | {"log_dict": {key: [] for key in LOG}}, {"test_accuracy_best": None}),
+        (
+            lambda content: content | {"log_dict": {"test_acc": [30.0, 20.0]}},
+            {"test_accuracy": 20.0, "test_loss": None},
+        ),
+        (lambda content: content | {"log_dict": "none"}, {"train_loss": None}),
+    ],
+)
+def test_what_a_log_lacks_is_left_open_and_its_epochs_asked_for(tmp_path, change, expected):
+    source, _ = released(tmp_path, change)
+    with pytest.raises(CheckpointError, match=r"linear.pth holds no log that tells how many epochs .* with --epochs"):
+        checkpoints.convert_released(source)
+    config, summary = checkpoints.read_header(checkpoints.convert_released(source, epochs=60))
+    assert config.epochs == 60
+    assert {name: summary[name] for name in expected} == expected
+
+
+def test_renamed_files_are_converted_with_their_first_name(tmp_path, capsys):
+    source, _ = released(tmp_path)
+    copy = source.rename(tmp_path / f"{source.stem} (1).pt")
+    assert checkpoints.read_header(checkpoints.convert_released(copy))[0].activation == "identity"
+    other = copy.rename(tmp_path / "best.pth")
+    assert checkpoints.main(["convert", str(other)]) == 1
+    assert "best.pth does not name its run, expected a name such as ckpt_lr_4e-02" in capsys.readouterr().err
+    assert checkpoints.main(["convert", str(other), "--name", source.name]) == 0
+    assert checkpoints.read_header(other.with_suffix(".safetensors"))[0].seed == 2
+
+
+def test_a_target_that_is_there_is_kept(tmp_path, capsys):
+    source, _ = released(tmp_path)
+    target = source.with_suffix(".safetensors")
+    target.write_text("years of work")
+    assert checkpoints.main(["convert", str(source)]) == 1
+    assert f"{target} exists already: name another target, or replace it with --overwrite." in capsys.readouterr().err
+    assert target.read_text() == "years of work"
+    assert checkpoints.main(["convert", str(source), "--overwrite"]) == 0
+    assert checkpoints.load(target).config.depth == 3
+
+
+def test_a_schedule_of_no_epochs_is_refused(tmp_path, capsys):
+    source, _ = released(tmp_path)
+    assert checkpoints.main(["convert", str(source), "--epochs", "0"]) == 1
+    assert "epochs is 0, expected a whole number of at least 1" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 class Malicious:
     def __reduce__(self):
         return exec, ("raise SystemExit('code from a pickle was run')",)
 
 
 def test_pickled_code_is_not_run(tmp_path):
-    source, _ = released(tmp_path, {"net": Malicious(), "log_dict": {}})
-    with pytest.raises(CheckpointError, match="not a whole checkpoint of the released format"):
-        checkpoints.convert_released(source)
+    for zipped in (True, False):
+        source, _ = released(tmp_path, lambda _: {"net": Malicious()}, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(CheckpointError, match=r"linear.pth is not a whole file of tensors and numbers") as error:
+            checkpoints.convert_released(source)
+        assert "weights_only" not in str(error.value)
+        if zipped:
+            assert "it holds objects of builtins.exec, which could run code: save the network" in str(error.value)
 
 
-def test_wrong_released_files_get_sentences(tmp_path, capsys):
-    source, network = released(tmp_path)
-    other = source.rename(tmp_path / "best.pth")
-    assert checkpoints.main(["convert", str(other)]) == 1
-    assert "best.pth does not name its run, expected a name such as ckpt_lr_4e-02" in capsys.readouterr().err
-    state = network.state_dict() | {"linear.weight": torch.zeros(10, 16)}
-    log = {"test_loss": [2.0], "train_loss": [2.2], "test_acc": [30.0], "train_acc": [20.0]}
-    source, _ = released(tmp_path, {"net": state, "acc": 1.0, "epoch": 0, "log_dict": log}, "relu")
-    sentence = r"relu.pth: the tensor linear.weight has shape \(10, 16\), expected \(10, 64\)"
-    with pytest.raises(CheckpointError, match=sentence):
-        checkpoints.convert_released(source)
+def test_wrong_released_files_get_sentences(tmp_path):
+    for change, sentence in (
+        (lambda c: c | {"net": c["net"] | {"linear.weight": torch.zeros(10, 16)}},
+         r"the tensor linear.weight has shape \(10, 16\), expected \(10, 64\)"),
+        (renamed(lambda name: f"layers.{name}"), r"lacks the tensor conv1.weight.* \(it holds layers.conv1.weight\)"),
+        (renamed(lambda name: name.replace("layers.2", "layers.7")),
+         r"lacks the tensor residual_layers.2.conv1.weight.* \(it holds residual_layers.7.conv1.weight\)"),
+        (lambda c: c | {"net": {name: t for name, t in c["net"].items() if "layers.2" not in name}},
+         r"holds 2 residual layers \(up to residual_layers.1\), expected 3 by its name: .*depth_2_"),
+        (lambda c: c | {"net": c["net"] | {"conv1.bias": torch.zeros(16)}},
+         r"holds a tensor conv1.bias of shape \(16,\) that its network does not have"),
+        (lambda c: c | {"net": c["net"] | {"linear.bias": torch.full((10,), math.nan)}},
+         r"is no trained network, since linear.bias holds nan"),
+        (lambda c: c | {"net": {}}, "holds nothing in net, expected the tensors"),
+        (lambda c: c["log_dict"], "holds test_loss, a list, expected the tensors of a state dict"),
+        (lambda c: torch.zeros(3), "holds a Tensor, expected a dict with the entries net and log_dict"),
+    ):  # fmt: skip
+        source, _ = released(tmp_path, change, "relu")
+        with pytest.raises(CheckpointError, match=sentence) as error:
+            checkpoints.convert_released(source)
+        assert str(error.value).startswith(str(source))
+        assert "\n" not in str(error.value)
+    whole = source.read_bytes()
+    for content in (whole[:200], b"", b"no checkpoint"):
+        source.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"relu.pth is not a whole file .*: it was cut off or is of another"):
+            checkpoints.convert_released(source)
+    for old, new, sentence in (
+        ("depth_3", "depth_0", "cannot be converted: depth is 0"),
+        ("relu", "swish", "cannot be converted: activation is 'swish'"),
+        ("4e-02", "fast", "names the learning rate 'fast', expected a number"),
+    ):
+        released(tmp_path, activation="relu")
+        with pytest.raises(CheckpointError, match=sentence):
+            checkpoints.convert_released(source, name=source.name.replace(old, new))
     assert not list(tmp_path.glob("*.safetensors"))

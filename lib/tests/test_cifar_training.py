@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cifar_set import needs_cifar10, write_set
+from safetensors.torch import save_file
 
 from lib import checks, cifar, cifar_training, layer_log, paths
 from lib.cifar_training import LAYER_LOG_FILE, CifarConfig, EpochRecord, Progress, Training, read_state, train
@@ -113,14 +114,38 @@ def test_a_run_from_before_the_layer_log_goes_on_and_logs_the_epochs_that_follow
     assert layer_log.read(tmp_path / LAYER_LOG_FILE, config.name)["epoch"].tolist() == [1, 2]
 
 
+def umask() -> int:
+    os.umask(found := os.umask(0))
+    return found
+
+
+def safetensors_header(content: bytes) -> dict[str, str]:
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size])["__metadata__"]
+
+
 def test_a_layer_log_that_is_cut_or_of_another_run_is_refused_in_a_sentence(tmp_path):
     kernels = {"conv1": torch.randn(4, 2, 2, 3, 3), "conv2": torch.randn(4, 2, 2, 3, 3)}
     path = tmp_path / "log.layers.safetensors"
     layer_log.write(path, layer_log.extend({}, 0, kernels), "one")
     with pytest.raises(layer_log.LayerLogError, match="is the layer log of one, expected that of other"):
         layer_log.read(path, "other")
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(layer_log.LayerLogError, match="not a whole layer log"):
+    whole = path.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    for content in (whole[:-5], whole[:100], whole[:4], b"", b"no log at all"):
+        path.write_bytes(content)
+        with pytest.raises(
+            layer_log.LayerLogError, match=r"layers.safetensors is not a whole layer log .*: move it aside"
+        ):
+            layer_log.read(path, "one")
+        assert path.read_bytes() == content
+    save_file({"epoch": torch.zeros(2), "norm_conv1": torch.zeros(1, 4)}, path, metadata=safetensors_header(whole))
+    with pytest.raises(
+        layer_log.LayerLogError, match=r"holds epoch \(2,\), norm_conv1 \(1, 4\), expected a row an epoch"
+    ):
+        layer_log.read(path, "one")
+    save_file({"epoch": torch.zeros(2)}, path)
+    with pytest.raises(layer_log.LayerLogError, match="has format None, expected 'layer log'"):
         layer_log.read(path, "one")
     with pytest.raises(FileNotFoundError, match="There is no layer log"):
         layer_log.read(tmp_path / "none", "one")

@@ -1,15 +1,18 @@
 """From a finished run to the tables of checkpoints/."""
 
 import math
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 from cifar_set import needs_cifar10, write_set
-from finished_runs import finish
+from finished_runs import finish, write_state
 
 from lib import cifar_results, cifar_smoothness, cifar_training, records, tables
 from lib.cifar_training import CifarConfig
+from lib.convnet import ConvResNet
+from lib.training import Divergence
 
 SMALL = {"depth": 4, "epochs": 2, "test_every": 2}
 
@@ -89,9 +92,78 @@ def test_a_record_that_comes_while_the_tables_are_written_is_in_them(tmp_path, m
 
 def test_broken_records_get_a_sentence(tmp_path):
     record = finish(tmp_path, CifarConfig(**SMALL))
-    record.write_text(record.read_text()[:500])
-    with pytest.raises(records.CheckpointError, match=r"seed0_testevery2.json is not a whole record of a run"):
+    whole = record.read_text()
+    for content, sentence in (
+        (whole[:500], r"seed0_testevery2.json is not a whole record of a run .*: move it aside"),
+        ("", r"seed0_testevery2.json is not a whole record of a run"),
+        (whole.replace('"summary"', '"other"'), r"json is not a whole record of a run \(it lacks summary\)"),
+        (whole.replace('"version": 1', '"version": 2'), r"json has record version 2, expected 1: "),
+    ):
+        record.write_text(content)
+        with pytest.raises(records.CheckpointError, match=sentence):
+            records.gather(tmp_path)
+        assert record.read_text() == content
+    record.write_text(whole)
+    (record.parent / "copy.json").write_text(whole)
+    with pytest.raises(
+        records.CheckpointError, match=r"copy.json is the record of gelu_\S+, expected that of its name"
+    ):
         records.gather(tmp_path)
+
+
+def test_a_cut_table_of_runs_names_the_file_and_the_line(tmp_path, capsys, monkeypatch):
+    for seed in (0, 1):
+        finish(tmp_path, CifarConfig(**SMALL, seed=seed))
+    records.gather(tmp_path)
+    monkeypatch.setattr(records.paths, "CHECKPOINTS", tmp_path)
+    path, whole = tmp_path / "runs.csv", (tmp_path / "runs.csv").read_text()
+    for content, sentence in (
+        (whole[:-3], "runs.csv: line 3 has no end"),
+        (whole[:-100], "runs.csv: line 3 has "),
+        (whole.replace(",16,", ",-1,", 1), "runs.csv, line 2: channels is -1, expected"),
+    ):
+        path.write_text(content)
+        with pytest.raises(tables.TableError, match=sentence):
+            records.read_runs(tmp_path)
+    path.write_text(whole[:-100])
+    for command in ("gather", "pending"):
+        assert records.main([command]) == 1
+        error = capsys.readouterr().err
+        assert "runs.csv: line 3 has" in error
+        assert len(error.splitlines()) == 1
+    assert path.read_text() == whole[:-100]
+
+
+@pytest.mark.parametrize("what", ["a weight", "its test loss"])
+def test_what_is_not_finite_is_not_published(tmp_path, what):
+    config = CifarConfig(**SMALL)
+    network = ConvResNet(config.network)
+    if what == "a weight":
+        network.linear.weight.data[0, 0] = math.inf
+    folder = tmp_path / "run"
+    write_state(folder, config, network, **({} if what == "a weight" else {"test_loss": math.nan}))
+    found = {"a weight": "linear.weight holds inf", "its test loss": "its test loss is nan"}[what]
+    with pytest.raises(Divergence, match=rf"The run gelu_\S* in \S*run is no result, since {found}: train one"):
+        records.export(config, folder)
+    assert [path.name for path in folder.iterdir()] == ["state.pt"]
+
+
+def test_what_is_published_follows_the_umask(tmp_path):
+    config = CifarConfig(**SMALL)
+    before = os.umask(0o027)
+    try:
+        record = finish(tmp_path, config)
+    finally:
+        os.umask(before)
+    assert record.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / f"{config.name}.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_schedule_of_no_epochs_is_refused(capsys):
+    with pytest.raises(ValueError, match="epochs is 0, expected a whole number of at least 1"):
+        records.sweep(0)
+    assert records.main(["pending", "--epochs", "0"]) == 1
+    assert "epochs is 0, expected" in capsys.readouterr().err
 
 
 def test_the_sweep_holds_the_runs_of_table_1():

@@ -382,7 +382,7 @@ def test_a_diverged_run_leaves_the_others_alone(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "__init__", broken)
     training = stacked_training.train(configs, device="cpu", kernels=kernels)
     assert len(next(training)) == 1
-    with pytest.raises(stacked_training.Divergence, match=r"not finite: relu_\S* in epoch 1\. Try a smaller"):
+    with pytest.raises(stacked_training.Divergence, match=r"diverged: relu_\S* \(.* in epoch 1\)\. Try a smaller"):
         next(training)
     assert cifar_training.read_state(cifar_training.run_folder(configs[0]))["epoch"] == 1
     assert cifar_training.read_state(cifar_training.run_folder(configs[1])) is None
@@ -395,9 +395,35 @@ def test_a_stack_ends_when_no_run_is_left(kernels, tmp_path, monkeypatch):
     train_set, test_set = sets(config)
     monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
     yielded = []
-    with pytest.raises(stacked_training.Divergence, match=r"not finite: gelu_\S* in epoch [12]\."):
+    with pytest.raises(stacked_training.Divergence, match=r"diverged: gelu_\S* \(.* in epoch [12]\)\."):
         yielded.extend(stacked_training.train([config], device="cpu", kernels=kernels))
     assert all(yielded)  # no epoch without a run
+
+
+@needs_compiler
+def test_nothing_that_is_not_finite_is_saved_of_a_stack(kernels, tmp_path, monkeypatch):
+    """The losses of the epoch are finite; the weights after it, or the test loss, are not."""
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    configs = [CifarConfig(activation=name, **{**SHALLOW, "epochs": 1}) for name in ("gelu", "relu", "identity")]
+    train_set, test_set = sets(configs[0])
+    monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
+    evaluate = Stack.evaluate
+
+    def broken(self):
+        loss, accuracy = evaluate(self)
+        self.layers.parameters["conv1.bias"][1, 0, 0] = float("inf")
+        loss[2] = float("nan")
+        return loss, accuracy
+
+    monkeypatch.setattr(Stack, "evaluate", broken)
+    training = stacked_training.train(configs, device="cpu", kernels=kernels)
+    assert len(next(training)) == 1
+    found = r"relu_\S* \(residual_layers.conv1_bias holds inf in epoch 1\), identity_\S* \(the test loss is nan in epoch 1\)"
+    with pytest.raises(Divergence, match=found):
+        next(training)
+    assert [cifar_training.read_state(cifar_training.run_folder(config)) is None for config in configs] == [
+        False, True, True,
+    ]  # fmt: skip
 
 
 # ---- Errors and the command line ----

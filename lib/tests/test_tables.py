@@ -39,6 +39,39 @@ def test_unequal_columns_are_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "t.csv: it is empty, expected a first line that names the columns"),
+        ("a,b\n1,2\n3", "t.csv: line 3 has 1 entries, expected 2 as in the first line"),
+        ("a,b\n1,2,3\n", "t.csv: line 2 has 3 entries, expected 2"),
+        ('a,b\n1,"two\nlines"\n3\n', "t.csv: line 4 has 1 entries, expected 2"),
+        ('a,b\n1,"t', r"t.csv: line 2 cannot be read \(unexpected end of data\)"),
+        (b"a,b\n1,\xff\n", r"t.csv: line \d cannot be read .*utf-8"),
+    ],
+)
+def test_a_table_that_is_not_whole_is_named_with_the_line(tmp_path, content, sentence):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(tables.TableError, match=sentence):
+        tables.read_csv(path)
+
+
+def test_a_table_cut_at_any_place_is_found_out(tmp_path):
+    path = tables.write_csv(
+        tmp_path / "t.csv", {"run": ["one", "two"], "depth": [2, 16], "torch": ["2.14.1", "2.14.1"]}
+    )
+    whole = path.read_bytes()
+    assert list(tables.read_csv(path, ended=True)["depth"]) == [2, 16]
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        if whole[:size].endswith(b"\n"):  # a shorter table
+            tables.read_csv(path, ended=True)
+            continue
+        with pytest.raises(tables.TableError, match=r"t.csv: (line|it is empty)"):
+            tables.read_csv(path, ended=True)
+
+
 def test_select_and_rows():
     table = tables.from_rows([{"L": 2, "x": 0.5}, {"L": 4, "x": 0.25}])
     assert list(tables.select(table, L=4)["x"]) == [0.25]
