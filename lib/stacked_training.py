@@ -464,7 +464,7 @@ def _stacks(configs: Iterable[CifarConfig], most: int) -> list[list[CifarConfig]
 
 
 def _published(config: CifarConfig, diverged: list[str]) -> bool:
-    """Publish the run where it is finished; whether it is. The sentence on one that is no result goes to ``diverged``."""
+    """Publish the run where it is finished; whether it is. What is said of one that diverged goes to ``diverged``."""
     state = cifar_training.read_state(cifar_training.run_folder(config))
     if state is None or state["epoch"] < config.epochs:
         return False
