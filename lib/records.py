@@ -358,7 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             done = finished()
             print("\n".join(config.name for config in sweep(chosen.epochs) if config.name not in done))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

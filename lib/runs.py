@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return checks.exit_code(
         partial(_train_command, chosen),
         "Interrupted; the same command goes on after the last complete epoch.",
-        failures=(notebooks.RunFailed, RuntimeError, cifar.DataNotFoundError, records.CheckpointError),
+        failures=(notebooks.RunFailed, RuntimeError, OSError, MemoryError, records.CheckpointError),
         misuses=(ValueError, TypeError),
     )
 

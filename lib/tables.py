@@ -97,7 +97,7 @@ def read_csv(path: Path, ended: bool = False) -> dict[str, np.ndarray]:
 
 
 def _not_whole(path: Path, found: str) -> TableError:
-    return TableError(f"{paths.short(Path(path))}: {found}. The table was cut off or edited: restore or mend it.")
+    return TableError(f"{paths.short(Path(path))}: {found}; it was cut off or edited, so restore or mend it.")
 
 
 def _ends_with_a_line(path: Path) -> bool:
