@@ -9,6 +9,7 @@ VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH $(TRAINING)
 ENVIRONMENTAL := CIFAR10_ROOT CUDA_VISIBLE_DEVICES CXX GOMP_SPINCOUNT LAB_PICTURE LIB_ENGINE OMP_NUM_THREADS TRAINING_PROGRESS
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 
+comma := ,
 define newline
 
 
@@ -59,7 +60,7 @@ ifneq ($(and $(word 2,$(PYTHON)),$(shell [ -e $(call quoted,$(PYTHON)) ] && echo
 $(error The path of PYTHON has a space, $(PYTHON), which make takes for two words: give it through a link without one, as made by ln -s)
 endif
 LACKS := $(shell $(PYTHON) -c 'import importlib.util as u, sys; print(*[name for name in sys.argv[1:] if not u.find_spec(name)])' \
-  torch torchvision jupyterlab ipywidgets matplotlib papermill nbval safetensors scipy tqdm yaml 2>/dev/null || echo everything: it does not run)
+  torch torchvision jupyterlab ipywidgets matplotlib papermill nbval psutil safetensors scipy tqdm yaml 2>/dev/null || echo everything: it does not run)
 ifneq ($(LACKS),)
 $(error PYTHON is $(PYTHON), which lacks $(LACKS). Give it the packages of environment.yml, or leave PYTHON out and an environment is made)
 endif
@@ -92,8 +93,9 @@ IDLE := $(firstword $(filter-out $(TAKEN),$(filter $(VARIABLES),$(GIVEN))))
 ifneq ($(filter SET PARAMETERS,$(IDLE)),)
 $(error SET and PARAMETERS change one run of one figure: name it, as in make $(firstword $(FIGURES)) SET="$(SET)")
 else ifneq ($(IDLE),)
-$(error make $(GOALS) does not take $(IDLE)$(if $(filter $(IDLE),$(TRAINING)), (a parameter of a figure goes into SET, as in \
-  make $(firstword $(FIGURES)) SET="seed=3")))
+$(error make $(GOALS) does not take $(IDLE)$(if $(filter checkpoints stack,$(GOALS)),: the runs of checkpoints/sweep.csv have the \
+  values that it lists$(comma) make train takes any,$(if $(filter $(IDLE),$(TRAINING)), (a parameter of a figure goes into SET: \
+  make $(firstword $(FIGURES)) SET="seed=3"))))
 endif
 
 # Runs side by side (make -j2) share the cores: two threads each on two cores would wait for one another.
@@ -149,6 +151,8 @@ $(BUILD)/claims.ipynb: $(patsubst %,$(BUILD)/%.ipynb,$(filter-out claims,$(filte
 endif
 
 # --- Training on CIFAR-10: never part of `make figures`. CIFAR10_ROOT=folder says where the images are ---
+STACKED = $(if $(EPOCHS),--epochs=$(call quoted,$(EPOCHS))) $(if $(DEVICE),--device=$(call quoted,$(DEVICE)))
+LAUNCHED = $(if $(LAUNCH),--launch=$(call quoted,$(LAUNCH)))
 VALUES = $(foreach name,$(filter $(TRAINING),$(GIVEN)),$(call quoted,$(name)=$($(name))))
 
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
@@ -157,13 +161,11 @@ train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=
 # The images are fetched before runs start side by side.
 checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not finished (-j, LAUNCH, EPOCHS, DEVICE, THREADS)
 	@$(PYTHON) -m lib.cifar
-	@$(PYTHON) -m lib.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) --launch=$(call quoted,$(LAUNCH)) \
-	  $(BY_HAND) $(VALUES)
+	@$(PYTHON) -m lib.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(LAUNCHED) $(BY_HAND) $(VALUES)
 
 stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
 	@$(PYTHON) -m lib.cifar
-	@$(call after,STACK) $(PYTHON) -m lib.stacked_training $(if $(EPOCHS),--epochs=$(call quoted,$(EPOCHS))) \
-	  $(if $(DEVICE),--device=$(call quoted,$(DEVICE)))
+	@$(call after,STACK) $(PYTHON) -m lib.stacked_training $(STACKED)
 
 # --- Tests ---
 # Two at a time, one thread each: that is what fills two cores. Each part's output comes in one piece.

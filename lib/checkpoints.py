@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib import cifar_training, paths
+from lib import checks, cifar_training, paths
 from lib.cifar_training import CifarConfig
 from lib.convnet import ConvResNet
 
@@ -217,18 +218,17 @@ def main(arguments: list[str] | None = None) -> int:
     show = commands.add_parser("show", help="print what the header of a checkpoint says")
     show.add_argument("source", type=Path)
     chosen = parser.parse_args(arguments)
-    try:
-        path = chosen.source
-        if chosen.command == "convert":
-            path = convert_released(chosen.source, chosen.target, chosen.epochs)
-        config, summary = read_header(path)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return checks.exit_code(partial(_command, chosen), failures=(ValueError, OSError))
+
+
+def _command(chosen: argparse.Namespace) -> None:
+    path = chosen.source
+    if chosen.command == "convert":
+        path = convert_released(chosen.source, chosen.target, chosen.epochs)
+    config, summary = read_header(path)
     print(f"{path}: {config.name}")
     for name, value in {**asdict(config), **summary}.items():
         print(f"  {name}: {value}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import os
+import select
 import signal
 import sys
 import threading
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 LARGEST_INT = 2**63 - 1  # of a tensor; a seed may not be larger either
+# Signals with which a person, a terminal or the machine ends a process.
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 MOST_THREADS = 1024  # of one process: with many more, OpenMP ends the process instead of raising
 
 
@@ -161,13 +164,12 @@ def _say(sentence: object) -> None:
 
 
 def _output_is_closed() -> bool:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes once more at its end.
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    closed = any(event & select.POLLERR for _, event in output.poll(0))
+    if closed:  # Python flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return closed
 
 
 @contextlib.contextmanager
@@ -176,9 +178,12 @@ def _ended_by_signals(received: list[int]) -> Iterator[None]:
 
     def end(number: int, _: object) -> None:
         received.append(number)
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
         # A person who ends a run wants none of what libraries say of a kernel that is suddenly gone.
         logging.disable(logging.CRITICAL)
         sys.unraisablehook = threading.excepthook = lambda _: None
+        _end_children()
         raise Ended(number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -186,19 +191,19 @@ def _ended_by_signals(received: list[int]) -> Iterator[None]:
         return
     defaults = (signal.SIG_DFL, signal.default_int_handler)
     # What is ignored stays so: SIGHUP under nohup, SIGINT in the background of a script.
-    numbers = [each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) in defaults]
-    before = {number: signal.signal(number, end) for number in numbers}
+    before = {each: handler for each in ENDING if (handler := signal.getsignal(each)) in defaults}
     over = threading.Event()
-    if "MAKELEVEL" in os.environ:
-        threading.Thread(target=_end_with_parent, args=(os.getppid(), over), daemon=True).start()
     try:
+        for each in before:
+            signal.signal(each, end)
+        if "MAKELEVEL" in os.environ:
+            threading.Thread(target=_end_with_parent, args=(os.getppid(), over), daemon=True).start()
         yield
     finally:
         over.set()
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if received else handler)
-        if received:
-            _end_children()
+        if not received:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 def _end_with_parent(parent: int, over: threading.Event) -> None:

@@ -8,7 +8,6 @@ import argparse
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,8 +23,6 @@ from lib import checks, cifar, cifar_training, notebooks, parameters, paths, rec
 from lib.cifar_training import CifarConfig
 
 NOTEBOOK = "train_cifar"
-# Signals with which a person, or the machine, ends a run.
-ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = "Interrupted; the same command goes on after the last complete epoch."
 
 
@@ -130,7 +127,7 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
             name, status = running.pop(process), process.returncode
             failed += [name] if status else []
             # A shell's status for a signal, or Popen's.
-            ended = ended or -status in ENDING or status - 128 in ENDING
+            ended = ended or -status in checks.ENDING or status - 128 in checks.ENDING
             if not status:
                 records.gather()
         time.sleep(0.1)
