@@ -1,5 +1,5 @@
-"""Checks of single values: each returns nothing or raises one sentence that names the value. And how a command ends: its
-status, its sentence, and no process of its own left behind."""
+"""Checks of single values: each returns nothing or raises one sentence that names the value. And how a command ends:
+its status, its sentence, and no process of its own left behind."""
 
 import contextlib
 import itertools
@@ -132,9 +132,9 @@ def exit_code(
     """Run a command and say in one sentence what went wrong: 1 for a failure, 2 for a misuse.
 
     If a person interrupts it, or a SIGTERM or the loss of its terminal ends it, its child processes end with it,
-    ``interrupted`` is all that is said, and the status is 128 and the signal's number (130 after Ctrl-C). A command that
-    ``make`` started ends if that make does. If nobody reads its output any longer, as in ``| head``, it ends without a
-    word, with 141.
+    ``interrupted`` is all that is said, and the status is 128 and the signal's number (130 after Ctrl-C). A command
+    that ``make`` started ends if that make does. If nobody reads its output any longer, as in ``| head``, it ends
+    without a word, with 141.
     """
     received: list[int] = []
     try:

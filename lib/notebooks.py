@@ -332,6 +332,8 @@ def _check_command(arguments: argparse.Namespace) -> None:
     print(f"The parameters of the profile {arguments.profile} are in order.")
     if left_out:
         print(f"Left out, since they have no counterpart in it: {', '.join(left_out)}.")
+    for sentence in parameters.left_out():
+        print(sentence)
 
 
 def _execute_command(arguments: argparse.Namespace) -> None:
@@ -343,7 +345,8 @@ def _list_command(_: argparse.Namespace) -> None:
     for name in parameters.names():
         having = [profile for profile in parameters.profiles() if parameters.in_profile(name, profile)]
         print(f"{name}: {', '.join(having)}")
-    print("\n".join(parameters.left_out()), end="")
+    for sentence in parameters.left_out():
+        print(sentence)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ QUICK, PAPER, CUSTOM = "quick", "paper", "custom"
 NOT_FIGURES = ("explore_", "train_")
 # Names that make, a shell and a link take as they are; the Makefile looks for the same.
 FITTING = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+UNFITTING = "its name has other characters than letters, digits, _, . and -, so rename it"
 # What each type of a parameters cell accepts, and how a sentence calls it.
 TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
@@ -66,9 +67,11 @@ def names() -> list[str]:
 
 
 def left_out() -> list[str]:
-    """A sentence for every other notebook in the folder, such as the Untitled.ipynb that JupyterLab makes."""
-    found = {path.name: _why_left_out(path, path.stat().st_mtime_ns) for path in _files()}
-    return [f"notebooks/{name} is left out: {why}." for name, why in found.items() if why]
+    """A sentence for every other notebook in the folder, such as the Untitled.ipynb that JupyterLab makes, and for
+    every file of a profile that no notebook can have."""
+    found = {path: _why_left_out(path, path.stat().st_mtime_ns) for path in _files()}
+    found |= {path: UNFITTING for path in sorted(paths.PROFILES.glob("*/*.yaml")) if not FITTING.fullmatch(path.stem)}
+    return [f"{paths.short(path)} is left out: {why}." for path, why in found.items() if why]
 
 
 def _files() -> list[Path]:
@@ -79,7 +82,7 @@ def _files() -> list[Path]:
 def _why_left_out(path: Path, changed: int) -> str:
     # Read once for every time of change.
     if not FITTING.fullmatch(path.stem):
-        return "its name has other characters than letters, digits, _, . and -, so rename it to make it a figure"
+        return UNFITTING
     try:
         cells = json.loads(path.read_bytes())["cells"]
         tags = {tag for cell in cells for tag in cell["metadata"].get("tags", [])}
@@ -274,7 +277,8 @@ def check_profile(profile: str) -> list[str]:
     if _known(profile) == QUICK:
         having = names()
     else:
-        having = sorted(path.stem for path in (paths.PROFILES / profile).glob("*.yaml"))
+        stems = (path.stem for path in (paths.PROFILES / profile).glob("*.yaml"))
+        having = sorted(stem for stem in stems if FITTING.fullmatch(stem))
     for name in having:
         check_values(name, profile_values(name, profile))
     return [name for name in figures() if name not in having]

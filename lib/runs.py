@@ -95,12 +95,12 @@ def listed_values(name: str, by_hand: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1, launch: str = "") -> None:
-    """Train every run of ``checkpoints/sweep.csv`` that is not finished, each in a process of its own, ``jobs`` at a time
-    (0: as many as there are cores).
+    """Train every run of ``checkpoints/sweep.csv`` that is not finished, each in a process of its own.
 
-    ``by_hand`` are values for all of them, ``given`` the words of the command line that say the same, and ``launch`` the
-    words that go before each run's command. A run that fails leaves the others alone; one that is ended by a signal is
-    the last that was started. Raises RunFailed at the end with the names of those that failed.
+    ``by_hand`` are values for all of them, ``given`` the words of the command line that say the same, ``jobs`` how many
+    run at a time (0: one a core), and ``launch`` the words that go before each run's command. A run that fails leaves
+    the others alone; after one that a signal ended no other is started. Raises ValueError for wrong values before
+    anything is started, and RunFailed at the end with the names of those that failed.
     """
     checks.positive_int("jobs", jobs, least=0)
     epochs = by_hand.get("epochs")
@@ -141,7 +141,7 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m lib.runs [NAME] [VARIABLE=VALUE ...] [--set "NAME=VALUE ..."]``, or with ``--listed`` for all of a list.
+    """``python -m lib.runs [NAME] [VARIABLE=VALUE ...] [--set "NAME=VALUE ..."]``, or ``--listed`` for all of a list.
 
     Returns 2 for wrong parameters, 1 for a run that failed, 130 for an interrupted one.
     """

@@ -18,8 +18,8 @@ SMOOTH_INIT = {"weight-tied": True, "iid": False}
 
 
 def unknown(name, known):
-    """The sentence, without its full stop, for a variable that is none of the ``known``: it names the one that was meant,
-    or lists all."""
+    """The sentence, without its full stop, for a variable that is none of the ``known``: it names the one that was
+    meant, or lists all."""
     there_is_none = f"There is no variable {name}"
     plain = name.upper().replace("-", "_")
     if plain in RELEASED and RELEASED[plain] in known:
@@ -58,8 +58,11 @@ def values(given):
 
 
 def run(name, before, after, command):
-    """Become the command, with the words in ``before`` in front of it and those in ``after`` behind it; quotes hold words
-    together as in a shell, and nothing else in them means anything. Returns a status where that is not possible."""
+    """Become the command, with the words in ``before`` in front of it and those in ``after`` behind it.
+
+    Quotes hold words together as in a shell, and nothing else in them means anything. ``name`` is the variable that
+    holds them, for the sentence if that is not possible; then a status is returned.
+    """
     try:
         command = [*shlex.split(before), *command, *shlex.split(after)]
     except ValueError as error:

@@ -41,7 +41,13 @@ sys.exit(checks.exit_code(lambda: [print(number) for number in range(99999)], fa
 
 def start(code, **changes):
     environment = {name: value for name, value in os.environ.items() if name != "MAKELEVEL"} | changes
-    options = {"cwd": paths.ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = {
+        "cwd": paths.ROOT,
+        "env": environment,
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
     # A shell that puts the tests in the background makes them ignore SIGINT, which is inherited.
     default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     return subprocess.Popen([sys.executable, "-c", code], preexec_fn=default, **options)
