@@ -1,8 +1,51 @@
 # `make` lists what can be made. Results are stamps in .build, never tracked files: a fresh clone makes everything.
 
-PROFILE ?= paper
-SET ?=
-PARAMETERS ?=
+# --- Variables: what is given on the command line is data, taken to the letter, and goes on as an argument ---
+# The values of a run: of `make train`, and some of them of `make checkpoints` and `make stack`.
+TRAINING := ACTIVATION SMOOTH_INIT INITIALISATION BATCH_NORM DEPTH SEED LR ADAPTIVE HOLD_STEM EPOCHS BATCH_SIZE DEVICE THREADS
+# LAUNCH goes before each training's command: make -j30 checkpoints LAUNCH="srun -n1 --gres=gpu:1"
+VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH $(TRAINING)
+# What programs read from the environment may be given to make too.
+ENVIRONMENTAL := CIFAR10_ROOT CUDA_VISIBLE_DEVICES CXX GOMP_SPINCOUNT LAB_PICTURE LIB_ENGINE OMP_NUM_THREADS TRAINING_PROGRESS
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+
+comma := ,
+define newline
+
+
+endef
+# A value as one word of a recipe: the shell reads nothing in it, and a line ends no recipe's line.
+quoted = '$(subst ','\'',$(subst $(newline), ,$(1)))'
+# The words of a variable before or after a command, quotes heeded; no shell reads them.
+before = $(if $($(1)),$(PYTHON) lib/variables.py run $(1) $(call quoted,$($(1))) '')
+after = $(if $($(1)),$(PYTHON) lib/variables.py run $(1) '' $(call quoted,$($(1))))
+# The files in a folder whose names make, a shell and a link take as they are; lib.parameters has the same rule.
+fitting = $(shell ls $(1) 2>/dev/null | LC_ALL=C grep -x '[A-Za-z0-9_][A-Za-z0-9_.-]*')
+
+ifneq ($(filter-out $(VARIABLES) $(ENVIRONMENTAL) PYTHON SHELL,$(GIVEN)),)
+UNKNOWN := $(call quoted,$(firstword $(filter-out $(VARIABLES) $(ENVIRONMENTAL) PYTHON SHELL,$(GIVEN))))
+$(error $(shell $(or $(PYTHON),python3) lib/variables.py unknown $(UNKNOWN) $(VARIABLES) $(ENVIRONMENTAL) PYTHON 2>/dev/null || \
+  printf 'There is no variable %s, but: %s' $(UNKNOWN) '$(VARIABLES) $(ENVIRONMENTAL) PYTHON'))
+endif
+$(foreach name,$(filter-out PYTHON SHELL,$(GIVEN)),$(eval override $(name) := $$(value $(name))))
+EMPTY := $(firstword $(foreach name,$(filter $(VARIABLES),$(GIVEN)),$(if $(strip $($(name))),,$(name))))
+ifneq ($(EMPTY),)
+$(error $(EMPTY) is empty: give it a value, or leave it out)
+endif
+
+# A value that is in the environment, by chance, changes no run.
+ignored = $(filter-out $(GIVEN),$(foreach name,$(1),$(if $($(name)),$(if $(filter environment,$(firstword $(origin $(name)))),$(name)))))
+IGNORED := $(call ignored,$(if $(filter train checkpoints stack,$(MAKECMDGOALS)),$(TRAINING)) $(filter-out $(TRAINING),$(VARIABLES)))
+ifeq ($(MAKELEVEL),0)
+$(foreach name,$(IGNORED),$(info $(name) is in the environment, which changes nothing here: make $(MAKECMDGOALS) $(name)=... does))
+endif
+$(foreach name,$(filter-out $(GIVEN),$(filter-out $(TRAINING),$(VARIABLES))),$(eval override $(name) :=))
+override PROFILE := $(or $(PROFILE),paper)
+
+PROFILES := quick $(call fitting,notebooks/profiles)
+ifneq ($(words $(PROFILE)) $(filter $(PROFILES),$(PROFILE)),1 $(PROFILE))
+$(error There is no profile '$(PROFILE)', the profiles are: $(PROFILES))
+endif
 
 # --- Environment: PYTHON as it is, else conda's kind into .conda, else .venv ---
 ifeq ($(origin PYTHON),undefined)
@@ -13,20 +56,48 @@ PYTHON := $(PREFIX)/bin/python
 ENGINE := $(if $(shell command -v $${CXX:-c++} 2>/dev/null),.build/engine/up-to-date)
 ENVIRONMENT := $(PREFIX)/.up-to-date
 else ifneq ($(filter-out help clean distclean,$(MAKECMDGOALS)),)
+ifneq ($(and $(word 2,$(PYTHON)),$(shell [ -e $(call quoted,$(PYTHON)) ] && echo there)),)
+$(error The path of PYTHON has a space, $(PYTHON), which make takes for two words: give it through a link without one, as made by ln -s)
+endif
 LACKS := $(shell $(PYTHON) -c 'import importlib.util as u, sys; print(*[name for name in sys.argv[1:] if not u.find_spec(name)])' \
-  torch torchvision jupyterlab ipywidgets matplotlib papermill nbval safetensors scipy tqdm yaml 2>/dev/null || echo everything: it does not run)
+  torch torchvision jupyterlab ipywidgets matplotlib papermill nbval psutil safetensors scipy tqdm yaml 2>/dev/null || echo everything: it does not run)
 ifneq ($(LACKS),)
 $(error PYTHON is $(PYTHON), which lacks $(LACKS). Give it the packages of environment.yml, or leave PYTHON out and an environment is made)
 endif
 endif
 READY := $(ENVIRONMENT) $(ENGINE)
 
-NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
+TARGETS := help figures train checkpoints stack test test-style test-units test-figures test-notebooks test-lab lab report \
+  env engine bench notebooks clean distclean
+# A notebook of the project has a cell tagged `parameters`: in its file, in quotes without a backslash.
+NOTEBOOKS := $(filter-out $(TARGETS),$(basename $(filter $(call fitting,notebooks),$(notdir $(shell \
+  LC_ALL=C grep -lE '(^|[^\])"parameters"[[:space:]]*(,|\]|$$)' notebooks/*.ipynb 2>/dev/null)))))
+OTHERS := $(shell ls notebooks 2>/dev/null | grep '\.ipynb$$' | grep -vxF "$$(printf '%s.ipynb\n' $(NOTEBOOKS))" | tr '\n' ';')
+ifneq ($(and $(OTHERS),$(filter 0,$(MAKELEVEL)),$(filter help figures test test-figures test-notebooks notebooks report,$(or $(MAKECMDGOALS),help))),)
+$(info Left out of notebooks/: $(OTHERS) a figure has a cell tagged `parameters`, and a name of letters, digits, _, . and - that is no target)
+endif
+STORED := $(NOTEBOOKS:%=notebooks/%.ipynb)
 FIGURES := $(filter-out explore_% train_%,$(NOTEBOOKS))
-HAVING := $(if $(filter quick,$(PROFILE)),$(FIGURES),$(basename $(notdir $(wildcard notebooks/profiles/$(PROFILE)/*.yaml))))
+HAVING := $(filter $(NOTEBOOKS),$(if $(filter quick,$(PROFILE)),$(NOTEBOOKS),$(patsubst %.yaml,%,$(call fitting,notebooks/profiles/$(PROFILE)))))
 BUILD := .build/$(PROFILE)
 CHECKED := $(BUILD)/checked
 RUN = $(PYTHON) -m lib.notebooks
+
+# A variable that no target of this call reads would be lost without a word.
+GOALS := $(or $(MAKECMDGOALS),help)
+TAKEN := $(if $(filter train,$(GOALS)),$(TRAINING) SET PARAMETERS LAUNCH PROFILE) $(if $(filter stack,$(GOALS)),STACK EPOCHS DEVICE) \
+  $(if $(filter checkpoints,$(GOALS)),SET LAUNCH EPOCHS DEVICE THREADS) $(if $(filter $(FIGURES),$(GOALS)),SET PARAMETERS) \
+  $(filter $(if $(filter lab,$(GOALS)),LAB) $(if $(filter bench,$(GOALS)),BENCH),$(VARIABLES)) \
+  $(if $(filter-out train checkpoints stack test lab bench notebooks,$(GOALS)),PROFILE)
+IDLE := $(firstword $(filter-out $(TAKEN),$(filter $(VARIABLES),$(GIVEN))))
+ifneq ($(filter SET PARAMETERS,$(IDLE)),)
+$(error SET and PARAMETERS change one run of one figure: name it, as in make $(firstword $(FIGURES)) SET="$(SET)")
+else ifneq ($(IDLE),)
+$(error make $(GOALS) does not take $(IDLE)$(if $(filter checkpoints stack,$(GOALS)),: the runs of checkpoints/sweep.csv have the \
+  values that it lists$(comma) make train takes any,$(if $(filter $(IDLE),$(TRAINING)), (a parameter of a figure goes into SET: \
+  make $(firstword $(FIGURES)) SET="seed=3"))))
+endif
+
 # Runs side by side (make -j2) share the cores: two threads each on two cores would wait for one another.
 JOBS = $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS)))
 SHARE = $(if $(filter -j%,$(MAKEFLAGS)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(n=$$(getconf _NPROCESSORS_ONLN); \
@@ -38,14 +109,13 @@ export JUPYTER_PREFER_ENV_PATH := 1
 # GNU OpenMP's threads spin for milliseconds where they wait, which makes all ten times slower on a busy machine;
 # on an idle one, small operations of stock PyTorch are a quarter slower without that, which is why `bench` goes without.
 export GOMP_SPINCOUNT ?= 5000
-export SET
 unexport MPLBACKEND
 
 MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help figures $(FIGURES) train checkpoints sweep stack test lab report env engine bench notebooks clean distclean
+.PHONY: $(TARGETS) $(FIGURES)
 
 help: ## This list
 	@echo 'make TARGET [PROFILE=paper|released|quick] [PYTHON=interpreter to use as it is]'
@@ -57,18 +127,16 @@ help: ## This list
 # --- Figures ---
 figures: $(CHECKED) $(patsubst %,$(BUILD)/%.ipynb,$(filter $(HAVING),$(FIGURES))) ## Every figure of the profile, into figures/
 
-ifneq ($(strip $(SET)$(PARAMETERS)),)
-ifneq ($(filter figures test notebooks,$(MAKECMDGOALS)),)
-$(error SET and PARAMETERS change one run of one figure: name it, as in make $(firstword $(FIGURES)) SET="$(SET)")
-endif
+BY_HAND = $(if $(SET),--set=$(call quoted,$(SET))) $(if $(PARAMETERS),--parameters=$(call quoted,$(PARAMETERS)))
+ifneq ($(SET)$(PARAMETERS),)
 $(FIGURES): | $(READY)
-	@$(RUN) run $@ --profile $(PROFILE) --set "$$SET" --parameters "$(PARAMETERS)"
+	@$(RUN) run $@ --profile $(PROFILE) $(BY_HAND)
 else
 $(FIGURES): %: $(BUILD)/%.ipynb
 endif
 
 # All parameters of a profile are checked in one go before the first notebook of it runs.
-$(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml lib/*.py) | $(READY)
+$(CHECKED): $(STORED) $(wildcard $(HAVING:%=notebooks/profiles/$(PROFILE)/%.yaml) lib/*.py) | $(READY)
 	@$(RUN) check --profile $(PROFILE)
 	@$(PYTHON) -m lib.engine report
 	@mkdir -p $(BUILD) && touch $@
@@ -83,38 +151,21 @@ $(BUILD)/claims.ipynb: $(patsubst %,$(BUILD)/%.ipynb,$(filter-out claims,$(filte
 endif
 
 # --- Training on CIFAR-10: never part of `make figures`. CIFAR10_ROOT=folder says where the images are ---
-# LAUNCH goes before each run's command: make -j30 checkpoints LAUNCH="srun -n1 --gres=gpu:1"
-LAUNCH ?=
-PLACE = $(if $(DEVICE),device=$(DEVICE)) $(if $(THREADS),threads=$(THREADS))
-NETWORK = $(if $(ACTIVATION),activation=$(ACTIVATION)) $(if $(SMOOTH_INIT),smooth_init=$(SMOOTH_INIT)) \
-  $(if $(BATCH_NORM),batch_norm=$(BATCH_NORM)) $(if $(DEPTH),depth=$(DEPTH)) $(if $(SEED),seed=$(SEED)) \
-  $(if $(LR),learning_rate=$(LR)) $(if $(ADAPTIVE),adaptive=$(ADAPTIVE)) $(if $(HOLD_STEM),hold_stem=$(HOLD_STEM)) \
-  $(if $(EPOCHS),epochs=$(EPOCHS)) $(if $(BATCH_SIZE),batch_size=$(BATCH_SIZE))
+STACKED = $(if $(EPOCHS),--epochs=$(call quoted,$(EPOCHS))) $(if $(DEVICE),--device=$(call quoted,$(DEVICE)))
+LAUNCHED = $(if $(LAUNCH),--launch=$(call quoted,$(LAUNCH)))
+VALUES = $(foreach name,$(filter $(TRAINING),$(GIVEN)),$(call quoted,$(name)=$($(name))))
 
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
-	@$(LAUNCH) $(PYTHON) -m lib.runs --profile $(PROFILE) --set "$(strip $(NETWORK) $(PLACE) $(SET))"
+	@$(call before,LAUNCH) $(PYTHON) -m lib.runs --profile $(PROFILE) $(BY_HAND) $(VALUES)
 
-# The images are fetched before runs start side by side; a run that fails leaves the others alone. Values other than of
-# the place are handed on to be refused: those of a listed run are the list's.
+# The images are fetched before runs start side by side.
 checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not finished (-j, LAUNCH, EPOCHS, DEVICE, THREADS)
 	@$(PYTHON) -m lib.cifar
-	@status=0; $(MAKE) -k --no-print-directory sweep || status=$$?; $(PYTHON) -m lib.records gather; exit $$status
-
-ifneq ($(filter sweep,$(MAKECMDGOALS)),)
-SCHEDULE := $(if $(EPOCHS),--epochs $(EPOCHS))
-PENDING := $(shell $(PYTHON) -m lib.records pending $(SCHEDULE) || echo FAILED)
-ifneq ($(filter FAILED,$(PENDING)),)
-$(error There is no list of runs: see the sentence above)
-endif
-.PHONY: $(PENDING)
-sweep: $(PENDING)
-$(PENDING):
-	@$(LAUNCH) $(PYTHON) -m lib.runs $@ $(SCHEDULE) --set "$(strip $(filter-out epochs=%,$(NETWORK)) $(PLACE) $(SET))"
-endif
+	@$(PYTHON) -m lib.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(LAUNCHED) $(BY_HAND) $(VALUES)
 
 stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
 	@$(PYTHON) -m lib.cifar
-	@$(PYTHON) -m lib.stacked_training $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DEVICE),--device $(DEVICE)) $(STACK)
+	@$(call after,STACK) $(PYTHON) -m lib.stacked_training $(STACKED)
 
 # --- Tests ---
 # Two at a time, one thread each: that is what fills two cores. Each part's output comes in one piece.
@@ -122,9 +173,8 @@ test: | $(READY) ## Style, unit tests, every figure at its quick size, stored no
 	@OMP_NUM_THREADS=1 $(MAKE) -k -j2 --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync) \
 	  test-style test-units test-figures test-notebooks
 
-.PHONY: test-style test-units test-figures test-notebooks test-lab
 test-style: | $(READY)
-	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff check lib $(STORED) $(wildcard notebooks/*.py)
 
 test-units: | $(READY)
 	$(PYTHON) -m pytest -rs lib/tests
@@ -133,14 +183,14 @@ test-figures: | $(READY)
 	@$(MAKE) --no-print-directory figures PROFILE=quick
 
 test-notebooks: | $(READY)
-	$(PYTHON) -m pytest -rs $(wildcard notebooks/*.ipynb) --nbval-lax --nbval-current-env
+	$(PYTHON) -m pytest -rs $(STORED) --nbval-lax --nbval-current-env
 
 test-lab: | $(READY) ## The explorers in a real browser (LAB_PICTURE=figures/explorer.png takes the picture of the README)
 	$(PYTHON) -m pytest -s lib/tests/lab.py
 
 # --- Work ---
 lab: | $(READY) ## JupyterLab on the notebooks (options: LAB="--no-browser --port 9000")
-	$(PYTHON) -m jupyterlab --ServerApp.root_dir=notebooks $(LAB)
+	$(call after,LAB) $(PYTHON) -m jupyterlab --ServerApp.root_dir=notebooks
 
 report: | $(READY) ## The executed notebooks of the profile as one HTML document (after `make figures`)
 	@$(PYTHON) -m lib.report --profile $(PROFILE)
@@ -151,7 +201,7 @@ engine: | $(ENVIRONMENT) ## The compiled engine (`make env` builds it where it f
 	$(PYTHON) -m lib.engine build
 
 bench: | $(READY) ## What a training step costs, by engine, into .build (BENCH="--save" into figures, "--only CIFAR", "--figures")
-	env -u GOMP_SPINCOUNT $(PYTHON) -m lib.bench $(BENCH)
+	env -u GOMP_SPINCOUNT $(call after,BENCH) $(PYTHON) -m lib.bench
 
 notebooks: | $(READY) ## Run the notebooks with their own values and store the outputs in them
 	$(RUN) execute

@@ -349,8 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
     show = commands.add_parser("show", help="print what the header of a checkpoint says")
     show.add_argument("source", type=Path)
     chosen = parser.parse_args(arguments)
-    failures = (ValueError, OSError, MemoryError, RuntimeError)
-    return checks.exit_code(partial(_command, chosen), "Interrupted.", failures=failures, misuses=())
+    return checks.exit_code(partial(_command, chosen), failures=(ValueError, OSError, MemoryError, RuntimeError))
 
 
 def _command(chosen: argparse.Namespace) -> None:

@@ -1,16 +1,26 @@
-"""Checks of single values: each returns nothing or raises one sentence that names the value. And the status that a
-command ends with where such a sentence is raised."""
+"""Checks of single values: each returns nothing or raises one sentence that names the value. And how a command ends:
+its status, its sentence, and no process of its own left behind."""
 
+import contextlib
 import dataclasses
 import itertools
+import logging
 import math
+import os
+import select
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+LARGEST_INT = 2**63 - 1  # of a tensor; a seed may not be larger either
+# Signals with which a person, a terminal or the machine ends a process.
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+MOST_THREADS = 1024  # of one process: with many more, OpenMP ends the process instead of raising
 
 def plain(value: Any) -> Any:
     """Numbers of numpy and torch as Python's own, arrays of them as lists; lists and tuples entry by entry. Everything
@@ -27,13 +37,16 @@ def make_plain(config: Any) -> None:
         object.__setattr__(config, field.name, plain(getattr(config, field.name)))
 
 
-def positive_int(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless ``value`` is an int, numpy's included (not a bool), of at least ``least``."""
+def positive_int(name: str, value: Any, least: int = 1, most: int = LARGEST_INT) -> None:
+    """Raise unless ``value`` is an int, numpy's included (not a bool), from ``least`` to ``most``."""
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is {value!r}, expected a whole number of at least {least}.")
     if value < least:
         raise ValueError(f"{name} is {value}, expected a whole number of at least {least}.")
+    if value > most:
+        shown = value if value < 10**30 else "a number of more than 30 digits"
+        raise ValueError(f"{name} is {shown}, expected a whole number of at most {most}.")
 
 
 def positive_float(name: str, value: Any, zero_allowed: bool = False) -> None:
@@ -41,8 +54,9 @@ def positive_float(name: str, value: Any, zero_allowed: bool = False) -> None:
     expected = "a number of at least 0" if zero_allowed else "a number above 0"
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        hint = " In YAML write 0.04 or 4.0e-2, since 4e-2 is read as text." if isinstance(value, str) else ""
-        raise TypeError(f"{name} is {value!r}, expected {expected}.{hint}")
+        raise TypeError(f"{name} is {value!r}, expected {expected}.")
+    if isinstance(value, int) and value > LARGEST_INT:
+        raise ValueError(f"{name} is a whole number above {LARGEST_INT}, expected {expected} that a float can hold.")
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
         raise ValueError(f"{name} is {value}, expected {expected}.")
 
@@ -115,18 +129,117 @@ def usable_device(device: "str | torch.device") -> "torch.device":
     return found
 
 
-def exit_code(command: Callable[[], object], interrupted: str, *, failures: tuple, misuses: tuple) -> int:
-    """Run a command and say in one sentence what went wrong: 1 for a failure, 2 for a misuse, 130 where a person
-    interrupted it."""
+def thread_count(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a number of threads, 0 for PyTorch's own choice."""
+    positive_int(name, value, least=0, most=MOST_THREADS)
+
+
+# --- How a command ends -----------------------------------------------------------------------------------------------
+
+
+class Ended(KeyboardInterrupt):
+    """A signal that asks the process to end; ``number`` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def exit_code(
+    command: Callable[[], object], interrupted: str = "Interrupted.", *, failures: tuple, misuses: tuple = ()
+) -> int:
+    """Run a command and say in one sentence what went wrong: 1 for a failure, 2 for a misuse.
+
+    If a person interrupts it, or a SIGTERM or the loss of its terminal ends it, its child processes end with it,
+    ``interrupted`` is all that is said, and the status is 128 and the signal's number (130 after Ctrl-C). A command
+    that ``make`` started ends if that make does. If nobody reads its output any longer, as in ``| head``, it ends
+    without a word, with 141.
+    """
+    received: list[int] = []
     try:
-        command()
-    except failures as error:
-        print(error, file=sys.stderr)
-        return 1
-    except misuses as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
+        with _ended_by_signals(received):
+            command()
+            sys.stdout.flush()
+    except BaseException as error:
+        # An interruption may come out as anything, such as the death of the kernel that it ended.
+        if received or isinstance(error, KeyboardInterrupt):
+            _say(interrupted)
+            return 128 + (received[0] if received else signal.SIGINT)
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return 128 + signal.SIGPIPE
+        if isinstance(error, failures):
+            _say(error)
+            return 1
+        if isinstance(error, misuses):
+            _say(error)
+            return 2
+        raise
     return 0
+
+
+def _say(sentence: object) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def _output_is_closed() -> bool:
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    closed = any(event & select.POLLERR for _, event in output.poll(0))
+    if closed:  # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
+@contextlib.contextmanager
+def _ended_by_signals(received: list[int]) -> Iterator[None]:
+    """Raise `Ended` at a signal that ends the process, note it in ``received``, and leave no child process then."""
+
+    def end(number: int, _: object) -> None:
+        received.append(number)
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        # A person who ends a run wants none of what libraries say of a kernel that is suddenly gone.
+        logging.disable(logging.CRITICAL)
+        sys.unraisablehook = threading.excepthook = lambda _: None
+        _end_children()
+        raise Ended(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    # What is ignored stays so: SIGHUP under nohup, SIGINT in the background of a script.
+    before = {each: handler for each in ENDING if (handler := signal.getsignal(each)) in defaults}
+    over = threading.Event()
+    try:
+        for each in before:
+            signal.signal(each, end)
+        if "MAKELEVEL" in os.environ:
+            threading.Thread(target=_end_with_parent, args=(os.getppid(), over), daemon=True).start()
+        yield
+    finally:
+        over.set()
+        if not received:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+def _end_with_parent(parent: int, over: threading.Event) -> None:
+    # A make that is killed tells nobody, and its recipe's shell does not hand on the SIGTERM that it gets.
+    while not over.wait(0.5):
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+
+def _end_children(patience: float = 5) -> None:
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(children, timeout=patience)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()

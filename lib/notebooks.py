@@ -15,6 +15,7 @@ import argparse
 import ast
 import contextlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -37,6 +38,8 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # The compiled engine computes what the PyTorch engine computes, and explorers show what there is: no result depends on
 # them.
 NO_DEPENDENCY = ("engine", "explorers")
+# What a makefile can hold as a file's name, and which of it after a backslash ($ is doubled).
+_WRITABLE, _ESCAPED = re.compile(r"[\w $#,@^+./()~!'\"{}-]+"), re.compile(r"[ #]")
 TRACEBACK_LINES = 20
 SECONDS = "seconds"  # in the metadata of an executed notebook: how long it took
 # Errors whose sentence tells a reader everything: no traceback.
@@ -98,6 +101,10 @@ def dependencies(name: str, profile: str) -> list[Path]:
 def _make_rules(target: Path, prerequisites: Sequence[Path]) -> str:
     # A folder by another name than that of a target: `make checkpoints` trains.
     listed = [f"{paths.short(path)}/." if path.is_dir() else paths.short(path) for path in prerequisites]
+    unwritable = [path for path in listed if not _WRITABLE.fullmatch(path)]
+    for path in unwritable:
+        print(f"{path!r} is not watched for changes, since make cannot read such a name: rename it.", file=sys.stderr)
+    listed = [_ESCAPED.sub(r"\\\g<0>", path.replace("$", "$$")) for path in listed if path not in unwritable]
     # An empty rule for each file, so that one that is deleted later does not stop make (like gcc -MP).
     return "\n".join([f"{paths.short(target)}: {' '.join(listed)}", *(f"{path}:" for path in listed)]) + "\n"
 
@@ -307,8 +314,7 @@ def execute(name: str) -> bool:
 
 
 def _run_command(arguments: argparse.Namespace) -> None:
-    by_hand = parameters.read_yaml(Path(arguments.parameters).absolute()) if arguments.parameters else {}
-    by_hand |= parameters.parse_settings(arguments.set)
+    by_hand = parameters.by_hand(arguments.set, arguments.parameters)
     values = parameters.profile_values(arguments.name, arguments.profile) | by_hand
     # A profile has been checked as a whole; its ranges are checked again by the config cell of the run itself.
     check = parameters.check_values if by_hand else parameters.check_types
@@ -326,6 +332,8 @@ def _check_command(arguments: argparse.Namespace) -> None:
     print(f"The parameters of the profile {arguments.profile} are in order.")
     if left_out:
         print(f"Left out, since they have no counterpart in it: {', '.join(left_out)}.")
+    for sentence in parameters.left_out():
+        print(sentence)
 
 
 def _execute_command(arguments: argparse.Namespace) -> None:
@@ -337,6 +345,8 @@ def _list_command(_: argparse.Namespace) -> None:
     for name in parameters.names():
         having = [profile for profile in parameters.profiles() if parameters.in_profile(name, profile)]
         print(f"{name}: {', '.join(having)}")
+    for sentence in parameters.left_out():
+        print(sentence)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,9 @@ WrongParameters, one sentence, where something does not exist or does not fit.
 """
 
 import ast
+import functools
+import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +25,9 @@ from lib import paths
 QUICK, PAPER, CUSTOM = "quick", "paper", "custom"
 # Notebooks of these names are opened or trained by a person: they are no figures.
 NOT_FIGURES = ("explore_", "train_")
+# Names that make, a shell and a link take as they are; the Makefile looks for the same.
+FITTING = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+UNFITTING = "its name has other characters than letters, digits, _, . and -, so rename it"
 # What each type of a parameters cell accepts, and how a sentence calls it.
 TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
@@ -46,9 +52,43 @@ class Parameter:
     words: str = ""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values, in which 4e-2 is a number, as it is in YAML 1.2 (and 0.04 and 4.0e-2 are in any)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+"), list("-+.0123456789")
+)
+
+
 def names() -> list[str]:
-    """Every notebook of the project, without the suffix."""
-    return sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
+    """Every notebook of the project, without the suffix: those with a cell tagged ``parameters``."""
+    return sorted(path.stem for path in _files() if not _why_left_out(path, path.stat().st_mtime_ns))
+
+
+def left_out() -> list[str]:
+    """A sentence for every other notebook in the folder, such as the Untitled.ipynb that JupyterLab makes, and for
+    every file of a profile that no notebook can have."""
+    found = {path: _why_left_out(path, path.stat().st_mtime_ns) for path in _files()}
+    found |= {path: UNFITTING for path in sorted(paths.PROFILES.glob("*/*.yaml")) if not FITTING.fullmatch(path.stem)}
+    return [f"{paths.short(path)} is left out: {why}." for path, why in found.items() if why]
+
+
+def _files() -> list[Path]:
+    return sorted(path for path in paths.NOTEBOOKS.glob("*.ipynb") if not path.name.startswith("."))
+
+
+@functools.cache
+def _why_left_out(path: Path, changed: int) -> str:
+    # Read once for every time of change.
+    if not FITTING.fullmatch(path.stem):
+        return UNFITTING
+    try:
+        cells = json.loads(path.read_bytes())["cells"]
+        tags = {tag for cell in cells for tag in cell["metadata"].get("tags", [])}
+    except (ValueError, LookupError, TypeError, AttributeError, OSError):
+        return "it cannot be read as a notebook"
+    return "" if "parameters" in tags else "no cell of it is tagged 'parameters'"
 
 
 def figures() -> list[str]:
@@ -64,7 +104,8 @@ def profiles() -> list[str]:
 def read(name: str) -> NotebookNode:
     """The notebook of that name; WrongParameters lists the names where there is none."""
     if name not in names():
-        raise WrongParameters(f"There is no notebook {name!r}; the notebooks are: {', '.join(names())}.")
+        reasons = "".join(f" ({sentence})" for sentence in left_out() if f"/{name}.ipynb " in sentence)
+        raise WrongParameters(f"There is no notebook {name!r}{reasons}; the notebooks are: {', '.join(names())}.")
     return nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)
 
 
@@ -117,12 +158,14 @@ def in_profile(name: str, profile: str) -> bool:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The values in a YAML file of lines ``name: value``."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_bytes(), _Loader)  # bytes: UTF-16 is recognised by its first two
     except FileNotFoundError:
         raise WrongParameters(f"There is no file {paths.short(path)} to read parameters from.") from None
     except OSError as error:
         raise WrongParameters(f"{paths.short(path)} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError as error:
+    except yaml.reader.ReaderError:
+        raise WrongParameters(f"{paths.short(path)} is not text in UTF-8: save it in that encoding.") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise WrongParameters(f"{paths.short(path)} is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -150,6 +193,14 @@ def profile_values(name: str, profile: str) -> dict[str, Any]:
     return read_yaml(paths.PROFILES / profile / f"{name}.yaml")
 
 
+def read_value(name: str, text: str) -> Any:
+    """The value that the text is in YAML; WrongParameters, with the name that it is for, if it is not YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError):
+        raise WrongParameters(f"{name} has the value {text!r}, which is not YAML.") from None
+
+
 def parse_settings(settings: str) -> dict[str, Any]:
     """The values in ``"row=3 learning_rate=0.02"``, each read as YAML."""
     values = {}
@@ -161,11 +212,24 @@ def parse_settings(settings: str) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not (name and equals):
             raise WrongParameters(f'SET holds {setting!r}, expected settings like SET="row=3 learning_rate=0.02".')
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise WrongParameters(f"SET gives {name} the value {text!r}, which is not YAML.") from None
+        if name in values:
+            raise WrongParameters(f"SET is {settings!r}, which gives {name} more than one value.")
+        values[name] = read_value(f"{name} in SET", text)
     return values
+
+
+def by_hand(settings: str = "", file: str = "") -> dict[str, Any]:
+    """The values of a run by hand: those in a YAML file, and in their place those in ``settings``.
+
+    Raises WrongParameters for a file that gives none, which would make the run one of the profile.
+    """
+    values = {}
+    if file:
+        path = Path(file).absolute()
+        values = read_yaml(path)
+        if not values:
+            raise WrongParameters(f"{paths.short(path)} holds no values, expected lines 'name: value'.")
+    return values | parse_settings(settings)
 
 
 # --- Checks before anything runs --------------------------------------------------------------------------------------
@@ -180,10 +244,7 @@ def check_types(name: str, values: Mapping[str, Any]) -> None:
         accepted, called = TYPES[known[parameter].type]
         wrong_bool = isinstance(value, bool) and bool not in accepted
         if not isinstance(value, accepted) or wrong_bool:
-            hint = ""
-            if isinstance(value, str) and float in accepted:
-                hint = " In YAML write 0.04 or 4.0e-2, since 4e-2 is read as text."
-            raise WrongParameters(f"{name}: {parameter} is {value!r}, expected {called}.{hint}")
+            raise WrongParameters(f"{name}: {parameter} is {value!r}, expected {called}.")
 
 
 def check_values(name: str, values: Mapping[str, Any]) -> None:
@@ -216,7 +277,8 @@ def check_profile(profile: str) -> list[str]:
     if _known(profile) == QUICK:
         having = names()
     else:
-        having = sorted(path.stem for path in (paths.PROFILES / profile).glob("*.yaml"))
+        stems = (path.stem for path in (paths.PROFILES / profile).glob("*.yaml"))
+        having = sorted(stem for stem in stems if FITTING.fullmatch(stem))
     for name in having:
         check_values(name, profile_values(name, profile))
     return [name for name in figures() if name not in having]

@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -352,16 +353,15 @@ def main(arguments: list[str] | None = None) -> int:
     pending.add_argument("--epochs", type=int, help="for schedules of this length")
     commands.add_parser("gather", help=f"make {RUNS} and {DISTANCES} from the records")
     chosen = parser.parse_args(arguments)
-    try:
-        if chosen.command == "gather":
-            print(f"checkpoints/{RUNS}: {gather()} runs")
-        else:
-            done = finished()
-            print("\n".join(config.name for config in sweep(chosen.epochs) if config.name not in done))
-    except (ValueError, TypeError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return checks.exit_code(partial(_command, chosen), failures=(ValueError, TypeError, OSError))
+
+
+def _command(chosen: argparse.Namespace) -> None:
+    if chosen.command == "gather":
+        print(f"checkpoints/{RUNS}: {gather()} runs")
+        return
+    done = finished()
+    print("\n".join(config.name for config in sweep(chosen.epochs) if config.name not in done))
 
 
 if __name__ == "__main__":

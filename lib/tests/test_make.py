@@ -1,16 +1,18 @@
 """The Makefile and the runner together, in a toy project: what is made, when, and what a failure leaves."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import toy_project
 
-from lib import paths
+from lib import notebooks, paths
 
 make = toy_project.make
 
@@ -171,7 +173,7 @@ def test_one_wrong_parameter_stops_every_figure_before_it_runs(project):
 def test_an_unknown_profile_and_settings_for_all_stop_with_a_sentence(finished):
     result = make(finished, "figures", "PROFILE=papre")
     assert result.returncode == 2
-    assert "There is no profile 'papre'; the profiles are: quick, paper, released." in result.stderr
+    assert "There is no profile 'papre', the profiles are: quick paper released" in result.stderr
     assert not (finished / ".build" / "papre").exists()
     result = make(finished, "figures", "SET=depth=3")
     assert result.returncode == 2
@@ -190,6 +192,102 @@ def test_a_failed_run_keeps_the_old_figure_and_is_tried_again(project):
     assert would_run(project, "figures") == ["figure_a"]
 
 
+# --- What make is given ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "EPOCH=3"], "There is no variable EPOCH: did you mean EPOCHS?"),
+        (["figures", "NON_LIN=relu"], "There is no variable NON_LIN: here it is ACTIVATION"),
+        (["help", "PROFIL=quick"], "There is no variable PROFIL: did you mean PROFILE?"),
+        (["clean", "x'y=3"], "There is no variable x'y, but ACTIVATION, "),
+        (["figures", "DEPTH=3"], "make figures does not take DEPTH (a parameter of a figure goes into SET"),
+        (["checkpoints", "LR=4e-2"], "make checkpoints does not take LR: the runs of checkpoints/sweep.csv have"),
+        (["train", "DEPTH="], "DEPTH is empty: give it a value, or leave it out"),
+        (["figure_a", "PARAMETERS="], "PARAMETERS is empty: give it a value, or leave it out"),
+    ],
+)
+def test_a_variable_that_would_be_lost_stops_every_target(finished, arguments, sentence):
+    result = make(finished, "-n", *arguments)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert result.stdout == ""
+
+
+def test_values_out_of_the_environment_change_no_run(finished):
+    result = make(finished, "-n", "train", "SEED=1", DEPTH="4", PROFILE="quick", SET="epochs=1")
+    *said, command = result.stdout.splitlines()
+    assert shlex.split(command)[1:] == ["-m", "lib.runs", "--profile", "paper", "SEED=1"]
+    assert {line.split()[0] for line in said} == {"DEPTH", "PROFILE", "SET"}
+
+
+def test_values_go_on_to_the_letter_and_no_shell_reads_them(project):
+    odd = 'it\'s "$(touch P)" `touch P`; touch P\ntouch P #'
+    result = make(project, "-n", "train", f"ACTIVATION={odd}", f"SET=x={odd}", "SMOOTH_INIT=True", "LR=4e-2")
+    words = shlex.split(result.stdout)[1:]
+    kept = odd.replace("\n", " ")
+    assert sorted(words[4:]) == sorted([f"--set=x={kept}", f"ACTIVATION={kept}", "SMOOTH_INIT=True", "LR=4e-2"])
+    for arguments in (
+        ["figure_a", f"SET=depth={odd}"],
+        ["figure_a", f"PARAMETERS={odd}"],
+        ["figures", f"PROFILE={odd}"],
+    ):
+        assert make(project, *arguments).returncode == 2
+    launched = make(project, "train", "DEPTH=3", f"LAUNCH=echo {shlex.quote(odd)}").stdout
+    assert launched.startswith(f"{kept} {sys.executable} -m lib.runs")
+    assert not (project / "P").exists()
+
+
+def test_notebooks_that_are_no_figures_are_left_out_with_a_sentence(project):
+    notebooks_folder = project / "notebooks"
+    write = toy_project.write_notebook
+    for name in ("my notes", "a: b", "c#", "$(shell touch P)", "`touch P`;", "clean"):
+        write(notebooks_folder, name, "from lib import checks, paths")
+    text = (notebooks_folder / "figure_b.ipynb").read_text()
+    (notebooks_folder / "Untitled.ipynb").write_text(text.replace('"parameters"', '"other"'))
+    (notebooks_folder / "profiles" / "paper" / "figure_a (copy): 1.yaml").write_text("depth: 0\n")
+    for folder in ("checkpoints", "figures"):
+        (project / folder / "x: $(shell touch P) #.csv").write_text("")
+    assert would_run(project, "figures") == []
+    assert would_run(project, "figures", "PROFILE=quick") == ["figure_a", "figure_b"]
+    result = make(project, "help")
+    assert result.returncode == 0
+    (said,) = (line for line in result.stdout.splitlines() if "Left out of notebooks/" in line)
+    for name in ("my notes", "a: b", "c#", "$(shell touch P)", "`touch P`;", "clean", "Untitled"):
+        assert f"{name}.ipynb" in said
+    assert make(project, "clean").returncode == 0
+    assert not (project / "P").exists()
+
+
+def test_names_of_files_are_data_to_make(project, capsys):
+    names = ["a b.csv", "$(shell touch P).csv", "copy (1)#.csv", "lr=1.csv", "a; touch P;.csv", "a: b.csv", "%.csv"]
+    files = [project / "checkpoints" / name for name in names]
+    for file in files:
+        file.write_text("")
+    stamp = project / ".build" / "paper" / "figure_a.ipynb"
+    rules = notebooks._make_rules(stamp, files)
+    stamp.with_suffix(".d").write_text(rules.replace(f"{project}/", ""))
+    unwatched = capsys.readouterr().err
+    assert [name for name in names if repr(str(project / "checkpoints" / name)) in unwatched] == names[3:]
+    for file in files:
+        os.utime(file, (1e9, 1e9))
+    assert would_run(project, "figures") == []
+    for file in files[:3]:
+        touch(file)
+        assert would_run(project, "figures") == ["figure_a"]
+        file.unlink()
+        assert would_run(project, "figures") == []
+    assert not (project / "P").exists()
+
+
+def test_a_path_of_an_interpreter_with_a_space_is_told_so(finished, tmp_path):
+    (tmp_path / "a b").symlink_to(sys.executable)
+    result = make(finished, "figures", f"PYTHON={tmp_path / 'a b'}")
+    assert result.returncode == 2
+    assert f"The path of PYTHON has a space, {tmp_path / 'a b'}, which make takes for two words" in result.stderr
+
+
 def test_an_interpreter_without_the_packages_is_told_so(project, tmp_path):
     bare = tmp_path / "bare"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
@@ -202,8 +300,11 @@ def test_an_interpreter_without_the_packages_is_told_so(project, tmp_path):
         assert make(project, "help", f"PYTHON={interpreter}").returncode == 0
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_is_not_taken_for_done(project, stop):
+@pytest.mark.parametrize(
+    ("stop", "whom"),
+    [(signal.SIGINT, "all"), (signal.SIGKILL, "all"), (signal.SIGTERM, "make"), (signal.SIGTERM, "runner")],
+)
+def test_an_interrupted_run_is_not_taken_for_done_and_ends(project, stop, whom):
     (project / "notebooks" / "profiles" / "paper" / "figure_a.yaml").write_text("mode: sleeps\n")
     shutil.rmtree(project / ".build")
     command = ["make", "figure_a", f"PYTHON={sys.executable}"]
@@ -212,7 +313,8 @@ def test_an_interrupted_run_is_not_taken_for_done(project, stop):
         cwd=project,
         env=toy_project.environment(),
         start_new_session=True,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         # A shell that puts the tests in the background makes them ignore SIGINT, which is inherited.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -221,8 +323,22 @@ def test_an_interrupted_run_is_not_taken_for_done(project, stop):
     while not staged.exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert staged.exists()
-    os.killpg(process.pid, stop)
-    assert process.wait(timeout=120) != 0
+    family = psutil.Process(process.pid).children(recursive=True)
+    (runner,) = (each for each in family if "lib.notebooks" in each.cmdline())
+    assert runner.children()  # the kernel
+    if whom == "all":
+        os.killpg(process.pid, stop)
+    else:
+        os.kill(process.pid if whom == "make" else runner.pid, stop)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    if stop != signal.SIGKILL:
+        assert [line for line in said.splitlines() if "make" not in line] == [
+            "Interrupted; nothing of this run is kept."
+        ]
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    with paths.alone(project / ".build" / "locks" / "paper_figure_a", "the lock is held"):
+        pass
     assert (project / "figures" / "figure_a.csv").read_text() == "depth,value\n16,160\n"
     assert not (project / ".build" / "paper" / "figure_a.ipynb").exists()
     assert would_run(project, "figures") == ["figure_a", "figure_b"]

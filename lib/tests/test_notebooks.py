@@ -47,8 +47,7 @@ def test_parameters_are_read_with_their_types(toy):
         ({"depth": True}, "figure_b: depth is True, expected a whole number."),
         (
             {"learning_rate": "4e-2"},
-            "figure_b: learning_rate is '4e-2', expected a number. "
-            "In YAML write 0.04 or 4.0e-2, since 4e-2 is read as text.",
+            "figure_b: learning_rate is '4e-2', expected a number.",
         ),
         ({"mode": 3}, "figure_b: mode is 3, expected text."),
         ({"depth": 0}, "figure_b: depth is 0, expected a whole number of at least 1."),
@@ -105,6 +104,12 @@ def test_settings_by_hand(toy):
     assert parameters.parse_settings("row=3 learning_rate=0.02 name='a b' depths=[2,4] smooth=true") == {
         "row": 3, "learning_rate": 0.02, "name": "a b", "depths": [2, 4], "smooth": True,
     }  # fmt: skip
+    rates = parameters.parse_settings("a=4e-2 b=1E3 c=-.5e+1 d=1.e2 e=[1e-3] f=e2 g='\"4e-2\"' h=3 i=08")
+    assert list(rates.values()) == [0.04, 1000.0, -5.0, 100.0, [0.001], "e2", "4e-2", 3, "08"]
+    with pytest.raises(WrongParameters, match=r"SET is 'row=3 row=4', which gives row more than one value\."):
+        parameters.parse_settings("row=3 row=4")
+    with pytest.raises(WrongParameters, match="row in SET has the value '2024-13-45', which is not YAML"):
+        parameters.parse_settings("row=2024-13-45")
     with pytest.raises(WrongParameters, match="SET holds 'row', expected settings like"):
         parameters.parse_settings("row 3")
     with pytest.raises(WrongParameters, match=r"SET is \"name='a\": no closing quotation\."):
@@ -116,6 +121,39 @@ def test_settings_by_hand(toy):
     (toy / "my.yaml").write_text("- 3\n")
     with pytest.raises(WrongParameters, match=r"my.yaml holds \[3\], expected lines 'name: value'"):
         parameters.read_yaml(toy / "my.yaml")
+
+
+def test_a_file_of_parameters_is_text_with_values(toy):
+    file = toy / "my.yaml"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        file.write_text("mode: naïve\nlearning_rate: 1e-3\n", encoding=encoding)
+        assert parameters.by_hand("depth=2", str(file)) == {"mode": "naïve", "learning_rate": 0.001, "depth": 2}
+    file.write_text("mode: naïve\n", encoding="latin-1")
+    with pytest.raises(WrongParameters, match=r"^my\.yaml is not text in UTF-8: save it in that encoding\.$"):
+        parameters.by_hand(file=str(file))
+    for nothing in ("", "# depth: 3\n", "{}\n"):
+        file.write_text(nothing)
+        with pytest.raises(WrongParameters, match=r"^my\.yaml holds no values, expected lines 'name: value'\.$"):
+            parameters.by_hand(file=str(file))
+
+
+def test_extra_notebooks_are_left_out_with_a_sentence(toy):
+    text = (toy / "notebooks" / "figure_b.ipynb").read_text()
+    extra = {"Untitled": text.replace('"parameters"', '"other"'), "my notes": text, "broken": "{", ".hidden": text}
+    for name, content in extra.items():
+        (toy / "notebooks" / f"{name}.ipynb").write_text(content)
+    assert parameters.names() == ["explore_c", "figure_a", "figure_b"]
+    assert parameters.left_out() == [
+        "notebooks/Untitled.ipynb is left out: no cell of it is tagged 'parameters'.",
+        "notebooks/broken.ipynb is left out: it cannot be read as a notebook.",
+        f"notebooks/my notes.ipynb is left out: {parameters.UNFITTING}.",
+    ]
+    with pytest.raises(WrongParameters, match=r"no notebook 'Untitled' \(.* no cell of it is tagged 'parameters'\.\);"):
+        parameters.read("Untitled")
+    (toy / "notebooks" / "profiles" / "paper" / "figure_a (copy).yaml").write_text("depth: 0\n")
+    (toy / "notebooks" / "figure_a.ipynb").write_text(text)  # without the toy's own modules
+    assert parameters.check_profile("paper") == []
+    assert "notebooks/profiles/paper/figure_a (copy).yaml is left out" in parameters.left_out()[-1]
 
 
 # --- Dependencies, outputs --------------------------------------------------------------------------------------------

@@ -1,0 +1,139 @@
+"""How a command ends: its status, its one sentence, and nothing of it that goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from lib import checks, paths
+
+# A command that starts a process of its own, says its number and waits; `raised` is what the interruption comes out as.
+WAITS = """
+import subprocess, sys, time
+from lib import checks
+
+def command():
+    print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
+    try:
+        time.sleep(600)
+    except BaseException:
+        {raised}
+
+sys.exit(checks.exit_code(command, "Interrupted.", failures=(ValueError,)))
+"""
+PARENT = f"""
+import subprocess, sys, time
+
+subprocess.Popen([sys.executable, "-c", {WAITS.format(raised="raise")!r}])
+time.sleep(600)
+"""
+PRINTS = """
+import sys
+from lib import checks
+
+sys.exit(checks.exit_code(lambda: [print(number) for number in range(99999)], failures=(OSError,)))
+"""
+
+
+def start(code, **changes):
+    environment = {name: value for name, value in os.environ.items() if name != "MAKELEVEL"} | changes
+    options = {
+        "cwd": paths.ROOT,
+        "env": environment,
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+    # A shell that puts the tests in the background makes them ignore SIGINT, which is inherited.
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    return subprocess.Popen([sys.executable, "-c", code], preexec_fn=default, **options)
+
+
+def gone(number):
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [
+        (signal.SIGINT, "raise RuntimeError('the kernel died')"),
+        (signal.SIGTERM, "raise"),
+        (signal.SIGHUP, "raise ValueError('as a failure would')"),
+    ],
+)
+def test_a_signal_ends_a_command_and_its_children_with_one_sentence(number, raised):
+    process = start(WAITS.format(raised=raised))
+    child = int(process.stdout.readline())
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (128 + number, "Interrupted.\n")
+    assert gone(child)
+
+
+def test_a_command_of_make_ends_with_it():
+    # What make is here starts the command and is killed, so that it can hand nothing on.
+    process = start(PARENT, MAKELEVEL="1")
+    child = int(process.stdout.readline())
+    command = psutil.Process(child).ppid()
+    process.kill()
+    assert gone(command)
+    assert gone(child)
+
+
+def test_a_command_by_hand_outlives_its_shell():
+    process = start(PARENT)
+    child = psutil.Process(int(process.stdout.readline()))
+    command = child.parent()
+    process.kill()
+    process.wait()
+    time.sleep(1.5)
+    assert command.is_running()
+    command.terminate()
+    assert gone(child.pid)
+
+
+def test_a_closed_pipe_ends_a_command_without_a_word():
+    process = start(PRINTS)
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+
+
+def test_failures_and_misuses_have_their_status_and_other_errors_pass(capsys):
+    def ends(error, **kinds):
+        def command():
+            raise error
+
+        return checks.exit_code(command, **kinds)
+
+    kinds = {"failures": (RuntimeError,), "misuses": (ValueError,)}
+    assert ends(RuntimeError("it failed"), **kinds) == 1
+    assert ends(ValueError("it is wrong"), **kinds) == 2
+    assert capsys.readouterr().err == "it failed\nit is wrong\n"
+    with pytest.raises(KeyError):
+        ends(KeyError("unforeseen"), **kinds)
+    before = signal.getsignal(signal.SIGTERM)
+    assert checks.exit_code(lambda: None, **kinds) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_numbers_that_do_not_fit_a_tensor_are_refused():
+    checks.positive_int("seed", 2**63 - 1)
+    with pytest.raises(ValueError, match=r"^seed is 9223372036854775808, expected .* at most 9223372036854775807\.$"):
+        checks.positive_int("seed", 2**63, least=0)
+    with pytest.raises(ValueError, match=r"^rate is a whole number above"):
+        checks.positive_float("rate", 10**400)
+    checks.thread_count("threads", 0)
+    for threads in (-1, 100_000):
+        with pytest.raises(ValueError, match=f"^threads is {threads}, expected"):
+            checks.thread_count("threads", threads)
