@@ -63,7 +63,7 @@ def save(path: Path | str, checkpoint: Checkpoint) -> Path:
         "origin": checkpoint.origin,
     }
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(path.parent)
     paths.write_atomically(path, lambda draft: save_file(tensors, draft, metadata=header))
     return path
 
