@@ -13,6 +13,7 @@ Locks stay as well, since a process may hold one.
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "Makefile").is_file())
@@ -35,10 +36,12 @@ def remove_figures(profile):
     folder = ROOT / "figures" / profile
     for made in (ROOT / ".build" / profile).glob("*.made"):
         for line in made.read_text(encoding="utf-8").splitlines():
-            if folder in (ROOT / line).parents and ".." not in Path(line).parts:
-                (ROOT / line).unlink(missing_ok=True)
-        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
-            folder.rmdir()
+            if folder not in (ROOT / line).parents or ".." in Path(line).parts:
+                continue
+            (ROOT / line).unlink(missing_ok=True)
+            for parent in Path(line).parents[:-2]:  # as far as figures/<profile>
+                with suppress(OSError):  # it is not empty, or a link
+                    (ROOT / parent).rmdir()
 
 
 def clean():
