@@ -19,8 +19,9 @@ IS_CLONE = (_PACKAGE.parent / "Makefile").is_file()
 ROOT = _PACKAGE.parent if IS_CLONE else Path.cwd() / "neural-ode-regularization"
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
-FIGURES = ROOT / "figures"
-CHECKPOINTS = ROOT / "checkpoints"
+# RESULTS_ROOT names another folder with these two in it: tests of the stored notebooks read what ships.
+FIGURES = Path(os.environ.get("RESULTS_ROOT") or ROOT) / "figures"
+CHECKPOINTS = Path(os.environ.get("RESULTS_ROOT") or ROOT) / "checkpoints"
 BUILD = ROOT / ".build"
 CSRC = _PACKAGE / "csrc"
 

@@ -279,6 +279,8 @@ def test_stored_notebooks_are_normalised_and_show_no_warning(project):
 
 def test_nbval_writes_into_the_build_folder_and_skips_what_needs_the_images(project, tmp_path):
     shutil.copy(paths.NOTEBOOKS / "conftest.py", project / "notebooks")
+    (project / "lib" / "tests").mkdir()
+    shutil.copy(paths.ROOT / "lib" / "tests" / "shipped.py", project / "lib" / "tests")
     shutil.copy(paths.ROOT / "lib" / "cifar.py", project / "lib")
     needing = project / "notebooks" / "figure_b.ipynb"
     needing.write_text(needing.read_text().replace('"config"', '"config", "needs-cifar10"'))
