@@ -145,6 +145,13 @@ $(CHECKED): $(STORED) $(wildcard $(HAVING:%=notebooks/profiles/$(PROFILE)/%.yaml
 $(FIGURES:%=$(BUILD)/%.ipynb): $(BUILD)/%.ipynb: notebooks/%.ipynb | $(READY) $(CHECKED)
 	@$(SHARE) $(RUN) run $* --profile $(PROFILE)
 -include $(wildcard $(BUILD)/*.d)
+# A figure whose files are not all there is made again: the runner lists them in the .made file beside its stamp.
+LACKING := $(shell for list in "$(BUILD)"/*.made; do [ ! -f "$$list" ] || while IFS= read -r file; do \
+  [ -e "$$file" ] || { echo "$${list%.made}.ipynb"; break; }; done < "$$list"; done)
+ifneq ($(LACKING),)
+$(LACKING): missing-files
+.PHONY: missing-files
+endif
 # The claims are judged from what the other figures wrote: they come last.
 ifneq ($(filter figures,$(MAKECMDGOALS)),)
 $(BUILD)/claims.ipynb: $(patsubst %,$(BUILD)/%.ipynb,$(filter-out claims,$(filter $(HAVING),$(FIGURES))))
@@ -207,29 +214,39 @@ notebooks: | $(READY) ## Run the notebooks with their own values and store the o
 	$(RUN) execute
 
 # --- Environments ---
+# An environment cannot be moved once it is made. So the old one waits beside while a new one is made in its place, and
+# comes back if that fails. If it waits there already, an earlier make was killed, and what is in its place is not whole.
+# $(call renew,FOLDER,COMMANDS)
+renew = trap : HUP INT TERM; if [ -d $(1).old ]; then rm -rf $(1); elif [ -d $(1) ]; then mv $(1) $(1).old; fi; \
+  if { $(2); }; then if [ -d $(1).old ]; then rm -rf $(1).gone; mv $(1).old $(1).gone; rm -rf $(1).gone; fi; \
+  else rm -rf $(1); [ ! -d $(1).old ] || { mv $(1).old $(1); echo "$(1) is the one from before." >&2; }; exit 2; fi
+
 .conda/.up-to-date: environment.yml pyproject.toml
-	rm -rf .conda
-	MAMBA_ALWAYS_YES=true CONDA_ALWAYS_YES=true $(CONDA) $(if $(filter micromamba,$(CONDA)),,env) create -p "$(CURDIR)/.conda" -f environment.yml
-	.conda/bin/python -m pip install --no-deps -e .
+	@$(call renew,.conda,MAMBA_ALWAYS_YES=true CONDA_ALWAYS_YES=true PIP_NO_DEPS=true \
+	  $(CONDA) $(if $(filter micromamba,$(CONDA)),,env) create -p "$(CURDIR)/.conda" -f environment.yml)
 	@touch $@
 
+# One that runs is brought up to date in place: pip and uv download all before they change anything.
+UV := $(shell command -v uv 2>/dev/null)
+VENV = $(if $(UV),uv venv --seed --python $$python .venv,$$python -m venv .venv)
+INSTALL = $(if $(UV),uv pip install --python .venv/bin/python -e .,.venv/bin/python -m pip install -e .)
+AT_LEAST_3_11 = -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 .venv/.up-to-date: environment.yml pyproject.toml
-	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
-	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	    echo "Environment .venv with $$($$python --version): some minutes."; exec $$python -m venv .venv; fi; done; \
-	  echo "No Python >= 3.11 is on the PATH (python3 is: $$(python3 --version 2>&1)). Install one, or name one with" \
-	    "the packages of environment.yml: make PYTHON=/path/to/python." >&2; exit 2
-	.venv/bin/python -m pip install -e .
+	@if [ ! -d .venv.old ] && .venv/bin/python $(AT_LEAST_3_11); then $(INSTALL); exit; fi; \
+	for python in python3 python3.14 python3.13 python3.12 python3.11; do if $$python $(AT_LEAST_3_11); then \
+	  echo "Environment .venv with $$($$python --version): some minutes."; $(call renew,.venv,$(VENV) && $(INSTALL)); exit; \
+	fi; done; \
+	echo "No Python >= 3.11 is on the PATH (python3 is: $$(python3 --version 2>&1)). Install one, or name one with" \
+	  "the packages of environment.yml: make PYTHON=/path/to/python." >&2; exit 2
 	@touch $@
 
 .build/engine/up-to-date: lib/engine.py $(wildcard lib/csrc/*) | $(ENVIRONMENT)
 	$(PYTHON) -m lib.engine build
 	@mkdir -p $(@D) && touch $@
 
-# What a person made stays: training states, runs by hand, the tracked figures, CIFAR-10.
+# By whatever Python there is: the environment may not be made, or no longer run.
 clean: ## Remove what make made: stamps, executed notebooks, untracked figures (not figures/custom, not training states)
-	rm -rf $(filter-out .build/training,$(wildcard .build/*)) .pytest_cache .ruff_cache
-	rm -rf $(filter-out figures/custom/,$(filter %/,$(wildcard figures/*/)))
+	@$$($(PYTHON) -c '' 2>/dev/null && echo "$(PYTHON)" || echo python3) -I lib/clean.py
 
 distclean: clean ## As clean, and the environments too
-	rm -rf .venv .conda
+	rm -rf .venv .conda .venv.old .conda.old .venv.gone .conda.gone

@@ -379,7 +379,11 @@ def main(arguments: list[str]) -> None:
     )
     options = parser.parse_args(arguments)
     folder = paths.FIGURES if options.save else paths.BUILD
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        paths.make_folder(folder)
+        paths.check_writable(folder)  # before minutes of measuring
+    except paths.CannotWrite as error:
+        raise SystemExit(str(error)) from None
     if options.figures:
         try:
             table = figures()

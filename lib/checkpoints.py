@@ -67,7 +67,7 @@ def save(path: Path | str, checkpoint: Checkpoint) -> Path:
         "origin": checkpoint.origin,
     }
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(path.parent)
     # `save_file` writes files that nobody else may read, whatever the umask says.
     content = safetensors.torch.save(tensors, metadata=header)
     paths.write_atomically(path, lambda draft: draft.write_bytes(content))

@@ -71,7 +71,7 @@ def name() -> str:
 
 def path() -> Path:
     """Where the built engine lies, or would."""
-    return paths.BUILD / "engine" / name() / f"{name()}.so"
+    return paths.engines() / name() / f"{name()}.so"
 
 
 def build() -> Path:

@@ -8,7 +8,8 @@ notebook writes to ``paths.figures_output()`` land in a staging folder and move 
     figures/custom/      a run with values set by hand,
 
 once the whole notebook has run. The executed notebook, ``.build/<profile>/<notebook>.ipynb``, is written last: it is
-the stamp that ``make`` goes by. Beside it, ``<notebook>.d`` tells ``make`` which files the result depends on.
+the stamp that ``make`` goes by. Beside it, ``<notebook>.d`` tells ``make`` which files the result depends on, and
+``<notebook>.made`` lists the files that it made, one a line: if one of them is gone, the result is out of date.
 """
 
 import argparse
@@ -43,11 +44,17 @@ _WRITABLE, _ESCAPED = re.compile(r"[\w $#,@^+./()~!'\"{}-]+"), re.compile(r"[ #]
 TRACEBACK_LINES = 20
 SECONDS = "seconds"  # in the metadata of an executed notebook: how long it took
 # Errors whose sentence tells a reader everything: no traceback.
-SENTENCES = ("Divergence", "DataNotFoundError", "CheckpointError", "LayerLogError", "TableError", "Busy")
+SENTENCES = (
+    "Divergence", "DataNotFoundError", "CheckpointError", "LayerLogError", "TableError", "CannotWrite", "Busy",
+)  # fmt: skip
 
 
 class RunFailed(RuntimeError):
     """A notebook that raised, or hid an error in a widget."""
+
+
+class Edited(RunFailed):
+    """A notebook that somebody saved while it ran."""
 
 
 # --- Dependencies -----------------------------------------------------------------------------------------------------
@@ -239,20 +246,25 @@ def _staging(name: str, kind: str) -> Iterator[Path]:
     with paths.alone(paths.BUILD / "locks" / f"{kind}_{name}", busy):
         staging = folder / f"{name}.outputs"
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        yield staging
+        yield paths.make_folder(staging)
         shutil.rmtree(staging)
+
+
+def destination(kind: str) -> Path:
+    """The folder that the files of a run come to: ``figures/`` for the profile ``paper``, else one below it."""
+    return paths.FIGURES if kind == parameters.PAPER else paths.FIGURES / kind
 
 
 def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] | None = None) -> list[Path]:
     """Run one notebook with a profile's values, and ``by_hand`` in their place; returns the files it made.
 
-    Raises parameters.WrongParameters before anything is computed, paths.Busy where another process makes the same
-    figure, or RunFailed; nothing of such a run is kept.
+    Before anything is computed, raises parameters.WrongParameters, paths.CannotWrite for a folder that cannot take the
+    result, or paths.Busy if another process makes the same figure; else RunFailed. Nothing of such a run is kept.
     """
     values = parameters.profile_values(name, profile) | dict(by_hand or {})
     kind = parameters.CUSTOM if by_hand else profile
     result = paths.BUILD / kind / f"{name}.ipynb"
+    paths.check_writable(destination(kind), result.parent)
     # The result carries the time of the start: what is edited during the run makes it out of date.
     started = time.time()
     rules = _make_rules(result, dependencies(name, profile))
@@ -264,49 +276,58 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
             print(f"{name} wrote to stderr:\n{warnings}", file=sys.stderr)
         # No stamp while files move: an interrupted move leaves new files beside old ones.
         result.unlink(missing_ok=True)
-        made = _move(staging, paths.FIGURES if kind == parameters.PAPER else paths.FIGURES / kind)
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        made = {destination(kind) / path.relative_to(staging): path for path in files}
         if kind != parameters.CUSTOM:
-            result.with_suffix(".d").write_text(rules, encoding="utf-8")
+            listed = "".join(f"{paths.short(path)}\n" for path in made)
+            for ending, text in ((".d", rules), (".made", listed)):
+                paths.write_atomically(result.with_suffix(ending), partial(_write_text, text))
+        _copy(made)
         notebook = normalise(notebook, staging)
         notebook.metadata[SECONDS] = round(seconds, 1)
         _write(notebook, result, modified=started)
-    return made
+    return list(made)
 
 
-def _move(folder: Path, destination: Path) -> list[Path]:
-    moved = []
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        target = destination / file.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
-        moved.append(target)
-    return moved
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _copy(files: Mapping[Path, Path]) -> None:
+    # By target. The target may be on another file system; all drafts are whole before the first takes its place.
+    with contextlib.ExitStack() as drafts:
+        for target, source in files.items():
+            paths.make_folder(target.parent)
+            shutil.copyfile(source, drafts.enter_context(paths.draft(target)))
 
 
 def _write(notebook: NotebookNode, path: Path, modified: float) -> None:
-    unfinished = path.with_suffix(".unfinished.ipynb")
-    nbformat.write(notebook, unfinished)
-    os.utime(unfinished, (modified, modified))
-    os.replace(unfinished, path)
+    with paths.draft(path) as draft:
+        nbformat.write(notebook, draft)
+        os.utime(draft, (modified, modified))
 
 
 def execute(name: str) -> bool:
     """Run a notebook with its defaults and store the outputs in it, normalised; returns whether they changed.
 
     Warnings are errors here, since a stored notebook must show none. The file keeps its time of modification: its
-    cells are the same, so no figure that is made from them is out of date.
+    cells are the same, so no figure that is made from them is out of date. Raises Edited, and keeps the file as it is,
+    if somebody saved it meanwhile.
     """
     path = paths.NOTEBOOKS / f"{name}.ipynb"
+    paths.check_writable(paths.NOTEBOOKS)
     before = path.read_text(encoding="utf-8") if name in parameters.names() else ""
-    finished = paths.BUILD / "stored" / path.name
     with _staging(name, "stored") as staging:
-        notebook = execute_with(name, {}, staging, finished.with_suffix(".unfinished.ipynb"))
+        notebook = execute_with(name, {}, staging, paths.BUILD / "stored" / f"{name}.unfinished.ipynb")
         if warnings := stderr_text(notebook):
             raise RunFailed(f"{name} wrote to stderr, which a stored notebook must not show:\n{warnings}")
-        _write(normalise(notebook, staging), finished, modified=path.stat().st_mtime)
-        changed = finished.read_text(encoding="utf-8") != before
+        after = nbformat.writes(normalise(notebook, staging)).rstrip("\n") + "\n"
+        modified = path.stat().st_mtime
+        if path.read_text(encoding="utf-8") != before:
+            raise Edited(f"{name} was saved by somebody while it ran: it stays as it is now. Run it again to store it.")
+        changed = after != before
         if changed:
-            os.replace(finished, path)
+            _write(notebook, path, modified)
     return changed
 
 
@@ -328,6 +349,7 @@ def _run_command(arguments: argparse.Namespace) -> None:
 
 
 def _check_command(arguments: argparse.Namespace) -> None:
+    paths.check_writable(destination(arguments.profile), paths.BUILD / arguments.profile)
     left_out = parameters.check_profile(arguments.profile)
     print(f"The parameters of the profile {arguments.profile} are in order.")
     if left_out:
@@ -337,8 +359,14 @@ def _check_command(arguments: argparse.Namespace) -> None:
 
 
 def _execute_command(arguments: argparse.Namespace) -> None:
+    edited = []
     for name in arguments.names or parameters.names():
-        print(f"{name}: {'stored anew' if execute(name) else 'unchanged'}", flush=True)
+        try:
+            print(f"{name}: {'stored anew' if execute(name) else 'unchanged'}", flush=True)
+        except Edited as error:  # the others are none the worse for it
+            edited.append(str(error))
+    if edited:
+        raise Edited("\n".join(edited))
 
 
 def _list_command(_: argparse.Namespace) -> None:
@@ -347,6 +375,11 @@ def _list_command(_: argparse.Namespace) -> None:
         print(f"{name}: {', '.join(having)}")
     for sentence in parameters.left_out():
         print(sentence)
+
+
+def _command(arguments: argparse.Namespace) -> None:
+    paths.need_clone()
+    arguments.command(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -368,9 +401,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("list", help="list the notebooks and their profiles").set_defaults(command=_list_command)
     chosen = parser.parse_args(arguments)
     return checks.exit_code(
-        partial(chosen.command, chosen),
+        partial(_command, chosen),
         "Interrupted; nothing of this run is kept.",
-        failures=(RunFailed, paths.Busy),
+        failures=(RunFailed, paths.Busy, paths.CannotWrite, paths.NotAClone),
         misuses=(parameters.WrongParameters,),
     )
 

@@ -129,7 +129,7 @@ def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | 
     folder = Path(folder) if folder is not None else cifar_training.run_folder(config)
     into = into or paths.CHECKPOINTS
     record = record_path(config, into)
-    record.parent.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(record.parent)
     for source, target in (
         (folder / f"{config.name}.safetensors", into / f"{config.name}.safetensors"),
         (folder / f"{config.name}{layer_log.ENDING}", layer_log_path(config, into)),

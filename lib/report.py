@@ -135,13 +135,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.report", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default=parameters.PAPER, help="whose executed notebooks (default: paper)")
     profile = parser.parse_args(arguments).profile
+    target = paths.BUILD / f"report-{profile}.html"
     try:
+        paths.need_clone()
+        paths.check_writable(target.parent)
         document = render(profile)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, paths.CannotWrite, paths.NotAClone) as error:
         print(error, file=sys.stderr)
         return 2
-    target = paths.BUILD / f"report-{profile}.html"
-    target.write_text(document, encoding="utf-8")
+    paths.write_atomically(target, lambda draft: draft.write_text(document, encoding="utf-8"))
     print(f"wrote {paths.short(target)} ({len(document.encode()) / 1e6:.1f} MB)")
     return 0
 

@@ -38,13 +38,15 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
     Its checkpoint and record go to ``checkpoints/`` (or ``into``), except for a trial on a part of the images.
     Nothing is done where the run is finished. Raises cifar.DataNotFoundError, parameters.WrongParameters,
     notebooks.RunFailed, paths.Busy where another process is training it, or ValueError for a state that cannot be
-    read.
+    read; paths.CannotWrite, before anything is computed, for a folder that cannot take the result.
     """
     config = config_of(values)
     folder = cifar_training.run_folder(config)
     if config.name in records.finished(into):
         print(f"{config.name} is finished: {paths.short(records.record_path(config, into))}.", flush=True)
         return folder
+    if not config.trial:
+        paths.check_writable(records.record_path(config, into).parent, into or paths.CHECKPOINTS)
     cifar.load(train=False)  # says in one sentence, and at once, where the images are missing
     values = {"start_anew": False} | dict(values)
     with cifar_training.alone_in(folder):  # said here in one sentence, not out of the notebook
@@ -57,14 +59,13 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
     # Threads that spin while they wait, the usual policy, slow each other down on a machine with other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TRAINING_PROGRESS", "bar" if _one_at_a_terminal() else "lines")
-    folder.mkdir(parents=True, exist_ok=True)
-    output = folder / "outputs"
-    output.mkdir(exist_ok=True)
+    output = paths.make_folder(folder / "outputs")
     notebook = notebooks.execute_with(NOTEBOOK, values, output, folder / "unfinished.ipynb", show_stderr=True)
     for cell in notebook.cells:  # the progress, which was shown
         if cell.cell_type == "code":
             cell.outputs = [item for item in cell.outputs if item.get("name") != "stderr"]
-    nbformat.write(notebooks.normalise(notebook, output), folder / f"{NOTEBOOK}.ipynb")
+    with paths.draft(folder / f"{NOTEBOOK}.ipynb") as draft:
+        nbformat.write(notebooks.normalise(notebook, output), draft)
     shutil.rmtree(output)
     if config.trial:
         print(f"{config.name}: finished, a trial that stays in {paths.short(folder)}", flush=True)
@@ -169,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train_command(chosen: argparse.Namespace) -> None:
+    paths.need_clone()
     given = [word for word in chosen.words if "=" in word]
     names = [word for word in chosen.words if "=" not in word]
     if len(names) > 1:

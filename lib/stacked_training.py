@@ -421,6 +421,7 @@ def _train_command(chosen: argparse.Namespace) -> None:
     checks.positive_int("most", chosen.most)
     checks.positive_int("save-every", chosen.save_every)
     pending = _pending(chosen.runs, chosen.epochs)
+    paths.check_writable(paths.CHECKPOINTS, paths.CHECKPOINTS / "records")  # before hours of training
     if not pending:
         print("All of these runs are finished.")
     ends, diverged = time.perf_counter() + 60 * chosen.minutes, []

@@ -1,19 +1,23 @@
 """nbval runs the stored notebooks as `make` does: unattended, writing into the build folder.
 
-A notebook with a cell tagged ``needs-cifar10`` is skipped, with the reason, where the images are missing.
+What they read of trained networks and of other figures is what ships, whatever a user has added. A notebook with a
+cell tagged ``needs-cifar10`` is skipped, with the reason, if the images are missing.
 """
 
+import os
 from pathlib import Path
 
 import pytest
 
 from lib import cifar, notebooks, parameters, paths
+from lib.tests import shipped
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
     # nbval starts a notebook's kernel in the set-up of its first cell.
     with notebooks.unattended_environment(paths.BUILD / "nbval"):
+        os.environ["RESULTS_ROOT"] = str(shipped.ROOT)
         return (yield)
 
 

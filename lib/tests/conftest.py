@@ -4,6 +4,7 @@ import math
 
 import matplotlib
 import pytest
+import shipped
 import torch
 from finished_runs import finish
 
@@ -14,6 +15,7 @@ from lib.convnet import ConvResNet
 
 matplotlib.use("agg")
 torch.set_num_threads(1)
+paths.CHECKPOINTS, paths.FIGURES = (shipped.ROOT / folder for folder in shipped.FOLDERS)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ IMPORT_NAMES = {"yaml": "pyyaml"}
 # These come with jupyterlab, papermill and matplotlib, whose files, kernels, pages and images they are, and with
 # PyTorch's CUDA build.
 COMES_ALONG = {"IPython", "PIL", "cuda", "nbclient", "nbconvert", "nbformat"}
-TOOLS = ("sh", "bash", "make", "rm", "cp", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
+TOOLS = ("sh", "bash", "make", "rm", "cp", "mv", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
 
 
 def split(requirement):
@@ -33,7 +33,8 @@ def project():
 
 
 def test_environment_file_and_package_state_the_same_dependencies(project):
-    listed = yaml.safe_load((paths.ROOT / "environment.yml").read_text())["dependencies"]
+    *listed, by_pip = yaml.safe_load((paths.ROOT / "environment.yml").read_text())["dependencies"]
+    assert by_pip == {"pip": ["-e ."]}  # who makes it by hand can import the package
     conda = dict(split(requirement) for requirement in listed)
     package = dict(split(requirement) for requirement in project["dependencies"])
     assert conda.pop("python") == project["requires-python"] == ">=3.11"
@@ -59,7 +60,7 @@ def test_every_import_is_a_declared_dependency(project):
     assert {IMPORT_NAMES.get(name, name) for name in others} <= declared
 
 
-# Stand-ins write down how they are called; the one for Python makes environments that hold itself.
+# Stand-ins write down how they are called; those for Python and uv make environments that hold that Python.
 RECORD = '#!/bin/sh\necho "${0##*/} $*" >> "$RECORD"\n'
 PYTHON = """case "$*" in
   *version_info*) exit "${TOO_OLD:-0}" ;;
@@ -67,10 +68,15 @@ PYTHON = """case "$*" in
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
 esac
 """
-CONDA = """[ -z "$BROKEN" ] || exit 1
-mkdir -p .conda/bin
+CONDA = """mkdir -p .conda/bin
+[ -z "$BROKEN" ] || exit 1
 cp "$(dirname "$0")/python3" .conda/bin/python
 """
+UV = """[ "$1" = venv ] || exit 0
+mkdir -p .venv/bin
+cp "$(dirname "$0")/python3" .venv/bin/python
+"""
+SCRIPTS = {"python3": PYTHON, "uv": UV}
 
 
 class Machine:
@@ -85,12 +91,17 @@ class Machine:
             (self.tools / tool).symlink_to(shutil.which(tool))
         for name in ("python3", *stand_ins):
             script = self.tools / name
-            script.write_text(RECORD + (PYTHON if name == "python3" else CONDA))
+            script.write_text(RECORD + SCRIPTS.get(name, CONDA))
             script.chmod(0o755)
 
     def make(self, *arguments, **changes):
         environment = toy_project.environment(PATH=str(self.tools), RECORD=str(self.record), **changes)
         return subprocess.run(["make", *arguments], cwd=self.root, env=environment, capture_output=True, text=True)
+
+    def environments(self):
+        """What is in every environment, and in whatever else was left of making them."""
+        found = [path for kind in (".conda*", ".venv*") for path in self.root.glob(kind)]
+        return {path.name: sorted(inner.name for inner in path.iterdir()) for path in found}
 
     def calls(self):
         called = self.record.read_text().splitlines() if self.record.exists() else []
@@ -110,24 +121,43 @@ def test_conda_and_its_kind_make_a_local_environment(tmp_path, installed, expect
     machine = Machine(tmp_path, *installed)
     result = machine.make("env")
     assert result.returncode == 0, result.stderr
-    assert machine.calls() == [
-        f"{expected} -p {machine.root}/.conda -f environment.yml",
-        "python -m pip install --no-deps -e .",
-    ]
+    assert machine.calls() == [f"{expected} -p {machine.root}/.conda -f environment.yml"]
     assert machine.make("env").returncode == 0
     assert machine.calls() == []
     assert ".conda/bin/python -m lib.notebooks run figure_a" in machine.make("-n", "figures").stdout
+    (machine.root / ".conda" / "of_the_old_one").touch()
     os.utime(machine.root / "environment.yml", (4e9, 4e9))
     assert machine.make("env").returncode == 0
-    assert len(machine.calls()) == 2
+    assert len(machine.calls()) == 1
+    assert machine.environments() == {".conda": [".up-to-date", "bin"]}
 
 
 def test_an_environment_that_could_not_be_made_is_not_taken_for_made(tmp_path):
     machine = Machine(tmp_path, "micromamba")
     assert machine.make("env", BROKEN="yes").returncode == 2
     assert len(machine.calls()) == 1
+    assert machine.environments() == {}
     assert machine.make("env").returncode == 0
-    assert len(machine.calls()) == 2
+    assert len(machine.calls()) == 1
+
+
+def test_an_environment_stays_until_its_replacement_is_made(tmp_path):
+    machine = Machine(tmp_path, "conda")
+    machine.make("env")
+    (machine.root / ".conda" / "mine").touch()
+    os.utime(machine.root / "pyproject.toml", (4e9, 4e9))
+    result = machine.make("env", BROKEN="yes")
+    assert result.returncode == 2
+    assert ".conda is the one from before." in result.stderr
+    assert machine.environments() == {".conda": [".up-to-date", "bin", "mine"]}
+    # A make that was killed leaves the old one beside, and in its place one that is not whole.
+    (machine.root / ".conda").rename(machine.root / ".conda.old")
+    (machine.root / ".conda").mkdir()
+    (machine.root / ".conda" / "half").touch()
+    assert machine.make("env", BROKEN="yes").returncode == 2
+    assert machine.environments() == {".conda": ["bin", "mine"]}  # make itself removes the stamp
+    assert machine.make("env").returncode == 0
+    assert machine.environments() == {".conda": [".up-to-date", "bin"]}
 
 
 def test_without_conda_python_makes_a_virtual_environment(tmp_path):
@@ -138,10 +168,33 @@ def test_without_conda_python_makes_a_virtual_environment(tmp_path):
     assert machine.calls() == []
     os.utime(machine.root / "pyproject.toml", (4e9, 4e9))
     assert machine.make("env").returncode == 0
-    assert machine.calls()[-1] == "python -m pip install -e ."
+    assert machine.calls() == ["python -m pip install -e ."]
     shutil.rmtree(machine.root / ".venv")
     assert machine.make("env").returncode == 0
     assert machine.calls()[0] == "python3 -m venv .venv"
+
+
+def test_a_virtual_environment_that_does_not_run_is_replaced_by_one_that_does(tmp_path):
+    machine = Machine(tmp_path)
+    (machine.root / ".venv" / "bin").mkdir(parents=True)
+    (machine.root / ".venv" / "bin" / "python").symlink_to(tmp_path / "a python that was uninstalled")
+    (machine.root / ".venv" / "mine").touch()
+    assert machine.make("env", TOO_OLD="1").returncode == 2
+    assert machine.environments() == {".venv": ["bin", "mine"]}
+    machine.calls()
+    assert machine.make("env").returncode == 0
+    assert machine.calls() == ["python3 -m venv .venv", "python -m pip install -e ."]
+    assert machine.environments() == {".venv": [".up-to-date", "bin"]}
+
+
+def test_uv_makes_the_virtual_environment_where_it_is_on_the_path(tmp_path):
+    machine = Machine(tmp_path, "uv")
+    assert machine.make("env").returncode == 0
+    install = "uv pip install --python .venv/bin/python -e ."
+    assert machine.calls() == ["uv venv --seed --python python3 .venv", install]
+    os.utime(machine.root / "pyproject.toml", (4e9, 4e9))
+    assert machine.make("env").returncode == 0
+    assert machine.calls() == [install]
 
 
 def test_python_too_old_is_said_in_a_sentence(tmp_path):
@@ -185,7 +238,7 @@ def test_continuous_integration_calls_the_test_command(tmp_path):
 
     def printed():
         return subprocess.run(
-            [machine.root / ".ci" / "run"], cwd=tmp_path, env=environment, capture_output=True, text=True
+            ["bash", machine.root / ".ci" / "run"], cwd=tmp_path, env=environment, capture_output=True, text=True
         ).stdout
 
     assert printed() == "make test CIFAR10_ROOT=\n"
@@ -197,7 +250,8 @@ def test_continuous_integration_calls_the_test_command(tmp_path):
 def test_what_git_ignores(tmp_path):
     root = toy_project.write(tmp_path / "project")
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    ignored = [".build/paper/figure_a.ipynb", ".venv/bin/python", ".conda/x", ".data/x", "figures/quick/figure_a.pdf",
+    ignored = [".build/paper/figure_a.ipynb", ".venv/bin/python", ".conda/x", ".conda.old/x", ".data/x",
+               "figures/quick/figure_a.pdf", "figures/.1f.draft", "checkpoints/records/.1f.draft",
                "figures/custom/figure_a.csv", "notebooks/.ipynb_checkpoints/x.ipynb"]  # fmt: skip
     kept = ["figures/figure_a.pdf", "lib/paths.py", "notebooks/figure_a.ipynb", "checkpoints/runs.csv"]
     result = subprocess.run(["git", "check-ignore", *ignored, *kept], cwd=root, capture_output=True, text=True)

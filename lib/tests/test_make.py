@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,7 +65,7 @@ def test_figures_are_made_from_the_profile(finished):
     assert (finished / "figures" / "figure_a.csv").read_text() == "depth,value\n16,160\n"
     assert (finished / "figures" / "figure_b.csv").read_text() == "depth,value\n17,1\n"
     assert sorted(path.name for path in (finished / ".build" / "paper").iterdir()) == [
-        "checked", "figure_a.d", "figure_a.ipynb", "figure_b.d", "figure_b.ipynb",
+        "checked", "figure_a.d", "figure_a.ipynb", "figure_a.made", "figure_b.d", "figure_b.ipynb", "figure_b.made",
     ]  # fmt: skip
 
 
@@ -100,6 +101,19 @@ def test_what_is_edited_during_a_run_is_not_taken_for_done(project):
     assert begun < (project / "figures" / "figure_a.csv").stat().st_mtime
     os.utime(project / "lib" / "helper.py", (begun + 0.01, begun + 0.01))
     assert would_run(project, "figures") == ["figure_a"]
+
+
+def test_a_figure_whose_file_is_gone_is_made_again(project):
+    (project / "figures" / "figure_a.csv").unlink()
+    assert would_run(project, "figures") == ["figure_a"]
+    assert make(project, "figure_a").returncode == 0
+    assert (project / "figures" / "figure_a.csv").exists()
+    assert make(project, "-q", "figures").returncode == 0
+    # A profile's whole folder, here with files of another name in it beside those of the figures.
+    shutil.copytree(project / ".build" / "paper", project / ".build" / "released")
+    made = project / ".build" / "released" / "figure_a.made"
+    made.write_text(made.read_text().replace("figures/", "figures/released/"))
+    assert would_run(project, "figures", "PROFILE=released") == ["figure_a"]
 
 
 def test_a_deleted_module_does_not_stop_make(project):
@@ -151,7 +165,8 @@ def test_two_runs_of_one_figure_do_not_mix(project):
     with paths.alone(project / ".build" / "locks" / "custom_figure_a", "the test holds it"):
         result = make(project, "figure_a", "SET=depth=7")
         assert result.returncode == 2
-        assert "Another process is making figure_a in .build/custom: wait for it, or end it.\n" in result.stderr
+        busy = "Another process is making figure_a in .build/custom: wait for it, or end it."
+        assert f"{busy} It is process {os.getpid()} on {socket.gethostname()}.\n" in result.stderr
         assert "Traceback" not in result.stderr
         assert not (project / "figures" / "custom").exists()
     assert make(project, "figure_a", "SET=depth=7").returncode == 0
@@ -380,6 +395,8 @@ def test_stored_notebooks_are_normalised_and_show_no_warning(project):
 
 def test_nbval_writes_into_the_build_folder_and_skips_what_needs_the_images(project, tmp_path):
     shutil.copy(paths.NOTEBOOKS / "conftest.py", project / "notebooks")
+    (project / "lib" / "tests").mkdir()
+    shutil.copy(paths.ROOT / "lib" / "tests" / "shipped.py", project / "lib" / "tests")
     shutil.copy(paths.ROOT / "lib" / "cifar.py", project / "lib")
     needing = project / "notebooks" / "figure_b.ipynb"
     needing.write_text(needing.read_text().replace('"config"', '"config", "needs-cifar10"'))

@@ -1,7 +1,11 @@
 """Parameters and their checks, the stored notebooks, and the runner's rules about single notebooks."""
 
 import itertools
+import os
 import re
+import tempfile
+import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -184,6 +188,87 @@ def test_what_reads_the_figures_depends_on_the_tables_of_the_others(toy):
     (toy / "lib" / "helper.py").write_text("from lib import paths\n\nFOLDER = paths.FIGURES\n")
     found = notebooks.dependencies("figure_a", "paper")
     assert [path.name for path in found if path.suffix == ".csv"] == ["figure_b.csv"]
+
+
+@pytest.fixture
+def executing(toy, monkeypatch):
+    """The toy project, with what its notebooks do while they run replaced by a function of ours of their outputs'
+    folder."""
+    monkeypatch.setattr(paths, "BUILD", toy / ".build")
+
+    def act(during):
+        def execute_with(name, values, output, unfinished, show_stderr=False):
+            during(output)
+            return parameters.read(name)
+
+        monkeypatch.setattr(notebooks, "execute_with", execute_with)
+
+    return act
+
+
+def write_results(output):
+    (output / "figure_a.csv").write_text("new")
+    (output / "more").mkdir()
+    (output / "more" / "figure_a.md").write_text("new")
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder on another file system than the project."""
+    if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == tmp_path.stat().st_dev:
+        pytest.skip("this machine has no second file system to write to")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("kind", ["custom", "quick", "paper"])
+def test_results_reach_a_folder_on_another_file_system(toy, executing, elsewhere, kind):
+    folder = toy / "figures" if kind == "paper" else toy / "figures" / kind
+    if folder.exists():
+        folder.rmdir()
+    folder.symlink_to(elsewhere)
+    executing(write_results)
+    made = notebooks.run("figure_a", "quick" if kind == "custom" else kind, {"depth": 3} if kind == "custom" else None)
+    assert made == [folder / "figure_a.csv", folder / "more" / "figure_a.md"]
+    assert sorted(path.name for path in elsewhere.rglob("*")) == ["figure_a.csv", "figure_a.md", "more"]
+    listed = toy / ".build" / kind / "figure_a.made"
+    assert kind == "custom" or listed.read_text().splitlines() == [paths.short(path) for path in made]
+
+
+def test_a_folder_that_cannot_take_the_results_is_said_before_the_run(toy, executing):
+    executing(lambda output: pytest.fail("the run was started"))
+    (toy / "figures" / "quick").symlink_to(toy / "not mounted")
+    with pytest.raises(paths.CannotWrite, match=r"^The folder figures/quick cannot be written"):
+        notebooks.run("figure_a", "quick")
+    (toy / ".build").mkdir()
+    (toy / ".build" / "paper").touch()
+    with pytest.raises(paths.CannotWrite, match=r"^The folder .build/paper cannot be written"):
+        notebooks.run("figure_a", "paper")
+    assert list((toy / "figures").iterdir()) == [toy / "figures" / "quick"]
+
+
+def test_of_results_of_which_one_cannot_be_written_none_replaces_an_old_one(toy, executing):
+    executing(write_results)
+    (toy / "figures" / "figure_a.csv").write_text("old")
+    (toy / "figures" / "more").touch()  # in the way of a folder
+    with pytest.raises(paths.CannotWrite, match=r"^The folder figures/more cannot be written"):
+        notebooks.run("figure_a")
+    assert (toy / "figures" / "figure_a.csv").read_text() == "old"
+    assert sorted(path.name for path in (toy / "figures").iterdir()) == ["figure_a.csv", "more"]
+    assert not (toy / ".build" / "paper" / "figure_a.ipynb").exists()
+
+
+def test_an_edit_that_is_saved_while_a_notebook_runs_is_kept(toy, executing, capsys):
+    path = toy / "notebooks" / "figure_a.ipynb"
+    edited = path.read_text().replace("A claim.", "A claim, told better.")
+    executing(lambda output: path.write_text(edited) if "figure_a" in str(output) else None)
+    others = ("figure_b", "explore_c")
+    assert notebooks.main(["execute", "figure_a", *others]) == 1
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [f"{name}: stored anew" for name in others]
+    assert told.err.startswith("figure_a was saved by somebody while it ran: it stays as it is now.")
+    assert path.read_text() == edited
+    assert path.stat().st_mtime > time.time() - 60
 
 
 def test_errors_hidden_in_widgets_are_found():

@@ -33,7 +33,8 @@ from lib.records import CONVOLUTIONS
 from lib.training import train
 
 READMES = {
-    folder / "README.md": (folder / "README.md").read_text("utf-8") for folder in (paths.ROOT, paths.CHECKPOINTS)
+    folder / "README.md": (folder / "README.md").read_text("utf-8")
+    for folder in (paths.ROOT, paths.ROOT / "checkpoints")
 }
 README = READMES[paths.ROOT / "README.md"]
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
@@ -124,7 +125,7 @@ def test_the_recipe_for_own_data_trains():
 
 
 def test_the_recipe_for_a_trained_network_loads_it():
-    (code,) = python_blocks("## Use a network", READMES[paths.CHECKPOINTS / "README.md"])
+    (code,) = python_blocks("## Use a network", READMES[paths.ROOT / "checkpoints" / "README.md"])
     names = {}
     exec(code, names)
     name, network = names["checkpoint"].config.name, names["checkpoint"].network
@@ -309,7 +310,7 @@ def test_time_of_a_stack():
     text = " ".join(README.split())
     assert f"On an NVIDIA H200 {said} the paper's 180 epochs of 7 networks {taken[180]} s." in text
     said = f"took {taken[30]} s for 30 epochs of 15 runs, and {taken[180]} s for 180 epochs of 7."
-    assert said in READMES[paths.CHECKPOINTS / "README.md"]
+    assert said in READMES[paths.ROOT / "checkpoints" / "README.md"]
 
 
 def courses():

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from lib import paths
 
 KEPT = ("Makefile", "pyproject.toml", "environment.yml", ".gitignore")
-MODULES = ("__init__", "checks", "notebooks", "parameters", "paths", "variables")
+MODULES = ("__init__", "checks", "clean", "notebooks", "parameters", "paths", "variables")
 # What a make that calls this one, or a person's shell, may set and these tests must not inherit.
 OUTSIDE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "PROFILE", "SET", "PARAMETERS", "PYTHONPATH")
 

@@ -1,0 +1,211 @@
+"""How files are written, which folders can be, and how processes keep out of each other's way."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import toy_project
+
+from lib import paths
+
+# ------------------------------------------------------------------------------------------------ whole files
+
+
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+
+    def fails(draft):
+        draft.write_text("half")
+        raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        paths.write_atomically(path, fails)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("table.csv", "old")]
+    paths.write_atomically(path, lambda draft: draft.write_text("new"))
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("table.csv", "new")]
+
+
+def test_two_drafts_of_one_file_do_not_mix_even_if_processes_have_one_number(tmp_path):
+    path = tmp_path / "table.csv"
+    with paths.draft(path) as first, paths.draft(path) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # whose block ended last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_permissions_follow_the_umask_whatever_the_writer_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with paths.draft(tmp_path / "weights") as draft:
+            draft.unlink()
+            draft.touch(0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o640
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 251 + ".csv")
+    paths.write_atomically(path, lambda draft: draft.write_text("whole"))
+    assert path.read_text() == "whole"
+
+
+def test_leftovers_of_killed_processes_go_and_the_drafts_of_others_stay(tmp_path):
+    old, new = tmp_path / ".runs.csv.123.draft", tmp_path / ".4f.draft"
+    for left in (old, new):
+        left.touch()
+    os.utime(old, (time.time() - 2 * paths.STALE,) * 2)
+    paths.write_atomically(tmp_path / "runs.csv", lambda draft: draft.write_text(""))
+    assert {path.name for path in tmp_path.iterdir()} == {"runs.csv", new.name}
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+
+    def full(draft):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(draft))
+
+    with pytest.raises(
+        paths.CannotWrite, match=rf"^The folder {tmp_path} .* \(No space left on device\): make room\.$"
+    ):
+        paths.write_atomically(path, full)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "old"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    paths.check_writable(tmp_path / "folder", tmp_path / "to" / "be" / "made")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert list((tmp_path / "folder").iterdir()) == []
+    file, gone = tmp_path / "a_file", tmp_path / "a_link"
+    file.touch()
+    gone.symlink_to(tmp_path / "not mounted")
+    for place in (file, gone):
+        sentence = rf"^The folder {place} cannot be written \(.*\): make it writable, or work in a copy"
+        for below in (place, place / "quick"):
+            with pytest.raises(paths.CannotWrite, match=sentence):
+                paths.check_writable(tmp_path, below)
+        for write in (paths.make_folder, lambda folder: paths.write_atomically(folder / "x", lambda draft: None)):
+            with pytest.raises(paths.CannotWrite, match=sentence):
+                write(place)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_said_before_anything_is_computed(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(paths.CannotWrite, match="Permission denied"):
+        paths.check_writable(tmp_path / "figures")
+
+
+# ------------------------------------------------------------------------------------------------------ locks
+
+HERE = f"It is process {os.getpid()} on {socket.gethostname()}."
+
+
+def test_who_holds_a_lock_is_said(tmp_path):
+    lock = tmp_path / "locks" / "figure"
+    with paths.alone(lock, "Busy."), pytest.raises(paths.Busy, match=f"^Busy. {HERE}$"), paths.alone(lock, "Busy."):
+        pass
+    assert lock.read_text() == ""  # nobody
+    lock.write_text("1 elsewhere\n")  # by a process that was killed: the system has freed the lock
+    with paths.alone(lock, "Busy."):
+        assert lock.read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+
+
+def test_a_lock_is_for_every_user(tmp_path):
+    lock, before = tmp_path / "lock", os.umask(0o077)
+    try:
+        with paths.alone(lock, "Busy."):
+            assert lock.stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+
+
+def test_a_lock_of_another_user_that_can_only_be_read_is_held_all_the_same(tmp_path, monkeypatch):
+    lock, opened = tmp_path / "lock", os.open
+    lock.touch(0o644)
+
+    def as_another_user(path, flags, *mode):
+        if path == lock and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(paths.os, "open", as_another_user)
+    with paths.alone(lock, "Busy."), pytest.raises(paths.Busy), paths.alone(lock, "Busy."):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
+def test_without_a_lock_service_the_note_in_the_file_is_the_lock(tmp_path, monkeypatch, number):
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(paths.fcntl, "flock", no_locks)
+    lock = tmp_path / "lock"
+    with paths.alone(lock, "Busy."), pytest.raises(paths.Busy, match=f"^Busy. {HERE}"), paths.alone(lock, "Busy."):
+        pass
+    with paths.alone(lock, "Busy."):  # free again
+        pass
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    lock.write_text(f"{ended.pid} {socket.gethostname()}\n")
+    with paths.alone(lock, "Busy."):  # that process is gone
+        pass
+    lock.write_text("12 another-host\n")
+    sentence = f"^Busy. It is process 12 on another-host. If it has ended, delete {lock}: "
+    with pytest.raises(paths.Busy, match=sentence), paths.alone(lock, "Busy."):
+        pass
+
+
+def test_other_errors_of_locking_pass_on(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(paths.fcntl, "flock", broken)
+    with pytest.raises(OSError, match="Input/output error"), paths.alone(tmp_path / "lock", "Busy."):
+        pass
+
+
+# ------------------------------------------------------------------------------------------- an installed package
+
+
+def test_nothing_is_written_beside_an_installed_package(tmp_path):
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    site.mkdir()
+    (toy_project.write(tmp_path / "toy") / "lib").rename(site / "lib")
+    before = sorted(site.rglob("*"))
+    code = (
+        "from lib import paths\n"
+        "folders = paths.figures_output(), paths.BUILD, paths.CHECKPOINTS, paths.engines(), paths.cifar10_root()\n"
+        "print(*folders, sep='\\n')\n"
+        "paths.need_clone()\n"
+    )
+    environment = toy_project.environment(
+        PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1", XDG_CACHE_HOME=str(tmp_path / "cache"), CIFAR10_ROOT="images"
+    )
+    environment.pop("FIGURES_OUTPUT", None)
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, *arguments], cwd=work, env=environment, capture_output=True, text=True)
+
+    done = run("-c", code)
+    home = work / "neural-ode-regularization"
+    expected = [home / "figures" / "custom", home / ".build", home / "checkpoints"]
+    expected += [tmp_path / "cache" / "neural-ode-regularization" / "engine", work / "images"]
+    assert done.stdout.splitlines() == list(map(str, expected))
+    sentence = f"The package is installed in {site}, which has no notebooks: this command wants a clone"
+    assert sentence in done.stderr
+    command = run("-m", "lib.notebooks", "run", "figure_a")
+    assert command.returncode == 1
+    assert command.stderr.startswith(sentence)
+    assert sorted(site.rglob("*")) == before
