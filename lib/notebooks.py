@@ -36,7 +36,7 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # The compiled engine computes what the PyTorch engine computes, and explorers show what there is: no result depends on
 # them.
-NO_DEPENDENCY = ("engine", "explorers")
+NO_DEPENDENCY = ("engine", "explore")
 TRACEBACK_LINES = 20
 SECONDS = "seconds"  # in the metadata of an executed notebook: how long it took
 # Errors whose sentence tells a reader everything: no traceback.
