@@ -52,14 +52,14 @@ def test_a_picture_brought_up_to_date_is_the_same_as_one_drawn_in_full(real_pict
     for _ in range(12):
         next(explorer.live.run.states)
         explorer._show(module.LIVE)
-    frames = explorer._frames
-    np.testing.assert_array_equal(frames.pixels(80), frames.Frames(frames.figure).pixels(80))
+    shown = explorer._frames
+    np.testing.assert_array_equal(shown.pixels(80), frames.Frames(shown.figure).pixels(80))
     next(explorer.live.run.states)
-    before = frames.pixels(80)
-    draw_depths(explorer.live.state.states, 1, 2, frames.figure)
-    after = frames.pixels(80)
+    before = shown.pixels(80)
+    draw_depths(explorer.live.state.states, 1, 2, shown.figure)
+    after = shown.pixels(80)
     assert (before != after).any()
-    np.testing.assert_array_equal(after, frames.Frames(frames.figure).pixels(80))
+    np.testing.assert_array_equal(after, frames.Frames(shown.figure).pixels(80))
 
 
 def test_divergence_is_a_sentence_and_the_other_network_goes_on(explorer):
