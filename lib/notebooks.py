@@ -25,6 +25,7 @@ from typing import Any
 
 import nbformat
 import papermill
+import yaml
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
@@ -255,6 +256,8 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
         seconds = time.monotonic() - clock
         if warnings := stderr_text(notebook):
             print(f"{name} wrote to stderr:\n{warnings}", file=sys.stderr)
+        if kind == parameters.CUSTOM:
+            _write_values(staging / f"{name}.yaml", name, values)
         # No stamp while files move: an interrupted move leaves new files beside old ones.
         result.unlink(missing_ok=True)
         made = _move(staging, paths.FIGURES if kind == parameters.PAPER else paths.FIGURES / kind)
@@ -264,6 +267,15 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
         notebook.metadata[SECONDS] = round(seconds, 1)
         _write(notebook, result, modified=started)
     return made
+
+
+def _write_values(path: Path, name: str, values: Mapping[str, Any]) -> None:
+    # All of them, so that they make the same under every profile: the file lies beside the numbers that it made, and
+    # replaces that of an explorer, whose numbers this run replaces.
+    everything = {each.name: each.default for each in parameters.offered(name).values()} | dict(values)
+    head = f"# make {name} PARAMETERS={paths.short(paths.FIGURES / parameters.CUSTOM / path.name)}\n"
+    text = head + yaml.safe_dump(everything, sort_keys=False, width=1000)
+    path.write_text(text, encoding="utf-8")
 
 
 def _move(folder: Path, destination: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Watch networks of growing depth while they train: `explore_depth`, and how it draws them."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -165,12 +166,16 @@ def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, fi
     Above, the entry (``row``, ``column``) of V_k and of W_k over s = k/L, a curve for each depth (dotted: the deepest
     one's initialisation); below, the loss and the successive distance against the depth with its slope.
 
-    ``figure``, from an earlier call with the same configurations and the same entry, is brought up to date and
-    returned: its lines are marked ``animated``, for `Frames`.
+    ``figure``, from an earlier call, is brought up to date and returned if everything but its data is the same: its
+    lines are marked ``animated``, for `Frames`.
     """
-    with mpl.rc_context(LIVE_STYLE):
-        new = figure is None
-        figure = figure or _depth_axes(states, row, column)
+    still = [(network_name(state.config.network), state.config.depths, state.config.iterations) for state in states]
+    what = repr((still, row, column))
+    new = figure is None or figure.get_label() != what
+    with mpl.rc_context(LIVE_STYLE) if new else contextlib.nullcontext():
+        if new:
+            figure = _depth_axes(states, row, column)
+            figure.set_label(what)
         axes = {panel.get_label(): panel for panel in figure.axes}
         for number, state in enumerate(states):
             depths = state.config.depths
@@ -200,7 +205,7 @@ def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, fi
             values = [line.get_ydata() for line in panel.lines]
             low, high = extent(values, log=panel.get_yscale() == "log")
             if new or not fills(panel, low, high):
-                set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2)
+                set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2, ahead=not new)
     return figure
 
 
@@ -231,6 +236,8 @@ def _depth_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
     axes["distance"].set_xlabel("depth $L$")
     for label in ("loss", "distance"):
         axes[label].set_yscale("log")
+    for panel in axes.values():
+        panel.xaxis.set_label_coords(0.5, -0.13)  # else every drawing looks for where the tick labels end
     keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in hue(0, len(depths))]
     axes["loss"].yaxis.set_major_formatter(PlainLogFormatter())
     axes["loss"].yaxis.set_minor_formatter(PlainLogFormatter())

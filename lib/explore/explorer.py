@@ -12,6 +12,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from itertools import count as count_from
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
@@ -23,8 +27,9 @@ from lib import paths, plots, tables
 from lib.explore.frames import Frames, encode
 from lib.explore.live import SENTENCES, Live, Run
 
-FRAME = 0.08  # seconds at least from one picture to the beginning of the next
-LIVE, STILL = (110, "jpeg"), (200, "png")  # resolution in dpi, format
+FRAME = 0.07  # seconds at least from one picture to the next
+LIVE, STILL = (100, "jpeg"), (200, "png")  # resolution in dpi, format
+QUIET = 0.4  # seconds without a moved control after which the still picture, which takes longer, is drawn
 ALERT = "border-left: 4px solid #D55E00; background: #FDF1E7; color: #5A2B00; padding: 6px 12px; margin: 4px"
 
 Values = Mapping[str, Any]
@@ -70,6 +75,7 @@ class Explorer(widgets.VBox):
         self._view, self._first, self._start, self._follows = set(view), first, self.values(), follow
         self._frames: Frames | None = None
         self._next_frame, self._held = 0.0, False
+        self._settling: asyncio.TimerHandle | None = None
         # The controls' values that the run was made with, and those that the state shown belongs to.
         self._run_values, self._state_values, self._state = self._start, self._start, None
         super().__init__([*above, self._body(panel or list(self.controls.values()), buttons), self._footer(name)])
@@ -174,11 +180,11 @@ class Explorer(widgets.VBox):
     def _changed(self, names: Iterable[str]) -> None:
         if self._view.issuperset(names):
             self.say("")
-            self._frames = None
-            self._show(LIVE if self.live.running else STILL)
+            self._show_at_once()
+            self._show_parameters()
             return
         running = self.live.running
-        self._begin()
+        self._begin(show=self._show_at_once)
         if running:
             self.start()
         else:
@@ -188,14 +194,13 @@ class Explorer(widgets.VBox):
         if self._follows and not self.live.finished and not paths.unattended() and _running_loop():
             self.start()
 
-    def _begin(self, first: Any = None) -> None:
+    def _begin(self, first: Any = None, show: Callable[[], None] | None = None) -> None:
         self.say("")
         self._run_values = self.values()
         new = self.live.begin(lambda: self._make(self.values()), first)
         self.progress.value, self.progress.max = 0, self.live.run.total
-        self._frames = None
         if new:
-            self._show(STILL)
+            (show or partial(self._show, STILL))()
         self._show_parameters()
         self._able()
 
@@ -206,6 +211,19 @@ class Explorer(widgets.VBox):
     def _still(self) -> None:
         self._able()  # first, so that the buttons answer before the large picture is drawn
         self._show(STILL)
+
+    def _show_at_once(self) -> None:
+        self._show(LIVE)
+        if (loop := _running_loop()) is None:
+            self._settle()
+        else:
+            if self._settling is not None:
+                self._settling.cancel()
+            self._settling = loop.call_later(QUIET, self._settle)
+
+    def _settle(self) -> None:
+        if not self.live.running:
+            self._show(STILL)
 
     def _able(self) -> None:
         self.start_button.disabled, self.stop_button.disabled = self.live.running, not self.live.running
@@ -232,44 +250,73 @@ class Explorer(widgets.VBox):
         self.progress.value = self.live.run.done(state)
         if warning := self.live.run.warning(state):
             self.say(warning)
-        self._show_parameters()
         now = time.perf_counter()
-        self._next_frame = now + max(FRAME, now - started)  # half of the time at least is left to the run
+        self._next_frame = max(started + FRAME, now + (now - started))  # half of the time at least is left to the run
 
     # --- From playing to reproducing ---
 
     def _show_parameters(self) -> None:
         try:
-            notebook, values, remark = self._reproduce(self.values())
+            lines = self._parameter_lines(self.save_name.value)
         except SENTENCES:  # the message says why
-            self.parameters.value = ""
-            return
-        lines = [f"# make {notebook} PARAMETERS=figures/custom/{self.save_name.value}.yaml"]
+            lines = []
+        self.parameters.value, self.parameters.rows = "".join(f"{line}\n" for line in lines), len(lines) + 1
+
+    def _parameter_lines(self, name: str) -> list[str]:
+        notebook, values, remark = self._reproduce(self.values())
+        lines = [f"# make {notebook} PARAMETERS=figures/custom/{name}.yaml"]
         lines += [f"# {remark}"] if remark else []
-        for name, value in values.items():
+        for parameter, value in values.items():
             inline = None if isinstance(value, list) else False
-            lines.append(yaml.safe_dump({name: value}, default_flow_style=inline, width=1000).rstrip())
-        self.parameters.value, self.parameters.rows = "\n".join(lines) + "\n", len(lines) + 1
+            lines.append(yaml.safe_dump({parameter: value}, default_flow_style=inline, width=1000).rstrip())
+        return lines
 
     def save(self) -> None:
-        """Save the picture as PDF and PNG, its tables as CSV and the parameters as YAML, under the name given."""
-        name, values, state = self.save_name.value.strip(), self.values(), self.live.state
+        """Save the picture as PDF and PNG, its tables as CSV and the parameters as YAML: all of them or nothing.
+
+        The name given is counted up if there is such a file; what went wrong stands beside the button.
+        """
+        self.saved.value = ""
+        name, values = self.save_name.value.strip(), self.values()
         if not re.fullmatch(r"\w[\w.-]*", name):
             self.saved.value = f"{html.escape(repr(name))} is no file name: letters, digits, dots and dashes, please."
-            return
-        if state is None:
+        elif self.live.state is None:
             self.saved.value = "There is no picture to save yet."
-            return
-        if any(values[each] != self._state_values[each] for each in values.keys() - self._view):
+        elif any(values[each] != self._state_values[each] for each in values.keys() - self._view):
             self.saved.value = "The picture is not that of the controls (yet): nothing is saved."
-            return
-        data = self._table(state, values) if self._table else {}
-        data = {f"{name}_{kind}" if kind else name: table for kind, table in data.items()}
-        written = plots.save(name, self._draw(state, values, None), data)
-        written.append(paths.figures_output() / f"{name}.yaml")
-        written[-1].write_text(self.parameters.value, encoding="utf-8")
-        shown = html.escape(paths.short(paths.figures_output()))
-        self.saved.value = f"Wrote {', '.join(path.name for path in written)} into {shown}."
+        else:
+            try:
+                written = self._write(name, values)
+            except OSError as error:
+                place = f" ({paths.short(Path(error.filename).parent)})" if error.filename else ""
+                self.saved.value = html.escape(f"Nothing is saved: {error.strerror or error}{place}.")
+            else:
+                shown = paths.short(written[0].parent)
+                self.saved.value = html.escape(f"Wrote {', '.join(path.name for path in written)} into {shown}.")
+
+    def _write(self, name: str, values: Values) -> list[Path]:
+        folder, state, run = paths.figures_output(), self.live.state, self.live.run
+        kinds = self._table(state, values) if self._table else {}
+
+        def files(stem: str) -> list[Path]:
+            tables = [f"{stem}_{kind}.csv" if kind else f"{stem}.csv" for kind in kinds]
+            return [folder / file for file in (f"{stem}.pdf", f"{stem}.png", *tables, f"{stem}.yaml")]
+
+        stems = chain([name], (f"{name}_{count}" for count in count_from(2)))
+        stem = next(stem for stem in stems if not any(path.exists() for path in files(stem)))
+        _, _, *tables, parameters = files(stem)
+        lines = self._parameter_lines(stem)
+        if state is not self._first and run.done(state) < run.total and not self.live.finished:
+            lines.insert(1, f"# saved at step {run.done(state)} of {run.total}: this makes the whole run")
+        try:
+            data = dict(zip((path.stem for path in tables), kinds.values(), strict=True))
+            plots.save(stem, self._draw(state, values, None), data)
+            paths.write_atomically(parameters, lambda draft: draft.write_text("\n".join(lines) + "\n", "utf-8"))
+        except OSError:
+            for path in files(stem):  # none of them was there before
+                path.unlink(missing_ok=True)
+            raise
+        return files(stem)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import matplotlib as mpl
 import numpy as np
@@ -22,59 +23,68 @@ HUE_COLORS = ("#1B5E9E", "#C4500A")
 # A diverging network's last numbers are not drawn.
 TOO_LARGE = 1e30
 # A fixed layout, since one that follows the tick labels trembles.
-LIVE_STYLE = {**STYLE, "figure.constrained_layout.use": False, "axes.titlesize": 11, "axes.labelsize": 10}
+LIVE_STYLE = {
+    **STYLE,
+    "figure.constrained_layout.use": False,
+    "axes.titlesize": 11,
+    "axes.titley": 1.0,  # else every drawing looks for what might be in the way
+    "axes.labelsize": 10,
+}
 
 
 class Frames:
     """Pictures of one figure, several a second.
 
-    Artists marked ``animated`` are drawn for every picture; what stands still around them only where the limits of
-    its axes have changed, one axes at a time (no axes' labels may reach over another's).
+    Lines and texts marked ``animated`` are drawn for every picture; what stands still around them is kept for each
+    resolution, and drawn anew one axes at a time if its limits have changed. No axes' labels may reach over another's.
     """
 
     def __init__(self, figure: Figure) -> None:
-        self.figure = figure
+        self.figure, self._canvas = figure, FigureCanvasAgg(figure)
         figure.set_layout_engine("none")  # which `plots.styled` has let do its work
-        self._dpi = self._background = None
-        self._drawn = {}  # axes -> (limits, box in pixels) as they are in the background
+        self._kept = {}  # dpi -> what stands still, and the limits of the axes in it
+        self._cells = {}  # axes -> its place in the figure, labels included, in inches
 
     def pixels(self, dpi: float = 100) -> np.ndarray:
         """The figure as it is now: (height, width, 3) uint8."""
-        with mpl.rc_context(LIVE_STYLE):
-            if dpi != self._dpi:
-                self._draw_all(dpi)
-            self.figure.canvas.restore_region(self._background)
-            self._draw_changed()
-            for axes in self.figure.axes:
-                for artist in sorted(axes.get_children(), key=lambda artist: artist.get_zorder()):
-                    if artist.get_animated():
-                        axes.draw_artist(artist)
-        return np.ascontiguousarray(np.asarray(self.figure.canvas.buffer_rgba())[..., :3])
-
-    def _draw_all(self, dpi: float) -> None:
         self.figure.set_dpi(dpi)
-        FigureCanvasAgg(self.figure).draw()
-        moving = [axes for axes in self.figure.axes if any(each.get_animated() for each in axes.get_children())]
-        self._drawn = {axes: self._now(axes) for axes in moving}
-        self._keep(dpi)
+        limits = {axes: self._limits(axes) for axes in self.figure.axes}
+        if dpi not in self._kept:
+            with mpl.rc_context(LIVE_STYLE):
+                self._canvas.draw()
+            self._keep(dpi, limits)
+        background, drawn = self._kept[dpi]
+        self._canvas.restore_region(background)
+        if limits != drawn:
+            with mpl.rc_context(LIVE_STYLE):
+                for axes in limits:
+                    if limits[axes] != drawn[axes]:
+                        self._draw_still(axes)
+            self._keep(dpi, limits)
+        for axes in limits:
+            moving = [artist for artist in (*axes.lines, *axes.texts) if artist.get_animated()]
+            for artist in sorted(moving, key=lambda artist: artist.get_zorder()):
+                axes.draw_artist(artist)
+        return np.ascontiguousarray(np.asarray(self._canvas.buffer_rgba())[..., :3])
 
-    def _draw_changed(self) -> None:
-        changed = [axes for axes, (limits, _) in self._drawn.items() if limits != self._limits(axes)]
-        renderer = self.figure.canvas.get_renderer()
-        for axes in changed:
-            before, self._drawn[axes] = self._drawn[axes], self._now(axes)
-            for _, box in (before, self._drawn[axes]):
-                white = Rectangle(box.min, box.width, box.height, color="white", transform=IdentityTransform())
-                white.draw(renderer)
-            axes.draw(renderer)
-        if changed:
-            self._keep(self._dpi)
+    def _keep(self, dpi: float, limits: dict) -> None:
+        self._kept[dpi] = self._canvas.copy_from_bbox(self.figure.bbox), limits
 
-    def _keep(self, dpi: float) -> None:
-        self._dpi, self._background = dpi, self.figure.canvas.copy_from_bbox(self.figure.bbox)
+    def _draw_still(self, axes: Axes) -> None:
+        renderer, (left, bottom, right, top) = self._canvas.get_renderer(), self._cell(axes) * self.figure.dpi
+        place = {"color": "white", "transform": IdentityTransform()}
+        Rectangle((left, bottom), right - left, top - bottom, **place).draw(renderer)
+        axes.draw(renderer)
 
-    def _now(self, axes: Axes) -> tuple:
-        return self._limits(axes), axes.get_tightbbox(self.figure.canvas.get_renderer()).padded(1)
+    def _cell(self, axes: Axes) -> np.ndarray:
+        # Labels of the y axis grow to the left: the cell begins where that of the neighbour ends.
+        if axes not in self._cells:
+            renderer = self._canvas.get_renderer()
+            boxes = {each: each.get_tightbbox(renderer).padded(1) for each in self.figure.axes}
+            for each, box in boxes.items():
+                left = [o.x1 for o in boxes.values() if o.x1 <= box.x0 and o.y0 < box.y1 and box.y0 < o.y1]
+                self._cells[each] = np.array([max(left, default=0.0), box.y0, box.x1, box.y1]) / self.figure.dpi
+        return self._cells[axes]
 
     def _limits(self, axes: Axes) -> tuple:
         return axes.get_xlim(), axes.get_ylim()
@@ -99,9 +109,10 @@ class PlainLogFormatter(LogFormatterSciNotation):
         return f"{x:g}" if label and 1e-3 < x < 1e4 else label
 
 
-def hue(number: int, count: int) -> list[tuple]:
+@lru_cache
+def hue(number: int, count: int) -> tuple[tuple, ...]:
     """``count`` colours of the network ``number``, from light to dark."""
-    return [mpl.colormaps[HUES[number]](level) for level in np.linspace(0.35, 1, count)]
+    return tuple(mpl.colormaps[HUES[number]](level) for level in np.linspace(0.35, 1, count))
 
 
 def bring(axes: Axes, key: object, x: Sequence[float], y: Sequence[float], **style) -> None:
@@ -141,11 +152,16 @@ def fills(axes: Axes, low: float, high: float) -> bool:
     return bottom <= low <= high <= top and high - low > 0.4 * (top - bottom)
 
 
-def set_limits(axes: Axes, low: float, high: float, decades: float) -> None:
-    """Limits of the y axis at round numbers around the data, at least ``decades`` of them where it is logarithmic."""
+def set_limits(axes: Axes, low: float, high: float, decades: float, ahead: bool = False) -> None:
+    """Limits of the y axis at round numbers around the data, at least ``decades`` of them if it is logarithmic; with
+    ``ahead``, room for as much again as a third of the data if these have grown out of the axis."""
     log = axes.get_yscale() == "log"
+    bottom, top = axes.get_ylim()
     if log:
-        low, high = math.log10(low), math.log10(high)
+        low, high, bottom, top = map(math.log10, (low, high, bottom, top))
+    if ahead:
+        room = (high - low) / 3
+        low, high = low - room * (low < bottom), high + room * (high > top)
     if log and high - low < decades:
         low, high = (low + high - decades) / 2, (low + high + decades) / 2
     elif high - low <= 3e-4 * abs(high):  # as good as constant, and no room for more digits
