@@ -114,7 +114,8 @@ def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row
         draw,
         reproduce=reproduce,
         panel=_depth_panel(controls),
-        above=[in_a_row(widgets.HTML("<b>Try</b>&nbsp;"), *stories)],
+        hint="press <b>Start</b> and watch the two slopes. Then one of these questions:",
+        above=[in_a_row(*stories)],
         table=table,
         status=status,
         view=("row", "column"),
@@ -210,12 +211,12 @@ def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, fi
 
 
 def _depth_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
-    figure = Figure(figsize=(9.6, 6))
+    figure = Figure(figsize=(11, 5.8))
     above = [f"{Z}{number}" for number in range(len(states)) for Z in "VW"]
     span = 4 // len(above)
     mosaic = [[label for label in above for _ in range(span)], ["loss"] * 2 + ["distance"] * 2]
     axes = figure.subplot_mosaic(mosaic, height_ratios=[1, 1])
-    figure.subplots_adjust(left=0.065, right=0.985, bottom=0.085, top=0.875, wspace=0.42, hspace=0.42)
+    figure.subplots_adjust(left=0.055, right=0.988, bottom=0.085, top=0.875, wspace=0.4, hspace=0.42)
     for number, state in enumerate(states):
         for Z in "VW":
             panel = axes[f"{Z}{number}"]
@@ -231,7 +232,8 @@ def _depth_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
     axes["loss"].set_title("loss", loc="left")
     axes["loss"].set_xlabel("training iteration")
     axes["loss"].set_xlim(0, iterations)
-    axes["distance"].set_title(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$", loc="left")
+    axes["distance"].set_ylabel(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$")
+    axes["distance"].yaxis.set_label_coords(-0.12, 0.5)
     depth_axis(axes["distance"], depths)
     axes["distance"].set_xlabel("depth $L$")
     for label in ("loss", "distance"):

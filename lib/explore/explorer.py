@@ -43,7 +43,8 @@ class Explorer(widgets.VBox):
     to date if the function can; ``reproduce``, values -> (notebook, parameters, remark) with which ``make`` makes the
     same numbers.
 
-    Other arguments: ``panel``, the controls' arrangement; ``above``, widgets over the whole width; ``table``,
+    Other arguments: ``hint``, what to try first, as HTML; ``panel``, the controls' arrangement; ``above``, widgets
+    over the whole width; ``table``,
     (state, values) -> tables to save beside the figure; ``status``, (state, values) -> lines of text; ``view``, names
     of controls that change the picture and not the run; ``first``, a state to show before anything runs; ``follow``,
     whether a moved slider starts the run by itself; ``buttons``, whether there are Start, Stop, Reset and a bar.
@@ -59,6 +60,7 @@ class Explorer(widgets.VBox):
         draw: Callable[[Any, Values, Figure | None], Figure],
         *,
         reproduce: Callable[[Values], tuple[str, Values, str]],
+        hint: str = "",
         panel: Sequence[widgets.Widget] = (),
         above: Sequence[widgets.Widget] = (),
         table: Callable[[Any, Values], Mapping[str, tables.Table]] | None = None,
@@ -78,7 +80,10 @@ class Explorer(widgets.VBox):
         self._settling: asyncio.TimerHandle | None = None
         # The controls' values that the run was made with, and those that the state shown belongs to.
         self._run_values, self._state_values, self._state = self._start, self._start, None
-        super().__init__([*above, self._body(panel or list(self.controls.values()), buttons), self._footer(name)])
+        self.hint = widgets.HTML(f"<b>Try first:</b> {hint}" if hint else "")
+        super().__init__(
+            [self.hint, *above, self._body(panel or list(self.controls.values()), buttons), self._footer(name)]
+        )
         for control in self.controls.values():
             control.observe(self.at_home(self._moved), names="value")
         self._begin(first)
@@ -104,7 +109,7 @@ class Explorer(widgets.VBox):
         # One column beside the picture; several above it where the window is narrow.
         grid.grid_template_columns, grid.grid_gap = "repeat(auto-fit, minmax(280px, 1fr))", "0 24px"
         left = widgets.GridBox([*panel, widgets.VBox([*run, self.status])], layout=grid)
-        self.image = widgets.Image(format="png", layout=Layout(width="100%", max_width="1200px"))
+        self.image = widgets.Image(format="png", layout=Layout(width="100%", max_width="1600px"))
         right = widgets.VBox([self.image, self.message], layout=Layout(flex="999 1 640px", min_width="0"))
         for widget, name in ((self.image, "picture"), (self.status, "status"), (self.message, "message")):
             widget.add_class(f"explorer-{name}")

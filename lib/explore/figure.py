@@ -5,6 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import ipywidgets as widgets
 import matplotlib as mpl
 import yaml
 from matplotlib.figure import Figure
@@ -65,9 +66,19 @@ def explore_figure(
         lambda state, values, _: draw(*state[1:]),
         table=lambda state, values: _tables(state[1], tables),
         reproduce=lambda values: (name, read(values), ""),
+        hint=_hint(controls),
         first=(0, result, moved_to({key: control.value for key, control in controls.items()})),
         follow=True,
     )
+
+
+def _hint(controls: Mapping[str, widgets.Widget]) -> str:
+    """What to try first: another value of what tells most, as far as the figure has such a parameter."""
+    telling = [name for name in ("activation", "initialisation", "seed") if name in controls]
+    name = next(iter([*telling, *controls]), None)
+    if name is None:
+        return "<b>Start</b>, which makes the figure anew."
+    return f"another <b>{name.replace('_', ' ')}</b>; Reset brings back the figure of this notebook."
 
 
 def _tables(result: Any, names: Sequence[str | None]) -> dict[str, tables.Table]:

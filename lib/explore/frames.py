@@ -128,12 +128,13 @@ def bring(axes: Axes, key: object, x: Sequence[float], y: Sequence[float], **sty
 
 
 def note(axes: Axes, number: int, text: str, color: str) -> None:
-    """Write the animated note of that number above the axes."""
+    """Write the animated note of that number above the axes: 0 at their left end, 1 at their right one."""
     gid = f"note {number}"
     found = next((old for old in axes.texts if old.get_gid() == gid), None)
     if found is None:
-        place = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "size": 11, "weight": "bold"}
-        found = axes.text(0.74 + 0.26 * number, 1.03, "", gid=gid, animated=True, color=color, **place)
+        place = {"transform": axes.transAxes, "va": "bottom", "size": 11, "weight": "bold"}
+        place["ha"] = ("left", "right")[number]
+        found = axes.text(number, 1.03, "", gid=gid, animated=True, color=color, **place)
     found.set_text(text)
 
 

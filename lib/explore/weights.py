@@ -1,5 +1,6 @@
 """Browse the weights of trained networks, entry by entry: `explore_weights`, and how it draws them."""
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
 
     def draw(browsing: trained.Browsing, values: Values, _: Figure | None) -> Figure:
         choice = chosen(values)
+        controls["image"].layout.display = None if browsing.images else "none"
         return draw_weights(browsing.views(choice), *browsing.image(choice))
 
     def status(browsing: trained.Browsing, values: Values) -> list[str]:
@@ -68,7 +70,8 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
             ratio = view.ratios[view.entry]
             rank = int((view.ratios < ratio).sum()) + 1
             lines.append(f"von Neumann ratio {ratio:.2g}, number {rank:,} of {view.ratios.size:,} from the smoothest")
-        return lines
+        image, sentence = browsing.image(chosen(values))
+        return lines if image is not None else [*lines, html.escape(sentence)]
 
     def reproduce(values: Values) -> tuple[str, Values, str]:
         names = ("activation", "batch_norm", "seed", "epochs", "depth", "learning_rate")
@@ -92,6 +95,7 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
         make,
         draw,
         reproduce=reproduce,
+        hint="<b>roughest</b> as the entry, then <b>smoothest</b> with the other network as the first.",
         panel=[controls[name] for name in view],
         above=[runs],
         table=lambda browsing, values: {"": browsing.table(chosen(values))},
@@ -117,38 +121,38 @@ def draw_weights(views: Sequence[View], image: np.ndarray | None = None, caption
     """One entry of the convolutions of one or two trained networks, and all entries by their smoothness.
 
     Above, the entry across the layers; in the middle, the von Neumann ratio of every entry as a map over kernels
-    (out channel down, in channel across, each a block of 3 x 3) and as a histogram; below, the path of the hidden
-    states of ``image`` (32, 32, 3) in the plane of its two principal axes, or ``caption`` alone without an image.
+    (out channel down, in channel across, each a block of 3 x 3) and as a histogram; below, if there is an ``image``
+    (32, 32, 3), the path of its hidden states in the plane of their two principal axes, and the image over its
+    ``caption``.
     """
     with mpl.rc_context(LIVE_STYLE | {"axes.titlesize": 10}):
         two = len(views) > 1
         below = ["path0", "path0", "path1", "path1"] + ["image"] * 2 if two else ["path0"] * 3 + ["image"] * 3
-        figure = Figure(figsize=(9.6, 7.2))
-        axes = figure.subplot_mosaic(
-            [
-                ["curve0"] * 3 + ["curve1"] * 3 if two else ["curve0"] * 6,
-                ["map0", "map0", "map1", "map1"] + ["histogram"] * 2 if two else ["map0"] * 3 + ["histogram"] * 3,
-                below if image is not None else ["image"] * 6,
-            ],
-            height_ratios=[1, 1.25, 1],
-        )
-        figure.subplots_adjust(left=0.085, right=0.985, bottom=0.06, top=0.89, wspace=0.8, hspace=0.52)
+        rows = [
+            ["curve0"] * 3 + ["curve1"] * 3 if two else ["curve0"] * 6,
+            ["map0", "map0", "map1", "map1"] + ["histogram"] * 2 if two else ["map0"] * 3 + ["histogram"] * 3,
+        ]
+        heights = [1, 1.25]
+        if image is not None:
+            rows, heights = [*rows, below], [*heights, 1]
+        height = 0.5 + 2.1 * sum(heights)
+        figure = Figure(figsize=(11, height))
+        axes = figure.subplot_mosaic(rows, height_ratios=heights)
+        edges = {"bottom": 0.45 / height, "top": 1 - 0.8 / height}
+        figure.subplots_adjust(left=0.07, right=0.988, **edges, wspace=0.8, hspace=0.52)
         out, into, row, column = views[0].entry
         name = f"{views[0].convolution}: out channel {out}, in channel {into}, row {row}, column {column} of the kernel"
-        figure.suptitle(name, fontsize=11, y=0.975)
+        figure.suptitle(name, fontsize=11, y=1 - 0.18 / height)
         for number, view in enumerate(views):
             _entry_curve(axes[f"curve{number}"], view, number)
             _ratio_map(axes[f"map{number}"], view, number)
             if image is not None:
                 _image_path(axes[f"path{number}"], view, number)
         _ratio_histogram(axes["histogram"], views)
-        axes["image"].set_axis_off()
         if image is not None:
+            axes["image"].set_axis_off()
             axes["image"].imshow(image, interpolation="nearest")
             axes["image"].set_title(caption, wrap=True)
-        else:
-            place = {"ha": "center", "va": "center", "transform": axes["image"].transAxes}
-            axes["image"].text(0.5, 0.5, caption, wrap=True, **place)
     return figure
 
 

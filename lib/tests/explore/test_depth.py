@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from playing import IID, NETWORK, SMALL, axes, finish, iteration, until
 
@@ -29,7 +30,7 @@ def test_the_first_picture_is_the_initialisation(real_pictures, explorer):
                 assert list(line.get_xdata()) == [k / depth for k in range(1, depth + 1)]
                 assert list(line.get_ydata()) == getattr(state.weights[depth], Z)[:, 1, 2].tolist()
             assert list(start.get_ydata()) == list(curves[-1].get_ydata())
-    assert Image.open(io.BytesIO(explorer.image.value)).size == (384, 240)
+    assert Image.open(io.BytesIO(explorer.image.value)).size == (440, 232)
 
 
 def test_what_is_trained_and_drawn_is_what_the_functions_return(explorer):
@@ -60,6 +61,42 @@ def test_a_picture_brought_up_to_date_is_the_same_as_one_drawn_in_full(real_pict
     after = shown.pixels(80)
     assert (before != after).any()
     np.testing.assert_array_equal(after, frames.Frames(shown.figure).pixels(80))
+
+
+def test_a_figure_is_drawn_anew_only_if_more_than_its_data_differs(explorer):
+    states = explorer.live.state.states
+    figure = draw_depths(states, 1, 2)
+    assert draw_depths(states, 1, 2, figure) is figure
+    assert draw_depths(states, 1, 3, figure) is not figure
+    assert draw_depths(states[:1], 1, 2, figure) is not figure
+    explorer.controls["seed"].value = 9
+    assert draw_depths(explorer.live.state.states, 1, 2, figure) is figure
+    explorer.controls["depth"].value = 8
+    assert draw_depths(explorer.live.state.states, 1, 2, figure) is not figure
+
+
+def test_a_growing_curve_leaves_its_axes_seldom():
+    figure, changes = draw_depths([growing_depths(SMALL)], 1, 2), 0
+    panel = figure.axes[0]
+    for value in np.geomspace(1, 100, 200):
+        before = panel.get_ylim()
+        panel.lines[0].set_ydata(np.linspace(0, value, 4))
+        if not frames.fills(panel, 0, value):
+            frames.set_limits(panel, 0, value, decades=0.2, ahead=True)
+        assert panel.get_ylim()[0] <= 0 < value <= panel.get_ylim()[1] < 4 * value or panel.get_ylim() == before
+        changes += panel.get_ylim() != before
+    assert changes <= 15
+
+
+@pytest.mark.parametrize("other", ["iid", "weight-tied"])
+def test_the_two_slopes_do_not_touch(other):
+    config = dataclasses.replace(SMALL, iterations=3)
+    second = dataclasses.replace(config, network=dataclasses.replace(NETWORK, initialisation=other))
+    figure = draw_depths([growing_depths(config), growing_depths(second)])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    notes = {panel.get_label(): panel.texts for panel in figure.axes}["distance"]
+    first, second = (note.get_window_extent(renderer) for note in notes)
+    assert first.x1 + 20 < second.x0
 
 
 def test_divergence_is_a_sentence_and_the_other_network_goes_on(explorer):

@@ -1,11 +1,15 @@
 """The frame of every explorer: controls moved, buttons pressed, the loop stepped, figures saved."""
 
 import asyncio
+import errno
 import threading
 
-from playing import IID, SMALL, axes, finish, iteration, until
+import pytest
+import yaml
+from playing import IID, NETWORK, SMALL, axes, finish, iteration, until
 
-from lib import tables
+from lib import paths, tables
+from lib.explore import explorer as module
 from lib.explore import frames
 from lib.explore.depth import explore_depth
 
@@ -129,3 +133,77 @@ def test_saving_writes_the_picture_its_tables_and_its_parameters(explorer, outpu
     explorer.save_name.value = "../mine"
     explorer.save_button.click()
     assert "is no file name" in explorer.saved.value
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_saving_again_counts_the_name_up_and_replaces_nothing(explorer, output):
+    finish(explorer)
+    explorer.save()
+    before = files(output)
+    explorer.set(seed=8)
+    finish(explorer)
+    explorer.save()
+    after = files(output)
+    assert {name: after[name] for name in before} == before
+    assert {name for name in after if name not in before} == {
+        name.replace("explore_depth", "explore_depth_2") for name in before
+    }
+    assert "explore_depth_2.pdf" in explorer.saved.value
+    assert "PARAMETERS=figures/custom/explore_depth_2.yaml" in (output / "explore_depth_2.yaml").read_text()
+    seeds = [yaml.safe_load(after[f"{name}.yaml"])["seed"] for name in ("explore_depth", "explore_depth_2")]
+    assert seeds == [NETWORK.seed, 8]
+
+
+@pytest.mark.parametrize("taken", ["explore_depth.yaml", "explore_depth_first_loss.csv"])
+def test_a_name_is_taken_if_one_of_its_files_is_there(explorer, output, taken):
+    output.mkdir()
+    (output / taken).write_text("another run's")
+    explorer.save()
+    assert (output / taken).read_text() == "another run's"
+    assert sum(name.startswith("explore_depth_2") for name in files(output)) == 9
+
+
+def test_parameters_of_a_stopped_run_say_where_it_stopped(explorer, output):
+    for _ in range(10):
+        explorer.live.state = next(explorer.live.run.states)
+    explorer._show(module.STILL)
+    explorer.save()
+    done = explorer.live.state.iteration
+    assert f"step {done} of 30" in (output / "explore_depth.yaml").read_text()
+    loss = tables.read_csv(output / "explore_depth_first_loss.csv")
+    assert max(loss["iteration"]) == done
+
+
+def test_what_keeps_a_figure_from_being_saved_is_said_and_nothing_is_left(explorer, output, monkeypatch):
+    explorer.save()
+    before = files(output)
+    explorer.save_name.value = "x" * 300
+    explorer.save_button.click()
+    assert "File name too long" in explorer.saved.value
+    explorer.save_name.value = "mine"
+    whole = paths.write_atomically
+
+    def full_disk(path, write):
+        if path.suffix == ".yaml":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        whole(path, write)
+
+    monkeypatch.setattr(paths, "write_atomically", full_disk)
+    explorer.save_button.click()
+    assert "No space left on device" in explorer.saved.value
+    assert files(output) == before
+    (output.parent / "no folder").write_text("")
+    monkeypatch.setenv("FIGURES_OUTPUT", str(output.parent / "no folder"))
+    explorer.save_button.click()
+    assert "File exists" in explorer.saved.value
+
+
+def test_the_last_success_is_cleared_before_anything_is_saved(explorer, monkeypatch):
+    explorer.saved.value = "Wrote it."
+    monkeypatch.setattr(explorer, "_write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        explorer.save()
+    assert explorer.saved.value == ""

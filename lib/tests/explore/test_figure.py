@@ -68,6 +68,7 @@ def test_a_moved_control_makes_the_figure_anew(name):
     explorer = _figure_explorer(name, FIGURES[name])
     first = explorer.image.value
     assert Image.open(io.BytesIO(first)).format == "PNG"
+    assert any(control.replace("_", " ") in explorer.hint.value for control in [*explorer.controls, "Start"])
     shown = yaml.safe_load(explorer.parameters.value)
     parameters.check_values(name, shown)
     assert set(shown) == set(parameters.offered(name))

@@ -1,5 +1,6 @@
 """Trained networks entry by entry."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 import torch
 import yaml
 from cifar_set import write_set
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from playing import axes, finish
 
 from lib import checkpoints, cifar_training, parameters, tables, trained
@@ -15,7 +15,7 @@ from lib.checkpoints import Checkpoint
 from lib.cifar_training import CifarConfig
 from lib.convnet import ConvNetConfig, ConvResNet
 from lib.distances import von_neumann_ratio, von_neumann_ratios
-from lib.explore.weights import explore_weights
+from lib.explore.weights import draw_weights, explore_weights
 
 
 def test_the_ratio_of_every_entry_is_that_of_the_entry_alone():
@@ -100,7 +100,7 @@ def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatc
     explorer.set(how="index", convolution="conv2", **{"out channel": 3})
     assert "conv2: out channel 3" in explorer._frames.figure._suptitle.get_text()
     explorer.controls["image"].value = 5000
-    assert "There is no test image 5000: they end at 89" in axes(explorer)["image"].texts[0].get_text()
+    assert "There is no test image 5000: they end at 89" in explorer.status.value
     explorer.controls["second"].value = None
     finish(explorer)
     assert "curve1" not in axes(explorer)
@@ -110,19 +110,22 @@ def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatc
     trained.test_images.cache_clear()
 
 
-def test_without_images_a_sentence_takes_the_path_s_place(folder, tmp_path, monkeypatch):
+def test_without_images_their_path_takes_no_room_and_a_sentence_says_why(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "nothing"))
     trained.test_images.cache_clear()
     explorer = explore_weights(folder)
-    assert "being read" in axes(explorer)["image"].texts[0].get_text()
+    assert "being read" in explorer.status.value
     finish(explorer)
-    panels = axes(explorer)
-    (sentence,) = panels["image"].texts
-    assert "CIFAR-10 was not found" in sentence.get_text()
-    canvas = FigureCanvasAgg(explorer._frames.figure)
-    canvas.draw()
-    boxes = [panel.get_tightbbox(canvas.get_renderer()) for name, panel in panels.items() if name != "image"]
-    assert not any(sentence.get_window_extent().overlaps(box) for box in boxes)
+    assert "CIFAR-10 was not found" in explorer.status.value
+    assert set(axes(explorer)) == {"curve0", "curve1", "map0", "map1", "histogram"}
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    networks, choice = explorer.live.state, trained.Choice()
+    views = [
+        dataclasses.replace(view, path=trained.ImagePath(np.eye(3, 2), (0.5, 0.5), np.eye(10)[0]))
+        for view in networks.views(choice)
+    ]
+    assert explorer._frames.figure.get_figheight() < 0.8 * draw_weights(views, image).get_figheight()
+    assert explorer.controls["image"].layout.display == "none"
     assert explorer.message.value == ""
 
 
