@@ -8,9 +8,9 @@ The modules, from the mathematics outwards:
     what is shown   distances, experiments (Figures 1 and 2), theory, counterexample, claims
     CIFAR-10        cifar, convnet, cifar_training, checkpoints, records, runs, cifar_results,
                     cifar_smoothness, stacked_layers and stacked_training (many runs on a GPU, CUDA in csrc)
-    pictures        plots, plots_theory, pictures (of the explorers), tables
-    explorers       explorers (the widgets), live (their threads), depths and trained (what they show)
-    the house       paths, checks, parameters, notebooks (the runner), report, bench, clean
+    pictures        plots, plots_theory, tables
+    explorers       explore (the widgets: explorer, controls, live, frames, and depth, weights, figure), trained
+    the house       paths, checks, parameters, notebooks (the runner), report, bench
 
 Reference: Marion, Wu, Sander, Biau, "Implicit regularization of deep residual networks towards neural
 ODEs", ICLR 2024 (arXiv 2309.01213). Equation and section numbers in this package are the paper's.

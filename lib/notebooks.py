@@ -27,6 +27,7 @@ from typing import Any
 
 import nbformat
 import papermill
+import yaml
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
@@ -38,7 +39,7 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # The compiled engine computes what the PyTorch engine computes, and explorers show what there is: no result depends on
 # them.
-NO_DEPENDENCY = ("engine", "explorers")
+NO_DEPENDENCY = ("engine", "explore")
 # What a makefile can hold as a file's name, and which of it after a backslash ($ is doubled).
 _WRITABLE, _ESCAPED = re.compile(r"[\w $#,@^+./()~!'\"{}-]+"), re.compile(r"[ #]")
 TRACEBACK_LINES = 20
@@ -274,6 +275,8 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
         seconds = time.monotonic() - clock
         if warnings := stderr_text(notebook):
             print(f"{name} wrote to stderr:\n{warnings}", file=sys.stderr)
+        if kind == parameters.CUSTOM:
+            _write_values(staging / f"{name}.yaml", name, values)
         # No stamp while files move: an interrupted move leaves new files beside old ones.
         result.unlink(missing_ok=True)
         files = sorted(path for path in staging.rglob("*") if path.is_file())
@@ -299,6 +302,15 @@ def _copy(files: Mapping[Path, Path]) -> None:
         for target, source in files.items():
             paths.make_folder(target.parent)
             shutil.copyfile(source, drafts.enter_context(paths.draft(target)))
+
+
+def _write_values(path: Path, name: str, values: Mapping[str, Any]) -> None:
+    # All of them, so that they make the same under every profile: the file lies beside the numbers that it made, and
+    # replaces that of an explorer, whose numbers this run replaces.
+    everything = {each.name: each.default for each in parameters.offered(name).values()} | dict(values)
+    head = f"# make {name} PARAMETERS={paths.short(paths.FIGURES / parameters.CUSTOM / path.name)}\n"
+    text = head + yaml.safe_dump(everything, sort_keys=False, width=1000)
+    path.write_text(text, encoding="utf-8")
 
 
 def _write(notebook: NotebookNode, path: Path, modified: float) -> None:

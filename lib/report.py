@@ -1,18 +1,24 @@
 """One HTML document from the executed notebooks of a profile, to read or to mail: ``make report``.
 
-Every picture is inside the file, no kernel is needed. Code is folded away; explorer cells, which need a kernel, are
-left out; links from one notebook to another lead to its section.
+Every picture is inside the file and every formula is MathML: neither a kernel nor the network is needed. Code is folded
+away; explorer cells, which need a kernel, are left out; links from one notebook to another lead to its section. What
+could run or load something when the document is opened (raw HTML, scripts, addresses other than links) is taken out.
 """
 
 import argparse
 import html
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
+import latex2mathml.converter
 import nbformat
+import nh3
+from jinja2 import pass_context
+from jinja2.runtime import Context
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from lib import notebooks, parameters, paths
 
@@ -47,8 +53,18 @@ th, td { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left;
 details.code > summary { color: #777; cursor: pointer; font-size: .8rem; }
 .jp-InputPrompt, .jp-OutputPrompt, .anchor-link, .prompt { display: none; }
 a { color: #0072B2; }
+math[display="block"] { margin: .8rem 0; overflow-x: auto; }
 """
-MATHJAX = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"
+MATHML = {"math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mstyle", "mpadded", "mphantom", "menclose", "mtable"}
+MATHML |= {"mtr", "mtd", "mfrac", "msqrt", "mroot", "msub", "msup", "msubsup", "mover", "munder", "munderover"}
+MATHML_ATTRIBUTES = {"display", "displaystyle", "mathvariant", "stretchy", "fence", "form", "separator", "accent"}
+MATHML_ATTRIBUTES |= {"width", "height", "depth", "minsize", "maxsize", "linethickness", "columnalign", "notation"}
+ATTRIBUTES = {
+    **nh3.ALLOWED_ATTRIBUTES,
+    **dict.fromkeys(MATHML, MATHML_ATTRIBUTES),
+    "*": {"class", "id", "title"},
+    "details": {"open"},
+}
 LINK = re.compile(r'href="(?P<target>[^"#:]+)"')
 
 
@@ -78,6 +94,53 @@ def title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
     return otherwise
 
 
+def mathml(formula: str, display: str = "inline") -> str:
+    """A LaTeX formula as MathML ("inline" or "block"); as it is written if that cannot be."""
+    try:
+        return latex2mathml.converter.convert(formula.replace(r"\|", "‖"), display=display)
+    except Exception:  # the package has no common class for what it cannot read
+        return f"<code>{html.escape(formula)}</code>"
+
+
+class _WithMathML(IPythonRenderer):
+    """Markdown as nbconvert renders it, formulas as MathML."""
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body)
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, "block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+
+
+def _markdown(text: str, attachments: dict | None = None) -> str:
+    renderer = _WithMathML(escape=False, attachments=attachments, exclude_anchor_links=True)
+    return MarkdownWithMath(renderer=renderer).render(text)
+
+
+@pass_context
+def _markdown_cell(context: Context, source: str) -> str:
+    return _markdown(source, context.get("cell", {}).get("attachments"))
+
+
+def sanitised(body: str, without: Set[str] = frozenset()) -> str:
+    """HTML that runs nothing and loads nothing, without these tags: no script, no style, no frame, no handler of an
+    event; links lead to web pages or files, and pictures are those inside the document."""
+
+    def kept(tag: str, attribute: str, value: str) -> str | None:
+        if attribute in ("src", "cite", "href"):
+            inside = re.match(r"data:image/(png|jpeg|gif|svg\+xml);base64,", value) is not None
+            link = tag == "a" and not value.startswith("data:")
+            return value if link or (tag == "img" and inside) else None
+        return value
+
+    tags = (nh3.ALLOWED_TAGS | MATHML) - without
+    schemes = {"http", "https", "mailto", "data"}
+    return nh3.clean(body, tags=tags, attributes=ATTRIBUTES, attribute_filter=kept, url_schemes=schemes, link_rel=None)
+
+
 def _without_explorers(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook without its explorers, which need a kernel, and without the words that lead to them."""
 
@@ -103,6 +166,7 @@ def _with_inner_links(body: str, sections: Sequence[str]) -> str:
 def render(profile: str) -> str:
     """The document as text."""
     exporter, sections, entries = HTMLExporter(raw_template=TEMPLATE), [], []
+    exporter.register_filter("markdown2html", _markdown_cell)
     files = executed(profile)
     names = [path.stem for path in files]
     for path in files:
@@ -110,16 +174,15 @@ def render(profile: str) -> str:
         body, _ = exporter.from_notebook_node(_without_explorers(notebook))
         seconds = notebook.metadata.get(notebooks.SECONDS)
         took = f"<p>Made in {seconds:.0f} s.</p>\n" if seconds is not None else ""
-        sections.append(f'<section id="{path.stem}">\n{took}{_with_inner_links(body, names)}\n</section>')
-        entries.append(f'<li><a href="#{path.stem}">{html.escape(title(notebook, path.stem))}</a></li>')
+        sections.append(f'<section id="{path.stem}">\n{took}{_with_inner_links(sanitised(body), names)}\n</section>')
+        heading = sanitised(_markdown(title(notebook, path.stem)), without={"p", "a"}).strip()
+        entries.append(f'<li><a href="#{path.stem}">{heading}</a></li>')
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             "<title>Implicit regularization of deep residual networks towards neural ODEs: report</title>",
-            f"<style>{STYLE}</style>",
-            '<script>window.MathJax = {tex: {inlineMath: [["$", "$"], ["\\\\(", "\\\\)"]]}};</script>',
-            f'<script async src="{MATHJAX}"></script>\n</head>\n<body>',
+            f"<style>{STYLE}</style>\n</head>\n<body>",
             "<h1>Implicit regularization of deep residual networks towards neural ODEs</h1>",
             "<p>The figures and tables of Marion, Wu, Sander and Biau (ICLR 2024), regenerated; the notebooks' code is "
             f"folded under each step. Profile: {html.escape(profile)}.</p>",

@@ -76,7 +76,7 @@ def write_networks(folder: Path) -> None:
     notebook = folder / "notebooks" / "explore_weights.ipynb"
     where = f"__import__('pathlib').Path('{folder / 'checkpoints'}')"
     text = notebook.read_text(encoding="utf-8")
-    for call in ("trained.find(", "explorers.explore_weights("):
+    for call in ("trained.find(", "explore_weights("):
         text = text.replace(call, f"{call}{where}, ")
     text = text.replace(", )", ")")
     notebook.write_text(text, encoding="utf-8")
@@ -166,10 +166,10 @@ class Notebook:
             self.check()  # an error in a cell says more than a picture that does not come
             raise
         self.picture.scroll_into_view_if_needed()
-        # Counts the pictures that arrive from now on.
+        # Notes when pictures arrive, in ms, from now on.
         self.page.evaluate(
-            """() => { window.pictures = 0;
-            const seen = changes => { window.pictures += changes.length };
+            """() => { window.arrived = [];
+            const seen = changes => { for (const _ of changes) window.arrived.push(performance.now()) };
             for (const image of document.querySelectorAll('.explorer-picture'))
                 new MutationObserver(seen).observe(image, {attributes: true, attributeFilter: ['src']}) }"""
         )
@@ -188,7 +188,15 @@ class Notebook:
 
     @property
     def pictures(self) -> int:
-        return self.page.evaluate("window.pictures")
+        return self.page.evaluate("window.arrived.length")
+
+    def seconds_to_a_picture(self, act) -> float:
+        """From what is done to an explorer that stands still to the first picture that it shows of it."""
+        count = self.pictures
+        self.page.evaluate("window.asked = performance.now()")
+        act()
+        self.wait(lambda: self.pictures > count, what="a new picture")
+        return self.page.evaluate("count => (window.arrived[count] - window.asked) / 1000", count)
 
     def button(self, text: str):
         return self.page.locator(f".widget-button:text-is('{text}')").first
@@ -253,12 +261,23 @@ class Notebook:
 def test_explore_depth(browser, lab):
     notebook = Notebook(browser, lab, "explore_depth")
     notebook.screenshot("first")
+    pictures = notebook.pictures
     notebook.button("Start").click()
-    seconds = notebook.wait(lambda: notebook.pictures >= 20, what="twenty pictures")
-    print(f"\n{20 / seconds:.1f} pictures a second")
-    notebook.screenshot("running")
+    seconds = notebook.wait(lambda: notebook.iteration == 500, 200, "the end of the run")
+    print(f"\nThe default run ends {seconds:.1f} s after Start, ", end="")
+    print(f"{(notebook.pictures - pictures) / seconds:.1f} pictures a second on the way")
+    notebook.screenshot("finished")
+    notebook.button("Reset").click()
+    notebook.wait(lambda: notebook.iteration == 0, what="Reset")
+    notebook.page.wait_for_timeout(1000)
+    seconds = notebook.seconds_to_a_picture(lambda: notebook.slider("width").press("ArrowLeft"))
+    print(f"A moved slider shows its first picture after {seconds:.2f} s")
+    notebook.page.wait_for_timeout(1000)  # the larger one
+    notebook.slider("width").press("ArrowRight")
+    notebook.button("Start").click()
     # A slider moved while it trains: from the beginning, and on.
     notebook.wait(lambda: notebook.iteration > 20, what="iteration 20")
+    notebook.screenshot("running")
     notebook.slider("width").press("ArrowLeft")
     notebook.wait(lambda: notebook.iteration < 20, what="a restart")
     pictures = notebook.pictures

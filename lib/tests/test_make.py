@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 import toy_project
+import yaml
 
 from lib import notebooks, paths
 
@@ -153,6 +154,8 @@ def test_other_profiles_and_custom_runs_keep_off_the_tracked_figures(project):
     assert (project / "figures" / "released" / "figure_a.csv").read_text() == "depth,value\n4,40\n"
     assert (project / "figures" / "custom" / "figure_a.csv").read_text() == "depth,value\n7,70\n"
     assert "learning_rate = 0.25" in (project / ".build" / "custom" / "figure_a.ipynb").read_text()
+    beside = yaml.safe_load((project / "figures" / "custom" / "figure_a.yaml").read_text())
+    assert beside == {"depth": 7, "learning_rate": 0.25, "mode": "plain"}
     assert {path: path.read_bytes() for path in (project / "figures").glob("*.csv")} == tracked
     assert make(project, "-q", "figures").returncode == 0
     assert make(project, "clean").returncode == 0

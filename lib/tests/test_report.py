@@ -1,6 +1,7 @@
 """The report holds every executed notebook, its pictures and working links, and no explorers."""
 
 import re
+from html.parser import HTMLParser
 
 import nbformat
 import pytest
@@ -9,11 +10,27 @@ from lib import parameters, paths, report
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
+FORMULAS = r"""## How $\max_k\|Z_k\|_F<\frac1L$ falls
 
-def notebook(title, link, explorer=False):
+Inline $a<b_1$, and
+
+$$\Big\|\frac{\partial\ell}{\partial A}\Big\|^2\ge\mu\,\ell,$$
+
+\begin{align}x&=1\\y&=2\end{align}
+
+but `$HOME` and $x^$ stay what they are."""
+HOSTILE = """<script>steal()</script> <img src="https://tracker.example/x.png" onerror="steal()">
+<iframe src="https://frame.example"></iframe> <style>body { display: none }</style>
+
+[press](javascript:steal()) <a href="JavaScript:steal()">me</a> <a href="data:text/html,steal()">and me</a>
+
+<table style="background: url(https://tracker.example/y.png)"><tr><td>kept</td></tr></table>"""
+
+
+def notebook(title, link, *cells, explorer=False):
     code = nbformat.v4.new_code_cell("print(1 < 2)", execution_count=1)
     code.outputs = [nbformat.v4.new_output("display_data", data={"image/png": PIXEL})]
-    cells = [nbformat.v4.new_markdown_cell(f"# {title}\n\nSee [the other]({link})."), code]
+    cells = [nbformat.v4.new_markdown_cell(f"# {title}\n\nSee [the other]({link})."), code, *cells]
     if explorer:
         cells.append(nbformat.v4.new_markdown_cell("**Explore.** The cell below moves."))
         cells.append(nbformat.v4.new_code_cell("explore_me()", metadata={"tags": ["explorer"]}))
@@ -27,7 +44,11 @@ def document(tmp_path, monkeypatch):
     folder = tmp_path / "paper"
     folder.mkdir()
     nbformat.write(notebook("Alpha < beta", "figure_2.ipynb", explorer=True), folder / "alpha.ipynb")
-    nbformat.write(notebook("Figure 2", "../checkpoints/README.md"), folder / "figure_2.ipynb")
+    mathematics = nbformat.v4.new_markdown_cell(FORMULAS)
+    hostile = nbformat.v4.new_code_cell("show()", execution_count=2)
+    hostile.outputs = [nbformat.v4.new_output("display_data", data={"text/html": HOSTILE})]
+    cells = mathematics, nbformat.v4.new_markdown_cell(HOSTILE), hostile
+    nbformat.write(notebook("Figure $2^L$", "../checkpoints/README.md", *cells), folder / "figure_2.ipynb")
     nbformat.write(notebook("Not a figure", "x"), folder / "explore_depth.ipynb")
     return report.render("paper")
 
@@ -51,6 +72,55 @@ def test_pictures_are_inside_and_explorers_are_not(document):
     assert "explore_me" not in document
     assert "The cell below moves" not in document
     assert "<details" in document
+
+
+class Loads(HTMLParser):
+    """What a browser would fetch or run when it opens the document, and the tags that there are."""
+
+    def __init__(self, document):
+        super().__init__()
+        self.found, self.tags = [], []
+        self.feed(document)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "srcset", "data", "poster", "background", "style"):
+                right = value.startswith("data:image/png")
+            else:
+                right = not name.startswith("on") if name != "href" else value.startswith(("#", "https://"))
+            if not right:
+                self.found.append((tag, name, value))
+
+
+def test_the_document_runs_nothing_and_loads_nothing(document):
+    seen = Loads(document)
+    assert seen.found == []
+    assert {"script", "iframe", "link", "object"}.isdisjoint(seen.tags)
+    assert document.count("<style>") == 1
+    assert "url(" not in document
+    assert document.count("<td>kept</td>") == 2
+
+
+def test_formulas_are_mathml_in_text_titles_and_the_list_of_contents(document):
+    body = document.partition("</style>")[2]
+    (entry,) = re.findall(r'<li><a href="#figure_2">(.*?)</a></li>', body)
+    assert entry == 'Figure <math display="inline"><mrow><msup><mn>2</mn><mi>L</mi></msup></mrow></math>'
+    assert re.search(r"<h1[^>]*>Figure <math.*</math></h1>", body)
+    assert re.search(r"<h2[^>]*>How <math.*<mfrac>.*</math> falls</h2>", body)
+    assert body.count('<math display="block">') == 2
+    assert "<mtable" in body
+    assert "‖" in body
+    assert "<code>$HOME</code>" in body
+    assert set(re.findall(r"[^<>]*\$[^<>]*", body)) == {"$HOME"}
+    assert "<code>x^</code>" in body
+
+
+def test_every_formula_of_the_notebooks_can_be_read():
+    cells = [cell for name in parameters.names() for cell in parameters.read(name).cells]
+    text = report._markdown("\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))
+    assert text.count("<math") > 100
+    assert re.findall(r".*<code>[^<]*[\\^].*|<m[a-z]+>[^<]*\\.*", text) == []
 
 
 def test_without_executed_notebooks_it_says_how_to_make_them(tmp_path, monkeypatch, capsys):

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from lib.experiments import Progress
 from lib.training import one_thread
 
-SLICE = 0.03  # seconds of work between two chances for a button to answer
-PAUSE = 0.005  # seconds left to the kernel after each slice
+SLICE = 0.02  # seconds of work between two chances for a button to answer
+PAUSE = 0.001  # seconds left to the kernel after each slice
+WAIT = 0.005  # seconds between two looks at a function that works in a thread
 # What values that cannot be, divergence and missing files raise: errors whose text is a sentence for the reader.
 SENTENCES = (ValueError, TypeError, ArithmeticError, FileNotFoundError)
 
@@ -163,7 +164,7 @@ def in_thread(function: Callable[[Progress], Any], reported: list[float]) -> Ite
             if waits.is_set():
                 waits.clear()
                 go.set()
-            thread.join(PAUSE)
+            thread.join(WAIT)
             yield None
     finally:
         closed.append(True)

@@ -1,0 +1,249 @@
+"""Watch networks of growing depth while they train: `explore_depth`, and how it draws them."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import ipywidgets as widgets
+import matplotlib as mpl
+import numpy as np
+from ipywidgets import Layout
+from matplotlib.figure import Figure
+
+from lib import tables
+from lib.experiments import entries
+from lib.explore.controls import CONTROLS
+from lib.explore.depth_training import ROUNDING, Comparison, DepthsConfig, DepthsState, depths_steps, side_by_side
+from lib.explore.explorer import Explorer, Values, in_a_row
+from lib.explore.frames import (
+    HUE_COLORS,
+    LIVE_STYLE,
+    PlainLogFormatter,
+    bring,
+    extent,
+    fills,
+    hue,
+    note,
+    set_limits,
+)
+from lib.explore.live import Run
+from lib.network import NetworkConfig
+from lib.plots import GREY, MARKERS, depth_axis, minus
+from lib.tables import word
+
+SMALLEST_DEPTH = 4
+# What each story compares: initialisation, activation and convention of the first and of the second network, at which
+# learning rate.
+STORIES = {
+    "weight-tied or i.i.d. layers": ("weight-tied gelu released", "iid gelu released", 0.01),
+    "weight-tied or Gaussian process": ("weight-tied gelu released", "gaussian-process gelu released", 0.01),
+    "GELU or ReLU": ("weight-tied gelu released", "weight-tied relu released", 0.01),
+    "released or eq. (3) scaling": ("weight-tied gelu released", "weight-tied gelu eq3", 0.01),
+    "a step that i.i.d. layers do not survive": ("weight-tied gelu released", "iid gelu released", 0.3),
+}
+KIND = ("initialisation", "activation", "convention")
+
+
+def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row: int = 0, column: int = 0) -> Explorer:
+    """Train networks of several depths live, one kind of network or two side by side.
+
+    ``config`` says what the sliders start from (its deepest network is the depth's), ``second`` which activation,
+    initialisation and convention the second network has (None: no second network at first).
+    """
+    network, names = config.network, ("width", "dimension", "samples", "seed", *KIND)
+    start = {name: getattr(network, name) for name in names} | {"depth": config.depths[-1], "row": row}
+    start |= {"iterations": config.iterations, "learning_rate": config.learning_rate, "column": column}
+    controls = {name: CONTROLS[name](value) for name, value in start.items()}
+    for name in KIND:
+        controls[f"second_{name}"] = CONTROLS[name](getattr(second or replace(network, initialisation="iid"), name))
+    controls["compare"] = widgets.Checkbox(
+        second is not None, description="compare with a second network", indent=False
+    )
+
+    def configs(values: Values) -> list[DepthsConfig]:
+        smallest = min(SMALLEST_DEPTH, max(values["depth"] // 2, 1))  # two depths at least
+        depths = [2**power for power in range(20) if smallest <= 2**power < values["depth"]] + [values["depth"]]
+        first = replace(network, **{name: values[name] for name in names})
+        networks = [first, replace(first, **{name: values[f"second_{name}"] for name in KIND})]
+        return [
+            DepthsConfig(each, depths, values["iterations"], values["learning_rate"])
+            for each in networks[: 2 if values["compare"] else 1]
+        ]
+
+    def make(values: Values) -> Run:
+        states = side_by_side([depths_steps(each) for each in configs(values)])
+        return Run(states, values["iterations"], lambda state: state.iteration, lambda comparison: comparison.sentence)
+
+    def draw(comparison: Comparison, values: Values, figure: Figure | None) -> Figure:
+        return draw_depths(comparison.states, values["row"], values["column"], figure)
+
+    def table(comparison: Comparison, values: Values) -> dict[str, tables.Table]:
+        named = zip(("first", "second"), comparison.states, strict=False)
+        return {
+            f"{name}_{kind}": table
+            for name, state in named
+            for kind, table in state.tables(values["row"], values["column"]).items()
+        }
+
+    def status(comparison: Comparison, values: Values) -> list[str]:
+        losses = [f"{state.losses[values['depth']][-1]:.3g}" for state in comparison.states]
+        return [f"iteration {comparison.iteration:,} of {values['iterations']:,}", f"loss {' and '.join(losses)}"]
+
+    def reproduce(values: Values) -> tuple[str, Values, str]:
+        first, *others = configs(values)
+        times = sorted({1 + values["iterations"] * quarter // 4 for quarter in (1, 2, 3, 4)})
+        shared = {name: values[name] for name in (*names, "learning_rate")}
+        differing = [f"{name}: {getattr(other.network, name)}" for other in others for name in KIND]
+        remark = f"for the second network: {', '.join(differing)}" if differing else ""
+        shared["slope_from"] = min(8, *first.depths[-2:])
+        return "figure_1_left", {"depths": first.depths, "iterations": times, **shared}, remark
+
+    def keep_entry_inside(_: object) -> None:
+        for name in ("row", "column"):
+            controls[name].max = min(controls["width"].value, controls["dimension"].value) - 1
+
+    for name in ("width", "dimension"):
+        controls[name].observe(keep_entry_inside, names="value")
+    keep_entry_inside(None)
+    stories = [widgets.Button(description=title, layout=Layout(width="auto")) for title in STORIES]
+    explorer = Explorer(
+        "explore_depth",
+        controls,
+        make,
+        draw,
+        reproduce=reproduce,
+        panel=_depth_panel(controls),
+        hint="press <b>Start</b> and watch the two slopes. Then one of these questions:",
+        above=[in_a_row(*stories)],
+        table=table,
+        status=status,
+        view=("row", "column"),
+    )
+    for button in stories:
+        button.on_click(explorer.at_home(partial(_tell, explorer)))
+    return explorer
+
+
+def _tell(explorer: Explorer, button: widgets.Button) -> None:
+    *networks, learning_rate = STORIES[button.description]
+    values = {"compare": True, "learning_rate": learning_rate}
+    for prefix, words in zip(("", "second_"), networks, strict=True):
+        values |= {f"{prefix}{name}": word for name, word in zip(KIND, words.split(), strict=True)}
+    explorer.live.stop()
+    explorer.set(**values)
+    explorer.start()
+
+
+def _depth_panel(controls: Mapping[str, widgets.ValueWidget]) -> list[widgets.Widget]:
+    def group(*names: str, title: str = "", color: str = "") -> widgets.VBox:
+        heading = [widgets.HTML(f'<b style="color: {color}">{title}</b>')] if title else []
+        return widgets.VBox([*heading, *(controls[name] for name in names)])
+
+    first = group(*KIND, title="first network", color=HUE_COLORS[0])
+    second = group(*(f"second_{name}" for name in KIND), title="second network", color=HUE_COLORS[1])
+
+    def show_second(_: object) -> None:
+        second.layout.display = None if controls["compare"].value else "none"
+
+    controls["compare"].observe(show_second, names="value")
+    show_second(None)
+    return [
+        group("depth", "width", "dimension", "samples"),
+        group("learning_rate", "iterations", "seed", "row", "column"),
+        first,
+        widgets.VBox([controls["compare"], second]),
+    ]
+
+
+def network_name(network: NetworkConfig) -> str:
+    """What distinguishes networks in the explorer, in words: initialisation, activation, scaling."""
+    return " · ".join(word(name) for name in (network.initialisation, network.activation, network.convention))
+
+
+def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, figure: Figure | None = None) -> Figure:
+    """Networks of growing depth while they train, one or two ``states`` side by side.
+
+    Above, the entry (``row``, ``column``) of V_k and of W_k over s = k/L, a curve for each depth (dotted: the deepest
+    one's initialisation); below, the loss and the successive distance against the depth with its slope.
+
+    ``figure``, from an earlier call, is brought up to date and returned if everything but its data is the same: its
+    lines are marked ``animated``, for `Frames`.
+    """
+    still = [(network_name(state.config.network), state.config.depths, state.config.iterations) for state in states]
+    what = repr((still, row, column))
+    new = figure is None or figure.get_label() != what
+    with mpl.rc_context(LIVE_STYLE) if new else contextlib.nullcontext():
+        if new:
+            figure = _depth_axes(states, row, column)
+            figure.set_label(what)
+        axes = {panel.get_label(): panel for panel in figure.axes}
+        for number, state in enumerate(states):
+            depths = state.config.depths
+            colors = hue(number, len(depths))
+            for depth, color in zip(depths, colors, strict=True):
+                s = np.arange(1, depth + 1) / depth
+                wide = 1.9 if depth == depths[-1] else 1.1
+                dots = {"marker": "o", "markersize": 3} if depth <= 16 else {}
+                for Z, entry in zip("VW", entries(state.weights[depth], row, column), strict=True):
+                    bring(axes[f"{Z}{number}"], depth, s, entry, color=color, linewidth=wide, **dots)
+                losses = state.losses[depth]
+                line = {"color": color, "linewidth": wide, "linestyle": "-" if number == 0 else (0, (4, 1.2))}
+                bring(axes["loss"], (number, depth), np.arange(len(losses)), losses, **line)
+            now = {"color": HUE_COLORS[number], "marker": MARKERS[number], "markersize": 5}
+            bring(axes["loss"], f"now {number}", [len(losses) - 1], losses[-1:], **now)
+            start = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "zorder": 1}
+            for Z, entry in zip("VW", entries(state.start, row, column), strict=True):
+                bring(axes[f"{Z}{number}"], "start", np.arange(1, len(entry) + 1) / len(entry), entry, **start)
+            distances = np.array([state.distances[depth]["max_distance"] for depth in depths])
+            distances[distances <= ROUNDING] = np.nan
+            style = {"color": HUE_COLORS[number], "marker": MARKERS[number], "markersize": 5, "linewidth": 1.3}
+            bring(axes["distance"], number, depths, distances, **style)
+            fit = state.slope()
+            text = "equal layers" if np.isnan(distances).all() else ""
+            note(axes["distance"], number, f"slope {minus(fit.slope, 2)}" if fit else text, HUE_COLORS[number])
+        for panel in figure.axes:
+            values = [line.get_ydata() for line in panel.lines]
+            low, high = extent(values, log=panel.get_yscale() == "log")
+            if new or not fills(panel, low, high):
+                set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2, ahead=not new)
+    return figure
+
+
+def _depth_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
+    figure = Figure(figsize=(11, 5.8))
+    above = [f"{Z}{number}" for number in range(len(states)) for Z in "VW"]
+    span = 4 // len(above)
+    mosaic = [[label for label in above for _ in range(span)], ["loss"] * 2 + ["distance"] * 2]
+    axes = figure.subplot_mosaic(mosaic, height_ratios=[1, 1])
+    figure.subplots_adjust(left=0.055, right=0.988, bottom=0.085, top=0.875, wspace=0.4, hspace=0.42)
+    for number, state in enumerate(states):
+        for Z in "VW":
+            panel = axes[f"{Z}{number}"]
+            panel.set_title(rf"$({Z}_k)_{{{row},{column}}}$")
+            panel.set_xlabel(r"$s=k/L$")
+            panel.set_xlim(0, 1.02)
+            panel.ticklabel_format(useOffset=False)
+        left, right = axes[f"V{number}"].get_position(), axes[f"W{number}"].get_position()
+        name = network_name(state.config.network)
+        style = {"color": HUE_COLORS[number], "weight": "bold", "size": 11}
+        figure.text((left.x0 + right.x1) / 2, 0.95, name, ha="center", **style)
+    depths, iterations = states[0].config.depths, states[0].config.iterations
+    axes["loss"].set_title("loss", loc="left")
+    axes["loss"].set_xlabel("training iteration")
+    axes["loss"].set_xlim(0, iterations)
+    axes["distance"].set_ylabel(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$")
+    axes["distance"].yaxis.set_label_coords(-0.12, 0.5)
+    depth_axis(axes["distance"], depths)
+    axes["distance"].set_xlabel("depth $L$")
+    for label in ("loss", "distance"):
+        axes[label].set_yscale("log")
+    for panel in axes.values():
+        panel.xaxis.set_label_coords(0.5, -0.13)  # else every drawing looks for where the tick labels end
+    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in hue(0, len(depths))]
+    axes["loss"].yaxis.set_major_formatter(PlainLogFormatter())
+    axes["loss"].yaxis.set_minor_formatter(PlainLogFormatter())
+    axes["loss"].legend(
+        keys, depths, title="depth $L$", title_fontsize=8, loc="upper right", ncols=2, columnspacing=1, handlelength=1.2
+    )
+    return figure

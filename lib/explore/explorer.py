@@ -1,0 +1,335 @@
+"""The frame of every explorer: controls, buttons and a picture on the project's own functions.
+
+An explorer is wired from functions that exist without it: one that makes a run (an iterator of states), one that draws
+a state, one that says with which parameters ``make`` makes the same. `lib.explore.live` advances the run; the picture
+is a matplotlib figure without pyplot, sent as an image. Where no person looks (`paths.unattended`) an explorer draws
+its first state, and that is all.
+"""
+
+import asyncio
+import html
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from itertools import count as count_from
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import yaml
+from ipywidgets import Layout
+from matplotlib.figure import Figure
+
+from lib import paths, plots, tables
+from lib.explore.frames import Frames, encode
+from lib.explore.live import SENTENCES, Live, Run
+
+FRAME = 0.07  # seconds at least from one picture to the next
+LIVE, STILL = (100, "jpeg"), (200, "png")  # resolution in dpi, format
+QUIET = 0.4  # seconds without a moved control after which the still picture, which takes longer, is drawn
+ALERT = "border-left: 4px solid #D55E00; background: #FDF1E7; color: #5A2B00; padding: 6px 12px; margin: 4px"
+
+Values = Mapping[str, Any]
+
+
+class Explorer(widgets.VBox):
+    """Controls beside a picture, with Start, Stop and Reset where there is something to train.
+
+    Main arguments: ``name`` of the saved figure; ``controls`` by parameter name; ``make``, the controls' values ->
+    `live.Run`; ``draw``, (state, values, figure) -> figure, where ``figure`` is None or the last one, to be brought up
+    to date if the function can; ``reproduce``, values -> (notebook, parameters, remark) with which ``make`` makes the
+    same numbers.
+
+    Other arguments: ``hint``, what to try first, as HTML; ``panel``, the controls' arrangement; ``above``, widgets
+    over the whole width; ``table``,
+    (state, values) -> tables to save beside the figure; ``status``, (state, values) -> lines of text; ``view``, names
+    of controls that change the picture and not the run; ``first``, a state to show before anything runs; ``follow``,
+    whether a moved slider starts the run by itself; ``buttons``, whether there are Start, Stop, Reset and a bar.
+
+    Functions raise one of `live.SENTENCES` for values that cannot be; the explorer shows the sentence.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        controls: Mapping[str, widgets.ValueWidget],
+        make: Callable[[Values], Run],
+        draw: Callable[[Any, Values, Figure | None], Figure],
+        *,
+        reproduce: Callable[[Values], tuple[str, Values, str]],
+        hint: str = "",
+        panel: Sequence[widgets.Widget] = (),
+        above: Sequence[widgets.Widget] = (),
+        table: Callable[[Any, Values], Mapping[str, tables.Table]] | None = None,
+        status: Callable[[Any, Values], Sequence[str]] | None = None,
+        view: Sequence[str] = (),
+        first: Any = None,
+        follow: bool = False,
+        buttons: bool = True,
+    ) -> None:
+        self._thread, self._loop = threading.get_ident(), _running_loop()
+        Live.stop_all()
+        self.controls, self.live = dict(controls), Live(self._news, self._still, self.say)
+        self._make, self._draw, self._reproduce, self._table, self._status = make, draw, reproduce, table, status
+        self._view, self._first, self._start, self._follows = set(view), first, self.values(), follow
+        self._frames: Frames | None = None
+        self._next_frame, self._held = 0.0, False
+        self._settling: asyncio.TimerHandle | None = None
+        # The controls' values that the run was made with, and those that the state shown belongs to.
+        self._run_values, self._state_values, self._state = self._start, self._start, None
+        self.hint = widgets.HTML(f"<b>Try first:</b> {hint}" if hint else "")
+        super().__init__(
+            [self.hint, *above, self._body(panel or list(self.controls.values()), buttons), self._footer(name)]
+        )
+        for control in self.controls.values():
+            control.observe(self.at_home(self._moved), names="value")
+        self._begin(first)
+        if first is None:
+            self._follow()
+
+    # --- What is on the screen ---
+
+    def _body(self, panel: Sequence[widgets.Widget], buttons: bool) -> widgets.Box:
+        def button(text: str, icon: str, style: str, click: Callable[[], None]) -> widgets.Button:
+            made = widgets.Button(description=text, icon=icon, button_style=style)
+            made.layout = Layout(width="auto", flex="1 1 70px")
+            made.on_click(self.at_home(lambda _: click()))
+            return made
+
+        self.start_button = button("Start", "play", "success", self.start)
+        self.stop_button = button("Stop", "pause", "warning", self.live.stop)
+        self.reset_button = button("Reset", "undo", "", self.reset)
+        self.progress = widgets.IntProgress(layout=Layout(width="100%", height="10px", margin="6px 0 0 0"))
+        self.status, self.message = widgets.HTML(), widgets.HTML()
+        run = [in_a_row(self.start_button, self.stop_button, self.reset_button), self.progress] if buttons else []
+        grid = Layout(flex="1 1 300px", min_width="0", align_items="flex-start", align_content="flex-start")
+        # One column beside the picture; several above it where the window is narrow.
+        grid.grid_template_columns, grid.grid_gap = "repeat(auto-fit, minmax(280px, 1fr))", "0 24px"
+        left = widgets.GridBox([*panel, widgets.VBox([*run, self.status])], layout=grid)
+        self.image = widgets.Image(format="png", layout=Layout(width="100%", max_width="1600px"))
+        right = widgets.VBox([self.image, self.message], layout=Layout(flex="999 1 640px", min_width="0"))
+        for widget, name in ((self.image, "picture"), (self.status, "status"), (self.message, "message")):
+            widget.add_class(f"explorer-{name}")
+        return widgets.Box([left, right], layout=Layout(flex_flow="row wrap", width="100%"))
+
+    def _footer(self, name: str) -> widgets.VBox:
+        self.save_button = widgets.Button(description="Save this figure", icon="download")
+        self.save_button.on_click(self.at_home(lambda _: self.save()))
+        self.save_name = widgets.Text(name, description="as", style={"description_width": "24px"})
+        self.save_name.observe(self.at_home(lambda _: self._show_parameters()), names="value")
+        self.saved = widgets.HTML()
+        self.saved.add_class("explorer-saved")
+        self.parameters = widgets.Textarea(disabled=True, layout=Layout(width="100%", max_width="900px"))
+        self.parameters.add_class("explorer-parameters")
+        return widgets.VBox([in_a_row(self.save_button, self.save_name, self.saved), self.parameters])
+
+    def at_home(self, handler: Callable[..., None]) -> Callable[..., None]:
+        """The handler of an event, run where the explorer was made.
+
+        JupyterLab may deliver events in a thread of the kernel that is not the one of its cells, in which the run
+        advances and pictures are drawn: the handler then waits for its turn there.
+        """
+
+        def handle(*arguments: Any) -> None:
+            if self._loop is None or threading.get_ident() == self._thread:
+                handler(*arguments)
+            else:
+                self._loop.call_soon_threadsafe(handler, *arguments)
+
+        return handle
+
+    def values(self) -> dict[str, Any]:
+        """What the controls say, by parameter name."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence below the picture (none: take it away)."""
+        self.message.value = f'<div style="{ALERT}">{html.escape(sentence)}</div>' if sentence else ""
+
+    # --- The run ---
+
+    def start(self) -> None:
+        """Let the run advance by itself; a finished one begins anew."""
+        if self.live.finished:
+            self._begin()
+        self._next_frame = 0.0
+        self.live.start()
+        self._able()
+
+    def reset(self) -> None:
+        """Stand still, and go back to the state before the first step, or to what was shown ``first``."""
+        if self._first is not None:
+            self._put(self._start)
+        self._begin(self._first)
+
+    def set(self, **values: Any) -> None:
+        """Move several controls at once: the run begins anew once, if at all."""
+        self._put(values)
+        self._changed(values)
+
+    def _put(self, values: Values) -> None:
+        self._held = True
+        try:
+            for name, value in values.items():
+                self.controls[name].value = value
+        finally:
+            self._held = False
+
+    def _moved(self, change: Mapping) -> None:
+        if not self._held:
+            self._changed(name for name, control in self.controls.items() if control is change["owner"])
+
+    def _changed(self, names: Iterable[str]) -> None:
+        if self._view.issuperset(names):
+            self.say("")
+            self._show_at_once()
+            self._show_parameters()
+            return
+        running = self.live.running
+        self._begin(show=self._show_at_once)
+        if running:
+            self.start()
+        else:
+            self._follow()
+
+    def _follow(self) -> None:
+        if self._follows and not self.live.finished and not paths.unattended() and _running_loop():
+            self.start()
+
+    def _begin(self, first: Any = None, show: Callable[[], None] | None = None) -> None:
+        self.say("")
+        self._run_values = self.values()
+        new = self.live.begin(lambda: self._make(self.values()), first)
+        self.progress.value, self.progress.max = 0, self.live.run.total
+        if new:
+            (show or partial(self._show, STILL))()
+        self._show_parameters()
+        self._able()
+
+    def _news(self) -> None:
+        if time.perf_counter() >= self._next_frame and not self.live.finished:
+            self._show(LIVE)
+
+    def _still(self) -> None:
+        self._able()  # first, so that the buttons answer before the large picture is drawn
+        self._show(STILL)
+
+    def _show_at_once(self) -> None:
+        self._show(LIVE)
+        if (loop := _running_loop()) is None:
+            self._settle()
+        else:
+            if self._settling is not None:
+                self._settling.cancel()
+            self._settling = loop.call_later(QUIET, self._settle)
+
+    def _settle(self) -> None:
+        if not self.live.running:
+            self._show(STILL)
+
+    def _able(self) -> None:
+        self.start_button.disabled, self.stop_button.disabled = self.live.running, not self.live.running
+
+    # --- The picture ---
+
+    def _show(self, quality: tuple[float, str]) -> None:
+        started, state, values = time.perf_counter(), self.live.state, self.values()
+        if state is None:
+            return
+        if state is not self._state:
+            self._state, self._state_values = state, self._run_values
+        try:
+            figure = self._draw(state, values, self._frames.figure if self._frames else None)
+            self.status.value = "<br>".join(self._status(state, values)) if self._status else ""
+        except SENTENCES as error:
+            self.say(str(error))
+            return
+        if self._frames is None or self._frames.figure is not figure:
+            self._frames = Frames(figure)
+        dpi, form = quality
+        with self.image.hold_sync():
+            self.image.format, self.image.value = form, encode(self._frames.pixels(dpi), form)
+        self.progress.value = self.live.run.done(state)
+        if warning := self.live.run.warning(state):
+            self.say(warning)
+        now = time.perf_counter()
+        self._next_frame = max(started + FRAME, now + (now - started))  # half of the time at least is left to the run
+
+    # --- From playing to reproducing ---
+
+    def _show_parameters(self) -> None:
+        try:
+            lines = self._parameter_lines(self.save_name.value)
+        except SENTENCES:  # the message says why
+            lines = []
+        self.parameters.value, self.parameters.rows = "".join(f"{line}\n" for line in lines), len(lines) + 1
+
+    def _parameter_lines(self, name: str) -> list[str]:
+        notebook, values, remark = self._reproduce(self.values())
+        lines = [f"# make {notebook} PARAMETERS=figures/custom/{name}.yaml"]
+        lines += [f"# {remark}"] if remark else []
+        for parameter, value in values.items():
+            inline = None if isinstance(value, list) else False
+            lines.append(yaml.safe_dump({parameter: value}, default_flow_style=inline, width=1000).rstrip())
+        return lines
+
+    def save(self) -> None:
+        """Save the picture as PDF and PNG, its tables as CSV and the parameters as YAML: all of them or nothing.
+
+        The name given is counted up if there is such a file; what went wrong stands beside the button.
+        """
+        self.saved.value = ""
+        name, values = self.save_name.value.strip(), self.values()
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            self.saved.value = f"{html.escape(repr(name))} is no file name: letters, digits, dots and dashes, please."
+        elif self.live.state is None:
+            self.saved.value = "There is no picture to save yet."
+        elif any(values[each] != self._state_values[each] for each in values.keys() - self._view):
+            self.saved.value = "The picture is not that of the controls (yet): nothing is saved."
+        else:
+            try:
+                written = self._write(name, values)
+            except OSError as error:
+                place = f" ({paths.short(Path(error.filename).parent)})" if error.filename else ""
+                self.saved.value = html.escape(f"Nothing is saved: {error.strerror or error}{place}.")
+            else:
+                shown = paths.short(written[0].parent)
+                self.saved.value = html.escape(f"Wrote {', '.join(path.name for path in written)} into {shown}.")
+
+    def _write(self, name: str, values: Values) -> list[Path]:
+        folder, state, run = paths.figures_output(), self.live.state, self.live.run
+        kinds = self._table(state, values) if self._table else {}
+
+        def files(stem: str) -> list[Path]:
+            tables = [f"{stem}_{kind}.csv" if kind else f"{stem}.csv" for kind in kinds]
+            return [folder / file for file in (f"{stem}.pdf", f"{stem}.png", *tables, f"{stem}.yaml")]
+
+        stems = chain([name], (f"{name}_{count}" for count in count_from(2)))
+        stem = next(stem for stem in stems if not any(path.exists() for path in files(stem)))
+        _, _, *tables, parameters = files(stem)
+        lines = self._parameter_lines(stem)
+        if state is not self._first and run.done(state) < run.total and not self.live.finished:
+            lines.insert(1, f"# saved at step {run.done(state)} of {run.total}: this makes the whole run")
+        try:
+            data = dict(zip((path.stem for path in tables), kinds.values(), strict=True))
+            plots.save(stem, self._draw(state, values, None), data)
+            paths.write_atomically(parameters, lambda draft: draft.write_text("\n".join(lines) + "\n", "utf-8"))
+        except OSError:
+            for path in files(stem):  # none of them was there before
+                path.unlink(missing_ok=True)
+            raise
+        return files(stem)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def in_a_row(*children: widgets.Widget) -> widgets.Box:
+    return widgets.Box(children, layout=Layout(flex_flow="row wrap", align_items="center", width="100%"))

@@ -1,0 +1,173 @@
+"""Pictures that are brought up to date several times a second, in the style of `lib.plots`, and what draws them."""
+
+import io
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogFormatterSciNotation
+from matplotlib.transforms import IdentityTransform
+from PIL import Image
+
+from lib.plots import STYLE
+
+# A hue for each of two networks that are compared, light for shallow, dark for deep.
+HUES = ("Blues", "Oranges")
+HUE_COLORS = ("#1B5E9E", "#C4500A")
+# A diverging network's last numbers are not drawn.
+TOO_LARGE = 1e30
+# A fixed layout, since one that follows the tick labels trembles.
+LIVE_STYLE = {
+    **STYLE,
+    "figure.constrained_layout.use": False,
+    "axes.titlesize": 11,
+    "axes.titley": 1.0,  # else every drawing looks for what might be in the way
+    "axes.labelsize": 10,
+}
+
+
+class Frames:
+    """Pictures of one figure, several a second.
+
+    Lines and texts marked ``animated`` are drawn for every picture; what stands still around them is kept for each
+    resolution, and drawn anew one axes at a time if its limits have changed. No axes' labels may reach over another's.
+    """
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure, self._canvas = figure, FigureCanvasAgg(figure)
+        figure.set_layout_engine("none")  # which `plots.styled` has let do its work
+        self._kept = {}  # dpi -> what stands still, and the limits of the axes in it
+        self._cells = {}  # axes -> its place in the figure, labels included, in inches
+
+    def pixels(self, dpi: float = 100) -> np.ndarray:
+        """The figure as it is now: (height, width, 3) uint8."""
+        self.figure.set_dpi(dpi)
+        limits = {axes: self._limits(axes) for axes in self.figure.axes}
+        if dpi not in self._kept:
+            with mpl.rc_context(LIVE_STYLE):
+                self._canvas.draw()
+            self._keep(dpi, limits)
+        background, drawn = self._kept[dpi]
+        self._canvas.restore_region(background)
+        if limits != drawn:
+            with mpl.rc_context(LIVE_STYLE):
+                for axes in limits:
+                    if limits[axes] != drawn[axes]:
+                        self._draw_still(axes)
+            self._keep(dpi, limits)
+        for axes in limits:
+            moving = [artist for artist in (*axes.lines, *axes.texts) if artist.get_animated()]
+            for artist in sorted(moving, key=lambda artist: artist.get_zorder()):
+                axes.draw_artist(artist)
+        return np.ascontiguousarray(np.asarray(self._canvas.buffer_rgba())[..., :3])
+
+    def _keep(self, dpi: float, limits: dict) -> None:
+        self._kept[dpi] = self._canvas.copy_from_bbox(self.figure.bbox), limits
+
+    def _draw_still(self, axes: Axes) -> None:
+        renderer, (left, bottom, right, top) = self._canvas.get_renderer(), self._cell(axes) * self.figure.dpi
+        place = {"color": "white", "transform": IdentityTransform()}
+        Rectangle((left, bottom), right - left, top - bottom, **place).draw(renderer)
+        axes.draw(renderer)
+
+    def _cell(self, axes: Axes) -> np.ndarray:
+        # Labels of the y axis grow to the left: the cell begins where that of the neighbour ends.
+        if axes not in self._cells:
+            renderer = self._canvas.get_renderer()
+            boxes = {each: each.get_tightbbox(renderer).padded(1) for each in self.figure.axes}
+            for each, box in boxes.items():
+                left = [o.x1 for o in boxes.values() if o.x1 <= box.x0 and o.y0 < box.y1 and box.y0 < o.y1]
+                self._cells[each] = np.array([max(left, default=0.0), box.y0, box.x1, box.y1]) / self.figure.dpi
+        return self._cells[axes]
+
+    def _limits(self, axes: Axes) -> tuple:
+        return axes.get_xlim(), axes.get_ylim()
+
+
+# Options of the two formats: JPEG takes a tenth of the time of PNG, for pictures that are gone in a moment.
+FORMATS = {"png": {"compress_level": 1}, "jpeg": {"quality": 90, "subsampling": 0}}
+
+
+def encode(pixels: np.ndarray, form: str) -> bytes:
+    """Pixels (height, width, 3) uint8 as "png" or "jpeg"."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format=form, **FORMATS[form])
+    return buffer.getvalue()
+
+
+class PlainLogFormatter(LogFormatterSciNotation):
+    """Tick labels of a logarithmic axis, as plain numbers where these are short."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        label = super().__call__(x, pos)
+        return f"{x:g}" if label and 1e-3 < x < 1e4 else label
+
+
+@lru_cache
+def hue(number: int, count: int) -> tuple[tuple, ...]:
+    """``count`` colours of the network ``number``, from light to dark."""
+    return tuple(mpl.colormaps[HUES[number]](level) for level in np.linspace(0.35, 1, count))
+
+
+def bring(axes: Axes, key: object, x: Sequence[float], y: Sequence[float], **style) -> None:
+    """Move the animated line of that key to the data, or draw it where there is none yet."""
+    gid = f"line {key}"
+    line = next((line for line in axes.lines if line.get_gid() == gid), None)
+    y = np.asarray(y, dtype=float)
+    y = np.where(np.abs(y) < TOO_LARGE, y, np.nan)
+    if line is None:
+        axes.plot(x, y, gid=gid, animated=True, **style)
+    else:
+        line.set_data(x, y)
+
+
+def note(axes: Axes, number: int, text: str, color: str) -> None:
+    """Write the animated note of that number above the axes: 0 at their left end, 1 at their right one."""
+    gid = f"note {number}"
+    found = next((old for old in axes.texts if old.get_gid() == gid), None)
+    if found is None:
+        place = {"transform": axes.transAxes, "va": "bottom", "size": 11, "weight": "bold"}
+        place["ha"] = ("left", "right")[number]
+        found = axes.text(number, 1.03, "", gid=gid, animated=True, color=color, **place)
+    found.set_text(text)
+
+
+def extent(values: Sequence[Sequence[float]], log: bool = False) -> tuple[float, float]:
+    """Smallest and largest of the finite values (with ``log``, of the positive ones); (0, 0), or (1, 1), of none."""
+    together = np.concatenate([np.asarray(value, dtype=float) for value in values])
+    together = together[np.isfinite(together)]
+    together = together[together > 0] if log else together
+    return (float(together.min()), float(together.max())) if len(together) else (float(log), float(log))
+
+
+def fills(axes: Axes, low: float, high: float) -> bool:
+    """Whether data from ``low`` to ``high`` lie within the y axis and take up much of it, so that it can stay."""
+    ends = (*axes.get_ylim(), low, high)
+    bottom, top, low, high = map(math.log10, ends) if axes.get_yscale() == "log" else ends
+    return bottom <= low <= high <= top and high - low > 0.4 * (top - bottom)
+
+
+def set_limits(axes: Axes, low: float, high: float, decades: float, ahead: bool = False) -> None:
+    """Limits of the y axis at round numbers around the data, at least ``decades`` of them if it is logarithmic; with
+    ``ahead``, room for as much again as a third of the data if these have grown out of the axis."""
+    log = axes.get_yscale() == "log"
+    bottom, top = axes.get_ylim()
+    if log:
+        low, high, bottom, top = map(math.log10, (low, high, bottom, top))
+    if ahead:
+        room = (high - low) / 3
+        low, high = low - room * (low < bottom), high + room * (high > top)
+    if log and high - low < decades:
+        low, high = (low + high - decades) / 2, (low + high + decades) / 2
+    elif high - low <= 3e-4 * abs(high):  # as good as constant, and no room for more digits
+        low, high = low - (0.5 * abs(high) or 0.5), high + (0.5 * abs(high) or 0.5)
+    margin = 0.08 * (high - low)
+    step = 10 ** (math.floor(3 * math.log10((high - low) / 2)) / 3)  # three sizes a decade
+    low, high = step * math.floor((low - margin) / step), step * math.ceil((high + margin) / step)
+    axes.set_ylim(*((10**low, 10**high) if log else (low, high)))

@@ -1,0 +1,218 @@
+"""Browse the weights of trained networks, entry by entry: `explore_weights`, and how it draws them."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import ipywidgets as widgets
+import matplotlib as mpl
+import numpy as np
+from ipywidgets import Layout
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from lib import trained
+from lib.cifar import CLASSES
+from lib.cifar_training import CifarConfig
+from lib.explore.controls import label, menu, whole_number
+from lib.explore.explorer import Explorer, Values
+from lib.explore.frames import HUE_COLORS, LIVE_STYLE, hue
+from lib.explore.live import Run
+from lib.plots import GREY, SEQUENTIAL, VERMILION
+from lib.records import CONVOLUTIONS
+from lib.tables import word
+from lib.trained import View
+
+
+def explore_weights(folder: Path | None = None, choice: trained.Choice | None = None) -> widgets.Widget:
+    """Browse the trained networks of a folder (by default ``checkpoints/``), one or two side by side.
+
+    Where the folder holds none, a sentence takes the explorer's place.
+    """
+    found, start = trained.find(folder), choice or trained.Choice()
+    if not found:
+        return widgets.HTML(trained.NOTHING_TRAINED)
+    first, *others = trained.one_of_each(found)
+    named = [(trained_name(config), path) for path, config in found.items()]
+    shape = trained.load(first).weights("conv1").shape[1:]
+    places = ("out channel", "in channel", "row", "column")
+    controls: dict[str, widgets.ValueWidget] = {
+        "run": widgets.Dropdown(options=named, value=first, **label("network")),
+        "second": widgets.Dropdown(
+            options=[("none", None), *named], value=others[0] if others else None, **label("beside it")
+        ),
+        "convolution": menu("convolution", "of each layer", CONVOLUTIONS)(start.convolution),
+        "how": menu("entry", "which of the entries to follow through the layers", trained.HOW)(start.how),
+        "seed": whole_number("seed", "draws the entry, as entry_seed of figure_3 does")(start.seed),
+    }
+    for name, size, place in zip(places, shape, start.index, strict=True):
+        controls[name] = widgets.IntSlider(place, 0, size - 1, continuous_update=False, **label(name))
+    controls["image"] = whole_number("test image", "its number, from 0")(start.image)
+
+    def chosen(values: Values) -> trained.Choice:
+        index = tuple(values[name] for name in places)
+        return trained.Choice(values["convolution"], values["how"], values["seed"], values["image"], index)
+
+    def make(values: Values) -> Run:
+        return Run(trained.browse([path for path in (values["run"], values["second"]) if path]))
+
+    def draw(browsing: trained.Browsing, values: Values, _: Figure | None) -> Figure:
+        choice = chosen(values)
+        controls["image"].layout.display = None if browsing.images else "none"
+        return draw_weights(browsing.views(choice), *browsing.image(choice))
+
+    def status(browsing: trained.Browsing, values: Values) -> list[str]:
+        lines = []
+        for view in browsing.views(chosen(values)):
+            ratio = view.ratios[view.entry]
+            rank = int((view.ratios < ratio).sum()) + 1
+            lines.append(f"von Neumann ratio {ratio:.2g}, number {rank:,} of {view.ratios.size:,} from the smoothest")
+        image, sentence = browsing.image(chosen(values))
+        return lines if image is not None else [*lines, html.escape(sentence)]
+
+    def reproduce(values: Values) -> tuple[str, Values, str]:
+        names = ("activation", "batch_norm", "seed", "epochs", "depth", "learning_rate")
+        shown = {name: getattr(found[values["run"]], name) for name in names}
+        if values["how"] == "random":
+            return "figure_3", shown | {"entry_seed": values["seed"]}, ""
+        return "figure_3", shown, "figure_3 draws its entries: choose 'random' here for the ones that it shows"
+
+    def show_what_counts(_: object) -> None:
+        how = controls["how"].value
+        for name, counts in ({"seed": how == "random"} | dict.fromkeys(places, how == "index")).items():
+            controls[name].layout.display = None if counts else "none"
+
+    controls["how"].observe(show_what_counts, names="value")
+    show_what_counts(None)
+    view = [name for name in controls if name not in ("run", "second")]
+    runs = widgets.VBox([controls["run"], controls["second"]], layout=Layout(max_width="700px"))
+    return Explorer(
+        "explore_weights",
+        controls,
+        make,
+        draw,
+        reproduce=reproduce,
+        hint="<b>roughest</b> as the entry, then <b>smoothest</b> with the other network as the first.",
+        panel=[controls[name] for name in view],
+        above=[runs],
+        table=lambda browsing, values: {"": browsing.table(chosen(values))},
+        status=status,
+        view=view,
+        follow=True,
+        buttons=False,
+    )
+
+
+# Ratios of the histogram and the map: from far below any trained entry's to above that of independent layers, 2.
+RATIOS = (1e-4, 4.0)
+
+
+def trained_name(config: CifarConfig) -> str:
+    """A trained network in words: initialisation, activation, schedule and what else differs from the paper."""
+    parts = ["weight-tied" if config.smooth_init else "i.i.d.", word(config.activation)]
+    parts += ["" if config.batch_norm else "no batch norm", f"L = {config.depth}", f"{config.epochs} epochs"]
+    return " · ".join([*filter(None, parts), f"seed {config.seed}"])
+
+
+def draw_weights(views: Sequence[View], image: np.ndarray | None = None, caption: str = "") -> Figure:
+    """One entry of the convolutions of one or two trained networks, and all entries by their smoothness.
+
+    Above, the entry across the layers; in the middle, the von Neumann ratio of every entry as a map over kernels
+    (out channel down, in channel across, each a block of 3 x 3) and as a histogram; below, if there is an ``image``
+    (32, 32, 3), the path of its hidden states in the plane of their two principal axes, and the image over its
+    ``caption``.
+    """
+    with mpl.rc_context(LIVE_STYLE | {"axes.titlesize": 10}):
+        two = len(views) > 1
+        below = ["path0", "path0", "path1", "path1"] + ["image"] * 2 if two else ["path0"] * 3 + ["image"] * 3
+        rows = [
+            ["curve0"] * 3 + ["curve1"] * 3 if two else ["curve0"] * 6,
+            ["map0", "map0", "map1", "map1"] + ["histogram"] * 2 if two else ["map0"] * 3 + ["histogram"] * 3,
+        ]
+        heights = [1, 1.25]
+        if image is not None:
+            rows, heights = [*rows, below], [*heights, 1]
+        height = 0.5 + 2.1 * sum(heights)
+        figure = Figure(figsize=(11, height))
+        axes = figure.subplot_mosaic(rows, height_ratios=heights)
+        edges = {"bottom": 0.45 / height, "top": 1 - 0.8 / height}
+        figure.subplots_adjust(left=0.07, right=0.988, **edges, wspace=0.8, hspace=0.52)
+        out, into, row, column = views[0].entry
+        name = f"{views[0].convolution}: out channel {out}, in channel {into}, row {row}, column {column} of the kernel"
+        figure.suptitle(name, fontsize=11, y=1 - 0.18 / height)
+        for number, view in enumerate(views):
+            _entry_curve(axes[f"curve{number}"], view, number)
+            _ratio_map(axes[f"map{number}"], view, number)
+            if image is not None:
+                _image_path(axes[f"path{number}"], view, number)
+        _ratio_histogram(axes["histogram"], views)
+        if image is not None:
+            axes["image"].set_axis_off()
+            axes["image"].imshow(image, interpolation="nearest")
+            axes["image"].set_title(caption, wrap=True)
+    return figure
+
+
+def _entry_curve(axes: Axes, view: View, number: int) -> None:
+    axes.plot(np.arange(1, len(view.curve) + 1), view.curve, color=HUE_COLORS[number], linewidth=1.2)
+    axes.set_title(trained_name(view.config), color=HUE_COLORS[number], weight="bold")
+    axes.set_xlabel("layer $k$")
+
+
+def _ratio_map(axes: Axes, view: View, number: int) -> None:
+    out, into, *kernel = view.ratios.shape
+    picture = view.ratios.transpose(0, 2, 1, 3).reshape(out * kernel[0], into * kernel[1])
+    norm = LogNorm(*RATIOS, clip=True)
+    axes.imshow(picture, norm=norm, cmap=SEQUENTIAL, interpolation="nearest", extent=(0, into, out, 0))
+    for panel_axis, count in ((axes.xaxis, into), (axes.yaxis, out)):
+        panel_axis.set_ticks(
+            [place + 0.5 for place in range(0, count, 5)], [str(place) for place in range(0, count, 5)]
+        )
+        panel_axis.set_tick_params(length=0)
+    axes.vlines(range(1, into), 0, out, color="white", linewidth=0.4)
+    axes.hlines(range(1, out), 0, into, color="white", linewidth=0.4)
+    o, i, row, column = view.entry
+    corner = (i + column / kernel[1], o + row / kernel[0])
+    axes.add_patch(Rectangle(corner, 1 / kernel[1], 1 / kernel[0], fill=False, color=VERMILION, linewidth=2))
+    axes.set_title("smoothness of every entry", color=HUE_COLORS[number])
+    axes.set_xlabel("in channel")
+    axes.set_ylabel("out channel")
+
+
+def _ratio_histogram(axes: Axes, views: Sequence[View]) -> None:
+    edges = np.geomspace(*RATIOS, 60)
+    for number, view in enumerate(views):
+        counts, _ = np.histogram(np.clip(view.ratios[np.isfinite(view.ratios)], *RATIOS), edges)
+        axes.stairs(counts, edges, fill=True, color=HUE_COLORS[number], alpha=0.6)
+        ratio = view.ratios[view.entry]
+        if np.isfinite(ratio):
+            axes.plot(np.clip(ratio, *RATIOS), 0, marker="^", color=HUE_COLORS[number], markersize=9, clip_on=False)
+    axes.axvline(2, color=GREY, linestyle=":", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlim(*RATIOS)
+    strip = axes.inset_axes([0, 1.01, 1, 0.04])  # the colours of the map
+    strip.pcolormesh(edges, [0, 1], np.sqrt(edges[1:] * edges[:-1])[None], norm=LogNorm(*RATIOS), cmap=SEQUENTIAL)
+    strip.set_xscale("log")
+    strip.set_xlim(*RATIOS)
+    strip.set_axis_off()
+    axes.set_title("von Neumann ratio of the entries", pad=12)
+    axes.set_xlabel("smooth  ←  → independent (2)")
+    axes.set_ylabel("entries")
+
+
+def _image_path(axes: Axes, view: View, number: int) -> None:
+    points = view.path.points
+    colors = hue(number, len(points))
+    axes.add_collection(LineCollection(np.stack([points[:-1], points[1:]], axis=1), colors=colors[1:], linewidths=2))
+    for place, name in ((0, "$h_0$"), (-1, "$h_L$")):
+        axes.plot(*points[place], "o", color=colors[place], markersize=6)
+        axes.annotate(name, points[place], xytext=(6, 6), textcoords="offset points", size=10)
+    axes.margins(0.15)
+    seen = CLASSES[int(view.path.logits.argmax())]
+    axes.set_title(f"the image's path, seen as {seen}", color=HUE_COLORS[number])
+    first, second = view.path.shares
+    axes.set_xlabel(f"first principal axis ({first:.1%})")
+    axes.set_ylabel(f"second ({second:.1%})")

@@ -1,0 +1,60 @@
+"""Settings of the explorers' tests: small pictures, saved into a folder of the test's own."""
+
+import pytest
+import torch
+from playing import IID, SMALL, sketch
+
+from lib import checkpoints
+from lib.checkpoints import Checkpoint
+from lib.cifar_training import CifarConfig
+from lib.convnet import ConvResNet
+from lib.explore import explorer as module
+from lib.explore import frames, live
+from lib.explore.depth import explore_depth
+
+PIXELS = frames.Frames.pixels
+
+
+@pytest.fixture(autouse=True)
+def output(tmp_path, monkeypatch):
+    """The folder that figures are saved to; where no test looks at a picture itself, `sketch` takes its place."""
+    monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path / "output"))
+    monkeypatch.setattr(module, "STILL", (40, "png"))
+    monkeypatch.setattr(module, "LIVE", (30, "jpeg"))
+    monkeypatch.setattr(module, "FRAME", 1.0)
+    monkeypatch.setattr(frames.Frames, "pixels", sketch)
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def real_pictures(output, monkeypatch):
+    monkeypatch.setattr(frames.Frames, "pixels", PIXELS)
+
+
+@pytest.fixture
+def single_steps(monkeypatch):
+    """The loop takes one step at a time, so that a small network is not trained before a button is pressed."""
+    monkeypatch.setattr(live, "SLICE", 0.0)
+
+
+@pytest.fixture
+def explorer():
+    return explore_depth(SMALL, IID, row=1, column=2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two small networks: weight-tied with weights that drift smoothly through the layers, and i.i.d. as drawn."""
+    for smooth in (True, False):
+        config = CifarConfig(depth=12, channels=4, smooth_init=smooth, epochs=1)
+        network = ConvResNet(config.network)
+        layers = network.residual_layers
+        with torch.no_grad():
+            layers.bn2_weight.fill_(1.0)
+            if smooth:
+                s = torch.linspace(0, 1, 12)[:, None, None, None, None]
+                generator = torch.Generator().manual_seed(1)
+                layers.conv1_weight += s**2 * torch.rand(4, 4, 3, 3, generator=generator)
+                layers.conv1_weight[:, 2, 1, 0, 2] += 0.1 * (-1.0) ** torch.arange(12)  # one rough entry
+        checkpoints.save(tmp_path / f"{config.name}.safetensors", Checkpoint(config, network, {}, {}))
+    return tmp_path

@@ -1,0 +1,168 @@
+"""The explorer at the end of each figure's notebook."""
+
+import asyncio
+import dataclasses
+import io
+import re
+
+import pytest
+import yaml
+from PIL import Image
+from playing import finish, threads
+
+from lib import parameters, paths, tables
+from lib.explore.weights import explore_weights
+from lib.network import NetworkConfig
+from lib.training import train
+
+# Values that make each figure in a moment.
+FIGURES = {
+    "figure_1_left": {"depths": [4, 8, 16], "iterations": [1, 3, 6], "slope_from": 4},
+    "figure_1_right": {"depths": [4, 8, 16], "iterations": 6, "slope_from": 4},
+    "figure_2": {"depth": 8, "iterations": 20, "recorded": 5},
+    "clipping": {"depths": [4, 8], "clips": [0.0, 0.01], "iterations": 5, "recorded": 3},
+    "initialisation": {"depths": [8, 16], "length_scales": [0.5], "iterations": 2, "tolerance": 1e-2},
+    "long_time": {"widths": [4], "seeds": [0], "depths": [4], "width_iterations": 5, "iterations": 5, "recorded": 3},
+    "neural_ode": {"depths": [4, 8], "compared": [0, 3], "slope_from": 4, "tolerance": 1e-3},
+    "relu_counterexample": {"half_depths": [4, 8], "factors": [2.0], "iterations": 5, "slope_from": 4},
+    "claims": {},
+    "figure_3": {},
+    "figure_4": {},
+    "rounding": {},
+    "smoothness": {},
+    "stem": {},
+    "table_1": {},
+}
+
+
+def _figure_explorer(name, values):
+    """The explorer at the end of a notebook that has run with other values, nothing saved or checked."""
+    namespace = {"__name__": "__main__"}
+    notebook = parameters.read(name)
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type != "code" or "nbval-check-output" in tags:
+            continue
+        if "explorer" in tags:
+            functions, call, arguments = cell.source.rpartition("explore_figure(")
+            exec(functions, namespace)
+            return eval(call + arguments, namespace)
+        exec(re.sub(r"plots\.(save|show)\(", "(lambda *_: None)(", parameters.code(cell)), namespace)
+        if "parameters" in tags:
+            namespace |= values
+    raise AssertionError(f"{name} does not end with an explorer.")
+
+
+def test_every_figure_has_an_explorer():
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(FIGURES) == {name for name in parameters.figures() if f"`make {name}`" in readme}
+    for name in FIGURES:
+        last = parameters.read(name).cells[-1]
+        assert set(last.metadata.tags) == {"explorer", "nbval-ignore-output"}
+        assert f'"{name}"' in last.source
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_moved_control_makes_the_figure_anew(name):
+    explorer = _figure_explorer(name, FIGURES[name])
+    first = explorer.image.value
+    assert Image.open(io.BytesIO(first)).format == "PNG"
+    assert any(control.replace("_", " ") in explorer.hint.value for control in [*explorer.controls, "Start"])
+    shown = yaml.safe_load(explorer.parameters.value)
+    parameters.check_values(name, shown)
+    assert set(shown) == set(parameters.offered(name))
+    counted = [control for control in ("seed", "iterations") if control in explorer.controls]
+    moved = [*counted, *explorer.controls][0]
+    if counted:
+        explorer.controls[moved].value = {"seed": 1 + shown.get("seed", 0), "iterations": 10}[moved]
+    else:
+        explorer._changed([moved])
+    finish(explorer)
+    assert explorer.message.value == ""
+    assert explorer.progress.value == explorer.progress.max
+    if counted and not name.startswith("figure_3"):  # whose runs need not be there
+        assert explorer.image.value != first
+
+
+def test_reset_of_a_figure_is_the_notebook_s_own():
+    explorer = _figure_explorer("figure_2", FIGURES["figure_2"])
+    before = explorer.image.value, explorer.parameters.value
+    explorer.controls["width"].value = 32
+    assert (explorer.image.value, explorer.parameters.value) != before
+    explorer.reset_button.click()
+    assert (explorer.image.value, explorer.parameters.value) == before
+
+
+def test_a_figure_trained_anew_is_the_function_s(output):
+    explorer = _figure_explorer("figure_2", FIGURES["figure_2"])
+    explorer.controls["seed"].value = 4
+    finish(explorer)
+    _, (loss, _), now = explorer.live.state
+    network = dataclasses.replace(NetworkConfig(depth=8, width=64, samples=50, draw_order="W unused X Y"), seed=4)
+    records = {record.iteration: record.loss for record in train(network, 0.005, 20)}
+    assert now.seed == 4
+    assert loss["loss"] == [records[t] for t in loss["iteration"]]
+    explorer.save()
+    assert list(tables.read_csv(output / "figure_2.csv")["loss"]) == loss["loss"]
+    assert set(tables.read_csv(output / "figure_2_weights.csv")["layer"]) == set(range(1, 9))
+    assert explorer.controls["row"].tooltip == "of the entry shown, counted from 0"  # the notebook's own words
+
+
+def test_a_picture_of_other_values_is_not_saved(output):
+    explorer = _figure_explorer("clipping", FIGURES["clipping"])
+    for control, value in (("seed", 7), ("clips", "-1")):  # being computed, impossible
+        explorer.controls[control].value = value
+        explorer.save()
+        assert explorer.saved.value.startswith("The picture is not that of the controls")
+    assert not output.exists()
+    explorer.controls["clips"].value = "0.01"
+    finish(explorer)
+    explorer.save()
+    assert {path.suffix for path in output.iterdir()} == {".pdf", ".png", ".csv", ".yaml"}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_tables_are_saved_by_the_names_that_the_notebook_gives(name, output):
+    explorer = _figure_explorer(name, FIGURES[name])
+    explorer.save()
+    written = {path.stem for path in output.glob("*.csv")}
+    named = re.findall(rf'"({name}\w*)"', "".join(cell.source for cell in parameters.read(name).cells))
+    assert name in written
+    assert written <= set(named)
+
+
+def test_small_numbers_of_a_list_are_read_as_they_are_written():
+    values = FIGURES["clipping"] | {"clips": [0.0, 0.00005]}
+    explorer = _figure_explorer("clipping", values)
+    assert yaml.safe_load(explorer.parameters.value)["clips"] == [0.0, 0.00005]
+
+
+@pytest.mark.parametrize(
+    ("control", "value", "sentence"),
+    [
+        ("depths", "2, 4, x", "an entry of depths is 'x', expected a whole number"),
+        ("depths", "2, [4", "depths is '2, [4', expected values with commas in between"),
+        ("slope_from", 512, "slope_from is 512, which leaves fewer than two of the depths"),
+    ],
+)
+def test_values_that_a_figure_cannot_have_are_named(control, value, sentence):
+    explorer = _figure_explorer("figure_1_left", FIGURES["figure_1_left"])
+    explorer.controls[control].value = value
+    assert sentence.replace("'", "&#x27;") in explorer.message.value
+
+
+@pytest.mark.parametrize("nobody", [True, False])
+def test_where_nobody_looks_nothing_runs_by_itself(nobody, folder, monkeypatch):
+    monkeypatch.setenv("NOTEBOOK_UNATTENDED", "1" if nobody else "")
+    assert paths.unattended() == nobody
+
+    async def play():
+        shown = _figure_explorer("clipping", FIGURES["clipping"])
+        assert not shown.live.running
+        assert threads() == 0
+        browsing = explore_weights(folder)
+        assert browsing.live.running == (not nobody)
+        browsing.live.stop()
+
+    asyncio.run(play())

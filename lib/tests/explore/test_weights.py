@@ -1,0 +1,150 @@
+"""Trained networks entry by entry."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from cifar_set import write_set
+from playing import axes, finish
+
+from lib import checkpoints, cifar_training, parameters, tables, trained
+from lib.checkpoints import Checkpoint
+from lib.cifar_training import CifarConfig
+from lib.convnet import ConvNetConfig, ConvResNet
+from lib.distances import von_neumann_ratio, von_neumann_ratios
+from lib.explore.weights import draw_weights, explore_weights
+
+
+def test_the_ratio_of_every_entry_is_that_of_the_entry_alone():
+    weights = torch.randn(20, 3, 2, generator=torch.Generator().manual_seed(0))
+    weights[:, 1, 1] = 0.5
+    ratios = von_neumann_ratios(weights)
+    for i in range(3):
+        for j in range(2):
+            alone = von_neumann_ratio(weights[:, i, j, None])
+            assert ratios[i, j].item() == pytest.approx(alone, rel=1e-12, nan_ok=True)
+    assert ratios.isnan().sum() == 1
+    assert von_neumann_ratios(weights[:1]).isnan().all()
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_hidden_states_end_in_the_network_s_output(batch_norm):
+    network = ConvResNet(ConvNetConfig(depth=5, channels=4, batch_norm=batch_norm)).eval()
+    with torch.no_grad():
+        network.residual_layers.conv2_weight.normal_(generator=torch.Generator().manual_seed(0))
+        images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        states = network.hidden_states(images)
+        assert states.shape == (6, 3, 4, 10, 10)
+        torch.testing.assert_close(network.head(states[-1]), network(images))
+
+
+def test_the_principal_plane_of_a_bent_line():
+    t = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    axes, _ = torch.linalg.qr(torch.randn(30, 2, generator=generator, dtype=torch.float64))
+    parabola = torch.stack([2 * t, t**2 - (t**2).mean()], dim=1)
+    points, shares = trained.principal_plane(parabola @ axes.mT + 7)
+    np.testing.assert_allclose(points[:, 0], 2 * t, atol=1e-12)
+    np.testing.assert_allclose(abs(points[:, 1]), abs(parabola[:, 1]), atol=1e-12)
+    assert sum(shares) == pytest.approx(1, abs=1e-12)
+
+
+def test_roughest_and_smoothest_entries(folder):
+    tied, _ = trained.one_of_each(trained.find(folder))
+    network = trained.load(tied)
+    assert network.entry(trained.Choice(how="roughest")) == (2, 1, 0, 2)
+    smoothest = network.entry(trained.Choice(how="smoothest"))
+    assert network.ratios("conv1")[smoothest] == network.ratios("conv1").min()
+    with pytest.raises(ValueError, match="All layers are equal"):
+        network.entry(trained.Choice("conv2", how="roughest"))
+    with pytest.raises(ValueError, match=r"The entry is \(4, 0, 0, 0\), expected indices below the weight's shape"):
+        network.entry(trained.Choice(how="index", index=(4, 0, 0, 0)))
+    with pytest.raises(ValueError, match="convolution is 'conv3', expected one of: conv1, conv2"):
+        trained.Choice("conv3")
+
+
+def test_the_first_pair_is_of_one_schedule():
+    def named(**values):
+        config = CifarConfig(**values)
+        return Path(config.name), config
+
+    alone, short = named(epochs=180), named(epochs=30)
+    iid = named(epochs=30, smooth_init=False)
+    assert trained.one_of_each(dict([iid, alone, short])) == [short[0], iid[0]]
+    assert trained.one_of_each(dict([iid, alone])) == [alone[0], iid[0]]
+    assert trained.one_of_each(dict([alone])) == [alone[0]]
+    assert trained.one_of_each({}) == []
+
+
+def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatch):
+    write_set(tmp_path / "images", monkeypatch)
+    trained.test_images.cache_clear()
+    explorer = explore_weights(folder)
+    finish(explorer)
+    networks = explorer.live.state.networks
+    panels = axes(explorer)
+    explorer.controls["how"].value = "roughest"
+    panels = axes(explorer)
+    for number, network in enumerate(networks):
+        drawn = panels[f"curve{number}"].lines[0].get_ydata()
+        assert list(drawn) == network.weights("conv1")[:, 2, 1, 0, 2].tolist()
+        picture = panels[f"map{number}"].images[0].get_array()
+        assert picture[2 * 3 + 0, 1 * 3 + 2] == network.ratios("conv1")[2, 1, 0, 2]
+        counts = panels["histogram"].patches[number].get_data().values
+        assert counts.sum() == 4 * 4 * 9
+        assert len(panels[f"path{number}"].collections[0].get_segments()) == 12
+    assert "144 from the smoothest" in explorer.status.value
+    explorer.set(how="index", convolution="conv2", **{"out channel": 3})
+    assert "conv2: out channel 3" in explorer._frames.figure._suptitle.get_text()
+    explorer.controls["image"].value = 5000
+    assert "There is no test image 5000: they end at 89" in explorer.status.value
+    explorer.controls["second"].value = None
+    finish(explorer)
+    assert "curve1" not in axes(explorer)
+    explorer.save()
+    table = tables.read_csv(output / "explore_weights.csv")
+    assert list(table["value"]) == networks[0].weights("conv2")[:, 3, 0, 0, 0].tolist()
+    trained.test_images.cache_clear()
+
+
+def test_without_images_their_path_takes_no_room_and_a_sentence_says_why(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "nothing"))
+    trained.test_images.cache_clear()
+    explorer = explore_weights(folder)
+    assert "being read" in explorer.status.value
+    finish(explorer)
+    assert "CIFAR-10 was not found" in explorer.status.value
+    assert set(axes(explorer)) == {"curve0", "curve1", "map0", "map1", "histogram"}
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    networks, choice = explorer.live.state, trained.Choice()
+    views = [
+        dataclasses.replace(view, path=trained.ImagePath(np.eye(3, 2), (0.5, 0.5), np.eye(10)[0]))
+        for view in networks.views(choice)
+    ]
+    assert explorer._frames.figure.get_figheight() < 0.8 * draw_weights(views, image).get_figheight()
+    assert explorer.controls["image"].layout.display == "none"
+    assert explorer.message.value == ""
+
+
+def test_a_smaller_network_beside_a_larger_one(folder):
+    config = CifarConfig(depth=5, channels=2, smooth_init=False, epochs=1)
+    path = checkpoints.save(folder / "small.safetensors", Checkpoint(config, ConvResNet(config.network), {}, {}))
+    explorer = explore_weights(folder)
+    explorer.set(second=path, how="index", **{"out channel": 3})
+    assert "The entry is (3, 0, 0, 0), expected indices below" in explorer.message.value
+    explorer.controls["out channel"].value = 1
+    assert len(axes(explorer)["curve1"].lines[0].get_ydata()) == 5
+
+
+def test_the_entry_that_figure_3_shows_and_its_parameters(folder):
+    explorer = explore_weights(folder, trained.Choice(seed=3))
+    shown = yaml.safe_load(explorer.parameters.value)
+    parameters.check_values("figure_3", shown)
+    assert (shown["entry_seed"], shown["depth"], shown["seed"]) == (3, 12, cifar_training.CifarConfig().seed)
+
+
+def test_without_checkpoints_a_sentence(tmp_path):
+    assert "no trained network in checkpoints/ yet" in explore_weights(tmp_path).value
