@@ -232,8 +232,7 @@ def _depth_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
     axes["loss"].set_title("loss", loc="left")
     axes["loss"].set_xlabel("training iteration")
     axes["loss"].set_xlim(0, iterations)
-    axes["distance"].set_ylabel(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$")
-    axes["distance"].yaxis.set_label_coords(-0.12, 0.5)
+    axes["distance"].set_title(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$", pad=9)  # between the two slopes
     depth_axis(axes["distance"], depths)
     axes["distance"].set_xlabel("depth $L$")
     for label in ("loss", "distance"):

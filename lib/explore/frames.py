@@ -61,10 +61,11 @@ class Frames:
                     if limits[axes] != drawn[axes]:
                         self._draw_still(axes)
             self._keep(dpi, limits)
+        renderer = self._canvas.get_renderer()
         for axes in limits:
             moving = [artist for artist in (*axes.lines, *axes.texts) if artist.get_animated()]
             for artist in sorted(moving, key=lambda artist: artist.get_zorder()):
-                axes.draw_artist(artist)
+                artist.draw(renderer)
         return np.ascontiguousarray(np.asarray(self._canvas.buffer_rgba())[..., :3])
 
     def _keep(self, dpi: float, limits: dict) -> None:

@@ -132,10 +132,10 @@ def draw_weights(views: Sequence[View], image: np.ndarray | None = None, caption
             ["curve0"] * 3 + ["curve1"] * 3 if two else ["curve0"] * 6,
             ["map0", "map0", "map1", "map1"] + ["histogram"] * 2 if two else ["map0"] * 3 + ["histogram"] * 3,
         ]
-        heights = [1, 1.25]
+        heights = [1, 1.6]
         if image is not None:
             rows, heights = [*rows, below], [*heights, 1]
-        height = 0.5 + 2.1 * sum(heights)
+        height = 0.5 + 1.9 * sum(heights)
         figure = Figure(figsize=(11, height))
         axes = figure.subplot_mosaic(rows, height_ratios=heights)
         edges = {"bottom": 0.45 / height, "top": 1 - 0.8 / height}

@@ -96,7 +96,8 @@ def test_the_two_slopes_do_not_touch(other):
     renderer = FigureCanvasAgg(figure).get_renderer()
     notes = {panel.get_label(): panel.texts for panel in figure.axes}["distance"]
     first, second = (note.get_window_extent(renderer) for note in notes)
-    assert first.x1 + 20 < second.x0
+    formula = next(panel for panel in figure.axes if panel.get_label() == "distance").title.get_window_extent(renderer)
+    assert first.x1 + 10 < formula.x0 < formula.x1 < second.x0 - 10
 
 
 def test_divergence_is_a_sentence_and_the_other_network_goes_on(explorer):
