@@ -10,7 +10,7 @@ The modules, from the mathematics outwards:
                     cifar_smoothness, stacked_layers and stacked_training (many runs on a GPU, CUDA in csrc)
     pictures        plots, plots_theory, pictures (of the explorers), tables
     explorers       explorers (the widgets), live (their threads), depths and trained (what they show)
-    the house       paths, checks, parameters, notebooks (the runner), report, bench
+    the house       paths, checks, variables (of make), parameters, notebooks (the runner), report, bench
 
 Reference: Marion, Wu, Sander, Biau, "Implicit regularization of deep residual networks towards neural
 ODEs", ICLR 2024 (arXiv 2309.01213). Equation and section numbers in this package are the paper's.
