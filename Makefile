@@ -85,10 +85,15 @@ RUN = $(PYTHON) -m lib.notebooks
 
 # A variable that no target of this call reads would be lost without a word.
 GOALS := $(or $(MAKECMDGOALS),help)
-TAKEN := $(if $(filter train,$(GOALS)),$(TRAINING) SET PARAMETERS LAUNCH PROFILE) $(if $(filter stack,$(GOALS)),STACK EPOCHS DEVICE) \
-  $(if $(filter checkpoints,$(GOALS)),SET LAUNCH EPOCHS DEVICE THREADS) $(if $(filter $(FIGURES),$(GOALS)),SET PARAMETERS) \
-  $(filter $(if $(filter lab,$(GOALS)),LAB) $(if $(filter bench,$(GOALS)),BENCH),$(VARIABLES)) \
-  $(if $(filter-out train checkpoints stack test lab bench notebooks,$(GOALS)),PROFILE)
+TAKES.train := $(TRAINING) PROFILE SET PARAMETERS LAUNCH
+TAKES.checkpoints := EPOCHS DEVICE THREADS SET LAUNCH
+TAKES.stack := EPOCHS DEVICE STACK
+TAKES.lab := LAB
+TAKES.bench := BENCH
+TAKES.test :=
+TAKES.notebooks :=
+takes = $(if $(filter undefined,$(origin TAKES.$(1))),PROFILE $(if $(filter $(FIGURES),$(1)),SET PARAMETERS),$(TAKES.$(1)))
+TAKEN := $(foreach goal,$(GOALS),$(call takes,$(goal)))
 IDLE := $(firstword $(filter-out $(TAKEN),$(filter $(VARIABLES),$(GIVEN))))
 ifneq ($(filter SET PARAMETERS,$(IDLE)),)
 $(error SET and PARAMETERS change one run of one figure: name it, as in make $(firstword $(FIGURES)) SET="$(SET)")

@@ -75,7 +75,7 @@ def left_out() -> list[str]:
 
 
 def _files() -> list[Path]:
-    return sorted(path for path in paths.NOTEBOOKS.glob("*.ipynb") if not path.name.startswith("."))
+    return sorted(path for path in paths.NOTEBOOKS.glob("*.ipynb") if path.is_file() and path.name[0] != ".")
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """The variables of make's command line: which sentence answers one that it does not have, what each means to a run, and
 how one that holds several words becomes arguments.
 
-The Makefile lists the variables and starts this file as a script, with whatever Python there is: it must not import
-anything that an environment would have to provide. No value is ever read by a shell.
+The Makefile lists the variables, and starts this file as a script, with whatever Python there is: what an environment
+provides is imported where it is used. No value is ever read by a shell.
 """
 
 import difflib

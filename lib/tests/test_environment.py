@@ -20,6 +20,7 @@ IMPORT_NAMES = {"yaml": "pyyaml"}
 # PyTorch's CUDA build.
 COMES_ALONG = {"IPython", "PIL", "cuda", "nbclient", "nbconvert", "nbformat"}
 TOOLS = ("sh", "bash", "make", "rm", "cp", "mv", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
+TOOLS += ("ls", "grep", "tr")
 
 
 def split(requirement):

@@ -1,25 +1,25 @@
-"""make train and make checkpoints, in a copy of the project; no run of these tests takes more than seconds."""
+"""make train and make checkpoints; no run of these tests takes more than seconds."""
 
-import os
+import re
+import shlex
 import shutil
-import subprocess
+import signal
 import sys
 
 import pytest
 import torch
+import toy_project
 from cifar_set import needs_cifar10
 from finished_runs import write_state
 
-from lib import cifar_training, parameters, paths, records, runs
+from lib import cifar_training, parameters, paths, records, runs, variables
 from lib.cifar_training import CifarConfig
 from lib.convnet import ConvResNet
 
-OUTSIDE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "PROFILE", "SET", "PARAMETERS", "PYTHONPATH")
-OUTSIDE += ("ACTIVATION", "SMOOTH_INIT", "BATCH_NORM", "DEPTH", "LR", "EPOCHS", "SEED", "DEVICE", "THREADS", "LAUNCH")
-
-# A scheduler's command that starts nothing: it notes what it was asked to run.
+# A scheduler's command that starts nothing: it notes what it was asked to run, and ends as it is told to.
 RECORDER = """#!/bin/sh
-echo "$*" >> "$(dirname "$0")/launched"
+printf '%s\\n' "$*" >> "$(dirname "$0")/launched"
+exit "${STATUS:-0}"
 """
 
 
@@ -29,75 +29,137 @@ def project(tmp_path):
     shutil.copytree(paths.ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("tests", "__pycache__"))
     shutil.copytree(paths.ROOT / "notebooks", root / "notebooks")
     shutil.copy(paths.ROOT / "Makefile", root)
-    (root / "checkpoints").mkdir()
-    shutil.copy(paths.CHECKPOINTS / "sweep.csv", root / "checkpoints")
-    recorder = root / "recorder"
-    recorder.write_text(RECORDER)
-    recorder.chmod(0o755)
     return root
 
 
-def make(root, *arguments, **environment):
-    outer = {name: value for name, value in os.environ.items() if name not in OUTSIDE}
-    return subprocess.run(
-        ["make", f"PYTHON={sys.executable}", *arguments],
-        cwd=root,
-        env={**outer, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """The list of runs in a folder of its own, and a recorder; ``sweep.launched()`` are the words of each start."""
+
+    class Sweep:
+        folder, recorder = tmp_path / "checkpoints", tmp_path / "recorder"
+
+        def launched(self):
+            notes = tmp_path / "launched"
+            return [line.split() for line in notes.read_text().splitlines()] if notes.exists() else []
+
+        def start(self, *arguments):
+            return runs.main(["--listed", f"--launch={self.recorder}", *arguments])
+
+    (tmp_path / "checkpoints" / "records").mkdir(parents=True)
+    shutil.copy(paths.CHECKPOINTS / records.SWEEP, Sweep.folder)
+    Sweep.recorder.write_text(RECORDER)
+    Sweep.recorder.chmod(0o755)
+    monkeypatch.setattr(paths, "CHECKPOINTS", Sweep.folder)
+    monkeypatch.setattr(runs.records, "gather", lambda: 0)
+    return Sweep()
 
 
-def test_a_sweep_that_cannot_be_listed_fails(project):
-    sweep = project / "checkpoints" / "sweep.csv"
-    sweep.write_text(sweep.read_text().replace("activation", "activaton", 1))
-    for arguments in (["sweep"], ["sweep", "EPOCHS=thirty"]):
-        result = make(project, *arguments, "LAUNCH=./recorder")
-        assert result.returncode != 0
-        assert "There is no list of runs" in result.stderr
-    assert not (project / "launched").exists()
+def test_a_sweep_that_cannot_be_listed_fails(sweep, capsys):
+    assert sweep.start("EPOCHS=thirty") == 2
+    assert capsys.readouterr().err == "epochs is 'thirty', expected a whole number of at least 1.\n"
+    listed = sweep.folder / records.SWEEP
+    listed.write_text(listed.read_text().replace("activation", "activaton", 1))
+    assert sweep.start() == 2
+    assert "has a column activaton" in capsys.readouterr().err
+    assert sweep.launched() == []
 
 
-def test_a_sweep_launches_each_run_that_is_not_finished_once(project):
+def test_a_sweep_launches_each_run_that_is_not_finished_once(sweep):
     # One run is in the table, another has its record only.
     in_table, in_record = (
         f"{network}_bn_depth256_lr0.04_epochs30_seed3" for network in ("gelu_weight-tied", "relu_iid")
     )
-    (project / "checkpoints" / "runs.csv").write_text(f"run\n{in_table}\n")
-    (project / "checkpoints" / "records").mkdir()
-    (project / "checkpoints" / "records" / f"{in_record}.json").write_text("{}")
-    result = make(project, "-j4", "sweep", "EPOCHS=30", "DEVICE=cpu", "LAUNCH=./recorder")
-    assert result.returncode == 0, result.stderr
-    launched = [line.split() for line in (project / "launched").read_text().splitlines()]
-    names = [line[3] for line in launched]
+    (sweep.folder / "runs.csv").write_text(f"run\n{in_table}\n")
+    (sweep.folder / "records" / f"{in_record}.json").write_text("{}")
+    assert sweep.start("EPOCHS=30", "DEVICE=cpu", "--set=threads=1", "--jobs=4") == 0
+    names = [words[3] for words in sweep.launched()]
     assert sorted(names) == sorted({config.name for config in records.sweep(30)} - {in_table, in_record})
-    for line, name in zip(launched, names, strict=True):
-        assert line == [sys.executable, "-m", "lib.runs", name, "--epochs", "30", "--set", "device=cpu"]
+    for words, name in zip(sweep.launched(), names, strict=True):
+        assert words == [sys.executable, "-m", "lib.runs", name, "EPOCHS=30", "DEVICE=cpu", "--set", "threads=1"]
 
 
-@needs_cifar10
-def test_a_listed_run_that_fails_leaves_the_others_alone(project):
-    (project / "recorder").write_text(RECORDER + "exit 3\n")
-    result = make(project, "checkpoints", "EPOCHS=30", "LAUNCH=./recorder", f"CIFAR10_ROOT={paths.cifar10_root()}")
-    assert result.returncode != 0
-    assert len((project / "launched").read_text().splitlines()) == len(records.sweep(30)) > 1
+def test_a_listed_run_that_fails_leaves_the_others_alone(sweep, monkeypatch, capsys):
+    monkeypatch.setenv("STATUS", "3")
+    assert sweep.start() == 1
+    listed = records.sweep()
+    assert len(sweep.launched()) == len(listed) > 1
+    assert capsys.readouterr().err.startswith(f"{len(listed)} of the listed runs did not finish: {listed[0].name}, ")
 
 
-def test_a_listed_run_has_the_values_of_the_list(project, capsys):
+@pytest.mark.parametrize("status", [128 + signal.SIGTERM, 128 + signal.SIGINT])
+def test_after_a_run_that_was_ended_no_other_is_started(sweep, monkeypatch, capsys, status):
+    monkeypatch.setenv("STATUS", str(status))
+    assert sweep.start() == 1
+    assert len(sweep.launched()) == 1
+    assert f"{len(records.sweep()) - 1} more were not started, since one was ended" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--launch=srunn -n1"], "LAUNCH is 'srunn -n1': there is no command srunn."),
+        (["--launch=srun 'x"], 'LAUNCH is "srun \'x": no closing quotation.'),
+        (["--jobs=-1"], "jobs is -1, expected a whole number of at least 0."),
+        (["--set=hold_stem=True"], "is listed in checkpoints/sweep.csv, hold_stem with it"),
+        (["--launch=", "THREADS=-1"], "threads is -1, expected a whole number of at least 0."),
+    ],
+)
+def test_a_sweep_with_wrong_words_starts_nothing(sweep, capsys, arguments, sentence):
+    assert sweep.start(*arguments) == 2
+    assert sentence in capsys.readouterr().err
+    assert sweep.launched() == []
+
+
+def test_make_calls_the_sweep_with_its_jobs(project):
+    result = toy_project.make(project, "-n", "-j4", "checkpoints", "EPOCHS=30", "DEVICE=cpu", "LAUNCH=srun -n1 'a b'")
+    images, sweep = result.stdout.splitlines()
+    assert images.endswith("-m lib.cifar")
+    words = shlex.split(sweep)[1:]
+    assert words[:6] == ["-m", "lib.runs", "--listed", "--jobs", "4", "--launch=srun -n1 'a b'"]
+    assert sorted(words[6:]) == ["DEVICE=cpu", "EPOCHS=30"]
+
+
+def test_a_listed_run_has_the_values_of_the_list(capsys):
     name = records.sweep()[0].name
-    assert runs.main([name, "--set", "device=cpu hold_stem=True"]) == 2
+    assert runs.main([name, "DEVICE=cpu", "HOLD_STEM=True"]) == 2
     assert f"{name} is listed in checkpoints/sweep.csv, hold_stem with it" in capsys.readouterr().err
-    make(project, "sweep", "EPOCHS=30", "HOLD_STEM=True", "LAUNCH=./recorder")
-    lines = (project / "launched").read_text().splitlines()
-    assert all(line.endswith("--epochs 30 --set hold_stem=True") for line in lines)
+    assert runs.main([name, name]) == 2
+    assert runs.main(["gelu"]) == 2
+    assert "lists no run of the name gelu" in capsys.readouterr().err
 
 
-def test_make_train_hands_its_variables_to_one_run(project):
-    variables = ("ACTIVATION=gelu", "SMOOTH_INIT=True", "SEED=1", "DEPTH=256", "LR=0.04")
-    assert make(project, "train", *variables, "LAUNCH=./recorder").returncode == 0
-    (line,) = (project / "launched").read_text().splitlines()
-    assert line.endswith(
-        "-m lib.runs --profile paper --set activation=gelu smooth_init=True depth=256 seed=1 learning_rate=0.04"
+def test_the_variables_of_make_are_the_parameters_of_the_run():
+    assert variables.values(["ACTIVATION=gelu", "SMOOTH_INIT=True", "SEED=1", "LR=4e-2", "HOLD_STEM=false"]) == {
+        "activation": "gelu", "smooth_init": True, "seed": 1, "learning_rate": 0.04, "hold_stem": False,
+    }  # fmt: skip
+    assert variables.values(["INITIALISATION=iid"]) == variables.values(["SMOOTH_INIT=False"]) == {"smooth_init": False}
+    assert variables.values(["INITIALISATION=weight-tied", "SMOOTH_INIT=True"]) == {"smooth_init": True}
+    for given in (["INITIALISATION=iid", "SMOOTH_INIT=True"], ["INITIALISATION=tied"], ["LR=[1"], ["DEPTH= "]):
+        with pytest.raises(parameters.WrongParameters, match=given[0].partition("=")[0]):
+            variables.values(given)
+    makefile = (paths.ROOT / "Makefile").read_text()
+    listed = re.search(r"^TRAINING := (.*)$", makefile, re.MULTILINE)[1].split()
+    offered = parameters.offered(runs.NOTEBOOK)
+    for variable in set(listed) - {"INITIALISATION"}:
+        assert variables.PARAMETERS.get(variable, variable.lower()) in offered
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("NON_LIN", "ACTIVATION"),
+        ("use-bn", "BATCH_NORM"),
+        ("lr", "LR"),
+        ("smooth_init", "SMOOTH_INIT"),
+        ("DPETH", "DEPTH"),
+    ],
+)
+def test_a_foreign_variable_is_answered_with_the_one_that_was_meant(name, meant):
+    known = ["ACTIVATION", "BATCH_NORM", "DEPTH", "LR", "SMOOTH_INIT"]
+    assert re.search(rf"variable {name}\b.*\b{meant}\b", variables.unknown(name, known))
+    assert variables.unknown("ZZZ", known).startswith(
+        "There is no variable ZZZ, but ACTIVATION, BATCH_NORM, DEPTH, LR, "
     )
 
 
@@ -109,6 +171,9 @@ def test_make_train_hands_its_variables_to_one_run(project):
         ("width=3", "train_cifar has no parameter 'width'"),
         ("depth=4", "CIFAR-10 was not found whole in"),
         ("nonsense", "nonsense"),
+        ("device=mps", "device is 'mps', expected auto, cpu, cuda"),
+        ("threads=-1", "threads is -1, expected a whole number of at least 0."),
+        ("seed=99999999999999999999", "seed is 99999999999999999999, expected a whole number of at most"),
     ],
 )
 def test_wrong_values_and_missing_images_stop_before_training(tmp_path, monkeypatch, capsys, settings, sentence):
@@ -186,7 +251,8 @@ def test_a_finished_trial_is_not_trained_again(tmp_path, monkeypatch, capsys):
 def test_make_train_on_real_images(project):
     images = "train_images=320 test_images=100"
     root = paths.cifar10_root()
-    result = make(project, "train", "DEPTH=4", "EPOCHS=2", f"SET={images} batch_size=32", f"CIFAR10_ROOT={root}")
+    values = ("DEPTH=4", "EPOCHS=2", f"SET={images} batch_size=32", f"CIFAR10_ROOT={root}")
+    result = toy_project.make(project, "train", *values, OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     config = CifarConfig(depth=4, epochs=2, batch_size=32, train_images=320, test_images=100)
     folder = project / ".build" / "training" / config.name
