@@ -1,7 +1,7 @@
 """Blocks on board, each a module of a few lines: f in h_{k+1} = h_k + (1/L) f(h_k, Z_{k+1}).
 
 Row vectors: h is (n, tokens, q) or (n, q), and for convolutions (n, channels, height, width). s is an activation, N a
-normalisation with a trained scale and shift. What comes last starts at zero, so that every block starts as f = 0.
+normalisation with a trained scale and shift. What comes last starts at zero: every network starts as the identity.
 """
 
 from collections.abc import Callable
@@ -32,38 +32,47 @@ def _image_norm(normalisation: str) -> nn.Module:
     return norms[normalisation]()
 
 
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """h -> h W, the entries of W Gaussian with variance 1/inputs."""
+    layer = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(layer.weight, std=inputs**-0.5)
+    return layer
+
+
 def _zero(module: nn.Module) -> None:
     for parameter in module.parameters():
         parameter.zero_()
 
 
 class Perceptron(nn.Module):
-    """f(h) = s(N(h) W) V, W: (q, m) standard Gaussian, V: (m, q) zero: the paper's block, in the released scaling."""
+    """f(h) = s(N(h) W) V: without N the paper's block (its 1/sqrt(q) is in the draw of W). V starts at zero."""
 
     def __init__(self, activation: str = "gelu", normalisation: str = "none") -> None:
         super().__init__()
         self.norm, self.activation = _vector_norm(normalisation), ACTIVATIONS[activation]()
-        self.W, self.V = nn.Parameter(torch.randn(SIZE, WIDTH)), nn.Parameter(torch.zeros(WIDTH, SIZE))
+        self.W, self.V = _linear(SIZE, WIDTH), _linear(WIDTH, SIZE)
+
+    def start_at_zero(self) -> None:
+        _zero(self.V)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.activation(self.norm(h) @ self.W) @ self.V
+        return self.V(self.activation(self.W(self.norm(h))))
 
 
 class SelfAttention(nn.Module):
-    """f(h) = softmax(Q K^T / sqrt(q)) V O with (Q, K, V) = N(h) (W_Q, W_K, W_V), over the tokens of a sample; O = 0."""
+    """f(h) = softmax(Q K^T / sqrt(q)) V O, (Q, K, V) = N(h) W, over the tokens of a sample. O starts at zero."""
 
     def __init__(self, normalisation: str = "none") -> None:
         super().__init__()
         self.norm = _vector_norm(normalisation)
-        self.queries, self.keys, self.values, self.out = (nn.Linear(SIZE, SIZE, bias=False) for _ in range(4))
+        self.W, self.O = _linear(SIZE, 3 * SIZE), _linear(SIZE, SIZE)
 
     def start_at_zero(self) -> None:
-        _zero(self.out)
+        _zero(self.O)
 
     def forward(self, h: Tensor) -> Tensor:
-        h = self.norm(h)
-        weights = torch.softmax(self.queries(h) @ self.keys(h).mT / SIZE**0.5, dim=-1)
-        return self.out(weights @ self.values(h))
+        queries, keys, values = self.W(self.norm(h)).chunk(3, dim=-1)
+        return self.O(torch.softmax(queries @ keys.mT / SIZE**0.5, dim=-1) @ values)
 
 
 class Transformer(nn.Module):
@@ -75,26 +84,26 @@ class Transformer(nn.Module):
 
     def start_at_zero(self) -> None:
         self.attention.start_at_zero()
+        self.perceptron.start_at_zero()
 
     def forward(self, h: Tensor) -> Tensor:
         return self.attention(h) + self.perceptron(h)
 
 
 class Gated(nn.Module):
-    """f(h) = (s(N(h) W) * N(h) U) V, W and U: (q, m), V: (m, q) zero: with SiLU, the unit of many language models."""
+    """f(h) = (s(N(h) W) * N(h) U) V: with SiLU the gated unit of language models. V starts at zero."""
 
     def __init__(self, activation: str = "silu", normalisation: str = "none") -> None:
         super().__init__()
         self.norm, self.activation = _vector_norm(normalisation), ACTIVATIONS[activation]()
-        self.gate, self.up = (nn.Linear(SIZE, WIDTH, bias=False) for _ in range(2))
-        self.down = nn.Linear(WIDTH, SIZE, bias=False)
+        self.W, self.U, self.V = _linear(SIZE, WIDTH), _linear(SIZE, WIDTH), _linear(WIDTH, SIZE)
 
     def start_at_zero(self) -> None:
-        _zero(self.down)
+        _zero(self.V)
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.norm(h)
-        return self.down(self.activation(self.gate(h)) * self.up(h))
+        return self.V(self.activation(self.W(h)) * self.U(h))
 
 
 class Convolution(nn.Module):
@@ -116,7 +125,7 @@ class Convolution(nn.Module):
         return self.norm2(self.conv2(self.activation(self.norm1(self.conv1(h)))))
 
 
-TOKENS, IMAGES = (16, 8, SIZE), (16, CHANNELS, 4, 4)
+TOKENS, IMAGES = (8, 8, SIZE), (8, CHANNELS, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -136,9 +145,7 @@ BLOCKS = {
     "self-attention": OnBoard(SelfAttention, "softmax(Q K^T / sqrt(q)) V O", activated=False),
     "transformer": OnBoard(Transformer, "attention(N(h)) + perceptron(N'(h))"),
     "gated unit": OnBoard(Gated, "(s(N(h) W) * N(h) U) V"),
-    "convolution": OnBoard(
-        Convolution, "N2(conv2(s(N1(conv1(h)))))", ("none", "layer", "group", "batch"), IMAGES
-    ),
+    "convolution": OnBoard(Convolution, "N2(conv2(s(N1(conv1(h)))))", ("none", "layer", "group", "batch"), IMAGES),
 }
 
 

@@ -163,7 +163,7 @@ def _stack(modules: list[nn.Module], depth: int) -> dict[str, Tensor]:
 
 
 def check_block(block: nn.Module, x: Tensor) -> None:
-    """Raise ValueError, one sentence, unless f(h) = ``block(h)`` can be a layer of a network that is compared over depths.
+    """Raise ValueError, one sentence, unless ``block(h)`` can be f of networks that are compared over their depths.
 
     It has parameters to train, keeps the shape of h, leaves h as it is, is finite at h = x, gives the same for the
     same h (no dropout), and its buffers stay as they are (no running statistics).
@@ -184,7 +184,7 @@ def check_block(block: nn.Module, x: Tensor) -> None:
         )
     if found.dtype != x.dtype:
         raise ValueError(
-            f"{name} turns h of {x.dtype} into {found.dtype}, expected the dtype of h: make no tensors of a fixed dtype."
+            f"{name} turns h of {x.dtype} into {found.dtype}, expected the dtype of h: make tensors in h.dtype."
         )
     if not torch.equal(h, x):
         raise ValueError(f"{name} changes its input h in place: return a new tensor.")
