@@ -7,7 +7,7 @@
 `network` stacks the layers of a block, `training` trains one depth, `distances` compares depths, `library` has blocks.
 """
 
-from lib.blocks.distances import DistancesConfig, distance_steps, successive_distances
+from lib.blocks.distances import DistancesConfig, compare_depths, distance_steps, successive_distances
 from lib.blocks.library import make_block
 from lib.blocks.network import BlockNetwork
 from lib.blocks.training import Divergence, gaussian_data, train
@@ -17,6 +17,7 @@ __all__ = [
     "BlockNetwork",
     "DistancesConfig",
     "Divergence",
+    "compare_depths",
     "distance_steps",
     "fit_slope",
     "gaussian_data",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lib import checks
 from lib.blocks.network import INITIALISATIONS, Block, BlockNetwork, Loss
-from lib.blocks.training import check_optimizer, train
+from lib.blocks.training import check_optimizer, check_times, train
 from lib.distances import integral_distance
 from lib.tables import from_rows
 
@@ -49,6 +49,7 @@ class DistancesConfig:
         checks.positive_float("learning_rate", self.learning_rate)
         checks.choice("initialisation", self.initialisation, INITIALISATIONS)
         check_optimizer(self.optimizer)
+        check_times(self.record_at, self.iterations)
         if not isinstance(self.x, Tensor) or not self.x.is_floating_point():
             raise TypeError("x is no tensor of floating-point numbers, expected inputs (n, ...), one sample a row.")
 
@@ -56,6 +57,11 @@ class DistancesConfig:
     def recorded(self) -> list[int]:
         """The iterations that have rows in the table."""
         return sorted({self.iterations} if self.record_at is None else {*self.record_at})
+
+
+def _squares(Z: Tensor) -> Tensor:
+    """|Z_k|_F^2 of each layer: (L, ...) -> (L,)."""
+    return Z.reshape(len(Z), -1).square().sum(dim=1)
 
 
 @dataclass
@@ -68,14 +74,14 @@ class _Measured:
     largest: dict[str, float]
 
     def update(self) -> None:
-        squares = {name: torch.diff(Z, dim=0).flatten(1).square().sum(1) for name, Z in self.network.weights.items()}
+        squares = {name: _squares(torch.diff(Z, dim=0)) for name, Z in self.network.weights.items()}
         squares[ALL] = sum(squares.values())
         for name, each in squares.items():
             self.largest[name] = max(self.largest.get(name, 0.0), math.sqrt(float(each.max())))
 
     def moved(self, names: Iterable[str]) -> dict[str, float]:
         """How far these parameters went from their start: the layer that went furthest, and all over their norm."""
-        change = sum((self.network.weights[name] - self.start[name]).flatten(1).square().sum(1) for name in names)
+        change = sum(_squares(self.network.weights[name] - self.start[name]) for name in names)
         norm = math.sqrt(sum(float(self.start[name].square().sum()) for name in names))
         return {
             "moved": math.sqrt(float(change.max())),
@@ -122,11 +128,10 @@ class DistancesState:
 
     def _measure(self) -> None:
         depths = self.config.depths
-        # Doubled depths and the deepest one, if they are there: as functions of s = k/L, constant on each cell.
         for depth in depths:
             measured, weights = self.measured[depth], self.weights[depth]
             linear = measured.from_linear()
-            groups = {ALL: list(weights)} | ({name: [name] for name in weights})
+            groups = {ALL: list(weights)} | {name: [name] for name in weights}
             for parameter, names in groups.items():
                 others = {"to_double": 2 * depth, "to_deepest": depths[-1] if depth < depths[-1] else 0}
                 to_others = {name: self._distance(names, depth, other) for name, other in others.items()}
@@ -145,9 +150,11 @@ class DistancesState:
                 )
 
     def _distance(self, names: Iterable[str], depth: int, other: int) -> float:
+        """Between two depths, as functions of s that are constant on each cell [(k-1)/L, k/L)."""
         if other not in self.weights:
             return math.nan
-        return math.hypot(*(integral_distance(self.weights[depth][n], self.weights[other][n]) for n in names))
+        pairs = ([self.weights[each][name].reshape(each, -1) for each in (depth, other)] for name in names)
+        return math.hypot(*(integral_distance(*pair) for pair in pairs))
 
 
 def distance_steps(config: DistancesConfig) -> Iterator[DistancesState]:
@@ -174,8 +181,12 @@ def distance_steps(config: DistancesConfig) -> Iterator[DistancesState]:
         yield state
 
 
-def _silent(states: Iterable, total: int) -> Iterable:
-    return states
+def compare_depths(
+    config: DistancesConfig, progress: Callable[[Iterable, int], Iterable] | None = None
+) -> DistancesState:
+    """The state of `distance_steps` after the last iteration; ``progress`` may draw a bar."""
+    states = distance_steps(config)
+    return deque(progress(states, config.iterations + 1) if progress else states, maxlen=1).pop()
 
 
 def successive_distances(
@@ -188,7 +199,7 @@ def successive_distances(
     learning_rate: float = 0.1,
     record_at: Sequence[int] | None = None,
     by_parameter: bool = False,
-    progress: Callable[[Iterable, int], Iterable] = _silent,
+    progress: Callable[[Iterable, int], Iterable] | None = None,
     **options: Any,
 ) -> dict[str, list]:
     """Train networks of ``block`` at several ``depths`` and say how far their layers are apart.
@@ -215,4 +226,4 @@ def successive_distances(
     stops being finite.
     """
     config = DistancesConfig(block, depths, x, y, iterations, learning_rate, record_at, **options)
-    return deque(progress(distance_steps(config), iterations + 1), maxlen=1).pop().table(by_parameter)
+    return compare_depths(config, progress).table(by_parameter)

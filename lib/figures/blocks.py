@@ -51,7 +51,7 @@ class BlocksConfig:
         for seed in self.seeds:
             checks.positive_int("an entry of seeds", seed, least=0)
         checks.positive_ints("depths", self.depths, least=2)
-        checks.positive_ints("iterations", self.iterations)
+        checks.positive_ints("iterations", self.iterations, least=2)  # the first step leaves layers equal
         checks.positive_float("learning_rate", self.learning_rate)
         checks.two_sizes(self.slope_from, self.depths)
 

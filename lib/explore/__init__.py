@@ -1,0 +1,1 @@
+"""Explorers, wired from functions that exist without them."""
