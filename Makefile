@@ -141,7 +141,8 @@ $(FIGURES): %: $(BUILD)/%.ipynb
 endif
 
 # All parameters of a profile are checked in one go before the first notebook of it runs.
-$(CHECKED): $(STORED) $(wildcard $(HAVING:%=notebooks/profiles/$(PROFILE)/%.yaml) lib/*.py) | $(READY)
+$(CHECKED): $(STORED) $(wildcard $(HAVING:%=notebooks/profiles/$(PROFILE)/%.yaml) lib/*.py) \
+  $(filter-out lib/tests/%,$(wildcard lib/*/*.py)) | $(READY)
 	@$(RUN) check --profile $(PROFILE)
 	@$(PYTHON) -m lib.engine report
 	@mkdir -p $(BUILD) && touch $@

@@ -6,6 +6,7 @@ The modules, from the mathematics outwards:
     gradients       adjoint (PyTorch, the reference), compiled and engine (C++ in csrc)
     training        training (depth L), limit (infinite depth)
     what is shown   distances, experiments (Figures 1 and 2), theory, counterexample, claims
+    any block       blocks (residual blocks of your own), figures.blocks, explore.blocks
     CIFAR-10        cifar, convnet, cifar_training, checkpoints, records, runs, cifar_results,
                     cifar_smoothness, stacked_layers and stacked_training (many runs on a GPU, CUDA in csrc)
     pictures        plots, plots_theory, tables

@@ -61,17 +61,23 @@ class Edited(RunFailed):
 # --- Dependencies -----------------------------------------------------------------------------------------------------
 
 
+def _module(name: str) -> Path | None:
+    # The file of a module or package of lib, named without the "lib." in front.
+    place = paths.ROOT.joinpath("lib", *name.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
 def _imports(tree: ast.AST) -> set[str]:
-    # The modules of lib that a piece of code names, without the "lib." in front.
+    # The modules of lib that a piece of code imports, without the "lib." in front, and the packages that they are in.
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("lib.") for alias in node.names if alias.name.startswith("lib.")}
-        elif isinstance(node, ast.ImportFrom) and node.module == "lib":
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-            found.add(node.module.removeprefix("lib."))
-    return {name for name in found if (paths.ROOT / "lib" / f"{name}.py").is_file()} - set(NO_DEPENDENCY)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    names = [name.split(".")[1:] for name in found if name.startswith("lib.")]
+    names = {".".join(name[:length]) for name in names for length in range(1, len(name) + 1)}
+    return {name for name in names if name.partition(".")[0] not in NO_DEPENDENCY and _module(name)}
 
 
 def _reads(tree: ast.AST) -> set[str]:
@@ -91,13 +97,13 @@ def dependencies(name: str, profile: str) -> list[Path]:
     while waiting:
         module = waiting.pop()
         modules.add(module)
-        tree = ast.parse((paths.ROOT / "lib" / f"{module}.py").read_text(encoding="utf-8"))
+        tree = ast.parse(_module(module).read_text(encoding="utf-8"))
         reads |= _reads(tree)
         waiting |= _imports(tree) - modules
     found = [paths.NOTEBOOKS / f"{name}.ipynb"]
     if profile != parameters.QUICK:
         found.append(paths.PROFILES / profile / f"{name}.yaml")
-    found += [paths.ROOT / "lib" / f"{module}.py" for module in sorted(modules)]
+    found += [_module(module) for module in sorted(modules)]
     if "FIGURES" in reads:
         found += sorted(path for path in paths.FIGURES.glob("*.csv") if not path.stem.startswith(name))
     if "CHECKPOINTS" in reads:

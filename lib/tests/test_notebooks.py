@@ -174,6 +174,18 @@ def test_dependencies_follow_imports_and_leave_the_engine_out(toy):
     assert "notebooks/profiles/paper/figure_a.yaml" not in map(paths.short, notebooks.dependencies("figure_a", "quick"))
 
 
+def test_dependencies_follow_packages(toy):
+    for file in ("room/__init__", "room/inner", "room/other", "explore/__init__", "explore/inner"):
+        (toy / "lib" / file).parent.mkdir(exist_ok=True)
+        (toy / "lib" / f"{file}.py").write_text("")
+    (toy / "lib" / "room" / "inner.py").write_text("from lib.explore import inner\nfrom lib import unused\n")
+    expected = {"__init__", "checks", "helper", "paths", "tool", "unused", "room/__init__", "room/inner"}
+    for imported in ("import lib.room.inner", "from lib.room import inner", "from lib.room.inner import x"):
+        (toy / "lib" / "helper.py").write_text(f"{imported}\n")
+        found = [paths.short(path) for path in notebooks.dependencies("figure_a", "quick")]
+        assert {file.removeprefix("lib/").removesuffix(".py") for file in found if file.startswith("lib/")} == expected
+
+
 def test_what_reads_trained_networks_depends_on_them(toy):
     (toy / "checkpoints" / "runs.csv").write_text("")
     (toy / "lib" / "helper.py").write_text("from lib import paths\n\nFOLDER = paths.CHECKPOINTS\n")

@@ -1,0 +1,27 @@
+"""Any residual block: is h_{k+1} = h_k + (1/L) f(h_k, Z_{k+1}) still a neural ODE after training (section 4.3)?
+
+    class MyBlock(torch.nn.Module): ...                       # forward(h) keeps the shape of h
+    table = successive_distances(MyBlock, depths=[8, 16, 32, 64], x=x, y=y, iterations=60)
+    print(fit_slope(table["depth"], table["max_distance"]))   # -1: its layers sample a Lipschitz function of s = k/L
+
+`network` stacks the layers of a block, `training` trains one depth, `distances` compares depths, `library` has blocks.
+"""
+
+from lib.blocks.distances import DistancesConfig, compare_depths, distance_steps, successive_distances
+from lib.blocks.library import make_block
+from lib.blocks.network import BlockNetwork
+from lib.blocks.training import Divergence, gaussian_data, train
+from lib.distances import fit_slope
+
+__all__ = [
+    "BlockNetwork",
+    "DistancesConfig",
+    "Divergence",
+    "compare_depths",
+    "distance_steps",
+    "fit_slope",
+    "gaussian_data",
+    "make_block",
+    "successive_distances",
+    "train",
+]

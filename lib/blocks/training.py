@@ -1,0 +1,105 @@
+"""Training a residual network of any block by gradient flow: a generator of records, as `lib.training.train` is."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib import checks
+from lib.blocks.network import Block, BlockNetwork, Loss
+
+OPTIMIZERS = ("sgd",)
+
+
+class Divergence(ArithmeticError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass
+class Record:
+    """The network at ``iteration`` t, *before* step t: t = 0 is the initialisation.
+
+    ``weights`` {parameter: (L, ...)} are the live ones, which the next step changes: reduce or clone what is to be
+    kept. ``network`` gives the output and, with other weights, `BlockNetwork.output_at`.
+    """
+
+    iteration: int
+    loss: float
+    weights: dict[str, Tensor]
+    network: BlockNetwork
+
+
+def gaussian_data(
+    shape: Iterable[int], seed: int = 0, dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Independent standard Gaussian inputs x and targets y of one shape, samples along the first axis."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    return x.to(device, dtype), y.to(device, dtype)
+
+
+def check_optimizer(optimizer: str) -> None:
+    """Raise ValueError unless it takes steps along the gradient."""
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(
+            f"optimizer is {optimizer!r}, expected 'sgd': the flow multiplies the gradient of a layer by the depth L, "
+            "and an optimizer that divides by the gradient's size, as Adam does, undoes that."
+        )
+
+
+def check_times(record_at: Iterable[int] | None, iterations: int) -> set[int]:
+    """The iterations to record (default: all of 0..``iterations``); ValueError unless they are among these."""
+    wanted = set(range(iterations + 1) if record_at is None else record_at)
+    if wanted and not 0 <= min(wanted) <= max(wanted) <= iterations:
+        raise ValueError(
+            f"record_at asks for iterations {min(wanted)} to {max(wanted)}, expected them within 0 to {iterations}."
+        )
+    return wanted
+
+
+def train(
+    block: Block,
+    depth: int,
+    x: Tensor,
+    y: Tensor,
+    learning_rate: float = 0.1,
+    iterations: int = 60,
+    record_at: Iterable[int] | None = None,
+    *,
+    loss: Loss = nn.functional.mse_loss,
+    initialisation: str = "weight-tied",
+    seed: int = 0,
+    optimizer: str = "sgd",
+    chunk: int = 32,
+) -> Iterator[Record]:
+    """Full-batch gradient descent, dZ_k/dt = -L dl/dZ_k in steps of ``learning_rate`` (so the multiplier is L).
+
+    Arguments: see `BlockNetwork`; ``iterations`` T; ``record_at``, the iterations t <= T to yield (default: all of
+    0..T); ``optimizer``, "sgd" alone, since Adam would undo the multiplier.
+
+    Yields a `Record` for each asked iteration, in order; no training happens beyond the last one. Raises `Divergence`
+    when the loss stops being finite, TypeError or ValueError for arguments that cannot be.
+    """
+    checks.positive_float("learning_rate", learning_rate)
+    checks.positive_int("iterations", iterations, least=0)
+    check_optimizer(optimizer)
+    wanted = check_times(record_at, iterations)
+    network = BlockNetwork(block, depth, x, y, loss, initialisation=initialisation, seed=seed, chunk=chunk)
+    return _records(network, learning_rate, wanted)
+
+
+def _records(network: BlockNetwork, learning_rate: float, wanted: set[int]) -> Iterator[Record]:
+    last = max(wanted, default=-1)
+    for iteration in range(last + 1):
+        loss = float(network.forward())
+        if not math.isfinite(loss):
+            raise Divergence(
+                f"The loss of {type(network.block).__name__} is {loss} at iteration {iteration} (depth "
+                f"{network.depth}, learning rate {learning_rate}); a smaller learning rate is the usual cure."
+            )
+        if iteration in wanted:
+            yield Record(iteration, loss, network.weights, network)
+        if iteration < last:
+            network.descend(learning_rate)

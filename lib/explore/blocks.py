@@ -1,0 +1,210 @@
+"""The explorer of residual blocks: those on board, and one that the notebook defines."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from IPython.core.getipython import get_ipython
+from matplotlib.figure import Figure
+
+from lib import explorers, pictures, tables
+from lib.blocks.distances import DistancesConfig, DistancesState, distance_steps
+from lib.blocks.library import ACTIVATIONS, BLOCKS, TOKENS, make_block
+from lib.blocks.network import INITIALISATIONS
+from lib.blocks.training import gaussian_data
+from lib.depths import ROUNDING
+from lib.distances import Slope, fit_slope
+from lib.explorers import CONTROLS, Explorer
+from lib.live import Run
+from lib.plots import GREY, depth_axis, minus
+
+OWN = "MyBlock"  # what the notebook's own block is called
+NORMS = tuple(dict.fromkeys(norm for block in BLOCKS.values() for norm in block.normalisations))
+SMALLEST_DEPTH = 4
+START = {
+    "block": "transformer",
+    "activation": "gelu",
+    "normalisation": "layer",
+    "initialisation": "weight-tied",
+    "depth": 32,
+    "learning_rate": 0.4,
+    "iterations": 100,
+    "seed": 0,
+    "parameter": 0,
+    "entry": 0,
+}
+
+
+def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
+    """Train networks of one block at several depths, live.
+
+    ``namespace`` is the notebook's ``globals()``, whose class `MyBlock` is offered beside the blocks on board, for h of
+    the shape `TOKENS`; when a cell defines it anew, the run begins anew with it. ``start`` replaces what the controls
+    start from (see `START`).
+    """
+    values = START | start
+    made: list[Any] = [None]  # the class MyBlock that the present run is of
+    own = {
+        "block": explorers._choice("block", "f in h + f(h, Z)/L", [*BLOCKS, OWN]),
+        "normalisation": explorers._choice("norm", "before or between the linear maps", NORMS),
+        "activation": explorers._choice("activation", "of a block on board that has one", list(ACTIVATIONS)),
+        "initialisation": explorers._choice("initialisation", "of the layers", INITIALISATIONS),
+        "depth": explorers._scale("depth <i>L</i>", "layers of the deepest network", [8, 16, 32, 64]),
+        "parameter": explorers._number("parameter", "of the block, counted from 0"),
+        "entry": explorers._number("entry", "of the parameter, counted from 0"),
+    }
+    controls = {name: (own.get(name) or CONTROLS[name])(value) for name, value in values.items()}
+
+    def factory(values: Mapping) -> Callable:
+        if values["block"] != OWN:
+            return make_block(values["block"], values["activation"], values["normalisation"])
+        if OWN not in namespace:
+            raise ValueError(f"There is no class {OWN} yet: run the cell that defines it.")
+        return namespace[OWN]
+
+    def make(values: Mapping) -> Run:
+        made[0] = namespace.get(OWN)
+        shape = TOKENS if values["block"] == OWN else BLOCKS[values["block"]].shape
+        config = DistancesConfig(
+            factory(values),
+            _depths(values["depth"]),
+            *gaussian_data(shape, values["seed"]),
+            iterations=values["iterations"],
+            learning_rate=values["learning_rate"],
+            initialisation=values["initialisation"],
+            seed=values["seed"],
+        )
+        return Run(distance_steps(config), values["iterations"], lambda state: state.iteration)
+
+    def status(state: DistancesState, values: Mapping) -> list[str]:
+        names = [f"{number} {name}" for number, name in enumerate(state.weights[state.config.depths[0]])]
+        time = f"t = {state.iteration * state.config.learning_rate:.3g}"
+        return [f"iteration {state.iteration:,} of {values['iterations']:,}, {time}", f"parameters: {', '.join(names)}"]
+
+    def reproduce(values: Mapping) -> tuple[str, dict[str, Any], str]:
+        if values["block"] == OWN:
+            raise ValueError(f"{OWN} is of this notebook: no figure has it.")
+        norm = "" if values["normalisation"] == "none" else f", {values['normalisation']} norm"
+        shown = {"blocks": [values["block"] + norm], "activations": [values["activation"]]}
+        shown |= {"depths": _depths(values["depth"]), "seeds": [values["seed"]], "iterations": [values["iterations"]]}
+        shown |= {"learning_rate": values["learning_rate"], "slope_from": SMALLEST_DEPTH}
+        return "blocks", shown, "" if values["initialisation"] == "weight-tied" else "of weight-tied layers"
+
+    explorer = Explorer(
+        "explore_blocks",
+        controls,
+        make,
+        lambda state, values, figure: draw(state, values["parameter"], values["entry"], figure),
+        reproduce=reproduce,
+        table=lambda state, values: {"": distance_table(state)},
+        status=status,
+        view=("parameter", "entry"),
+    )
+
+    def look(*_: object) -> None:
+        if controls["block"].value == OWN and namespace.get(OWN) is not made[0]:
+            running = explorer.live.running
+            explorer.reset()
+            if running:
+                explorer.start()
+
+    _after_each_cell(look)
+    return explorer
+
+
+def _depths(deepest: int) -> list[int]:
+    return [2**power for power in range(20) if SMALLEST_DEPTH <= 2**power < deepest] + [deepest]
+
+
+_looking: list[Callable] = []
+
+
+def _after_each_cell(look: Callable[..., None]) -> None:
+    """Call ``look`` whenever a cell has run, and no longer what was given before."""
+    if shell := get_ipython():
+        while _looking:
+            shell.events.unregister("post_run_cell", _looking.pop())
+        shell.events.register("post_run_cell", look)
+        _looking.append(look)
+
+
+def chosen(state: DistancesState, parameter: int, entry: int) -> tuple[str, tuple[int, ...]]:
+    """The name of the parameter of that number, and the index of its entry of that number (counted round and round)."""
+    weights = state.weights[state.config.depths[0]]
+    name = list(weights)[parameter % len(weights)]
+    shape = tuple(weights[name].shape[1:])
+    return name, tuple(int(i) for i in np.unravel_index(entry % weights[name][0].numel(), shape))
+
+
+def slope(state: DistancesState) -> Slope | None:
+    """The rate in L of the largest successive distance so far; None as long as layers are equal up to rounding."""
+    pairs = zip(state.config.depths, state.max_distances(), strict=True)
+    found = [pair for pair in pairs if pair[1] > ROUNDING]
+    return fit_slope(*zip(*found, strict=True)) if len(found) > 1 else None
+
+
+def distance_table(state: DistancesState) -> tables.Table:
+    """The largest successive distance so far, by depth."""
+    depths = list(state.config.depths)
+    columns = {"depth": depths, "step": [state.iteration] * len(depths)}
+    return columns | {"loss": [state.losses[depth][-1] for depth in depths], "max_distance": state.max_distances()}
+
+
+def draw(state: DistancesState, parameter: int = 0, entry: int = 0, figure: Figure | None = None) -> Figure:
+    """Above, one entry of one parameter over s = k/L, a curve for each depth (dotted: where the deepest started);
+    below, the loss and the largest successive distance against the depth, with its slope.
+
+    ``figure``, from an earlier call with the same run and entry, is brought up to date and returned.
+    """
+    name, index = chosen(state, parameter, entry)
+    depths = state.config.depths
+    with mpl.rc_context(pictures.LIVE_STYLE):
+        new = figure is None
+        figure = figure or _axes(state, f"{name}[{', '.join(map(str, index))}]")
+        axes = {panel.get_label(): panel for panel in figure.axes}
+        for depth, color in zip(depths, pictures.hue(0, len(depths)), strict=True):
+            wide = 1.9 if depth == depths[-1] else 1.1
+            dots = {"marker": "o", "markersize": 3} if depth <= 16 else {}
+            curve = state.weights[depth][name][(slice(None), *index)]
+            s = np.arange(1, depth + 1) / depth
+            pictures.bring(axes["entry"], depth, s, curve.cpu(), color=color, linewidth=wide, **dots)
+            losses = state.losses[depth]
+            pictures.bring(axes["loss"], depth, np.arange(len(losses)), losses, color=color, linewidth=wide)
+        start = state.measured[depths[-1]].start[name][(slice(None), *index)]
+        dotted = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "zorder": 1}
+        pictures.bring(axes["entry"], "start", s, start.cpu(), **dotted)
+        distances = np.array(state.max_distances())
+        distances[distances <= ROUNDING] = np.nan
+        style = {"color": pictures.HUE_COLORS[0], "marker": "o", "markersize": 5, "linewidth": 1.3}
+        pictures.bring(axes["distance"], "distance", depths, distances, **style)
+        fit = slope(state)
+        pictures.note(axes["distance"], 1, f"slope {minus(fit.slope, 2)}" if fit else "equal layers", style["color"])
+        for panel in figure.axes:
+            values = [line.get_ydata() for line in panel.lines]
+            low, high = pictures.extent(values, log=panel.get_yscale() == "log")
+            if new or not pictures.fills(panel, low, high):
+                pictures.set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2)
+    return figure
+
+
+def _axes(state: DistancesState, title: str) -> Figure:
+    figure, depths = Figure(figsize=(9.6, 6)), state.config.depths
+    axes = figure.subplot_mosaic([["entry", "entry"], ["loss", "distance"]])
+    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.085, top=0.93, wspace=0.2, hspace=0.4)
+    axes["entry"].set_title(title)
+    axes["entry"].set_xlabel(r"$s=k/L$")
+    axes["entry"].set_xlim(0, 1.02)
+    axes["entry"].ticklabel_format(useOffset=False)
+    axes["loss"].set_title("loss", loc="left")
+    axes["loss"].set_xlabel("training iteration")
+    axes["loss"].set_xlim(0, state.config.iterations)
+    axes["distance"].set_title(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$", loc="left")
+    depth_axis(axes["distance"], depths)
+    for label in ("loss", "distance"):
+        axes[label].set_yscale("log")
+    for axis in (axes["loss"].yaxis.set_major_formatter, axes["loss"].yaxis.set_minor_formatter):
+        axis(pictures.PlainLogFormatter())
+    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in pictures.hue(0, len(depths))]
+    axes["loss"].legend(keys, depths, title="depth $L$", title_fontsize=8, loc="upper right", ncols=2)
+    return figure

@@ -1,0 +1,237 @@
+"""Residual blocks of all kinds: which stay samples of a Lipschitz function of depth while they train, and how long."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from scipy import stats
+
+from lib import checks, plots
+from lib.blocks.distances import successive_distances
+from lib.blocks.library import BLOCKS, make_block
+from lib.blocks.training import gaussian_data
+from lib.distances import LEVEL, fit_slope
+from lib.experiments import Progress, silent
+from lib.tables import Table, from_rows, rows, select, word
+
+WITHIN = 0.1  # how far from -1 a slope may lie
+NO_ACTIVATION = "none"
+
+
+@dataclass(frozen=True)
+class BlocksConfig:
+    """Networks of several ``blocks`` on board, with every one of ``activations``, at several ``depths`` and ``seeds``.
+
+    A block is named as in `lib.blocks.library.BLOCKS`, with a norm after a comma, as in "convolution, batch norm".
+    ``iterations`` lists the training times that are looked at, in steps of ``learning_rate`` (times L for the layers).
+    A seed draws the block and its Gaussian data. ``slope_from``: the smallest depth that slopes are fitted over.
+    """
+
+    blocks: list[str]
+    activations: list[str]
+    depths: list[int]
+    seeds: list[int]
+    iterations: list[int]
+    learning_rate: float = 0.4
+    slope_from: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "activations", "seeds"):
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} is {values!r}, expected a list of one entry or more, without repeats.")
+        for block in self.blocks:
+            for activation in self.activations:
+                factory(block, activation)
+        for seed in self.seeds:
+            checks.positive_int("an entry of seeds", seed, least=0)
+        checks.positive_ints("depths", self.depths, least=2)
+        checks.positive_ints("iterations", self.iterations, least=2)  # the first step leaves layers equal
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.two_sizes(self.slope_from, self.depths)
+
+    @property
+    def cases(self) -> list[tuple[str, str]]:
+        """Each block with each activation that it can have."""
+        return [
+            (block, activation)
+            for block in self.blocks
+            for activation in (self.activations if _kind(block).activated else [NO_ACTIVATION])
+        ]
+
+
+def _kind(block: str):
+    return BLOCKS[block.partition(", ")[0]]
+
+
+def factory(block: str, activation: str) -> partial:
+    """What makes the block of that name, such as "convolution, batch norm", with that activation."""
+    name, _, norm = block.partition(", ")
+    return make_block(name, activation, norm.removesuffix(" norm") or "none")
+
+
+def compute(config: BlocksConfig, progress: Progress = silent) -> dict[str, list]:
+    """The table of ``blocks.csv``: for each block, activation, seed, depth and entry of ``iterations``, the columns of
+    `lib.blocks.successive_distances`, and the training ``time`` t, which is the step times the learning rate."""
+    runs = [(seed, *case) for seed in config.seeds for case in config.cases]
+    found: list[dict] = []
+    for seed, block, activation in progress(runs, len(runs)):
+        x, y = gaussian_data(_kind(block).shape, seed)
+        table = successive_distances(
+            factory(block, "gelu" if activation == NO_ACTIVATION else activation),
+            config.depths,
+            x,
+            y,
+            iterations=config.iterations[-1],
+            learning_rate=config.learning_rate,
+            record_at=config.iterations,
+            seed=seed,
+        )
+        case = {"block": block, "activation": activation, "seed": seed}
+        for row in rows(table):
+            found.append(case | {"time": float(f"{row['step'] * config.learning_rate:.12g}")} | row)
+    return from_rows(found)
+
+
+def slopes(table: Table, slope_from: int) -> dict[str, list]:
+    """For each block, activation and time: the slope in L of ``max_distance``, its mean over seeds with a 95 % interval
+    (Student's t; nan with one seed), the mean slope of ``to_double`` (over all depths that have their double; nan if
+    there is one alone), and the medians of ``loss``, ``moved`` and ``from_linear`` at the largest depth."""
+    found = []
+    for block, activation, time in _cases(table):
+        of_case = select(table, block=block, activation=activation, time=time)
+        runs = [select(of_case, seed=seed) for seed in np.unique(of_case["seed"])]
+        fits = [fit_slope(run["depth"], run["max_distance"], slope_from).slope for run in runs]
+        doubles = [fit_slope(run["depth"], run["to_double"]).slope for run in runs if (run["to_double"] > 0).sum() > 1]
+        half = math.nan
+        if len(fits) > 1:
+            half = float(stats.t.ppf((1 + LEVEL) / 2, len(fits) - 1) * np.std(fits, ddof=1) / math.sqrt(len(fits)))
+        mean, deepest = float(np.mean(fits)), select(of_case, depth=max(of_case["depth"]))
+        case = {"block": block, "activation": activation, "time": float(time)}
+        case |= {"slope": mean, "low": mean - half, "high": mean + half}
+        case["slope_to_double"] = float(np.mean(doubles)) if doubles else math.nan
+        found.append(case | {name: float(np.median(deepest[name])) for name in ("loss", "moved", "from_linear")})
+    return from_rows(found)
+
+
+def _name(activation: str) -> str:
+    return {NO_ACTIVATION: "no activation", "silu": "SiLU"}.get(activation, word(activation))
+
+
+def _cases(table: Table) -> Iterator[tuple[str, str, float]]:
+    keys = zip(table["block"], table["activation"], table["time"], strict=True)
+    return iter(dict.fromkeys((str(block), str(activation), float(time)) for block, activation, time in keys))
+
+
+def readable(table: Table, slope_from: int) -> list[str]:
+    """The slopes as lines of a table, one for each block, activation and time, below a line that names the columns."""
+    columns = "t    slope  interval        L to 2L   loss  moved  from linear"
+    lines = [f"{'block':24} {'activation':15} {columns}"]
+    for row in rows(slopes(table, slope_from)):
+        interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
+        lines.append(
+            f"{row['block']:24} {_name(row['activation']):13} {row['time']:4g} {row['slope']:7.2f}  {interval:15} "
+            f"{row['slope_to_double']:6.2f} {row['loss']:7.2f} {row['moved']:6.2f} {row['from_linear']:8.2f}"
+        )
+    return lines
+
+
+def conclusion(table: Table, slope_from: int) -> str:
+    """What the table says, in a sentence of measured numbers: smooth blocks, ReLU, training time, lazy training."""
+    fits = slopes(table, slope_from)
+    times = list(dict.fromkeys((min(fits["time"]), max(fits["time"]))))
+    parts = []
+    for kind in ("smooth", "ReLU"):
+        found = []
+        for time in times:
+            at = select(fits, time=time)
+            near = np.abs(at["slope"][(at["activation"] == "relu") == (kind == "ReLU")] + 1) <= WITHIN
+            found.append(f"{near.sum()} of {len(near)} at t = {time:g}")
+        parts.append(f"{' and '.join(found)} with {kind} blocks")
+    linear = [np.array(select(fits, time=time)["from_linear"]) for time in times]
+    ranges = " and ".join(f"{each.min():.2f} to {each.max():.2f}" for each in linear)
+    return (
+        f"Slopes within {WITHIN} of -1: {', '.join(parts)}; the networks are {ranges} of their own change from their "
+        "linearisation."
+    )
+
+
+# --- The picture ------------------------------------------------------------------------------------------------------
+
+LIGHT = "#B8B8B8"
+HUES = {
+    "gelu": plots.BLUE,
+    "relu": plots.VERMILION,
+    "silu": plots.GREEN,
+    "tanh": plots.PURPLE,
+    NO_ACTIVATION: "#222222",
+}
+
+
+@plots.styled
+def draw(table: Table, slope_from: int) -> Figure:
+    """Left, the slope of every block at the first and at the last training time, with its interval over seeds. Right,
+    for the first and the last block, the largest successive distance at the first time and the distance to the network
+    twice as deep at the last one, medians over seeds. ``table`` has the columns of ``blocks.csv``."""
+    fits = slopes(table, slope_from)
+    blocks, times = list(dict.fromkeys(fits["block"])), np.unique(fits["time"])
+    figure = Figure(figsize=(plots.TEXT_WIDTH, 4.6), layout="constrained")
+    axes = figure.subplot_mosaic([["slope", "layers"], ["slope", "double"]], width_ratios=[1.2, 1])
+    _draw_slopes(axes["slope"], fits, blocks, times)
+    columns = {
+        "layers": ("max_distance", times[0], rf"$\max_{{k,\,t\leq {times[0]:g}}}\,\|Z_{{k+1}}(t)-Z_k(t)\|_F$"),
+        "double": ("to_double", times[-1], rf"$\|Z^{{L}}-Z^{{2L}}\|$ at $t={times[-1]:g}$"),
+    }
+    shown = dict(zip(dict.fromkeys((blocks[0], blocks[-1])), (("o", "-"), ("s", "--")), strict=False))
+    for name, (column, time, title) in columns.items():
+        for block, (marker, line) in shown.items():
+            for activation in dict.fromkeys(select(table, block=block)["activation"]):
+                depths, middle = _medians(select(table, block=block, activation=activation, time=time), column)
+                axes[name].plot(depths, middle, marker=marker, linestyle=line, color=HUES[activation])
+                fitted = depths[depths >= slope_from]
+                if block == blocks[0] and activation != "relu" and len(fitted) > 1:
+                    plots.rate_line(axes[name], depths, fit_slope(depths, middle, slope_from), -1.0)
+        plots.depth_axis(axes[name], np.unique(table["depth"]))
+        axes[name].set_yscale("log")
+        axes[name].yaxis.set_minor_formatter(NullFormatter())
+        axes[name].set_title(title)
+    for activation in dict.fromkeys(fits["activation"]):
+        axes["layers"].plot([], [], color=HUES[activation], label=_name(activation))
+    for block, (marker, line) in shown.items():
+        axes["layers"].plot([], [], marker=marker, linestyle=line, color=plots.GREY, label=f"right: {block}")
+    for time, fill in zip(dict.fromkeys((times[0], times[-1])), ("white", plots.GREY), strict=False):
+        style = {"marker": "o", "linestyle": "", "color": plots.GREY, "markerfacecolor": fill}
+        axes["layers"].plot([], [], label=f"left: slope at $t={time:g}$", **style)
+    axes["layers"].plot([], [], "--", color=plots.GREY, linewidth=1, label="slope $-1$")
+    figure.legend(*axes["layers"].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _draw_slopes(axes: Axes, fits: Table, blocks: list[str], times: np.ndarray) -> None:
+    for row, block in enumerate(blocks):
+        activations = list(dict.fromkeys(select(fits, block=block)["activation"]))
+        for number, activation in enumerate(activations):
+            place = -row - 0.26 * (number - (len(activations) - 1) / 2)
+            at = [select(fits, block=block, activation=activation, time=time) for time in (times[0], times[-1])]
+            axes.plot([each["slope"][0] for each in at], [place] * 2, color=HUES[activation], linewidth=0.7, alpha=0.5)
+            for each, fill in zip(at, ("white", HUES[activation]), strict=True):
+                reach = np.abs([each["low"] - each["slope"], each["high"] - each["slope"]])
+                style = {"color": HUES[activation], "markerfacecolor": fill, "capsize": 1.5, "linewidth": 1}
+                axes.errorbar(each["slope"], [place], xerr=np.nan_to_num(reach), fmt="o", **style)
+    axes.axvline(-1, color=plots.GREY, linestyle="--", linewidth=1, zorder=0)
+    axes.axvline(0, color=LIGHT, linewidth=1, zorder=0)
+    axes.set_yticks(-np.arange(len(blocks)), [block.replace(", ", ",\n") for block in blocks])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(-len(blocks) + 0.45, 0.55)
+    axes.set_title("slope in $L$ of the largest successive distance")
+
+
+def _medians(rows: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """The depths at which the column is a number, and its median over seeds at each."""
+    depths = np.unique(rows["depth"][np.isfinite(rows[column])])
+    return depths, np.array([np.median(select(rows, depth=depth)[column]) for depth in depths])

@@ -1,0 +1,180 @@
+"""The figure of residual blocks, its explorer, and the explorer of a block of one's own."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from lib import parameters, pictures, tables
+from lib.blocks import DistancesConfig, compare_depths, fit_slope, gaussian_data, make_block, successive_distances
+from lib.explore import blocks as explore
+from lib.figures import blocks as room
+
+SMALL = {"depths": [2, 4], "seeds": [0, 1], "iterations": [2, 3], "slope_from": 2}
+
+
+@pytest.fixture(autouse=True)
+def output(tmp_path, monkeypatch):
+    """Where figures are saved; explorers' pictures are not rendered, which is what takes their time."""
+    monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
+    monkeypatch.setenv("NOTEBOOK_UNATTENDED", "1")
+    monkeypatch.setattr(pictures.Frames, "pixels", lambda frames, dpi: np.zeros((1, 1, 3), dtype=np.uint8))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def table():
+    return room.compute(room.BlocksConfig(["perceptron", "self-attention"], ["gelu", "relu"], **SMALL))
+
+
+def test_rows_are_those_of_the_function(table):
+    assert len(table["depth"]) == 3 * 2 * 2 * 2  # cases, seeds, times, depths
+    assert set(table["activation"]) == {"gelu", "relu", "none"}
+    x, y = gaussian_data((8, 8, 16), 1)
+    options = {"iterations": 3, "learning_rate": 0.4, "record_at": [2, 3], "seed": 1}
+    alone = successive_distances(make_block("perceptron", "relu"), [2, 4], x, y, **options)
+    found = tables.select(table, block="perceptron", activation="relu", seed=1)
+    assert list(found["max_distance"]) == alone["max_distance"]
+    assert list(found["time"]) == [0.8, 0.8, 1.2, 1.2]
+
+
+def test_slopes_have_the_interval_over_seeds(table):
+    row = tables.rows(tables.select(room.slopes(table, 2), block="perceptron", activation="gelu", time=0.8))[0]
+    runs = [tables.select(table, block="perceptron", activation="gelu", time=0.8, seed=seed) for seed in (0, 1)]
+    fits = [fit_slope(run["depth"], run["max_distance"]).slope for run in runs]
+    assert row["slope"] == pytest.approx(np.mean(fits))
+    low, high = stats.t.interval(0.95, 1, np.mean(fits), stats.sem(fits))
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+    assert len(room.readable(table, 2)) == 1 + 3 * 2
+
+
+def test_the_conclusion_counts():
+    rows = [
+        {"block": block, "activation": name, "seed": 0, "depth": depth, "time": time, "max_distance": depth**power,
+         "to_double": 1.0, "loss": 1.0, "moved": 1.0, "from_linear": time / 10}
+        for block, name, power in (("a", "gelu", -1.0), ("a", "relu", -0.5), ("b", "none", -0.8))
+        for time in (1.0, 3.0)
+        for depth in (4, 8)
+    ]  # fmt: skip
+    text = room.conclusion(tables.from_rows(rows), 4)
+    assert "1 of 2 at t = 1 and 1 of 2 at t = 3 with smooth blocks, 0 of 1 at t = 1 and 0 of 1 at t = 3" in text
+    assert "0.10 to 0.10 and 0.30 to 0.30" in text
+
+
+def test_the_picture_draws_its_table(table):
+    slope, layers, double = room.draw(table, 2).axes
+    fits = room.slopes(table, 2)
+    drawn = [line.get_xdata()[0] for line in slope.lines if line.get_marker() == "o"]
+    assert sorted(drawn) == pytest.approx(sorted(fits["slope"]))
+    rows = tables.select(table, block="perceptron", activation="gelu", time=0.8)
+    middle = [np.median(tables.select(rows, depth=depth)["max_distance"]) for depth in (2, 4)]
+    assert any(list(line.get_ydata()) == middle for line in layers.lines)
+    assert [list(line.get_xdata()) for line in double.lines if len(line.get_xdata())] == [[2]] * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"blocks": ["perceptron, batch norm"]},
+            "normalisation of perceptron is 'batch', expected one of: none, layer",
+        ),
+        ({"activations": ["gelu", "gelu"]}, "activations is .* without repeats"),
+        ({"activations": ["step"]}, "activation is 'step', expected one of: gelu, silu, tanh, relu"),
+        ({"seeds": [-1]}, "an entry of seeds is -1"),
+        ({"iterations": [1]}, "an entry of iterations is 1, expected a whole number of at least 2"),
+        ({"slope_from": 4}, "slope_from is 4, which leaves fewer than two"),
+    ],
+)
+def test_values_that_cannot_be(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        room.BlocksConfig(**({"blocks": ["perceptron"], "activations": ["gelu"]} | SMALL | values))
+
+
+def test_a_moved_control_makes_the_figure_anew():
+    namespace = {"__name__": "__main__"}
+    for cell in parameters.read("blocks").cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and "nbval-check-output" not in tags and "explorer" not in tags:
+            exec(re.sub(r"plots\.(save|show)\(", "(lambda *_: None)(", cell.source), namespace)
+            if "parameters" in tags:
+                namespace |= SMALL | {"blocks": ["perceptron"], "seeds": [0]}
+    call = parameters.tagged(parameters.read("blocks"), "explorer")[0].source
+    explorer = eval(call, namespace)
+    explorer.controls["seeds"].value = "3"
+    while explorer.live.advance(1.0):
+        pass
+    assert explorer.message.value == ""
+    assert set(explorer.live.state[1]["seed"]) == {3}
+
+
+# --- The explorer -----------------------------------------------------------------------------------------------------
+
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.W = nn.Parameter(torch.zeros(16, 16))
+
+    def forward(self, h):
+        return h @ self.W
+
+
+class Other(Mine):
+    def forward(self, h):
+        return (h @ self.W)[:, :1]
+
+
+def _finish(explorer):
+    while explorer.live.advance(1.0):
+        pass
+
+
+def test_the_explorer_trains_a_block_on_board():
+    explorer = explore.explore_blocks({}, depth=8, iterations=2, block="convolution", normalisation="batch")
+    _finish(explorer)
+    state = explorer.live.state
+    x, y = gaussian_data((8, 8, 4, 4))
+    config = DistancesConfig(make_block("convolution", "gelu", "batch"), [4, 8], x, y, 2, 0.4)
+    assert state.max_distances() == compare_depths(config).max_distances()
+    panel = explore.draw(state, 2, 9).axes[0]
+    name, index = explore.chosen(state, 2, 9)
+    assert (name, index) == ("conv2.weight", (0, 1, 0, 0))
+    assert list(panel.lines[1].get_ydata()) == state.weights[8][name][(slice(None), *index)].tolist()
+    parameters.check_values("blocks", {"blocks": ["convolution, batch norm"]})
+    assert "convolution, batch norm" in explorer.parameters.value
+    explorer.controls["normalisation"].value = "none"
+    explorer.controls["block"].value = "perceptron"
+    explorer.controls["normalisation"].value = "group"
+    assert "normalisation of perceptron is &#x27;group&#x27;" in explorer.message.value
+
+
+def test_the_explorer_offers_one_s_own_block_and_takes_its_new_definition(monkeypatch):
+    class Shell:
+        events = property(lambda self: self)
+
+        def register(self, _, look):
+            self.look = look
+
+        def unregister(self, _, look):
+            assert look is self.look
+
+    shell, namespace = Shell(), {}
+    monkeypatch.setattr(explore, "get_ipython", lambda: shell)
+    explorer = explore.explore_blocks(namespace, block="MyBlock", depth=8, iterations=3)
+    assert "There is no class MyBlock yet" in explorer.message.value
+    namespace["MyBlock"] = Mine
+    shell.look()
+    assert explorer.message.value == ""
+    _finish(explorer)
+    assert list(explorer.live.state.weights[8]) == ["W"]
+    shell.look()  # the same class: the run stays
+    assert explorer.live.state.iteration == 3
+    namespace["MyBlock"] = Other
+    shell.look()
+    assert "Other turns h of the shape (8, 8, 16) into (8, 1, 16)" in explorer.message.value
+    explore.explore_blocks(namespace)
+    assert shell.look in explore._looking
