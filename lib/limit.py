@@ -140,7 +140,8 @@ class SpectralSolver:
 
     @torch.no_grad()
     def gradients(self) -> Weights:
-        """Functional gradients at the states of the last `forward`: dV/dt = -V of the result, and so on.
+        """Functional gradients at the states of the last `forward`: dV/dt = -V of the result, and so on (times m in
+        mean-field scaling).
 
         Beside a network's gradients this is L dl/dV_k at s = k/L; dl/dA and dl/dB are as there.
         """
@@ -169,7 +170,10 @@ class SpectralSolver:
 
         With ``clip`` C > 0 every velocity is clipped to [-C, C] first, entry by entry.
         """
+        factor = self.config.at_depth(1).step_factor  # the network's, without its L
         for name, velocity in self.gradients().items().items():
+            if name in ("V", "W"):
+                velocity.mul_(factor)
             if clip > 0:
                 velocity.clamp_(-clip, clip)
             getattr(self.weights, name).sub_(velocity, alpha=learning_rate)
