@@ -34,7 +34,7 @@ from lib import checks
 
 @dataclass(frozen=True)
 class Convention:
-    """Width scalings and loss normalisation (see the module's docstring): outer has a factor sqrt(m)^-``width_power``."""
+    """Width scalings and normalisation of the loss (see above); outer has a factor sqrt(m)^-``width_power``."""
 
     name: str
     width_power: int

@@ -12,7 +12,6 @@ from lib.plots import (
     MARKERS,
     color_scale,
     depth_axis,
-    minus,
     panels,
     plain_ticks,
     rate_line,
@@ -299,7 +298,7 @@ def claims(table: Table, within: float) -> Figure:
     labels = [f"{statement} ({where})" for statement, where in zip(rows["statement"], rows["where"], strict=True)]
     axes.set_yticks(places, labels, fontsize=7)
     for place, expected in zip(places, rows["expected"], strict=True):
-        text = minus(expected, 0) if expected else "0"
+        text = f"{expected:g}".replace("-", "−")
         axes.annotate(text, (1.04, place), xycoords=("axes fraction", "data"), va="center", ha="center", fontsize=7)
     axes.annotate("claimed", (1.04, len(places) - 0.2), xycoords=("axes fraction", "data"), ha="center", fontsize=7)
     axes.set_ylim(-0.7, len(places) - 0.3)

@@ -1,0 +1,1 @@
+"""Figures, each with a module of its notebook's name: configuration, computation, picture and fits."""
