@@ -68,7 +68,7 @@ $(FIGURES): %: $(BUILD)/%.ipynb
 endif
 
 # All parameters of a profile are checked in one go before the first notebook of it runs.
-$(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml lib/*.py) | $(READY)
+$(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml lib/*.py lib/figures/*.py) | $(READY)
 	@$(RUN) check --profile $(PROFILE)
 	@$(PYTHON) -m lib.engine report
 	@mkdir -p $(BUILD) && touch $@
@@ -89,6 +89,7 @@ PLACE = $(if $(DEVICE),device=$(DEVICE)) $(if $(THREADS),threads=$(THREADS))
 NETWORK = $(if $(ACTIVATION),activation=$(ACTIVATION)) $(if $(SMOOTH_INIT),smooth_init=$(SMOOTH_INIT)) \
   $(if $(BATCH_NORM),batch_norm=$(BATCH_NORM)) $(if $(DEPTH),depth=$(DEPTH)) $(if $(SEED),seed=$(SEED)) \
   $(if $(LR),learning_rate=$(LR)) $(if $(ADAPTIVE),adaptive=$(ADAPTIVE)) $(if $(HOLD_STEM),hold_stem=$(HOLD_STEM)) \
+  $(if $(DEPTH_SCALING),depth_scaling=$(DEPTH_SCALING)) $(if $(NORM_GROUPS),norm_groups=$(NORM_GROUPS)) \
   $(if $(EPOCHS),epochs=$(EPOCHS)) $(if $(BATCH_SIZE),batch_size=$(BATCH_SIZE))
 
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)

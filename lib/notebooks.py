@@ -56,11 +56,15 @@ def _imports(tree: ast.AST) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.removeprefix("lib.") for alias in node.names if alias.name.startswith("lib.")}
-        elif isinstance(node, ast.ImportFrom) and node.module == "lib":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-            found.add(node.module.removeprefix("lib."))
-    return {name for name in found if (paths.ROOT / "lib" / f"{name}.py").is_file()} - set(NO_DEPENDENCY)
+        elif isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("lib."):
+            named = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found |= {name.removeprefix("lib.") for name in named}
+    return {name for name in found if _module(name).is_file()} - set(NO_DEPENDENCY)
+
+
+def _module(name: str) -> Path:
+    # The file of a module of lib.
+    return paths.ROOT / "lib" / f"{name.replace('.', '/')}.py"
 
 
 def _reads(tree: ast.AST) -> set[str]:
@@ -80,13 +84,13 @@ def dependencies(name: str, profile: str) -> list[Path]:
     while waiting:
         module = waiting.pop()
         modules.add(module)
-        tree = ast.parse((paths.ROOT / "lib" / f"{module}.py").read_text(encoding="utf-8"))
+        tree = ast.parse(_module(module).read_text(encoding="utf-8"))
         reads |= _reads(tree)
         waiting |= _imports(tree) - modules
     found = [paths.NOTEBOOKS / f"{name}.ipynb"]
     if profile != parameters.QUICK:
         found.append(paths.PROFILES / profile / f"{name}.yaml")
-    found += [paths.ROOT / "lib" / f"{module}.py" for module in sorted(modules)]
+    found += [_module(module) for module in sorted(modules)]
     if "FIGURES" in reads:
         found += sorted(path for path in paths.FIGURES.glob("*.csv") if not path.stem.startswith(name))
     if "CHECKPOINTS" in reads:
