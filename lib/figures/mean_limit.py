@@ -324,7 +324,7 @@ def _across_layers(rough: Axes, smooth: Axes, states: Table, weights: Table, nar
             label = None if number else ("mean ODE" if depth == 0 else f"$L={depth}$")
             smooth.plot(rows["s"], rows["value"], **{"color": color} | style, label=label)
     smooth.set(xlabel="$s=k/L$", title=f"hidden states, i.i.d., $m={narrow}$")
-    smooth.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=0.8)
+    smooth.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=0.8, fontsize=7)
     _room_above(smooth, 0.15)
 
 
