@@ -63,8 +63,8 @@ class NetworkChoice:
 
     def select(self, runs: Iterable[Run], **conditions: Any) -> list[Run]:
         """The runs of this choice, in the paper's setting otherwise (16 channels, batches of 64, whole set, a stem that
-        trains with the rest), as far as the conditions say nothing else; one of None is left out. How often a run was
-        evaluated is no part of its training: of runs that differ in nothing else, one counts."""
+        trains with the rest, no group norm), as far as the conditions say nothing else; one of None is left out. How
+        often a run was evaluated is no part of its training: of runs that differ in nothing else, one counts."""
         wanted = {name: getattr(self, name) for name in ("activation", "batch_norm", "depth", "learning_rate")}
         wanted |= {
             "epochs": self.epochs or None,
@@ -72,6 +72,8 @@ class NetworkChoice:
             "batch_size": 64,
             "adaptive": False,
             "hold_stem": False,
+            "depth_scaling": False,
+            "norm_groups": 0,
         }
         found = records.select((run for run in runs if not run.config.trial), **wanted | conditions)
         return list({replace(run.config, test_every=1): run for run in reversed(found)}.values())[::-1]

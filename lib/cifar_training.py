@@ -34,6 +34,8 @@ LOG_FILE = "log.json"
 LAYER_LOG_FILE = f"log{layer_log.ENDING}"
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
+# With depth_scaling, layers move as in a network of that depth.
+SCALING_DEPTH = 256
 ADAPTIVE_LEARNING_RATE = 1e-2
 EVALUATION_BATCH = 250
 # The loss is looked at this often (in batches), so that a diverged run stops early in its epoch.
@@ -49,8 +51,11 @@ class CifarConfig:
 
     ``smooth_init`` is the weight-tied initialisation. ``adaptive`` starts the step of the stem and the head at
     0.01, whatever ``learning_rate``; it falls to 0 by the same cosine. ``hold_stem`` leaves the stem's batch norm at
-    scale 1 and shift 0, as it starts: an experiment that is not in the paper. The cosine schedule always ends at
-    ``epochs``, so that a run of 30 epochs is a short schedule of its own, not the beginning of one of 180.
+    scale 1 and shift 0, as it starts: an experiment that is not in the paper. So are ``depth_scaling``, with which the
+    layers' learning rate is L / 256 times as large and their weight decay 256 / L times, and ``norm_groups``, for group
+    norm (see `ConvNetConfig`). A layer's gradient is of order 1/L, so that with ``depth_scaling`` networks of every
+    depth follow the same flow in time, decay included. The cosine schedule always ends at ``epochs``, so that a run of
+    30 epochs is a short schedule of its own, not the beginning of one of 180.
     ``train_images`` and ``test_images`` (0 means all) cut the sets for trials.
     """
 
@@ -64,6 +69,8 @@ class CifarConfig:
     batch_size: int = 64
     adaptive: bool = False
     hold_stem: bool = False
+    depth_scaling: bool = False
+    norm_groups: int = 0
     seed: int = 0
     test_every: int = 5
     train_images: int = 0
@@ -71,7 +78,7 @@ class CifarConfig:
 
     def __post_init__(self) -> None:
         checks.make_plain(self)
-        network = self.network  # checks depth, channels, activation, batch_norm, smooth_init and seed
+        network = self.network  # checks depth, channels, activation, batch_norm, smooth_init, seed and norm_groups
         object.__setattr__(self, "activation", network.activation)
         checks.positive_float("learning_rate", self.learning_rate)
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
@@ -79,13 +86,16 @@ class CifarConfig:
         checks.positive_int("batch_size", self.batch_size)
         checks.boolean("adaptive", self.adaptive)
         checks.boolean("hold_stem", self.hold_stem)
+        checks.boolean("depth_scaling", self.depth_scaling)
         checks.positive_int("test_every", self.test_every)
         checks.positive_int("train_images", self.train_images, least=0)
         checks.positive_int("test_images", self.test_images, least=0)
 
     @property
     def network(self) -> ConvNetConfig:
-        return ConvNetConfig(self.depth, self.channels, self.activation, self.batch_norm, self.smooth_init, self.seed)
+        return ConvNetConfig(
+            self.depth, self.channels, self.activation, self.batch_norm, self.smooth_init, self.seed, self.norm_groups
+        )
 
     @property
     def trial(self) -> bool:
@@ -98,7 +108,7 @@ class CifarConfig:
         parts = [
             self.activation,
             "weight-tied" if self.smooth_init else "iid",
-            "bn" if self.batch_norm else "nobn",
+            "bn" if self.batch_norm else f"gn{self.norm_groups}" if self.norm_groups else "nobn",
             f"depth{self.depth}",
             f"lr{self.learning_rate:g}",
             f"epochs{self.epochs}",
@@ -108,6 +118,7 @@ class CifarConfig:
         extras |= {"train_images": "train", "test_images": "test"}
         parts += ["adaptive"] if self.adaptive else []
         parts += ["holdstem"] if self.hold_stem else []
+        parts += ["depthscaling"] if self.depth_scaling else []
         parts += [
             f"{short}{getattr(self, field.name)}"
             for field in fields(self)
@@ -183,8 +194,19 @@ def start_trial_anew(config: CifarConfig) -> bool:
 
 
 def learning_rate(config: CifarConfig, epoch: int) -> float:
-    """That of the residual layers, one value an epoch (0-based): (eta/2) (1 + cos(pi epoch / epochs))."""
-    return config.learning_rate * _cosine(config, epoch)
+    """That of the residual layers, one value an epoch (0-based): (eta/2) (1 + cos(pi epoch / epochs)), times L / 256 if
+    ``config.depth_scaling``."""
+    return config.learning_rate * _depth_factor(config) * _cosine(config, epoch)
+
+
+def layer_weight_decay(config: CifarConfig) -> float:
+    """That of the residual layers: lambda, times 256 / L if ``config.depth_scaling``, so that it takes the same share
+    of the weights in every depth."""
+    return WEIGHT_DECAY / _depth_factor(config)
+
+
+def _depth_factor(config: CifarConfig) -> float:
+    return config.depth / SCALING_DEPTH if config.depth_scaling else 1.0
 
 
 def end_learning_rate(config: CifarConfig, epoch: int) -> float:
@@ -324,7 +346,7 @@ class Training:
         others = [parameter for parameter in others if parameter.requires_grad]
         # Two groups with the same settings, so that the step of the stem and the head can be held.
         self.optimizer = torch.optim.SGD(
-            [{"params": residual}, {"params": others}],
+            [{"params": residual, "weight_decay": layer_weight_decay(config)}, {"params": others}],
             lr=config.learning_rate,
             momentum=MOMENTUM,
             weight_decay=WEIGHT_DECAY,

@@ -1,6 +1,7 @@
 """The paper's claims, one a row, each judged from the tables that the figures were drawn from.
 
-The theorems' claims come first, then what the paper says of the networks that it trained on CIFAR-10.
+The theorems' claims come first, then what the paper says of the networks that it trained on CIFAR-10, and last what
+others have proved since, and is shown here beside it.
 """
 
 import math
@@ -15,6 +16,7 @@ from lib import checks, parameters, paths, tables
 from lib.cifar_results import PAPER_CLOSER, SMOOTH_BELOW, closer_by
 from lib.distances import Slope, fit_slope, von_neumann_ratio
 from lib.experiments import mean_log_loss_rate
+from lib.figures import mean_limit
 from lib.records import PAPER_EPOCHS, training_length
 from lib.tables import Table, select
 from lib.theory import LIMIT
@@ -25,6 +27,8 @@ LEAST_DEPTH = 16  # slopes are fitted over depths of at least this, where not sa
 SAME_RATE = 0.1  # by how much of one rate of the loss another may differ
 POWER_WITHIN = 0.05  # by how much the exponent of a power law may seem to rise
 LEAST_RATIO = 1e-3  # what counts as a positive mu
+BEYOND = "beyond the paper"
+TWO_TERMS_WITHIN = 0.2  # how far distances may lie from their fit by two terms, relative
 
 
 @dataclass(frozen=True)
@@ -339,14 +343,42 @@ def _cifar(profile: str) -> Iterator[Claim]:
     )
 
 
+def _mean_limit(profile: str) -> Iterator[Claim]:
+    end = _at_end(read(profile, "mean_limit"))
+    narrow, seeds = min(end["width"]), len(np.unique(end["seed"]))
+    kinds = (
+        ("iid", mean_limit.MEAN, "i.i.d. layers", "the mean ODE's as 1/sqrt(L)", -0.5),
+        ("weight-tied", mean_limit.OWN, "Weight-tied layers, mean-field scaling", "their own ODE's as 1/L", -1.0),
+    )
+    for initialisation, reference, layers, where_to, expected in kinds:
+        for quantity, word in mean_limit.QUANTITIES.items():
+            chosen = {"initialisation": initialisation, "reference": reference, "width": narrow}
+            fit = mean_limit.slope_in_depth(end, quantity, LEAST_DEPTH, **chosen)
+            statement, what = f"{layers}: trained {word} converge to {where_to}", f"{seeds} seeds, slope in L"
+            yield _rate(statement, BEYOND, "mean_limit", fit, expected, what, bound=0)
+    fit = mean_limit.two_terms(end, "output", initialisation="iid")
+    widths = [int(width) for width in np.unique(select(end, initialisation="iid")["width"])]
+    yield Claim(
+        "i.i.d. layers: the distance of the outputs from the mean ODE's is of order 1/L + 1/sqrt(L m)",
+        BEYOND,
+        f"{seeds} seeds, m = {', '.join(map(str, widths))}: root of ({fit.a:.2g}/L)^2 + {fit.b:.2g}^2/(L m), "
+        f"{100 * fit.residual:.0f} % off",
+        f"within {100 * TWO_TERMS_WITHIN:.0f} % (root mean square over sizes), both terms above 0",
+        "a [{:.2g}, {:.2g}], b [{:.2g}, {:.2g}]".format(*fit.a_interval, *fit.b_interval),
+        _judge(fit.residual < TWO_TERMS_WITHIN and min(*fit.a_interval, *fit.b_interval) > 0),
+        "mean_limit",
+    )
+
+
 def _length(epochs: int, runs: int) -> str:
     return f"{training_length(epochs)}, {runs} run{'' if runs == 1 else 's'}"
 
 
-PARTS = (_neural_ode, _figure_1, _clipping, _long_time, _figure_2, _initialisation, _counterexample, _cifar)
+PARTS = (_neural_ode, _figure_1, _clipping, _long_time, _figure_2, _initialisation, _counterexample, _cifar,
+         _mean_limit)  # fmt: skip
 # The figures whose tables they are judged from.
 JUDGED = ("neural_ode", "figure_1_left", "figure_1_right", "clipping", "long_time", "figure_2", "initialisation",
-          "relu_counterexample", "table_1", "figure_4")  # fmt: skip
+          "relu_counterexample", "table_1", "figure_4", "mean_limit")  # fmt: skip
 
 
 def claims(profile: str = "paper") -> list[Claim]:
@@ -357,5 +389,5 @@ def claims(profile: str = "paper") -> list[Claim]:
     check_profile(profile)
     found = [claim for part in PARTS for claim in part(profile)]
     order = ["Prop. 2", "Prop. 3", "clipped flow", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"]
-    order += ["Table 1", "Appendix"]
+    order += ["Table 1", "Appendix", BEYOND]
     return sorted(found, key=lambda claim: next(i for i, name in enumerate(order) if claim.where.startswith(name)))

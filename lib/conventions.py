@@ -1,6 +1,6 @@
-"""The paper's and the released code's conventions, named, in one place.
+"""The paper's and the released code's conventions, and mean-field scaling beside them, named, in one place.
 
-Both write the same residual network and differ in constants. With row vectors,
+They write the same residual network and differ in constants. With row vectors,
 
     h_{k+1} = h_k + outer * s(inner * h_k W_{k+1}) V_{k+1},      k = 0, ..., L-1.
 
@@ -9,10 +9,15 @@ point                          "eq3" (the paper)               "released" (its c
 =============================  ==============================  ===========================
 outer, residual scaling 1/L    1 / (L sqrt(m))                 1 / L
 inner                          1 / sqrt(q)                     1
+step of V_k and W_k            L eta                           L eta
 loss                           (1/n) sum_i |F(x_i) - y_i|^2    mean over all n d' entries
 successive distance            "max" over k and t              "aggregate" over t, k
 distance to the limit          "integral" over s in [0, 1]     "left" end of each cell
 =============================  ==============================  ===========================
+
+"mean-field" is eq. (3) with outer = 1 / (L m) and steps of L m eta: the residual branch is the mean over the L m units
+of all layers, and every unit moves by O(eta) a step, whatever L and m. It is the one of the three with a limit in
+L m (Chizat 2025, "The hidden width of deep ResNets", arXiv 2509.10167).
 
 Thm 4 reads layer k of L at floor((L-1) s) + 1; here, as in Figure 1, it stands for the cell [(k-1)/L, k/L). The two
 differ by O(1/L), in constants and not in rates.
@@ -29,19 +34,28 @@ from lib import checks
 
 @dataclass(frozen=True)
 class Convention:
-    """Width scalings and loss normalisation of one of the two sources (see the module's table)."""
+    """Width scalings and normalisation of the loss (see above); outer has a factor sqrt(m)^-``width_power``."""
 
     name: str
-    width_scaling: bool
+    width_power: int
+    inner_scaling: bool
     loss_per_coordinate: bool
 
     def inner_scale(self, hidden_dimension: int) -> float:
         """The factor of h_k W_k inside the activation: 1/sqrt(q) or 1."""
-        return 1 / math.sqrt(hidden_dimension) if self.width_scaling else 1.0
+        return 1 / math.sqrt(hidden_dimension) if self.inner_scaling else 1.0
 
     def outer_scale(self, depth: int, width: int, residual_exponent: float = 1.0) -> float:
-        """The factor of the residual branch: L^-beta, times 1/sqrt(m) where widths are scaled."""
-        return depth**-residual_exponent / (math.sqrt(width) if self.width_scaling else 1.0)
+        """The factor of the residual branch: L^-beta, times 1/sqrt(m) or 1/m where widths are scaled."""
+        return depth**-residual_exponent / math.sqrt(width) ** self.width_power
+
+    def width_step(self, width: int) -> float:
+        """The factor of the step of V_k and W_k: m^(p - 1) for outer's sqrt(m)^-p, or 1 if widths are not scaled.
+
+        A step then moves the network's output by an amount that does not depend on m (two factors sqrt(m)^-p, summed
+        over m units).
+        """
+        return width ** (self.width_power - 1) if self.width_power else 1
 
     def loss_scale(self, samples: int, output_dimension: int) -> float:
         """The factor of sum_i |F(x_i) - y_i|^2 in the loss: 1/n or 1/(n d')."""
@@ -49,8 +63,9 @@ class Convention:
 
 
 CONVENTIONS = {
-    "released": Convention("released", width_scaling=False, loss_per_coordinate=True),
-    "eq3": Convention("eq3", width_scaling=True, loss_per_coordinate=False),
+    "released": Convention("released", width_power=0, inner_scaling=False, loss_per_coordinate=True),
+    "eq3": Convention("eq3", width_power=1, inner_scaling=True, loss_per_coordinate=False),
+    "mean-field": Convention("mean-field", width_power=2, inner_scaling=True, loss_per_coordinate=False),
 }
 
 # What one draws from the seeded generator, in this order. The released Figure 2 draws one more (d, d) matrix

@@ -32,6 +32,10 @@ XAVIER_GAIN = 1e-4
 class ConvNetConfig:
     """Shape and initialisation of a network.
 
+    ``norm_groups`` G > 0 puts a group norm of G groups of channels (1: a layer norm) in the place of each layer's batch
+    norm, for ``batch_norm`` False: an experiment that is not in the paper. It has no batch statistics; the stem keeps
+    its batch norm, as without any.
+
     ``smooth_init`` True is the weight-tied initialisation (the draw of layer 0 in every layer), False the
     i.i.d. one. The two share the draws of the stem, the head and layer 0 for a given ``seed``.
     """
@@ -42,6 +46,7 @@ class ConvNetConfig:
     batch_norm: bool = True
     smooth_init: bool = True
     seed: int = 0
+    norm_groups: int = 0
 
     def __post_init__(self) -> None:
         checks.make_plain(self)
@@ -50,6 +55,14 @@ class ConvNetConfig:
         checks.boolean("batch_norm", self.batch_norm)
         checks.boolean("smooth_init", self.smooth_init)
         checks.positive_int("seed", self.seed, least=0)
+        checks.positive_int("norm_groups", self.norm_groups, least=0)
+        if self.norm_groups and self.batch_norm:
+            raise ValueError(
+                f"norm_groups is {self.norm_groups} with batch_norm True, expected one of the two: set batch_norm to "
+                f"False, or norm_groups to 0."
+            )
+        if self.norm_groups and self.channels % self.norm_groups:
+            raise ValueError(f"norm_groups is {self.norm_groups}, expected a divisor of the {self.channels} channels.")
         object.__setattr__(self, "activation", activations.get(self.activation).name)
 
 
@@ -69,7 +82,7 @@ class ResidualLayers(nn.Module):
         super().__init__()
         self.depth, self.channels = config.depth, config.channels
         self.activation = config.activation
-        self.batch_norm = config.batch_norm
+        self.batch_norm, self.norm_groups = config.batch_norm, config.norm_groups
         self.engine = "pytorch"  # what ran the last forward pass
         kernel, vector = (self.depth, self.channels, self.channels, 3, 3), (self.depth, self.channels)
         for name in self.names():
@@ -82,10 +95,12 @@ class ResidualLayers(nn.Module):
                 self.register_parameter(_attribute(name), nn.Parameter(torch.empty(shape)))
 
     def names(self) -> Iterator[str]:
-        """The released names of one layer's tensors, in the released order."""
+        """The released names of one layer's tensors, in the released order; group norms are gn1 and gn2."""
         yield from self.CONVOLUTIONS
         for bn in ("bn1", "bn2") if self.batch_norm else ():
             yield from (f"{bn}.{name}" for name in self.BN_PARAMETERS + self.BN_BUFFERS)
+        for gn in ("gn1", "gn2") if self.norm_groups else ():
+            yield from (f"{gn}.{name}" for name in self.BN_PARAMETERS)
 
     def stacked(self, name: str) -> Tensor:
         """The tensor of that released name ("conv1.weight", ...) over all layers, depth first."""
@@ -107,6 +122,14 @@ class ResidualLayers(nn.Module):
         """h_1, ..., h_L from h_0 = ``h``, by PyTorch; in training mode batch norm follows the batch."""
         s = activations.get(self.activation).function
         layers = [self.stacked(name).unbind() for name in self.CONVOLUTIONS]
+        if self.norm_groups:
+            layers += [self.stacked(f"{gn}.{name}").unbind() for gn in ("gn1", "gn2") for name in self.BN_PARAMETERS]
+            for w1, b1, w2, b2, g1, s1, g2, s2 in zip(*layers, strict=True):
+                z = F.group_norm(F.conv2d(h, w1, b1, padding=1), self.norm_groups, g1, s1, BN_EPS)
+                z = F.group_norm(F.conv2d(s(z), w2, b2, padding=1), self.norm_groups, g2, s2, BN_EPS)
+                h = h + z / self.depth
+                yield h
+            return
         if not self.batch_norm:
             for w1, b1, w2, b2 in zip(*layers, strict=True):
                 h = h + F.conv2d(s(F.conv2d(h, w1, b1, padding=1)), w2, b2, padding=1) / self.depth
@@ -241,7 +264,7 @@ class ConvResNet(nn.Module):
         default = 1 / math.sqrt(fan)
         xavier = XAVIER_GAIN * math.sqrt(6 / (fan + fan))
         for k in range(1 if config.smooth_init else config.depth):
-            uniform(layers.conv1_weight[k], default if config.batch_norm else xavier)
+            uniform(layers.conv1_weight[k], default if config.batch_norm or config.norm_groups else xavier)
             uniform(layers.conv1_bias[k], default)
             uniform(layers.conv2_weight[k], default)
             uniform(layers.conv2_bias[k], default)
@@ -252,6 +275,10 @@ class ConvResNet(nn.Module):
         if config.batch_norm:
             layers.bn1_weight.fill_(1)
             for tensor in (layers.bn1_bias, layers.bn2_weight, layers.bn2_bias):
+                tensor.zero_()
+        elif config.norm_groups:
+            layers.gn1_weight.fill_(1)
+            for tensor in (layers.gn1_bias, layers.gn2_weight, layers.gn2_bias):
                 tensor.zero_()
         else:
             layers.conv2_weight.zero_()

@@ -134,6 +134,8 @@ def conv_stack_problem(h: Tensor, tensors: Mapping[str, Tensor], activation: str
     module, reason = load()
     if module is None:
         return reason
+    if "gn1.weight" in tensors:
+        return "the compiled engine has no group norm"
     batch_norm = "bn1.weight" in tensors
     needed = CONV_PARAMETERS + (BN_PARAMETERS + BN_RUNNING if batch_norm else ())
     missing = [key for key in needed if key not in tensors]

@@ -116,15 +116,23 @@ class SpectralSolver:
     """Gradient descent on V(s), W(s), A, B with a fixed number of ``nodes``; `train` chooses and checks it.
 
     ``weights`` holds V: (N, m, q) and W: (N, q, m) at the nodes. ``picard_tolerance`` is the largest change
-    of the last Picard sweep, relative to the largest entry. The interface is that of `lib.adjoint.Adjoint`.
+    of the last Picard sweep, relative to the largest entry. ``data`` is other than the config draws. The interface is
+    that of `lib.adjoint.Adjoint`.
     """
 
-    def __init__(self, config: NetworkConfig, nodes: int, device: str = "cpu", picard_tolerance: float = 1e-12) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        nodes: int,
+        device: str = "cpu",
+        picard_tolerance: float = 1e-12,
+        data: Data | None = None,
+    ) -> None:
         check_exists(config)
         self.config, self.grid, self.picard_tolerance = config, grid_of(nodes, device), picard_tolerance
-        weights_at, data = initial_functions(config)
+        weights_at, drawn = initial_functions(config)
         self.weights = weights_at(self.grid.s.cpu()).to(device, torch.float64)
-        self.data: Data = data.to(device, torch.float64)
+        self.data: Data = (data or drawn).to(device, torch.float64)
         self._past_H, self._past_P = (deque(maxlen=len(EXTRAPOLATION)) for _ in range(2))
 
     @torch.no_grad()
@@ -140,7 +148,8 @@ class SpectralSolver:
 
     @torch.no_grad()
     def gradients(self) -> Weights:
-        """Functional gradients at the states of the last `forward`: dV/dt = -V of the result, and so on.
+        """Functional gradients at the states of the last `forward`: dV/dt = -V of the result, and so on (times m in
+        mean-field scaling).
 
         Beside a network's gradients this is L dl/dV_k at s = k/L; dl/dA and dl/dB are as there.
         """
@@ -169,7 +178,10 @@ class SpectralSolver:
 
         With ``clip`` C > 0 every velocity is clipped to [-C, C] first, entry by entry.
         """
+        factor = self.config.at_depth(1).step_factor  # the network's, without its L
         for name, velocity in self.gradients().items().items():
+            if name in ("V", "W"):
+                velocity.mul_(factor)
             if clip > 0:
                 velocity.clamp_(-clip, clip)
             getattr(self.weights, name).sub_(velocity, alpha=learning_rate)
@@ -341,13 +353,15 @@ def train(
     tolerance: float = 1e-6,
     clip: float = 0.0,
     max_nodes: int = MAX_NODES,
+    data: Data | None = None,
 ) -> Iterator[LimitRecord]:
     """Gradient descent on the limit itself: `lib.training.train` for infinite depth.
 
     Main arguments: as there; of ``config`` the depth is not used. ``tolerance`` is the error asked for in
     V(s) and W(s), in the norm that distances to the limit are measured in.
 
-    Other arguments: ``clip`` C, the clipped flow where above 0; ``max_nodes``, where refinement ends.
+    Other arguments: ``clip`` C, the clipped flow where above 0; ``max_nodes``, where refinement ends; ``data``, inputs
+    and targets other than `lib.network.initialise` draws.
 
     Yields a `LimitRecord` for each asked iteration. Two solutions, one with 3/2 of the other's nodes, train
     side by side; where they part by more than ``tolerance`` the finer one is kept as the coarser and a new one
@@ -363,7 +377,7 @@ def train(
     picard = min(1e-7, max(1e-13, 1e-3 * tolerance))
 
     def new_solver(nodes: int) -> SpectralSolver:
-        return SpectralSolver(config, nodes, str(config.torch_device), picard)
+        return SpectralSolver(config, nodes, str(config.torch_device), picard, data)
 
     return _records(new_solver, checks.plain(learning_rate), wanted, tolerance, checks.plain(clip), max_nodes)
 

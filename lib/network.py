@@ -34,7 +34,7 @@ class NetworkConfig:
     Main arguments: ``depth`` L, ``width`` m, ``dimension`` d, ``samples`` n, ``activation``,
     ``initialisation`` ("weight-tied": W_k = W for every k; "gaussian-process": W_k = W_0(k/L) with entries
     that are Gaussian processes of length scale ``length_scale``, section 4.3; "iid": each W_k its own draw;
-    V_k = 0 in each), ``convention`` ("released" or "eq3"), ``seed``.
+    V_k = 0 in each), ``convention`` ("released", "eq3" or "mean-field"), ``seed``.
 
     Other arguments: ``output_dimension`` d' and ``hidden_dimension`` q (0 stands for d and for the larger of
     d and d'), ``train_ends`` (whether A and B are trained), ``residual_scaling`` ("1/L" or "1/sqrt(L)"),
@@ -127,12 +127,13 @@ class NetworkConfig:
 
     @property
     def step_factor(self) -> float:
-        """The factor of the learning rate for V_k and W_k: L for the residual scaling 1/L.
+        """The factor of the learning rate for V_k and W_k: L for the residual scaling 1/L, L m in mean-field scaling.
 
         In general L^(2 beta - 1) for L^-beta, with which a step moves the network's output by an amount that
-        does not depend on L (two factors L^-beta, summed over L layers).
+        does not depend on L (two factors L^-beta, summed over L layers), times `Convention.width_step`.
         """
-        return self.depth ** (2 * conventions.RESIDUAL_EXPONENTS[self.residual_scaling] - 1)
+        over_depth = self.depth ** (2 * conventions.RESIDUAL_EXPONENTS[self.residual_scaling] - 1)
+        return over_depth * conventions.get(self.convention).width_step(self.width)
 
     @property
     def ends_are_identity(self) -> bool:

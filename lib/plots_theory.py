@@ -12,7 +12,6 @@ from lib.plots import (
     MARKERS,
     color_scale,
     depth_axis,
-    minus,
     panels,
     plain_ticks,
     rate_line,
@@ -152,41 +151,47 @@ def _case_label(case: str) -> str:
     return {"iid": "i.i.d.", "iid 1/sqrt(L)": r"i.i.d., scaling $1/\sqrt{L}$"}.get(case, case)
 
 
+COLUMNS = ("successive", "distance", "output", "variation")  # of the table, a panel each
+
+
 @styled
 def initialisation(table: Table, entries: Table) -> Figure:
-    """Successive distance, distance to the limit and quadratic variation against depth, for each initialisation.
+    """Successive distance, distances of weights and of outputs to the limit and quadratic variation against depth, for
+    each initialisation.
 
     Open markers and thin lines: before training; full ones: after. ``table`` and ``entries`` have the columns of
     ``initialisation.csv`` and ``initialisation_weights.csv``.
     """
-    figure, axes = panels(2, 2, height=5.4)
-    successive, distance, variation, entry = axes.flat
+    figure, axes = panels(3, 2, height=5.2)
+    successive, distance, output, variation, entry, legend = axes.flat
     cases = list(dict.fromkeys(table["case"]))
     before, after = np.unique(table["iteration"])
     for case, color, marker in zip(cases, cycle((BLACK, *COLORS)), cycle(MARKERS), strict=False):
         for iteration, style in ((before, {"markerfacecolor": "white", "linewidth": 0.7}), (after, {})):
             rows = select(table, case=case, iteration=iteration)
-            for panel, name in ((successive, "successive"), (distance, "distance"), (variation, "variation")):
+            for panel, name in zip((successive, distance, output, variation), COLUMNS, strict=True):
                 values = np.where(np.nan_to_num(rows[name]) > 1e-10, rows[name], np.nan)
                 panel.plot(rows["depth"], values, marker + "-", color=color, **style)
         rows = select(entries, case=case, iteration=after)
         if case != "iid 1/sqrt(L)":
             width = 0.5 if case == "iid" else 1.3
             entry.plot(rows["s"], rows["entry"], color=color, linewidth=width, zorder=1 if case == "iid" else 2)
-        successive.plot([], [], marker + "-", color=color, label=_case_label(case))
-    successive.plot([], [], "o", color=GREY, markerfacecolor="white", label="open: before training, if it differs")
+        legend.plot([], [], marker + "-", color=color, label=_case_label(case))
+    legend.plot([], [], "o", color=GREY, markerfacecolor="white", label="open: before training,\nif it differs")
     titles = {
         successive: r"$\max_k\,\|Z_{k+1}-Z_k\|_F$",
-        distance: "distance to the limit (i.i.d.: to the deepest)",
-        variation: r"$\sum_k\,\|h_{k+1}-h_k\|^2$, mean over inputs",
+        distance: "weights to their limit",
+        output: "outputs to their limit",
+        variation: r"$\sum_k\,\|h_{k+1}-h_k\|^2$",
     }
     for panel, title in titles.items():
         depth_axis(panel, table["depth"])
         panel.set_yscale("log")
         panel.set_title(title)
     entry.set_xlabel("$s=k/L$")
-    entry.set_title(f"one entry of $W_k$ after training, $L={max(table['depth'])}$")
-    figure.legend(loc="outside lower center", ncols=3)
+    entry.set_title(f"one entry of $W_k$, $L={max(table['depth'])}$")
+    legend.set_axis_off()
+    legend.legend(loc="center left", title="i.i.d.: to the deepest network", title_fontsize=8)
     return figure
 
 
@@ -299,7 +304,7 @@ def claims(table: Table, within: float) -> Figure:
     labels = [f"{statement} ({where})" for statement, where in zip(rows["statement"], rows["where"], strict=True)]
     axes.set_yticks(places, labels, fontsize=7)
     for place, expected in zip(places, rows["expected"], strict=True):
-        text = minus(expected, 0) if expected else "0"
+        text = f"{expected:g}".replace("-", "−")
         axes.annotate(text, (1.04, place), xycoords=("axes fraction", "data"), va="center", ha="center", fontsize=7)
     axes.annotate("claimed", (1.04, len(places) - 0.2), xycoords=("axes fraction", "data"), ha="center", fontsize=7)
     axes.set_ylim(-0.7, len(places) - 0.3)

@@ -292,8 +292,11 @@ def _common(configs: Sequence[CifarConfig]) -> CifarConfig:
 
 def _why_alone(config: CifarConfig) -> str:
     """Why a run can be trained alone only; nothing where it can be stacked."""
-    if config.activation not in ACTIVATIONS or not config.batch_norm or config.hold_stem:
-        return f"that takes batch norm, a stem that trains, and one of the activations {', '.join(ACTIVATIONS)}"
+    if config.activation not in ACTIVATIONS or not config.batch_norm or config.hold_stem or config.depth_scaling:
+        return (
+            f"that takes batch norm, a stem that trains, no depth_scaling, and one of the activations "
+            f"{', '.join(ACTIVATIONS)}"
+        )
     if config.channels != CHANNELS or config.batch_size != stacked_layers.BATCH:
         return (
             f"it has {config.channels} channels and batches of {config.batch_size}, expected {CHANNELS} and "

@@ -25,6 +25,7 @@ WORDS = {
     "leaky_relu": "leaky ReLU",
     "released": "released scaling",
     "eq3": "scaling of eq. (3)",
+    "mean-field": "mean-field scaling",
 }
 
 

@@ -333,6 +333,8 @@ def initialisations(
     - ``successive``: max over k of |Z_{k+1} - Z_k|_F;
     - ``distance``: of Z^L from the limit Z in the integral norm, or, where there is no limit (i.i.d.), from the
       deepest network (nan for itself);
+    - ``output``: the same of the outputs F(x), root mean square over the training inputs and coordinates: i.i.d. layers
+      have a limit as functions of x (`lib.figures.mean_limit`), though not as weights;
     - ``variation``: sum over k of |h_{k+1} - h_k|^2, averaged over the training inputs: the quadratic variation,
       of order 1/L for an ordinary differential equation and of order 1 for a stochastic one.
 
@@ -354,6 +356,7 @@ def initialisations(
         for records in lockstep(trainings):
             networks = records[:-1] if smooth else records
             deepest = networks[-1].weights
+            expected = records[-1].ode(data.x) if smooth else _output(network, config.depths[-1], deepest, data.x)
             iteration = networks[-1].iteration
             for depth, record in zip(config.depths, networks, strict=True):
                 weights = record.weights
@@ -365,6 +368,7 @@ def initialisations(
                     parts = (math.nan,)
                 squares = sum(successive_squares(weights))
                 states = hidden_states(network.at_depth(depth), weights, data.x)
+                apart = (outputs(weights, states) - expected).square().mean().sqrt()
                 variation = states.diff(dim=0).square().sum() / config.network.samples
                 rows.append(
                     {
@@ -374,12 +378,17 @@ def initialisations(
                         "loss": record.loss,
                         "successive": math.sqrt(float(squares.max())),
                         "distance": math.hypot(*parts),
+                        "output": float(apart) if smooth or depth < config.depths[-1] else math.nan,
                         "variation": float(variation),
                     }
                 )
             for k, entry in enumerate(deepest.W[:, 0, 0].tolist(), start=1):
                 entries.append({"case": case, "iteration": iteration, "s": k / len(deepest.W), "entry": entry})
     return from_rows(rows), from_rows(entries)
+
+
+def _output(network: NetworkConfig, depth: int, weights: Weights, x: Tensor) -> Tensor:
+    return outputs(weights, hidden_states(network.at_depth(depth), weights, x))
 
 
 # --- The clipped flow (Prop. 3) ----------------------------------------------------------------------------

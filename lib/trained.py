@@ -59,7 +59,7 @@ def find(folder: Path | None = None) -> dict[Path, CifarConfig]:
 
     def place(path: Path) -> tuple:
         config = found[path]
-        return config.activation, not config.batch_norm, config.epochs, not config.smooth_init
+        return config.activation, not config.batch_norm, config.norm_groups, config.epochs, not config.smooth_init
 
     return {path: found[path] for path in sorted(found, key=place)}
 

@@ -110,10 +110,16 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
 RATIOS = (1e-4, 4.0)
 
 
+def _norm(config: CifarConfig) -> str:
+    if config.norm_groups:
+        return f"group norm ({config.norm_groups})"
+    return "" if config.batch_norm else "no batch norm"
+
+
 def trained_name(config: CifarConfig) -> str:
     """A trained network in words: initialisation, activation, schedule and what else differs from the paper."""
     parts = ["weight-tied" if config.smooth_init else "i.i.d.", word(config.activation)]
-    parts += ["" if config.batch_norm else "no batch norm", f"L = {config.depth}", f"{config.epochs} epochs"]
+    parts += [_norm(config), f"L = {config.depth}", f"{config.epochs} epochs"]
     return " · ".join([*filter(None, parts), f"seed {config.seed}"])
 
 

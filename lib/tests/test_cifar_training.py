@@ -358,13 +358,15 @@ def test_weight_decay_alone_is_what_the_optimizer_leaves_without_gradients():
     assert weight.item() == pytest.approx(left, rel=0.01)
 
 
-def test_the_step_is_the_documented_sgd(tmp_path, generated_set):
+@pytest.mark.parametrize("depth_scaling", [False, True])
+def test_the_step_is_the_documented_sgd(tmp_path, generated_set, depth_scaling):
     """Two epochs of a step each by hand: momentum 0.9, decay on every parameter, the cosine's two rates."""
     from torch.nn import functional as F
 
     from lib.convnet import ConvResNet
 
-    config = CifarConfig(**SMALL | {"batch_size": 300, "epochs": 2, "adaptive": True})
+    config = CifarConfig(**SMALL | {"batch_size": 300, "epochs": 2, "adaptive": True}, depth_scaling=depth_scaling)
+    factor = config.depth / 256 if depth_scaling else 1.0
     finish(config, tmp_path / "run")
     network = ConvResNet(config.network).train()
     images = cifar.load(train=True)
@@ -375,8 +377,10 @@ def test_the_step_is_the_documented_sgd(tmp_path, generated_set):
         F.cross_entropy(network(pixels), labels).backward()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                rate = residual_rate if name.startswith("residual_layers") else end_rate
-                momenta[name] = 0.9 * momenta.get(name, 0) + parameter.grad + 5e-4 * parameter
+                rate, decay = end_rate, 5e-4
+                if name.startswith("residual_layers"):
+                    rate, decay = residual_rate * factor, 5e-4 / factor
+                momenta[name] = 0.9 * momenta.get(name, 0) + parameter.grad + decay * parameter
                 parameter -= rate * momenta[name]
     found = read_state(tmp_path / "run")["network"]
     for name, tensor in network.state_dict().items():
@@ -456,6 +460,8 @@ def test_states_from_before_an_option_go_on(tmp_path):
         ({"batch_size": 0}, "batch_size is 0, expected a whole number of at least 1"),
         ({"adaptive": "False"}, "adaptive is 'False', expected True or False"),
         ({"hold_stem": 1}, "hold_stem is 1, expected True or False"),
+        ({"depth_scaling": 1}, "depth_scaling is 1, expected True or False"),
+        ({"norm_groups": -1}, "norm_groups is -1, expected a whole number of at least 0"),
         ({"depth": 2.5}, "depth is 2.5"),
     ],
 )
@@ -483,6 +489,9 @@ def test_names_tell_runs_apart():
         {"epochs": 30},
         {"adaptive": True},
         {"hold_stem": True},
+        {"depth_scaling": True},
+        {"batch_norm": False, "norm_groups": 1},
+        {"batch_norm": False, "norm_groups": 4},
         {"channels": 8},
         {"batch_size": 128},
         {"test_every": 1},

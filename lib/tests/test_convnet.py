@@ -22,17 +22,21 @@ class Reference(nn.Module):
         for _ in range(config.depth):
             layer = nn.Module()
             layer.conv1, layer.conv2 = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 3, padding=1)
-            layer.bn1, layer.bn2 = (
-                (nn.BatchNorm2d(C), nn.BatchNorm2d(C)) if config.batch_norm else (nn.Identity(), nn.Identity())
-            )
+            for i in "12":
+                if config.norm_groups:
+                    layer.add_module(f"gn{i}", nn.GroupNorm(config.norm_groups, C))
+                else:
+                    layer.add_module(f"bn{i}", nn.BatchNorm2d(C) if config.batch_norm else nn.Identity())
             self.residual_layers.append(layer)
+        self.norm = "gn" if config.norm_groups else "bn"
         self.linear = nn.Linear(4 * C, 10)
         self.s = activations.get(config.activation).module()
 
     def forward(self, x):
         h = F.relu(self.bn1(self.conv1(x)))
         for layer in self.residual_layers:
-            branch = layer.bn2(layer.conv2(self.s(layer.bn1(layer.conv1(h)))))
+            first, second = (layer.get_submodule(f"{self.norm}{i}") for i in "12")
+            branch = second(layer.conv2(self.s(first(layer.conv1(h)))))
             h = h + branch / len(self.residual_layers)
         return self.linear(F.avg_pool2d(h, 4).flatten(1))
 
@@ -83,10 +87,10 @@ def test_without_batch_norm_the_weights_do_not_tell_the_path_length():
     assert network.scales() == {"stem_scale": 1.0, "path_length": None}
 
 
-@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("norm", [{}, {"batch_norm": False}, {"batch_norm": False, "norm_groups": 4}])
 @pytest.mark.parametrize("activation", activations.ACTIVATIONS)
-def test_agrees_with_stock_modules_in_float64(activation, batch_norm):
-    config = ConvNetConfig(activation=activation, batch_norm=batch_norm, smooth_init=False, **SMALL)
+def test_agrees_with_stock_modules_in_float64(activation, norm):
+    config = ConvNetConfig(activation=activation, smooth_init=False, **SMALL, **norm)
     network = perturbed(ConvResNet(config)).double()
     reference = Reference(config).double()
     assert list(reference.state_dict()) == list(network.state_dict())
@@ -124,6 +128,18 @@ def test_initialisation_is_weight_tied_or_independent():
     assert not any(t.any() for t in (layers.bn1_bias, layers.bn2_weight, layers.bn2_bias))
 
 
+def test_group_norm_starts_as_batch_norm_does_and_has_no_batch_statistics():
+    grouped = ConvResNet(ConvNetConfig(batch_norm=False, norm_groups=1, **SMALL))
+    plain = ConvResNet(ConvNetConfig(**SMALL))
+    assert torch.equal(grouped.residual_layers.conv1_weight, plain.residual_layers.conv1_weight)
+    h = torch.randn(3, 16, 10, 10, generator=torch.Generator().manual_seed(2))
+    layers = grouped.residual_layers
+    assert torch.equal(layers(h), h)  # each block starts at 0
+    perturbed(grouped)
+    torch.testing.assert_close(layers.train()(h)[:1], layers.eval()(h[:1]))
+    assert layers.engine == "pytorch"
+
+
 def test_initialisation_without_batch_norm():
     layers = ConvResNet(ConvNetConfig(depth=10, batch_norm=False, smooth_init=False)).residual_layers
     assert not layers.conv2_weight.any()
@@ -157,6 +173,8 @@ def test_wrong_state_dicts_are_named():
         ({"depth": 0}, "depth is 0, expected a whole number of at least 1"),
         ({"activation": "swish"}, "activation is 'swish', expected one of: gelu, relu"),
         ({"batch_norm": "True"}, "batch_norm is 'True', expected True or False"),
+        ({"norm_groups": 4}, "norm_groups is 4 with batch_norm True, expected one of the two"),
+        ({"batch_norm": False, "norm_groups": 3}, "norm_groups is 3, expected a divisor of the 16 channels"),
         ({"seed": -1}, "seed is -1"),
     ],
 )

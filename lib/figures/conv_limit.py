@@ -1,0 +1,114 @@
+"""Do the networks that are trained on CIFAR-10 converge as their depth grows? Measured, since no theorem says so.
+
+`lib.cifar_limit` trains weight-tied networks of growing depth along the same flow and measures how far depth L is from
+depth 2L; this module reads the table and draws it. If distances of successive depths fall as L^-p, p > 0, their sum is
+finite and the networks converge, with an error of order L^-p.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.cifar_limit import MEASURES
+from lib.distances import Slope, fit_slope
+from lib.plots import GREY, color_scale, depth_axis, panels, styled
+from lib.tables import Table, from_rows, select, word
+
+FAMILIES = (("gelu", "batch"), ("gelu", "none"), ("gelu", "group"), ("relu", "batch"))
+ROWS = {
+    "weights_conv1": "weights of conv1, relative",
+    "hidden_states": "hidden states, relative",
+    "logits": "logits, relative",
+    "steepness": r"$L\,\max_k\,\|Z_{k+1}-Z_k\|_F$",
+}
+COLUMNS = ("activation", "normalisation", "epoch", "measure", "seeds", "slope", "low", "high")  # of `slopes`
+CONVERGES = 0.5  # the exponent p from which on distances count as falling with the depth
+
+
+def family_name(activation: str, normalisation: str) -> str:
+    """A family in words: "GELU, batch norm"."""
+    return f"{word(activation)}, {'no norm' if normalisation == 'none' else f'{normalisation} norm'}"
+
+
+def nothing_trained(activation: str, normalisation: str) -> str:
+    """The sentence for a family without rows."""
+    return f"{family_name(activation, normalisation)}: not trained yet, `make train-depths` does it."
+
+
+def _means(table: Table, measure: str, **chosen) -> tuple[np.ndarray, np.ndarray]:
+    """Depths and, over the seeds, geometric means of a measure that is known there and above 0."""
+    rows = select(table, **chosen)
+    values = np.asarray(rows[measure], dtype=float)
+    known = np.isfinite(values) & (values > 0)
+    depths = np.unique(rows["depth"][known])
+    return depths, np.array([np.exp(np.log(values[known & (rows["depth"] == L)]).mean()) for L in depths])
+
+
+def slopes(table: Table) -> dict[str, list]:
+    """Rates in L of every measure, for each family and epoch, of its geometric means over the seeds: `COLUMNS`, with
+    the 95 % interval of the fit from ``low`` to ``high`` (nan with two depths)."""
+    rows = []
+    for activation, normalisation in FAMILIES:
+        family = {"activation": activation, "normalisation": normalisation}
+        runs = select(table, **family)
+        for epoch in np.unique(runs["epoch"]).astype(int):
+            for measure in (*MEASURES, "steepness"):
+                depths, values = _means(runs, measure, epoch=epoch)
+                fit = fit_slope(depths, values) if len(depths) > 1 else Slope(*[math.nan] * 4)
+                rates = {"slope": fit.slope, "low": fit.low, "high": fit.high}
+                seeds = len(np.unique(select(runs, epoch=epoch)["seed"]))
+                rows.append(family | {"epoch": int(epoch), "measure": measure, "seeds": seeds} | rates)
+    return from_rows(rows) or {name: [] for name in COLUMNS}
+
+
+def converges_until(rates: Table, activation: str, normalisation: str, measure: str) -> int:
+    """The last epoch up to which, without a break, distances fall at least as L^-1/2 (`CONVERGES`); 0: not even after
+    the first."""
+    rows = select(rates, activation=activation, normalisation=normalisation, measure=measure)
+    last = 0
+    for epoch, slope in zip(rows["epoch"], rows["slope"], strict=True):
+        if not slope <= -CONVERGES:
+            break
+        last = int(epoch)
+    return last
+
+
+@styled
+def draw(table: Table, epochs: Sequence[int]) -> Figure:
+    """Distances between depth L and 2L, and L times the largest successive distance, against L after several epochs: a
+    column a family, a line an epoch and a seed. ``table`` has the columns of ``conv_limit.csv``."""
+    figure, axes = panels(len(FAMILIES), len(ROWS), height=7.6, sharex=True, sharey="row")
+    color, mappable = color_scale(epochs)
+    for column, (activation, normalisation) in zip(axes.T, FAMILIES, strict=True):
+        runs = select(table, activation=activation, normalisation=normalisation)
+        for panel, measure in zip(column, ROWS, strict=True):
+            _lines(panel, runs, measure, epochs, color)
+        column[0].set_title(family_name(activation, normalisation))
+        column[-1].set_xlabel("depth $L$")
+    for panel, label in zip(axes[:, 0], ROWS.values(), strict=True):
+        panel.set(ylabel=label, yscale="log")
+    if len(table["depth"]):
+        depth_axis(axes[-1, 0], np.unique(table["depth"]))
+        axes[-1, 0].set_xticks(np.unique(table["depth"]), np.unique(table["depth"]))
+    bar = figure.colorbar(mappable, ax=axes, location="bottom", pad=0.01, aspect=50, ticks=list(epochs))
+    bar.set_label("epochs complete")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color) -> None:
+    drawn = False
+    for epoch in epochs:
+        for seed in np.unique(runs["seed"]):
+            depths, values = _means(runs, measure, epoch=epoch, seed=seed)
+            if len(depths):
+                panel.plot(depths, values, "o-", color=color(epoch), markersize=3, linewidth=1)
+                drawn = True
+    if not drawn:
+        panel.text(0.5, 0.5, "not trained yet", ha="center", color=GREY, transform=panel.transAxes)
+    elif measure != "steepness":  # 1/L, to compare with
+        depths, values = _means(runs, measure, epoch=max(set(epochs) & set(runs["epoch"].tolist())))
+        panel.plot(depths, 1.5 * values[0] * depths[0] / depths, "--", color=GREY, linewidth=1, zorder=0)

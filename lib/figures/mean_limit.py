@@ -1,0 +1,415 @@
+"""The mean ODE: networks whose layers are drawn independently have a limit in the depth too.
+
+In mean-field scaling (`lib.conventions`) the residual branch of a network of L layers of m units is a mean over its
+L m units, and every unit moves by O(eta) a step. If all units (v, w) start as independent draws from one law rho_0,
+then for L m -> infinity the network trains towards the mean ODE, with row vectors
+
+    dH/ds = E[ s(H w / sqrt(q)) v ],      H(0) = x,      (v, w) ~ rho_t(s),      rho_0(s) = rho_0 for every s,
+    dv/dt = -sum_i s(H_i w / sqrt(q)) P_i,               dw/dt = -sum_i s'(H_i w / sqrt(q)) (P_i . v) H_i / sqrt(q),
+
+where P_i(s) is the adjoint of sample i (`lib.limit`), with an error of order 1/L + 1/sqrt(L m) (Chizat 2025, "The
+hidden width of deep ResNets", arXiv 2509.10167). The layers themselves stay rough. The limit does not depend on m.
+A network of weight-tied initialisation has the neural ODE of its own m units as its limit, with an error of order 1/L.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from scipy.optimize import nnls
+from torch import Tensor
+
+from lib import activations, checks, limit
+from lib.distances import LEVEL, Slope, fit_slope
+from lib.experiments import Progress, evenly, silent
+from lib.network import Data, NetworkConfig, Weights, hidden_states, initialise
+from lib.plots import BLUE, GREEN, GREY, MARKERS, VERMILION, color_scale, depth_axis, panels, plain_ticks, styled
+from lib.tables import Table, from_rows, select
+from lib.training import Record, train
+
+MEAN, OWN = "mean ODE", "own ODE"
+QUANTITIES = {"output": "outputs", "hidden_states": "hidden states", "loss": "loss"}
+RESAMPLES = 1000  # of the seeds, for an interval
+
+
+@dataclass(frozen=True)
+class MeanLimitConfig:
+    """Networks of several ``depths`` and ``widths``, each with ``seeds`` draws of its weights, beside their limits.
+
+    Main arguments: ``network`` gives everything else and, by its own seed and width, the data, which all share;
+    networks of more than ``most_units`` units L m are left out; ``iterations`` and ``learning_rate`` as in
+    `lib.training.train`. The mean ODE is a network of i.i.d. layers of ``reference_depth`` and ``reference_width``,
+    drawn independently of the others. The narrowest width is also trained from weight-tied layers, beside the limit of
+    its own units and beside the mean ODE.
+
+    Other arguments: ``recorded``, how many moments are compared, evenly spaced; ``tolerance``, see `limit.train`;
+    ``slope_from``, the smallest depth that slopes are fitted over.
+    """
+
+    network: NetworkConfig
+    depths: list[int]
+    widths: list[int]
+    seeds: int
+    iterations: int
+    learning_rate: float = 0.3
+    reference_depth: int = 4096
+    reference_width: int = 128
+    most_units: int = 32768
+    recorded: int = 5
+    tolerance: float = 1e-5
+    slope_from: int = 16
+
+    def __post_init__(self) -> None:
+        checks.positive_ints("depths", self.depths, least=2)
+        checks.positive_ints("widths", self.widths)
+        checks.positive_int("seeds", self.seeds, least=2)
+        checks.positive_int("iterations", self.iterations)
+        checks.positive_float("learning_rate", self.learning_rate)
+        for name in ("reference_depth", "reference_width", "most_units"):
+            checks.positive_int(name, getattr(self, name))
+        checks.positive_int("recorded", self.recorded, least=2)
+        checks.positive_float("tolerance", self.tolerance)
+        checks.two_sizes(self.slope_from, self.depths)
+        activations.check_smooth(self.network.activation)
+        checks.choice("convention", self.network.convention, ["mean-field"])
+        limit.check_exists(dataclasses.replace(self.network, initialisation="weight-tied"))
+        if not self.network.ends_are_identity:
+            raise ValueError(
+                "The network has matrices A and B that are not the identity: expected d = d' = q, none trained."
+            )
+        smallest = self.depths[0]
+        for depth in (*self.depths, self.reference_depth):
+            if depth % smallest:
+                raise ValueError(
+                    f"A depth is {depth}, expected multiples of the smallest, {smallest}: hidden states are compared "
+                    f"after every {smallest}th part of the layers."
+                )
+        if self.most_units < smallest * self.widths[-1]:
+            raise ValueError(
+                f"most_units is {self.most_units}, which leaves no network of width {self.widths[-1]}: expected at "
+                f"least {smallest * self.widths[-1]}."
+            )
+
+    @property
+    def times(self) -> list[int]:
+        """The iterations that are compared, the first and the last among them."""
+        return evenly(self.iterations, self.recorded)
+
+    def draw(self, initialisation: str, width: int, depth: int, seed: int) -> NetworkConfig:
+        """A network with that draw of its weights; ``seed`` 0 is the mean ODE's, 1, 2, ... those of the others."""
+        return dataclasses.replace(
+            self.network, initialisation=initialisation, width=width, depth=depth, seed=self.network.seed + seed
+        )
+
+    def runs(self) -> list[tuple[str, int, int, int]]:
+        """(initialisation, width, depth, seed) of every network."""
+        sizes = [(m, L) for m in self.widths for L in self.depths if L * m <= self.most_units]
+        kinds = [("iid", m, L) for m, L in sizes]
+        kinds += [("weight-tied", m, L) for m, L in sizes if m == self.widths[0]]
+        return [(*kind, seed) for kind in kinds for seed in range(1, self.seeds + 1)]
+
+
+@dataclass
+class Moment:
+    """A network or a limit at one moment: its loss, and its hidden states at s = 0, 1/k, ..., 1: (k+1, n, q)."""
+
+    loss: float
+    states: Tensor
+
+    def distances(self, other: "Moment") -> dict[str, float]:
+        """From another: root mean squares over samples and coordinates, for hidden states the largest over s."""
+        apart = (self.states - other.states).square().mean(dim=(1, 2)).sqrt()
+        return {
+            "output": float(apart[-1]),
+            "hidden_states": float(apart.max()),
+            "loss": abs(self.loss - other.loss),
+        }
+
+
+def _moments(config: MeanLimitConfig, network: NetworkConfig, data: Data) -> Iterator[tuple[Record, Moment]]:
+    weights, _ = initialise(network)
+    start = weights, data
+    for record in train(network, config.learning_rate, config.iterations, config.times, start=start):
+        states = hidden_states(network, record.weights, data.x)
+        yield record, Moment(record.loss, states[:: network.depth // config.depths[0]])
+
+
+def _own_limit(config: MeanLimitConfig, network: NetworkConfig, data: Data) -> list[Moment]:
+    s = torch.linspace(0, 1, config.depths[0] + 1, dtype=torch.float64)
+    records = limit.train(
+        network, config.learning_rate, config.iterations, config.times, tolerance=config.tolerance, data=data
+    )
+    return [Moment(record.loss, record.ode.hidden_states(data.x, s)) for record in records]
+
+
+def mean_limit(config: MeanLimitConfig, progress: Progress = silent) -> tuple[dict[str, list], ...]:
+    """Three tables: distances from the limits, and hidden states and weights to look at after training.
+
+    The first has columns initialisation, reference ("mean ODE" or "own ODE"), width, depth, seed, iteration and the
+    distances ``output``, ``hidden_states`` and ``loss`` (see `Moment.distances`). The second holds the first coordinate
+    of three hidden states, for the mean ODE (depth 0) and the first draw of the narrowest networks of i.i.d. layers:
+    columns depth, s, input, value. The third holds one entry of W_k of the first draw of the narrowest network, of
+    middle depth: columns initialisation, s, entry.
+    """
+    _, data = initialise(config.network.at_depth(1))
+    reference = config.draw("iid", config.reference_width, config.reference_depth, 0)
+    mean = list(_moments(config, reference, data))
+    few = data.x[:3]
+    shown_states = {0: _few(reference, mean[-1][0].weights, few)}
+    mean = [moment for _, moment in mean]
+    own = {}
+    narrow, middle = config.widths[0], config.depths[len(config.depths) // 2]
+    rows, weights = [], []
+    runs = config.runs()
+    for initialisation, width, depth, seed in progress(runs, len(runs)):
+        network = config.draw(initialisation, width, depth, seed)
+        references = {MEAN: mean}
+        if initialisation == "weight-tied":
+            if seed not in own:
+                own[seed] = _own_limit(config, network, data)
+            references[OWN] = own[seed]
+        named = {"initialisation": initialisation, "width": width, "depth": depth, "seed": seed}
+        for place, (record, moment) in enumerate(_moments(config, network, data)):
+            for name, moments in references.items():
+                distances = moment.distances(moments[place])
+                rows.append(named | {"reference": name, "iteration": record.iteration} | distances)
+        if width == narrow and seed == 1:
+            if initialisation == "iid" and depth in (config.depths[0], config.depths[-1]):
+                shown_states[depth] = _few(network, record.weights, few)
+            if depth == middle:
+                for k, entry in enumerate(record.weights.W[:, 0, 0].tolist(), start=1):
+                    weights.append({"initialisation": initialisation, "s": k / depth, "entry": entry})
+    trajectories = [
+        {"depth": depth, "s": k / (len(states) - 1), "input": number, "value": float(value)}
+        for depth, states in shown_states.items()
+        for k, values in enumerate(states)
+        for number, value in enumerate(values)
+    ]
+    return from_rows(rows), from_rows(trajectories), from_rows(weights)
+
+
+def _few(network: NetworkConfig, weights: Weights, x: Tensor, points: int = 128) -> Tensor:
+    """The first coordinate of the hidden states of a few inputs x: (k, d), at most ``points`` + 1 of them: (., k)."""
+    states = hidden_states(network, weights, x)[..., 0]
+    return states[:: max(1, network.depth // points)]
+
+
+# --- Rates ------------------------------------------------------------------------------------------------------------
+
+
+def _squared(table: Table, quantity: str, **chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The squared distances (k, seeds) of the chosen networks, by the k sizes: depths (k,), widths (k,)."""
+    rows = select(table, **chosen)
+    sizes = list(dict.fromkeys(zip(rows["width"].tolist(), rows["depth"].tolist(), strict=True)))
+    found = [select(rows, width=width, depth=depth)[quantity] for width, depth in sizes]
+    widths, depths = np.array(sizes).T
+    return depths, widths, np.square(found)
+
+
+def _resampled(squares: np.ndarray) -> np.ndarray:
+    """Root mean squares over draws with replacement among the seeds: (`RESAMPLES`, k)."""
+    seeds = squares.shape[1]
+    drawn = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
+    return np.sqrt(squares[:, drawn].mean(axis=2)).T
+
+
+def _interval(values: np.ndarray) -> np.ndarray:
+    """The bounds of the 95 % interval of the values along the first axis: (2, ...)."""
+    return np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+
+
+def root_mean_squares(table: Table, quantity: str, **chosen) -> dict[str, np.ndarray]:
+    """Of the distances of the chosen networks, over the seeds: columns depth, width, value, low, high (95 % intervals,
+    by resampling the seeds)."""
+    depths, widths, squares = _squared(table, quantity, **chosen)
+    low, high = _interval(_resampled(squares))
+    value = np.sqrt(squares.mean(axis=1))
+    return {"depth": depths, "width": widths, "value": value, "low": low, "high": high}
+
+
+def slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> Slope:
+    """The rate in L of the root mean square over the seeds, over depths of ``at_least``, for networks of one width; its
+    95 % interval by resampling the seeds."""
+    depths, _, squares = _squared(table, quantity, **chosen)
+    fit = fit_slope(depths, np.sqrt(squares.mean(axis=1)), at_least)
+    keep = depths >= at_least
+    centred = np.log(depths[keep]) - np.log(depths[keep]).mean()
+    low, high = _interval(np.log(_resampled(squares)[:, keep]) @ centred / (centred @ centred))
+    return Slope(fit.slope, float(low), float(high), fit.constant)
+
+
+@dataclass(frozen=True)
+class TwoTerms:
+    """The distance as sqrt((a/L)^2 + b^2/(L m)): ``a``, ``b``, 95 % intervals of both by resampling the seeds, and
+    ``residual``, the root mean square of the relative deviation over the sizes."""
+
+    a: float
+    b: float
+    a_interval: tuple[float, float]
+    b_interval: tuple[float, float]
+    residual: float
+
+    @property
+    def crossover(self) -> float:
+        """L/m at which the two terms are equal: a^2/b^2."""
+        return (self.a / self.b) ** 2
+
+    def value(self, depth, width):
+        """The fitted distance."""
+        return np.sqrt((self.a / depth) ** 2 + self.b**2 / (depth * width))
+
+
+def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
+    """Fit both terms to the root mean square over the seeds of all sizes, by non-negative least squares in the relative
+    deviation of the squares."""
+    depths, widths, squares = _squared(table, quantity, **chosen)
+    terms = np.stack([1.0 / depths**2, 1.0 / (depths * widths)], axis=1)
+
+    def fit(values: np.ndarray) -> np.ndarray:
+        return np.sqrt(nnls(terms / values[:, None] ** 2, np.ones(len(values)))[0])
+
+    values = np.sqrt(squares.mean(axis=1))
+    a, b = fit(values)
+    low, high = _interval(np.array([fit(drawn) for drawn in _resampled(squares)])).tolist()
+    deviation = np.sqrt((a / depths) ** 2 + b**2 / (depths * widths)) / values - 1
+    residual = float(np.sqrt(np.square(deviation).mean()))
+    return TwoTerms(float(a), float(b), *zip(low, high, strict=True), residual)
+
+
+# --- The picture ------------------------------------------------------------------------------------------------------
+
+QUANTITY_COLORS = dict(zip(QUANTITIES, (BLUE, GREEN, VERMILION), strict=True))
+# The networks of the narrowest width: initialisation and reference, and the line and the marker of their points.
+KINDS = {("iid", MEAN): ("-", "o"), ("weight-tied", OWN): ("--", "s")}
+
+
+@styled
+def draw(table: Table, states: Table, weights: Table, slope_from: int) -> Figure:
+    """Weights and hidden states across the layers, distances from the limits against depth and width, rates.
+
+    The tables are those of `mean_limit`.
+    """
+    figure, ((rough, smooth, slopes), (widths, together, kinds)) = panels(3, 2, height=5.6)
+    narrow, last = min(table["width"]), max(table["iteration"])
+    end = select(table, iteration=last)
+    _across_layers(rough, smooth, states, weights, narrow)
+    _slopes_in_time(slopes, table, narrow, slope_from)
+    _by_width(widths, together, end)
+    _by_kind(kinds, end, narrow, slope_from)
+    return figure
+
+
+def _across_layers(rough: Axes, smooth: Axes, states: Table, weights: Table, narrow: int) -> None:
+    for name, label, style in (
+        ("iid", "i.i.d.", {"color": VERMILION, "linewidth": 0.7}),
+        ("weight-tied", "weight-tied", {"color": BLUE, "linewidth": 1.6}),
+    ):
+        rows = select(weights, initialisation=name)
+        rough.plot(rows["s"], rows["entry"], label=label, **style)
+    rough.set(xlabel="$s=k/L$", title=f"one entry of $W_k$, trained, $L={len(rows['s'])}$")
+    rough.legend(loc="upper right", ncols=2, handlelength=1.2, columnspacing=1)
+    _room_above(rough, 0.15)
+    depths = np.unique(states["depth"])
+    colors = [GREY, VERMILION][-len(depths) + 1 :]
+    for depth, color in [*zip(depths[1:], colors, strict=True), (0, "black")]:
+        for number in np.unique(states["input"]):
+            rows = select(states, depth=depth, input=number)
+            style = {"linewidth": 1.3, "linestyle": (0, (3, 2))} if depth == 0 else {"linewidth": 1, "color": color}
+            label = None if number else ("mean ODE" if depth == 0 else f"$L={depth}$")
+            smooth.plot(rows["s"], rows["value"], **{"color": color} | style, label=label)
+    smooth.set(xlabel="$s=k/L$", title=f"hidden states, i.i.d., $m={narrow}$")
+    smooth.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=0.8, fontsize=7)
+    _room_above(smooth, 0.15)
+
+
+def _room_above(axes: Axes, share: float) -> None:
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + share * (high - low))
+
+
+def _slopes_in_time(axes: Axes, table: Table, narrow: int, slope_from: int) -> None:
+    iterations = np.unique(table["iteration"])
+    for (initialisation, reference), (line, marker) in KINDS.items():
+        for shift, (quantity, color) in zip((-1, 0, 1), QUANTITY_COLORS.items(), strict=True):
+            times, fits = [], []
+            for iteration in iterations:
+                chosen = {"initialisation": initialisation, "reference": reference, "width": narrow}
+                rows = select(table, iteration=iteration, **chosen)
+                if rows[quantity].min() > 1e-12:  # networks that start on their limit are nowhere yet
+                    times.append(iteration + shift * 0.012 * iterations[-1])
+                    fits.append(slope_in_depth(rows, quantity, slope_from, **chosen))
+            bars = [[fit.slope - fit.low for fit in fits], [fit.high - fit.slope for fit in fits]]
+            style = {"linewidth": 1, "capsize": 2, "markersize": 3.5}
+            axes.errorbar(times, [fit.slope for fit in fits], bars, fmt=marker + line, color=color, **style)
+    for slope, text in ((-0.5, "i.i.d."), (-1, "weight-tied")):
+        axes.axhline(slope, color=GREY, linestyle=":", linewidth=1, zorder=0)
+        axes.annotate(text, (0.98, slope), (0, 14), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      ha="right", fontsize=8)  # fmt: skip
+    axes.set(xlabel="training iteration", title="slope in $L$", ylim=(-1.4, 0.1))
+
+
+def _by_width(alone: Axes, together: Axes, table: Table) -> None:
+    fit, points = (made(table, "output", initialisation="iid") for made in (two_terms, root_mean_squares))
+    widths = np.unique(points["width"])
+    color, _ = color_scale(widths, log=True)
+    for width, marker in zip(widths, cycle(MARKERS), strict=False):
+        rows = select(points, width=width)
+        style = {"color": color(width), "linewidth": 0.8, "capsize": 2, "fmt": marker}
+        for axes, x, scale in (
+            (alone, rows["depth"], 1.0),
+            (together, rows["depth"] / width, np.sqrt(rows["depth"] * width)),
+        ):
+            bars = [(rows["value"] - rows["low"]) * scale, (rows["high"] - rows["value"]) * scale]
+            axes.errorbar(x, rows["value"] * scale, bars, label=f"$m={width}$", **style)
+        alone.plot(rows["depth"], fit.value(rows["depth"], width), color=color(width), linewidth=1, zorder=0)
+    ratios = np.geomspace(*np.quantile(points["depth"] / points["width"], [0, 1]), 100)
+    # With m = 1 the depth is L/m, and the product of distance and sqrt(L m) depends on nothing else.
+    together.plot(ratios, fit.value(ratios, 1) * np.sqrt(ratios), color=GREY, linewidth=1.2, zorder=0)
+    if fit.a > 0:
+        together.axvline(fit.crossover, color=GREY, linestyle=":", linewidth=1, zorder=0)
+        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 8, "color": GREY}
+        together.annotate("$1/L$", (fit.crossover, 0.93), (-4, 0), ha="right", **place)
+        together.annotate(r"$1/\sqrt{Lm}$", (fit.crossover, 0.93), (4, 0), **place)
+    alone.set(yscale="log", title="outputs from the mean ODE, i.i.d.")
+    depth_axis(alone, points["depth"])
+    _room_below(alone, 0.25)
+    alone.legend(loc="lower left", ncols=2, columnspacing=0.6, labelspacing=0.2, handlelength=0.8, fontsize=7)
+    together.set(xscale="log", yscale="log", xlabel="$L/m$", title=r"the same, times $\sqrt{Lm}$")
+    plain_ticks(together.yaxis)
+
+
+def _by_kind(axes: Axes, end: Table, narrow: int, slope_from: int) -> None:
+    tied = root_mean_squares(end, "output", initialisation="weight-tied", reference=MEAN)
+    axes.plot(tied["depth"], tied["value"], "x:", color=GREY, linewidth=1)
+    for (initialisation, reference), (line, marker) in KINDS.items():
+        for quantity, color in QUANTITY_COLORS.items():
+            chosen = {"initialisation": initialisation, "reference": reference, "width": narrow}
+            points, fit = (
+                root_mean_squares(end, quantity, **chosen),
+                slope_in_depth(end, quantity, slope_from, **chosen),
+            )
+            axes.plot(points["depth"], points["value"], marker, color=color)
+            fitted = points["depth"][points["depth"] >= slope_from]
+            axes.plot(fitted, fit.constant * fitted**fit.slope, line, color=color, linewidth=1)
+    for quantity, color in QUANTITY_COLORS.items():
+        axes.plot([], [], "-", color=color, label=QUANTITIES[quantity])
+    for label, marker in (("i.i.d.", "o-"), ("weight-tied", "s--")):
+        axes.plot([], [], marker, color="black", linewidth=1, label=label)
+    axes.plot([], [], "x:", color=GREY, label="outputs, tied, mean ODE")
+    axes.set(yscale="log", title=f"i.i.d. and weight-tied, $m={narrow}$")
+    depth_axis(axes, end["depth"])
+    _room_below(axes, 0.5)
+    axes.legend(loc="lower left", labelspacing=0.2, fontsize=7)
+
+
+def _room_below(axes: Axes, share: float) -> None:
+    """Lengthen a logarithmic y axis downwards by this share of its length, for a legend."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low * (low / high) ** share, high)
+    axes.yaxis.set_minor_formatter(NullFormatter())
