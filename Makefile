@@ -45,7 +45,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help figures $(FIGURES) train checkpoints sweep stack test lab report env engine bench notebooks clean distclean
+.PHONY: help figures $(FIGURES) train checkpoints sweep stack measure test lab report env engine bench notebooks clean distclean
 
 help: ## This list
 	@echo 'make TARGET [PROFILE=paper|released|quick] [PYTHON=interpreter to use as it is]'
@@ -68,7 +68,7 @@ $(FIGURES): %: $(BUILD)/%.ipynb
 endif
 
 # All parameters of a profile are checked in one go before the first notebook of it runs.
-$(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml lib/*.py) | $(READY)
+$(CHECKED): $(wildcard notebooks/*.ipynb notebooks/profiles/$(PROFILE)/*.yaml lib/*.py lib/figures/*.py) | $(READY)
 	@$(RUN) check --profile $(PROFILE)
 	@$(PYTHON) -m lib.engine report
 	@mkdir -p $(BUILD) && touch $@
@@ -115,6 +115,9 @@ endif
 stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
 	@$(PYTHON) -m lib.cifar
 	@$(PYTHON) -m lib.stacked_training $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DEVICE),--device $(DEVICE)) $(STACK)
+
+measure: | $(READY) ## What takes long on the trained networks: with fewer layers, as ODEs (MEASURE="--help"); not part of figures
+	@$(PYTHON) -m lib.measured $(MEASURE)
 
 # --- Tests ---
 # Two at a time, one thread each: that is what fills two cores. Each part's output comes in one piece.

@@ -51,16 +51,19 @@ class RunFailed(RuntimeError):
 
 
 def _imports(tree: ast.AST) -> set[str]:
-    # The modules of lib that a piece of code names, without the "lib." in front.
+    # The modules of lib that a piece of code names, without the "lib." in front: "tables", "figures.resampling".
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("lib.") for alias in node.names if alias.name.startswith("lib.")}
-        elif isinstance(node, ast.ImportFrom) and node.module == "lib":
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-            found.add(node.module.removeprefix("lib."))
-    return {name for name in found if (paths.ROOT / "lib" / f"{name}.py").is_file()} - set(NO_DEPENDENCY)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    found = {name.removeprefix("lib.") for name in found if name.startswith("lib.")}
+    return {name for name in found if _file(name).is_file()} - set(NO_DEPENDENCY)
+
+
+def _file(module: str) -> Path:
+    return paths.ROOT / "lib" / f"{module.replace('.', '/')}.py"
 
 
 def _reads(tree: ast.AST) -> set[str]:
@@ -80,13 +83,13 @@ def dependencies(name: str, profile: str) -> list[Path]:
     while waiting:
         module = waiting.pop()
         modules.add(module)
-        tree = ast.parse((paths.ROOT / "lib" / f"{module}.py").read_text(encoding="utf-8"))
+        tree = ast.parse(_file(module).read_text(encoding="utf-8"))
         reads |= _reads(tree)
         waiting |= _imports(tree) - modules
     found = [paths.NOTEBOOKS / f"{name}.ipynb"]
     if profile != parameters.QUICK:
         found.append(paths.PROFILES / profile / f"{name}.yaml")
-    found += [paths.ROOT / "lib" / f"{module}.py" for module in sorted(modules)]
+    found += [_file(module) for module in sorted(modules)]
     if "FIGURES" in reads:
         found += sorted(path for path in paths.FIGURES.glob("*.csv") if not path.stem.startswith(name))
     if "CHECKPOINTS" in reads:

@@ -1,0 +1,1 @@
+"""A room for each figure: its config, what it computes, how it is drawn."""
