@@ -512,10 +512,17 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
     for name, size, place in zip(places, shape, start.index, strict=True):
         controls[name] = widgets.IntSlider(place, 0, size - 1, continuous_update=False, **_label(name))
     controls["image"] = _number("test image", "its number, from 0")(start.image)
+    deepest = max(config.depth for config in found.values())
+    controls["layers"] = _scale(
+        "layers kept",
+        "for accuracy and path, the middle ones of as many equal parts",
+        [deepest >> power for power in range(deepest.bit_length())],
+    )(min(start.layers or deepest, deepest))
 
     def chosen(values: Values) -> trained.Choice:
         index = tuple(values[name] for name in places)
-        return trained.Choice(values["convolution"], values["how"], values["seed"], values["image"], index)
+        chosen = {name: values[name] for name in ("convolution", "how", "seed", "image", "layers")}
+        return trained.Choice(**chosen, index=index)
 
     def make(values: Values) -> Run:
         return Run(trained.browse([path for path in (values["run"], values["second"]) if path]))
@@ -530,7 +537,7 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
             ratio = view.ratios[view.entry]
             rank = int((view.ratios < ratio).sum()) + 1
             lines.append(f"von Neumann ratio {ratio:.2g}, number {rank:,} of {view.ratios.size:,} from the smoothest")
-        return lines
+        return lines + browsing.accuracies(chosen(values))
 
     def reproduce(values: Values) -> tuple[str, Values, str]:
         names = ("activation", "batch_norm", "seed", "epochs", "depth", "learning_rate")

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,12 +26,7 @@ from lib.cifar_resampling import ParallelForm, accuracy, branch, distance, folde
 from lib.convnet import ConvResNet
 from lib.records import Run
 
-RESAMPLING, SOLVERS, REVERSIBLE = "resampling", "solvers", "reversible"
-COLUMNS = {
-    RESAMPLING: ("run", "layers", "weights", "statistics", "images", "accuracy", "accuracy_all", "distance"),
-    SOLVERS: ("run", "method", "steps", "evaluations", "error", "error_network"),
-    REVERSIBLE: ("run", "method", "layers", "state", "gradient", "memory_stored", "memory_backwards"),
-}
+RESAMPLING, SOLVERS, REVERSIBLE = records.MEASURED
 # The rules for the weights and for the batch norms' statistics that are measured, a curve each.
 PARALLEL = "parallel"
 POLICIES = (
@@ -56,13 +50,7 @@ REPRESENTATIVES = (
 ODE_IMAGES = 4  # test images that solvers start from, in float64
 STEPS = [2**power for power in range(1, 11)]
 TOLERANCES = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6]
-MEMORY_BATCH = 256
-
-
-def read(name: str) -> dict[str, np.ndarray]:
-    """A table of this module by its name in `COLUMNS`; without rows if it is not there."""
-    path = paths.CHECKPOINTS / f"{name}.csv"
-    return tables.read_csv(path) if path.exists() else {column: np.array([]) for column in COLUMNS[name]}
+MEMORY_BATCH = 64
 
 
 # ------------------------------------------------------------------------------------------------ fewer layers
@@ -126,13 +114,15 @@ def measure_resampling(runs: Sequence[Run], policies: Sequence[tuple[str, str]],
     for run in runs:
         # Without batch norm there are no statistics.
         meant = [policy for policy in policies if run.config.batch_norm or policy[0] == PARALLEL or len({*policy}) == 1]
-        done = {key(row) for row in tables.rows(read(RESAMPLING)) if row["images"] >= len(test)}
+        done = {key(row) for row in tables.rows(records.read_measured(RESAMPLING)) if row["images"] >= len(test)}
         if not (wanted := [policy for policy in meant if (run.config.name, *policy) not in done]):
             continue
         started = time.monotonic()
         rows = list(resampling_rows(run, wanted, test, training))
         new = {key(row) for row in rows}
-        _write(RESAMPLING, rows + [row for row in tables.rows(read(RESAMPLING)) if key(row) not in new])
+        _write(
+            RESAMPLING, rows + [row for row in tables.rows(records.read_measured(RESAMPLING)) if key(row) not in new]
+        )
         _say(run, f"{len(wanted)} policies on {len(test)} images", started)
 
 
@@ -212,7 +202,7 @@ def measure_solvers(runs: Sequence[Run]) -> None:
     for run in _missing(SOLVERS, representatives(runs)):
         started = time.monotonic()
         rows = [{"run": run.config.name, **row} for row in solver_rows(run.load().network, pixels)]
-        _write(SOLVERS, tables.rows(read(SOLVERS)) + rows)
+        _write(SOLVERS, tables.rows(records.read_measured(SOLVERS)) + rows)
         _say(run, SOLVERS, started)
 
 
@@ -227,12 +217,12 @@ def measure_reversible(runs: Sequence[Run]) -> None:
             if depth not in grown:
                 grown[depth] = {"memory_stored": memory(depth, True), "memory_backwards": memory(depth, False)}
             rows.append({"run": run.config.name, **row, **grown[depth]})
-        _write(REVERSIBLE, tables.rows(read(REVERSIBLE)) + rows)
+        _write(REVERSIBLE, tables.rows(records.read_measured(REVERSIBLE)) + rows)
         _say(run, REVERSIBLE, started)
 
 
 def _missing(name: str, runs: Sequence[Run]) -> list[Run]:
-    done = set(read(name)["run"])
+    done = set(records.read_measured(name)["run"])
     return [run for run in runs if run.config.name not in done]
 
 
@@ -253,7 +243,7 @@ def _write(name: str, rows: list[dict[str, Any]]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns 1 without the images, 2 for values that cannot be."""
     parser = argparse.ArgumentParser(prog="python -m lib.measured", description="Measure the networks of checkpoints/.")
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(COLUMNS)} (default: all)")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(records.MEASURED)} (default: all)")
     parser.add_argument("--images", type=int, default=0, help="test images for resampling (default: all)")
     parser.add_argument("--policies", nargs="*", metavar="WEIGHTS-STATISTICS", help="of resampling (default: all)")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch (default: its own choice)")
@@ -264,12 +254,12 @@ def main(arguments: list[str] | None = None) -> int:
         for name in chosen.policies or ():
             checks.choice("a policy", name, names)
         for name in chosen.tables:
-            checks.choice("a table", name, COLUMNS)
+            checks.choice("a table", name, records.MEASURED)
         checks.positive_int("images", chosen.images, least=0)
         if chosen.threads:
             torch.set_num_threads(chosen.threads)
         runs = [run for run in records.read_runs() if run.has_weights]
-        for name in chosen.tables or COLUMNS:
+        for name in chosen.tables or records.MEASURED:
             if name == RESAMPLING:
                 measure_resampling(runs, [names[policy] for policy in chosen.policies or names], chosen.images)
             else:

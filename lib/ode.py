@@ -119,16 +119,17 @@ def solver_errors(
     start: Tensor,
     steps: Sequence[int],
     tolerances: Sequence[float] = (),
-    reference_steps: int = 1024,
+    reference_steps: int = 0,
 ) -> dict[str, list]:
     """How far solvers are from the ODE and from the network, a row each: method, steps (0 for the adaptive solver),
     evaluations of f, error and error_network.
 
     Errors are those of H(1) over all states ``start``, in the Frobenius norm, relative to the ODE's H(1). The row
-    "network" has the network's own distance to the ODE. The ODE's H(1) is that of RK4 in ``reference_steps``; nothing
-    with more than half as many evaluations is compared with it.
+    "network" has the network's own distance to the ODE. The ODE's H(1) is that of RK4 in ``reference_steps``, 0 for
+    four times the most steps; nothing with more than half as many evaluations is compared with it.
     """
     ode = LayersODE(branch, layers)
+    reference_steps = reference_steps or 4 * max(steps)
     exact, own = ode.solve(start, "RK4", reference_steps), network(branch, layers, start)
 
     def row(method: str, count: int, calls: int, end: Tensor) -> dict[str, Any]:

@@ -270,7 +270,8 @@ def explore_weights(views: Sequence[View], image: np.ndarray | None = None, capt
 
     Above, the entry across the layers; in the middle, the von Neumann ratio of every entry as a map over kernels
     (out channel down, in channel across, each a block of 3 x 3) and as a histogram; below, the path of the hidden
-    states of ``image`` (32, 32, 3) in the plane of its two principal axes, or ``caption`` alone without an image.
+    states of ``image`` (32, 32, 3) in the plane of its two principal axes, or ``caption`` alone without an image. Where
+    only some layers are kept for that, dots mark them on the curve.
     """
     with mpl.rc_context(LIVE_STYLE | {"axes.titlesize": 10}):
         two = len(views) > 1
@@ -306,6 +307,8 @@ def explore_weights(views: Sequence[View], image: np.ndarray | None = None, capt
 
 def _entry_curve(axes: Axes, view: View, number: int) -> None:
     axes.plot(np.arange(1, len(view.curve) + 1), view.curve, color=HUE_COLORS[number], linewidth=1.2)
+    if view.kept is not None:
+        axes.plot(view.kept + 1, view.curve[view.kept], "o", color=HUE_COLORS[number], markersize=3)
     axes.set_title(trained_name(view.config), color=HUE_COLORS[number], weight="bold")
     axes.set_xlabel("layer $k$")
 

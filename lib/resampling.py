@@ -42,7 +42,7 @@ def matrix(depth: int, layers: int, rule: str = "kept") -> Tensor:
     coefficients = torch.zeros(layers, depth, dtype=torch.float64)
     rows = torch.arange(layers)
     if rule == "kept":
-        coefficients[rows, (2 * rows + 1) * depth // (2 * layers)] = 1
+        coefficients[rows, kept(depth, layers)] = 1
         return coefficients
     place = ((rows.double() + 0.5) * depth / layers - 0.5).clamp(0, depth - 1)
     below = place.long().clamp(max=max(depth - 2, 0))
@@ -50,6 +50,11 @@ def matrix(depth: int, layers: int, rule: str = "kept") -> Tensor:
     coefficients[rows, below] = 1 - share
     coefficients[rows, (below + 1).clamp(max=depth - 1)] += share
     return coefficients
+
+
+def kept(depth: int, layers: int) -> Tensor:
+    """Which of the layers 0..L-1 are kept: (n,)."""
+    return (2 * torch.arange(layers) + 1) * depth // (2 * layers)
 
 
 def apply(coefficients: Tensor, stacked: Tensor) -> Tensor:

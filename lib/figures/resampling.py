@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
-from lib import checks, cifar, measured, records, tables
+from lib import checks, cifar, records, tables
 from lib.cifar_resampling import accuracy, distance, logits, resample
 from lib.cifar_results import NetworkChoice
 from lib.distances import Slope, fit_slope
@@ -17,6 +17,7 @@ from lib.plots import ACTIVATION_COLORS, COLORS, GREY, MARKERS, PURPLE, TEXT_WID
 from lib.records import Run
 from lib.tables import Table, select
 
+ROUNDING = 1e-5  # distances of logits below this are that of float32
 KEPT = {"weights": "kept", "statistics": "kept"}
 # What each policy is called, weights first, then the statistics of the batch norms.
 POLICY_LABELS = {
@@ -66,7 +67,7 @@ def curves(runs: Iterable[Run]) -> dict[str, list]:
     activation, smooth_init, batch_norm, hold_stem, depth, epochs, and the columns of `measured.resampling_rows`."""
     named = {run.config.name: run.config for run in runs}
     rows = []
-    for row in tables.rows(measured.read(measured.RESAMPLING)):
+    for row in tables.rows(records.read_measured("resampling")):
         if (config := named.get(str(row["run"]))) is not None:
             which = ("activation", "smooth_init", "batch_norm", "hold_stem", "depth", "epochs")
             rows.append({"run": config.name} | {name: getattr(config, name) for name in which} | row)
@@ -107,8 +108,9 @@ def summary(table: Table, config: ResamplingConfig) -> dict[str, list]:
 
 
 def slope(of: Table, config: ResamplingConfig) -> Slope:
-    """The rate of the logits' distance in the number of layers kept, of one run's rows (nan: fewer than two)."""
-    fitted = (of["layers"] >= config.slope_from) & (4 * of["layers"] <= of["depth"])
+    """The rate of the logits' distance in the number of layers kept, of one run's rows (nan: fewer than two above
+    rounding)."""
+    fitted = (of["layers"] >= config.slope_from) & (4 * of["layers"] <= of["depth"]) & (of["distance"] > ROUNDING)
     if fitted.sum() < 2:
         return Slope(np.nan, np.nan, np.nan, np.nan)
     return fit_slope(of["layers"][fitted], of["distance"][fitted])
@@ -150,13 +152,15 @@ def label(row: Table) -> str:
     """A network in words, from a row of `curves`."""
     name = f"{tables.word(row['activation'])}, {'weight-tied' if row['smooth_init'] else 'i.i.d.'}, {row['epochs']} ep."
     name += "" if row["batch_norm"] else ", no bn"
-    name += "" if row["depth"] == 256 else f", L = {row['depth']}"
+    name += "" if row["depth"] == DEEPEST else f", L = {row['depth']}"
     return name + (", stem held" if row["hold_stem"] else "")
 
 
 # ------------------------------------------------------------------------------------------------- the picture
 
 LONG = 180  # epochs: solid lines
+DEEPEST = 256  # layers: networks of fewer are drawn faint
+DRAWN = (1e-4, 10.0)  # distances of logits
 
 
 def _style(row: Table) -> dict:
@@ -168,6 +172,7 @@ def _style(row: Table) -> dict:
         "markerfacecolor": color if row["smooth_init"] else "white",
         "linewidth": 1.1,
         "markersize": 4,
+        "alpha": 1 if row["depth"] == DEEPEST else 0.4,
     }
 
 
@@ -182,15 +187,17 @@ def layers_axis(axes: Axes, layers: Iterable[int]) -> None:
 
 
 @styled
-def draw(table: Table, trained: Table, shown: Iterable[Run | None], limit: float = 10.0) -> Figure:
+def draw(table: Table, trained: Table, shown: Iterable[Run | None]) -> Figure:
     """Above, accuracy and the logits' distance of every network against the layers kept; below, the policies, for the
     networks ``shown``, one to three of them.
 
-    ``table`` is that of `curves`, ``trained`` that of `shallow`; distances above ``limit`` are not drawn.
+    ``table`` is that of `curves`, ``trained`` that of `shallow`; distances outside of `DRAWN` are left out.
     """
-    figure = Figure(figsize=(TEXT_WIDTH, 6.4), layout="constrained")
-    grid = figure.add_gridspec(2, 6)
+    figure = Figure(figsize=(TEXT_WIDTH, 6.6), layout="constrained")
+    grid = figure.add_gridspec(3, 6, height_ratios=[1, 0.3, 0.9])
     above = [figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])]
+    names = figure.add_subplot(grid[1, :])
+    names.set_axis_off()
     if not len(table.get("run", ())):
         above[0].text(0.5, 0.5, "nothing is measured yet: make measure", ha="center", transform=above[0].transAxes)
         for panel in above:
@@ -205,7 +212,7 @@ def draw(table: Table, trained: Table, shown: Iterable[Run | None], limit: float
         off = np.array([row["distance"] for row in rows])
         whole = [*layers, rows[0]["depth"]], [*(row["accuracy"] for row in rows), rows[0]["accuracy_all"]]
         accuracies.plot(*whole, label=label(rows[0]), **style)
-        distances.plot(layers, np.where(off <= limit, off, np.nan), **style)
+        distances.plot(layers, np.where((off > DRAWN[0]) & (off < DRAWN[1]), off, np.nan), **style)
     star = {"markersize": 9, "markeredgecolor": "black", "markeredgewidth": 0.6, "linestyle": "none", "zorder": 5}
     for row in tables.rows(trained):
         color = ACTIVATION_COLORS.get(row["activation"], PURPLE)
@@ -220,13 +227,17 @@ def draw(table: Table, trained: Table, shown: Iterable[Run | None], limit: float
     for panel in above:
         layers_axis(panel, {*kept["layers"], *kept["depth"]})
         panel.set_xlabel("layers kept")
-    figure.legend(*accuracies.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7,
-                  columnspacing=1.2, labelspacing=0.25)  # fmt: skip
+    names.legend(*accuracies.get_legend_handles_labels(), loc="center", ncols=3, fontsize=7, columnspacing=1.2,
+                 labelspacing=0.25)  # fmt: skip
     found = [run for run in shown if run is not None]
     for place, run in enumerate(found):
         span = 6 // len(found)
-        panel = figure.add_subplot(grid[1, span * place : span * (place + 1)])
+        panel = figure.add_subplot(grid[2, span * place : span * (place + 1)])
         _policies(panel, select(table, run=run.config.name), first=place == 0)
+        if place == 0:
+            keys = panel.get_legend_handles_labels()
+    if found:
+        figure.legend(*keys, loc="outside lower center", ncols=3, fontsize=7, columnspacing=1.2, labelspacing=0.25)
     return figure
 
 
@@ -245,4 +256,3 @@ def _policies(axes: Axes, table: Table, first: bool) -> None:
     axes.set_xlabel("layers kept")
     if first:
         axes.set_ylabel("change of test accuracy (points)")
-        axes.legend(loc="lower right", fontsize=6.5, labelspacing=0.2, handlelength=1.4)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib import checks, measured, ode, reversible, tables
+from lib import checks, ode, reversible, tables
 from lib.distances import Slope, fit_slope
 from lib.experiments import Progress, silent
 from lib.figures.resampling import layers_axis
@@ -40,7 +40,7 @@ class ReversibleConfig:
 
 
 def backwards(config: ReversibleConfig, progress: Progress = silent) -> dict[str, list]:
-    """The table of ``reversible.csv``: initialisation, method, depth, and the `reversible.relative_errors` state (of h_0)
+    """The table of ``reversible.csv``: initialisation, method, depth, and `reversible.relative_errors`: state (of h_0)
     and gradient (of the loss, with respect to the layers)."""
     rows = []
     cases = [(initialisation, depth) for initialisation, _ in INITIALISATIONS for depth in config.depths]
@@ -64,13 +64,23 @@ def backwards(config: ReversibleConfig, progress: Progress = silent) -> dict[str
 def convolutional() -> dict[str, list]:
     """The table of ``reversible_cifar.csv``: network (in words), depth, kind, and the columns of
     ``checkpoints/reversible.csv`` but the run (none of them without that file)."""
-    return tables.from_rows(cifar_rows(measured.REVERSIBLE))
+    return tables.from_rows(cifar_rows("reversible"))
 
 
 def slope(table: Table, initialisation: str, method: str, slope_from: int, quantity: str = "gradient") -> Slope:
     """The rate in L of the relative errors."""
     rows = select(table, initialisation=initialisation, method=method)
     return fit_slope(rows["depth"], rows[quantity], slope_from)
+
+
+def gradient_by_state(*found: Table) -> tuple[float, float]:
+    """The least and the largest error of a gradient relative to that of its h_0, over whole tables, as far as h_0 is
+    off by less than 1: h_0 is what the stem computes anyway, so that its error can be seen in use."""
+    ratios = []
+    for table in found:
+        state, gradient = (np.asarray(table[name]) for name in ("state", "gradient"))
+        ratios += (gradient / state)[state < 1].tolist()
+    return min(ratios), max(ratios)
 
 
 @styled

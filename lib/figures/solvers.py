@@ -56,13 +56,13 @@ def solvers(config: SolversConfig, progress: Progress = silent) -> dict[str, lis
         )
         name = f"{tables.word(activation)}, {tables.word(initialisation)}"
         rows += [{"network": name, "depth": network.depth, "kind": "dense", **row} for row in tables.rows(errors)]
-    return tables.from_rows(rows + cifar_rows(measured.SOLVERS))
+    return tables.from_rows(rows + cifar_rows("solvers"))
 
 
 def cifar_rows(name: str) -> list[dict[str, Any]]:
     """The rows of a table of `lib.measured`, in the order of its networks, with network, depth and kind in the place of
     the run."""
-    table, rows = measured.read(name), []
+    table, rows = records.read_measured(name), []
     for run in measured.representatives(records.read_runs()):
         config = run.config
         words = f"{tables.word(config.activation)}, {'weight-tied' if config.smooth_init else 'i.i.d.'}"
@@ -74,8 +74,9 @@ def cifar_rows(name: str) -> list[dict[str, Any]]:
 
 def orders(table: Table, order_from: int = 8) -> dict[str, list]:
     """The table of ``solvers_orders.csv``: network, depth, kind, method, order (minus the slope of the error in the
-    steps from ``order_from`` to the depth; nan with fewer than two above rounding), beyond (the same with steps of at
-    most half a layer) and stays (with as many steps as layers, the distance to the network)."""
+    steps from ``order_from`` to the depth), beyond (the same with steps of at most half a layer) and stays (with as
+    many steps as layers, the distance to the network). Of errors above 1 or down at rounding there is no order: nan
+    with fewer than two others."""
     rows = []
     for network in dict.fromkeys(table["network"]):
         for method in ode.METHODS:
@@ -86,10 +87,10 @@ def orders(table: Table, order_from: int = 8) -> dict[str, list]:
             ranges = {"order": (steps >= order_from) & (steps <= depth), "beyond": steps >= 2 * depth}
             found = {
                 name: -fit_slope(steps[part], error[part]).slope if part.sum() > 1 else np.nan
-                for name, part in ((name, part & (error > FLOOR)) for name, part in ranges.items())
+                for name, part in ((name, part & (error > FLOOR) & (error < 1)) for name, part in ranges.items())
             }
             stays = of["error_network"][steps == depth]
-            which = {name: of[name][0] for name in ("network", "depth", "kind")}
+            which = {"network": str(network), "depth": int(depth), "kind": str(of["kind"][0])}
             rows.append(which | {"method": method} | found | {"stays": stays[0] if len(stays) else np.nan})
     return tables.from_rows(rows)
 
@@ -103,7 +104,7 @@ def draw(table: Table, limit: float = 30.0) -> Figure:
     a colour for each solver; fully connected networks above. Errors above ``limit`` are not drawn."""
     rows = [[name for name in dict.fromkeys(table["network"]) if kind in select(table, network=name)["kind"]]
             for kind in ("dense", "cifar")]  # fmt: skip
-    rows[1] = [*rows[1][:1], *rows[1][2:3], *rows[1][4:5]] if len(rows[1]) > 4 else rows[1][:3]
+    rows = [names[:: (len(names) + 1) // 3 or 1][:3] for names in rows]  # every other one of six
     figure, axes = panels(3, rows=2, height=5.2, sharex="row")
     for line, names in zip(axes, rows, strict=True):
         for place, panel in enumerate(line):
@@ -135,4 +136,5 @@ def _solvers(axes: Axes, table: Table, limit: float) -> None:
     axes.axhline(own["error"][0], color=GREY, linestyle="--", linewidth=1, zorder=0, label="the network")
     axes.plot([], [], ":", color=GREY, alpha=0.7, label="to the network")
     axes.axvline(own["evaluations"][0], color=GREY, linestyle=":", linewidth=0.8, zorder=0)
-    axes.set(xscale="log", yscale="log", title=own["network"][0] + (", CIFAR-10" if own["kind"][0] == "cifar" else ""))
+    name = str(own["network"][0])
+    axes.set(xscale="log", yscale="log", title=f"CIFAR-10:\n{name}" if own["kind"][0] == "cifar" else name)
