@@ -5,7 +5,7 @@
 TRAINING := ACTIVATION SMOOTH_INIT INITIALISATION BATCH_NORM DEPTH SEED LR ADAPTIVE HOLD_STEM DEPTH_SCALING NORM_GROUPS \
   EPOCHS BATCH_SIZE DEVICE THREADS
 # LAUNCH goes before each training's command: make -j30 checkpoints LAUNCH="srun -n1 --gres=gpu:1"
-VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH $(TRAINING)
+VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH MEASURE $(TRAINING)
 # What programs read from the environment may be given to make too.
 ENVIRONMENTAL := CIFAR10_ROOT CUDA_VISIBLE_DEVICES CXX GOMP_SPINCOUNT LAB_PICTURE LIB_ENGINE OMP_NUM_THREADS TRAINING_PROGRESS
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -68,7 +68,7 @@ endif
 endif
 READY := $(ENVIRONMENT) $(ENGINE)
 
-TARGETS := help figures train checkpoints stack test test-style test-units test-figures test-notebooks test-lab lab report \
+TARGETS := help figures train checkpoints stack measure test test-style test-units test-figures test-notebooks test-lab lab report \
   env engine bench notebooks clean distclean
 # A notebook of the project has a cell tagged `parameters`: in its file, in quotes without a backslash.
 NOTEBOOKS := $(filter-out $(TARGETS),$(basename $(filter $(call fitting,notebooks),$(notdir $(shell \
@@ -180,6 +180,9 @@ checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not fi
 stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
 	@$(PYTHON) -m lib.cifar
 	@$(call after,STACK) $(PYTHON) -m lib.stacked_training $(STACKED)
+
+measure: | $(READY) ## What takes long on the trained networks: with fewer layers, as ODEs (MEASURE="--help"); not part of figures
+	@$(call after,MEASURE) $(PYTHON) -m lib.measured
 
 # --- Tests ---
 # Two at a time, one thread each: that is what fills two cores. Each part's output comes in one piece.

@@ -187,13 +187,15 @@ def median_and_range(values: Iterable[float]) -> tuple[float, float]:
 def table_1(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") -> dict[str, list]:
     """The table of ``table_1.csv``, a row for each of the paper's: its numbers and ours.
 
+    ``resampling`` is the median of the `resampling_distances` of those of its runs that have one (nan of none).
+
     Without batch norm the columns paper_... are absent: the paper's networks have it. Each row takes the runs of
     its longest schedule. ``accuracy`` "last" takes that of the last epoch, "best" that of the best evaluated epoch (see
     ``test_every``), which is what the released checkpoints log.
     """
     checks.choice("accuracy", accuracy, ("last", "best"))
     suffix = "" if accuracy == "last" else "_best"
-    runs = list(runs)
+    runs, resampled = list(runs), resampling_distances()
     rows = []
     for paper in PAPER_TABLE:
         here = choice.select(runs, activation=paper.activation, smooth_init=paper.smooth_init)
@@ -220,11 +222,26 @@ def table_1(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") 
                 "von_neumann_conv1": ratios[0],
                 "von_neumann_conv2": ratios[1],
                 "smooth": all(ratio < SMOOTH_BELOW for ratio in ratios),
+                "resampling": median_and_range(
+                    resampled[run.config.name] for run in here if run.config.name in resampled
+                )[0],
                 "runs": len(here),
                 "epochs": here[0].config.epochs if here else 0,
             }
         )
     return tables.from_rows(rows)
+
+
+def resampling_distances() -> dict[str, float]:
+    """How far the logits on the test images are off with half of the layers kept, relative to their size, by run: those
+    in ``checkpoints/resampling.csv``, whose weights are here. Small, if layers are like their neighbours or their
+    differences average out; 1 or more, if nothing of the network is left."""
+    kept = tables.select(records.read_measured("resampling"), weights="kept", statistics="kept")
+    return {
+        str(run): float(of["distance"][of["layers"].argmax()])
+        for run in dict.fromkeys(kept["run"])
+        for of in [tables.select(kept, run=run)]
+    }
 
 
 def readable_table_1(table: Mapping[str, list]) -> dict[str, list[str]]:
@@ -240,7 +257,7 @@ def readable_table_1(table: Mapping[str, list]) -> dict[str, list[str]]:
             line["paper train %"] = percent(row["paper_train"], row["paper_train_range"])
             line["paper test %"] = percent(row["paper_test"], row["paper_test_range"])
             line["paper smooth"] = "yes" if row["paper_smooth"] else "no"
-        ours = ("train %", "test %", "von Neumann conv1", "von Neumann conv2", "smooth")
+        ours = ("train %", "test %", "von Neumann conv1", "von Neumann conv2", "smooth", "resampling distance")
         if row["runs"] == 0:
             line |= dict.fromkeys(ours, "-") | {"trained": "not yet"}
         else:
@@ -250,6 +267,7 @@ def readable_table_1(table: Mapping[str, list]) -> dict[str, list[str]]:
                 f"{row['von_neumann_conv1']:.2g}",
                 f"{row['von_neumann_conv2']:.2g}",
                 "yes" if row["smooth"] else "no",
+                "-" if math.isnan(row["resampling"]) else f"{row['resampling']:.2g}",
             )
             line |= dict(zip(ours, texts, strict=True)) | {"trained": _trained(row["epochs"], row["runs"])}
         lines.append(line)

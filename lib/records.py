@@ -295,6 +295,19 @@ def read_rounding() -> dict[str, np.ndarray]:
     return _read(ROUNDING, ("depth", "batch_size", "dtype", "seed", "epoch", "step", "loss", *measured))
 
 
+# Tables of `lib.measured` by name, ``checkpoints/<name>.csv``, and their columns.
+MEASURED = {
+    "resampling": ("run", "layers", "weights", "statistics", "images", "accuracy", "accuracy_all", "distance"),
+    "solvers": ("run", "method", "steps", "evaluations", "error", "error_network"),
+    "reversible": ("run", "method", "layers", "state", "gradient", "memory_stored", "memory_backwards"),
+}
+
+
+def read_measured(name: str) -> dict[str, np.ndarray]:
+    """A table of `MEASURED`; no rows where there is no such file."""
+    return _read(f"{name}.csv", MEASURED[name])
+
+
 def _read(name: str, columns: Iterable[str]) -> dict[str, np.ndarray]:
     path = paths.CHECKPOINTS / name
     return tables.read_csv(path) if path.exists() else {column: np.array([]) for column in columns}

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import checkpoints, checks, cifar, cifar_results, paths, tables
+from lib import checkpoints, checks, cifar, cifar_resampling, cifar_results, paths, resampling, tables
 from lib.checkpoints import Checkpoint
 from lib.cifar_training import CifarConfig
+from lib.convnet import ConvResNet
 from lib.distances import von_neumann_ratios
 from lib.records import CONVOLUTIONS
 
 Entry = tuple[int, int, int, int]  # out channel, in channel, row and column of the kernel
 HOW = ("random", "roughest", "smoothest", "index")
+ACCURACY_IMAGES = 100  # two networks of 256 layers take half a second for them
 
 
 NOTHING_TRAINED = "There is no trained network in checkpoints/ yet: make train trains one, make help says more."
@@ -32,7 +34,8 @@ class Choice:
     - "roughest", "smoothest": by the von Neumann ratio in the first of the networks;
     - "index": the one at ``index``.
 
-    ``image`` is the number of the test image whose path is followed.
+    ``image`` is the number of the test image whose path is followed, ``layers`` the number of layers that are kept for
+    it, the middle ones of as many equal parts (0, or more than there are: all).
     """
 
     convolution: str = "conv1"
@@ -40,6 +43,7 @@ class Choice:
     seed: int = 0
     image: int = 7
     index: Entry = (0, 0, 0, 0)
+    layers: int = 0
 
     def __post_init__(self) -> None:
         checks.make_plain(self)
@@ -47,6 +51,7 @@ class Choice:
         checks.choice("how", self.how, HOW)
         checks.positive_int("seed", self.seed, least=0)
         checks.positive_int("image", self.image, least=0)
+        checks.positive_int("layers", self.layers, least=0)
         for place in self.index:
             checks.positive_int("an index of the entry", place, least=0)
 
@@ -79,7 +84,8 @@ class ImagePath:
 @dataclass(frozen=True)
 class View:
     """What the explorer draws of one network: the ``curve`` (L,) of one ``entry`` of a convolution across the layers,
-    the ``ratios`` of all its entries, and the path of an image where there is one."""
+    the ``ratios`` of all its entries, the path of an image where there is one, and which layers (from 0) are kept for
+    that, unless all are."""
 
     config: CifarConfig
     convolution: str
@@ -87,6 +93,7 @@ class View:
     curve: np.ndarray
     ratios: np.ndarray
     path: ImagePath | None = None
+    kept: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,9 @@ class Trained:
 
     checkpoint: Checkpoint
     _ratios: dict[str, np.ndarray] = field(default_factory=dict)
-    _paths: dict[int, ImagePath] = field(default_factory=dict)
+    _paths: dict[tuple[int, int], ImagePath] = field(default_factory=dict)
+    _fewer: dict[int, ConvResNet] = field(default_factory=dict)
+    _accuracies: dict[int, float] = field(default_factory=dict)
 
     @property
     def config(self) -> CifarConfig:
@@ -127,14 +136,36 @@ class Trained:
         extreme = np.nanargmax(ratios) if choice.how == "roughest" else np.nanargmin(ratios)
         return tuple(int(place) for place in np.unravel_index(extreme, ratios.shape))
 
+    def layers(self, asked: int) -> int:
+        """How many layers are kept where ``asked`` are asked for: 0, or more than there are, means all."""
+        return min(asked or self.config.depth, self.config.depth)
+
+    def network(self, layers: int) -> ConvResNet:
+        """The network with so many of its layers, made once."""
+        if layers == self.config.depth:
+            return self.checkpoint.network
+        if layers not in self._fewer:
+            self._fewer[layers] = cifar_resampling.resample(self.checkpoint.network, layers)
+        return self._fewer[layers]
+
     @torch.no_grad()
-    def path(self, images: cifar.Images, number: int) -> ImagePath:
-        """The path of one of the images; they are always the test images, so that each is worked out once."""
-        if number not in self._paths:
-            network = self.checkpoint.network
+    def path(self, images: cifar.Images, number: int, layers: int) -> ImagePath:
+        """The path of one of the images through so many layers; they are always the test images, so that each is worked
+        out once."""
+        if (number, layers) not in self._paths:
+            network = self.network(layers)
             states = network.hidden_states(cifar.normalise(images.pixels[number : number + 1]))[:, 0]
-            self._paths[number] = ImagePath(*principal_plane(states.flatten(1)), network.head(states[-1:])[0].numpy())
-        return self._paths[number]
+            logits = network.head(states[-1:])[0].numpy()
+            self._paths[number, layers] = ImagePath(*principal_plane(states.flatten(1)), logits)
+        return self._paths[number, layers]
+
+    def accuracy(self, images: cifar.Images, layers: int) -> float:
+        """The test accuracy (%) with so many layers, on the first `ACCURACY_IMAGES` of the test images."""
+        if layers not in self._accuracies:
+            part = cifar.Images(images.pixels[:ACCURACY_IMAGES], images.labels[:ACCURACY_IMAGES])
+            found = cifar_resampling.logits(self.network(layers), part)
+            self._accuracies[layers] = cifar_resampling.accuracy(found, part.labels)
+        return self._accuracies[layers]
 
 
 @lru_cache(maxsize=4)
@@ -177,10 +208,23 @@ class Browsing:
         views = []
         for network in self.networks:
             network.entry(replace(choice, how="index", index=entry))  # a smaller network may not have it
-            path = network.path(self.images, choice.image) if self._has(choice) else None
+            layers, depth = network.layers(choice.layers), network.config.depth
+            path = network.path(self.images, choice.image, layers) if self._has(choice) else None
+            kept = resampling.kept(depth, layers).numpy() if layers < depth else None
             curve = network.weights(name)[(slice(None), *entry)].numpy()
-            views.append(View(network.config, name, entry, curve, network.ratios(name), path))
+            views.append(View(network.config, name, entry, curve, network.ratios(name), path, kept))
         return views
+
+    def accuracies(self, choice: Choice) -> list[str]:
+        """What the layers that are kept are worth, a line for each network; none without the images."""
+        lines = []
+        for network in self.networks if self.images is not None else ():
+            layers, depth = network.layers(choice.layers), network.config.depth
+            line = f"{network.accuracy(self.images, layers):.1f} % with {layers} of {depth} layers"
+            if layers < depth:
+                line += f", {network.accuracy(self.images, depth):.1f} % with all"
+            lines.append(f"{line} (test images 0 to {min(ACCURACY_IMAGES, len(self.images)) - 1})")
+        return lines
 
     def image(self, choice: Choice) -> tuple[np.ndarray | None, str]:
         """The image (32, 32, 3) and its caption, or None and a sentence."""

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from lib import trained
 from lib.cifar import CLASSES
 from lib.cifar_training import CifarConfig
-from lib.explore.controls import label, menu, whole_number
+from lib.explore.controls import label, menu, scale, whole_number
 from lib.explore.explorer import Explorer, Values
 from lib.explore.frames import HUE_COLORS, LIVE_STYLE, hue
 from lib.explore.live import Run
@@ -51,10 +51,17 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
     for name, size, place in zip(places, shape, start.index, strict=True):
         controls[name] = widgets.IntSlider(place, 0, size - 1, continuous_update=False, **label(name))
     controls["image"] = whole_number("test image", "its number, from 0")(start.image)
+    deepest = max(config.depth for config in found.values())
+    controls["layers"] = scale(
+        "layers kept",
+        "for accuracy and path, the middle ones of as many equal parts",
+        [deepest >> power for power in range(deepest.bit_length())],
+    )(min(start.layers or deepest, deepest))
 
     def chosen(values: Values) -> trained.Choice:
         index = tuple(values[name] for name in places)
-        return trained.Choice(values["convolution"], values["how"], values["seed"], values["image"], index)
+        chosen = {name: values[name] for name in ("convolution", "how", "seed", "image", "layers")}
+        return trained.Choice(**chosen, index=index)
 
     def make(values: Values) -> Run:
         return Run(trained.browse([path for path in (values["run"], values["second"]) if path]))
@@ -70,6 +77,7 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
             ratio = view.ratios[view.entry]
             rank = int((view.ratios < ratio).sum()) + 1
             lines.append(f"von Neumann ratio {ratio:.2g}, number {rank:,} of {view.ratios.size:,} from the smoothest")
+        lines += browsing.accuracies(chosen(values))
         image, sentence = browsing.image(chosen(values))
         return lines if image is not None else [*lines, html.escape(sentence)]
 
@@ -129,7 +137,7 @@ def draw_weights(views: Sequence[View], image: np.ndarray | None = None, caption
     Above, the entry across the layers; in the middle, the von Neumann ratio of every entry as a map over kernels
     (out channel down, in channel across, each a block of 3 x 3) and as a histogram; below, if there is an ``image``
     (32, 32, 3), the path of its hidden states in the plane of their two principal axes, and the image over its
-    ``caption``.
+    ``caption``. Where only some layers are kept for the path, dots mark them on the curve.
     """
     with mpl.rc_context(LIVE_STYLE | {"axes.titlesize": 10}):
         two = len(views) > 1
@@ -164,6 +172,8 @@ def draw_weights(views: Sequence[View], image: np.ndarray | None = None, caption
 
 def _entry_curve(axes: Axes, view: View, number: int) -> None:
     axes.plot(np.arange(1, len(view.curve) + 1), view.curve, color=HUE_COLORS[number], linewidth=1.2)
+    if view.kept is not None:
+        axes.plot(view.kept + 1, view.curve[view.kept], "o", color=HUE_COLORS[number], markersize=3)
     axes.set_title(trained_name(view.config), color=HUE_COLORS[number], weight="bold")
     axes.set_xlabel("layer $k$")
 

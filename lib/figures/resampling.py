@@ -1,0 +1,258 @@
+"""Trained networks with fewer layers: what becomes of their accuracy and of their logits."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+
+from lib import checks, cifar, records, tables
+from lib.cifar_resampling import accuracy, distance, logits, resample
+from lib.cifar_results import NetworkChoice
+from lib.distances import Slope, fit_slope
+from lib.plots import ACTIVATION_COLORS, COLORS, GREY, MARKERS, PURPLE, TEXT_WIDTH, styled
+from lib.records import Run
+from lib.tables import Table, select
+
+ROUNDING = 1e-5  # distances of logits below this are that of float32
+KEPT = {"weights": "kept", "statistics": "kept"}
+# What each policy is called, weights first, then the statistics of the batch norms.
+POLICY_LABELS = {
+    ("kept", "kept"): "kept, statistics with them",
+    ("kept", "averaged"): "kept, statistics averaged",
+    ("kept", "recomputed"): "kept, statistics recomputed",
+    ("averaged", "averaged"): "averaged, statistics too",
+    ("interpolated", "interpolated"): "interpolated, statistics too",
+    ("parallel", "kept"): "all layers, in parallel",
+}
+
+
+@dataclass(frozen=True)
+class ResamplingConfig:
+    """``shown`` are the networks whose policies are drawn, one to three, by activation, initialisation and epochs
+    ("gelu weight-tied 30", of seed 0 and the paper's depth). Fewer layers may cost ``points`` of test accuracy;
+    slopes of the logits' distance are fitted over the layers from ``slope_from`` to a quarter of the depth. The spot
+    check keeps ``layers`` and takes ``images`` test images (0: none)."""
+
+    shown: list[str]
+    points: float = 0.5
+    slope_from: int = 4
+    images: int = 100
+    layers: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.shown) <= 3:
+            raise ValueError(f"shown lists {len(self.shown)} networks, expected one to three.")
+        for words in self.shown:
+            if not isinstance(words, str) or not re.fullmatch(r"\w+ (weight-tied|iid) \d+", words):
+                raise ValueError(f"shown has {words!r}, expected networks such as 'gelu weight-tied 30'.")
+        checks.positive_float("points", self.points, zero_allowed=True)
+        checks.positive_int("slope_from", self.slope_from)
+        checks.positive_int("images", self.images, least=0)
+        checks.positive_int("layers", self.layers)
+
+
+def find(words: str, runs: Iterable[Run]) -> Run | None:
+    """The run that an entry of ``shown`` means, if there is one."""
+    activation, initialisation, epochs = words.split()
+    choice = NetworkChoice(activation, epochs=int(epochs))
+    return next(iter(choice.select(runs, smooth_init=initialisation == "weight-tied", seed=0)), None)
+
+
+def curves(runs: Iterable[Run]) -> dict[str, list]:
+    """The table of ``resampling.csv``: what ``checkpoints/resampling.csv`` has of these runs, with who they are: run,
+    activation, smooth_init, batch_norm, hold_stem, depth, epochs, and the columns of `measured.resampling_rows`."""
+    named = {run.config.name: run.config for run in runs}
+    rows = []
+    for row in tables.rows(records.read_measured("resampling")):
+        if (config := named.get(str(row["run"]))) is not None:
+            which = ("activation", "smooth_init", "batch_norm", "hold_stem", "depth", "epochs")
+            rows.append({"run": config.name} | {name: getattr(config, name) for name in which} | row)
+    return tables.from_rows(rows)
+
+
+def summary(table: Table, config: ResamplingConfig) -> dict[str, list]:
+    """The table of ``resampling_summary.csv``, a row for each run with its layers kept as they are: run, depth,
+    accuracy_all, half (the logits' distance with half of the layers), slope, slope_low, slope_high (of that distance in
+    the number of layers kept; nan with fewer than two) and fewest, the fewest layers down to which no number of layers
+    costs more than ``points`` (the depth, if half of them does)."""
+    rows = []
+    for name in dict.fromkeys(table.get("run", ())):
+        of = select(table, run=name, **KEPT)
+        if not len(of["layers"]):
+            continue
+        order = np.argsort(-of["layers"])
+        depth, fewest = int(of["depth"][0]), int(of["depth"][0])
+        for layers, found in zip(of["layers"][order], of["accuracy"][order], strict=True):
+            # Percentages of whole images: a rounding error is no point.
+            if of["accuracy_all"][0] - found > config.points + 1e-9:
+                break
+            fewest = int(layers)
+        fit = slope(of, config)
+        rows.append(
+            {
+                "run": str(name),
+                "depth": depth,
+                "accuracy_all": float(of["accuracy_all"][0]),
+                "half": float(of["distance"][order[0]]),
+                "slope": fit.slope,
+                "slope_low": fit.low,
+                "slope_high": fit.high,
+                "fewest": fewest,
+            }
+        )
+    return tables.from_rows(rows)
+
+
+def slope(of: Table, config: ResamplingConfig) -> Slope:
+    """The rate of the logits' distance in the number of layers kept, of one run's rows (nan: fewer than two above
+    rounding)."""
+    fitted = (of["layers"] >= config.slope_from) & (4 * of["layers"] <= of["depth"]) & (of["distance"] > ROUNDING)
+    if fitted.sum() < 2:
+        return Slope(np.nan, np.nan, np.nan, np.nan)
+    return fit_slope(of["layers"][fitted], of["distance"][fitted])
+
+
+def spot_check(config: ResamplingConfig) -> str:
+    """The first of the networks shown measured anew, on the first test images, in a sentence; one that says why not, if
+    there are no images or no weights."""
+    run = find(config.shown[0], records.read_runs())
+    if run is None or not run.has_weights:
+        return f"The weights of {config.shown[0]} are not here."
+    if not config.images:
+        return "No images were asked for."
+    try:
+        test = cifar.load(train=False, limit=config.images, download=False)
+    except cifar.DataNotFoundError as error:
+        return str(error)
+    network = run.load().network
+    expected, found = logits(network, test), logits(resample(network, config.layers), test)
+    return (
+        f"{run.config.name} on {len(test)} images: {accuracy(expected, test.labels):.1f} % with all layers, "
+        f"{accuracy(found, test.labels):.1f} % with {config.layers}, logits off by {distance(found, expected):.2g}."
+    )
+
+
+def shallow(runs: Iterable[Run], table: Table) -> dict[str, list]:
+    """Networks trained with fewer layers than the deepest of the table, in the paper's setting otherwise: layers,
+    accuracy (%), activation."""
+    deepest = max(table.get("depth", [0]), default=0)
+    found = [run for run in runs if run.config.depth < deepest and not run.config.hold_stem and not run.config.trial]
+    return {
+        "layers": [run.config.depth for run in found],
+        "accuracy": [run.values["test_accuracy"] for run in found],
+        "activation": [run.config.activation for run in found],
+    }
+
+
+def label(row: Table) -> str:
+    """A network in words, from a row of `curves`."""
+    name = f"{tables.word(row['activation'])}, {'weight-tied' if row['smooth_init'] else 'i.i.d.'}, {row['epochs']} ep."
+    name += "" if row["batch_norm"] else ", no bn"
+    name += "" if row["depth"] == DEEPEST else f", L = {row['depth']}"
+    return name + (", stem held" if row["hold_stem"] else "")
+
+
+# ------------------------------------------------------------------------------------------------- the picture
+
+LONG = 180  # epochs: solid lines
+DEEPEST = 256  # layers: networks of fewer are drawn faint
+DRAWN = (1e-4, 10.0)  # distances of logits
+
+
+def _style(row: Table) -> dict:
+    color = ACTIVATION_COLORS.get(row["activation"], PURPLE)
+    return {
+        "color": color,
+        "linestyle": "-" if row["epochs"] >= LONG else (0, (4, 1.2)),
+        "marker": "o" if row["batch_norm"] else "s",
+        "markerfacecolor": color if row["smooth_init"] else "white",
+        "linewidth": 1.1,
+        "markersize": 4,
+        "alpha": 1 if row["depth"] == DEEPEST else 0.4,
+    }
+
+
+def layers_axis(axes: Axes, layers: Iterable[int]) -> None:
+    """A logarithmic axis of layers, a plain number at every second power of two."""
+    ticks = sorted({int(count) for count in layers})
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(ticks[::-2][::-1]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+@styled
+def draw(table: Table, trained: Table, shown: Iterable[Run | None]) -> Figure:
+    """Above, accuracy and the logits' distance of every network against the layers kept; below, the policies, for the
+    networks ``shown``, one to three of them.
+
+    ``table`` is that of `curves`, ``trained`` that of `shallow`; distances outside of `DRAWN` are left out.
+    """
+    figure = Figure(figsize=(TEXT_WIDTH, 6.6), layout="constrained")
+    grid = figure.add_gridspec(3, 6, height_ratios=[1, 0.3, 0.9])
+    above = [figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])]
+    names = figure.add_subplot(grid[1, :])
+    names.set_axis_off()
+    if not len(table.get("run", ())):
+        above[0].text(0.5, 0.5, "nothing is measured yet: make measure", ha="center", transform=above[0].transAxes)
+        for panel in above:
+            panel.set_axis_off()
+        return figure
+    accuracies, distances = above
+    kept = {name: np.asarray(column) for name, column in select(table, **KEPT).items()}
+    for name in dict.fromkeys(kept["run"]):
+        rows = tables.rows(select(kept, run=name))
+        rows.sort(key=lambda row: row["layers"])
+        style, layers = _style(rows[0]), [row["layers"] for row in rows]
+        off = np.array([row["distance"] for row in rows])
+        whole = [*layers, rows[0]["depth"]], [*(row["accuracy"] for row in rows), rows[0]["accuracy_all"]]
+        accuracies.plot(*whole, label=label(rows[0]), **style)
+        distances.plot(layers, np.where((off > DRAWN[0]) & (off < DRAWN[1]), off, np.nan), **style)
+    star = {"markersize": 9, "markeredgecolor": "black", "markeredgewidth": 0.6, "linestyle": "none", "zorder": 5}
+    for row in tables.rows(trained):
+        color = ACTIVATION_COLORS.get(row["activation"], PURPLE)
+        accuracies.plot(row["layers"], row["accuracy"], marker="*", color=color, **star)
+    if len(trained["layers"]):
+        accuracies.plot([], [], marker="*", color=GREY, label="trained with that many layers", **star)
+    guide = np.array([2, max(kept["layers"])])
+    distances.plot(guide, 0.6 / guide, "--", color=GREY, linewidth=1, label="slope $-1$")
+    distances.legend(loc="lower left")
+    accuracies.set(ylabel="test accuracy (%)", title="all networks, the middle layer of each part kept")
+    distances.set(yscale="log", ylabel="distance of the logits, relative", title="how far the logits are off")
+    for panel in above:
+        layers_axis(panel, {*kept["layers"], *kept["depth"]})
+        panel.set_xlabel("layers kept")
+    names.legend(*accuracies.get_legend_handles_labels(), loc="center", ncols=3, fontsize=7, columnspacing=1.2,
+                 labelspacing=0.25)  # fmt: skip
+    found = [run for run in shown if run is not None]
+    for place, run in enumerate(found):
+        span = 6 // len(found)
+        panel = figure.add_subplot(grid[2, span * place : span * (place + 1)])
+        _policies(panel, select(table, run=run.config.name), first=place == 0)
+        if place == 0:
+            keys = panel.get_legend_handles_labels()
+    if found:
+        figure.legend(*keys, loc="outside lower center", ncols=3, fontsize=7, columnspacing=1.2, labelspacing=0.25)
+    return figure
+
+
+def _policies(axes: Axes, table: Table, first: bool) -> None:
+    for (policy, words), color, marker in zip(POLICY_LABELS.items(), COLORS, MARKERS, strict=True):
+        rows = select(table, weights=policy[0], statistics=policy[1])
+        if not len(rows["layers"]):
+            continue
+        order = np.argsort(rows["layers"])
+        change = (rows["accuracy"] - rows["accuracy_all"])[order]
+        axes.plot(rows["layers"][order], change, marker + "-", color=color, label=words, linewidth=1, markersize=3.5)
+    axes.axhline(0, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    if len(table["run"]):
+        layers_axis(axes, table["layers"])
+        axes.set_title(label(tables.rows(table)[0]))
+    axes.set_xlabel("layers kept")
+    if first:
+        axes.set_ylabel("change of test accuracy (points)")

@@ -1,0 +1,133 @@
+"""Gradients with states computed backwards instead of stored: how exact they are, and what memory they take."""
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib import checks, ode, reversible, tables
+from lib.distances import Slope, fit_slope
+from lib.experiments import Progress, silent
+from lib.figures.resampling import layers_axis
+from lib.figures.solvers import cifar_rows
+from lib.network import NetworkConfig, initialise
+from lib.plots import BLUE, COLORS, GREY, VERMILION, depth_axis, panels, styled
+from lib.tables import Table, select
+from lib.training import train
+
+INITIALISATIONS = (("weight-tied", BLUE), ("iid", VERMILION))
+LINES = {"Euler": "-", "Heun": "--"}
+
+
+@dataclass(frozen=True)
+class ReversibleConfig:
+    """Fully connected networks of several ``depths``, trained for ``iterations`` with ``learning_rate``; slopes are
+    fitted over the depths of at least ``slope_from``."""
+
+    network: NetworkConfig
+    depths: list[int]
+    iterations: int
+    learning_rate: float = 0.01
+    slope_from: int = 16
+
+    def __post_init__(self) -> None:
+        checks.positive_ints("depths", self.depths, least=2)
+        checks.positive_int("iterations", self.iterations)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.two_sizes(self.slope_from, self.depths)
+
+
+def backwards(config: ReversibleConfig, progress: Progress = silent) -> dict[str, list]:
+    """The table of ``reversible.csv``: initialisation, method, depth, and `reversible.relative_errors`: state (of h_0)
+    and gradient (of the loss, with respect to the layers)."""
+    rows = []
+    cases = [(initialisation, depth) for initialisation, _ in INITIALISATIONS for depth in config.depths]
+    for initialisation, depth in progress(cases, len(cases)):
+        network = replace(config.network, initialisation=initialisation, depth=depth)
+        training = train(network, config.learning_rate, config.iterations, [config.iterations])
+        weights, data = deque(training, maxlen=1).pop().weights, initialise(network)[1]
+        f, layers = ode.dense_branch(network), ode.dense_layers(weights)
+        for method in reversible.METHODS:
+            exact, found = (
+                reversible.reversed_gradients(
+                    method, f, layers, data.x, lambda h, y=data.y: (h - y).square().mean(), stored
+                )
+                for stored in (True, False)
+            )
+            errors = reversible.relative_errors(found, exact)
+            rows.append({"initialisation": initialisation, "method": method, "depth": depth, **errors})
+    return tables.from_rows(rows)
+
+
+def convolutional() -> dict[str, list]:
+    """The table of ``reversible_cifar.csv``: network (in words), depth, kind, and the columns of
+    ``checkpoints/reversible.csv`` but the run (none of them without that file)."""
+    return tables.from_rows(cifar_rows("reversible"))
+
+
+def slope(table: Table, initialisation: str, method: str, slope_from: int, quantity: str = "gradient") -> Slope:
+    """The rate in L of the relative errors."""
+    rows = select(table, initialisation=initialisation, method=method)
+    return fit_slope(rows["depth"], rows[quantity], slope_from)
+
+
+def gradient_by_state(*found: Table) -> tuple[float, float]:
+    """The least and the largest error of a gradient relative to that of its h_0, over whole tables, as far as h_0 is
+    off by less than 1: h_0 is what the stem computes anyway, so that its error can be seen in use."""
+    ratios = []
+    for table in found:
+        state, gradient = (np.asarray(table[name]) for name in ("state", "gradient"))
+        ratios += (gradient / state)[state < 1].tolist()
+    return min(ratios), max(ratios)
+
+
+@styled
+def draw(dense: Table, cifar: Table) -> Figure:
+    """Errors of gradients against the depth, of fully connected and of convolutional networks, and the memory.
+
+    ``dense`` is the table of `backwards`, ``cifar`` that of `convolutional`.
+    """
+    figure, (left, middle, right) = panels(3, height=3.5, width_ratios=[1, 1.1, 0.9])
+    for initialisation, color in INITIALISATIONS:
+        for method, line in LINES.items():
+            rows = select(dense, initialisation=initialisation, method=method)
+            label = f"{tables.word(initialisation)}, {method}"
+            left.plot(rows["depth"], rows["gradient"], "o", linestyle=line, color=color, label=label)
+            left.plot(rows["depth"], rows["state"], "o", linestyle="none", color=color, markerfacecolor="white")
+    left.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: of $h_0$")
+    left.set(yscale="log", ylabel="relative error of the gradient", title="fully connected")
+    depth_axis(left, dense["depth"])
+    low, high = left.get_ylim()
+    left.set_ylim(low * (low / high) ** 0.55, high)  # room for the legend
+    left.legend(loc="lower left", fontsize=7, labelspacing=0.2)
+    names = list(dict.fromkeys(cifar.get("network", ())))
+    for name, color in zip(names, COLORS, strict=False):
+        for method, line in LINES.items():
+            rows = select(cifar, network=name, method=method)
+            middle.plot(rows["layers"], rows["gradient"], "o", linestyle=line, color=color, markersize=3,
+                        label=name if method == "Euler" else None)  # fmt: skip
+    middle.axhline(1, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    middle.set(yscale="log", title="CIFAR-10 (dashed: Heun)")
+    _memory(right, cifar)
+    for panel in (middle, right):
+        panel.set_xlabel("layers")
+        if names:
+            layers_axis(panel, cifar["layers"])
+        else:
+            panel.text(0.5, 0.5, "nothing is measured yet:\nmake measure", ha="center", transform=panel.transAxes)
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
+    return figure
+
+
+def _memory(axes: Axes, cifar: Table) -> None:
+    if "layers" in cifar:
+        rows = select(cifar, network=cifar["network"][0], method="Euler")
+        for column, label, color in (
+            ("memory_stored", "stored", GREY),
+            ("memory_backwards", "computed backwards", BLUE),
+        ):
+            axes.plot(rows["layers"], np.maximum(rows[column], 0), "o-", color=color, label=f"states {label}")
+        axes.legend(loc="upper left")
+    axes.set(ylabel="memory (MB)", title="memory of a gradient")

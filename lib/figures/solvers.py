@@ -1,0 +1,140 @@
+"""Trained networks integrated as ODEs: errors of solvers against evaluations of the layers, and their orders."""
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib import checks, measured, ode, records, tables
+from lib.distances import fit_slope
+from lib.experiments import Progress, silent
+from lib.network import NetworkConfig, initialise
+from lib.plots import BLUE, GREEN, GREY, PURPLE, VERMILION, panels, styled
+from lib.tables import Table, select
+from lib.training import train
+
+# (initialisation, activation) of the fully connected networks.
+DENSE = (("weight-tied", "gelu"), ("iid", "gelu"), ("weight-tied", "relu"))
+# Errors below are rounding, or that of the reference.
+FLOOR = 1e-10
+
+
+@dataclass(frozen=True)
+class SolversConfig:
+    """Fully connected networks as in Figure 2, trained for ``iterations`` with ``learning_rate``, then solved as ODEs
+    in each of ``steps``, and adaptively to each of ``tolerances``. Orders are fitted over the steps from
+    ``order_from`` to the depth."""
+
+    network: NetworkConfig
+    iterations: int
+    learning_rate: float
+    steps: list[int]
+    tolerances: list[float]
+    order_from: int = 8
+
+    def __post_init__(self) -> None:
+        checks.positive_int("iterations", self.iterations)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.positive_ints("steps", self.steps)
+        checks.positive_floats("tolerances", self.tolerances)
+        checks.two_sizes(self.order_from, [count for count in self.steps if count <= self.network.depth])
+
+
+def solvers(config: SolversConfig, progress: Progress = silent) -> dict[str, list]:
+    """The table of ``solvers.csv``: network (in words), depth, kind ("dense" or "cifar") and the columns of
+    `ode.solver_errors`; the convolutional networks' rows are those of ``checkpoints/solvers.csv``."""
+    rows = []
+    for initialisation, activation in progress(DENSE, len(DENSE)):
+        network = replace(config.network, initialisation=initialisation, activation=activation)
+        training = train(network, config.learning_rate, config.iterations, [config.iterations])
+        weights, x = deque(training, maxlen=1).pop().weights, initialise(network)[1].x
+        errors = ode.solver_errors(
+            ode.dense_branch(network), ode.dense_layers(weights), x, config.steps, config.tolerances
+        )
+        name = f"{tables.word(activation)}, {tables.word(initialisation)}"
+        rows += [{"network": name, "depth": network.depth, "kind": "dense", **row} for row in tables.rows(errors)]
+    return tables.from_rows(rows + cifar_rows("solvers"))
+
+
+def cifar_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of a table of `lib.measured`, in the order of its networks, with network, depth and kind in the place of
+    the run."""
+    table, rows = records.read_measured(name), []
+    for run in measured.representatives(records.read_runs()):
+        config = run.config
+        words = f"{tables.word(config.activation)}, {'weight-tied' if config.smooth_init else 'i.i.d.'}"
+        which = {"network": f"{words}, {config.epochs} epochs", "depth": config.depth, "kind": "cifar"}
+        found = tables.rows(select(table, run=config.name))
+        rows += [which | {key: value for key, value in row.items() if key != "run"} for row in found]
+    return rows
+
+
+def orders(table: Table, order_from: int = 8) -> dict[str, list]:
+    """The table of ``solvers_orders.csv``: network, depth, kind, method, order (minus the slope of the error in the
+    steps from ``order_from`` to the depth), beyond (the same with steps of at most half a layer) and stays (with as
+    many steps as layers, the distance to the network). Of errors above 1 or down at rounding there is no order: nan
+    with fewer than two others."""
+    rows = []
+    for network in dict.fromkeys(table["network"]):
+        for method in ode.METHODS:
+            of = select(table, network=network, method=method)
+            if not len(of["steps"]):
+                continue
+            depth, steps, error = of["depth"][0], of["steps"], of["error"]
+            ranges = {"order": (steps >= order_from) & (steps <= depth), "beyond": steps >= 2 * depth}
+            found = {
+                name: -fit_slope(steps[part], error[part]).slope if part.sum() > 1 else np.nan
+                for name, part in ((name, part & (error > FLOOR) & (error < 1)) for name, part in ranges.items())
+            }
+            stays = of["error_network"][steps == depth]
+            which = {"network": str(network), "depth": int(depth), "kind": str(of["kind"][0])}
+            rows.append(which | {"method": method} | found | {"stays": stays[0] if len(stays) else np.nan})
+    return tables.from_rows(rows)
+
+
+METHOD_COLORS = {"Euler": BLUE, "Heun": VERMILION, "RK4": GREEN, ode.ADAPTIVE: PURPLE}
+
+
+@styled
+def draw(table: Table, limit: float = 30.0) -> Figure:
+    """A panel for each network: distance to the ODE (full) and to the network itself (faint) against the evaluations,
+    a colour for each solver; fully connected networks above. Errors above ``limit`` are not drawn."""
+    rows = [[name for name in dict.fromkeys(table["network"]) if kind in select(table, network=name)["kind"]]
+            for kind in ("dense", "cifar")]  # fmt: skip
+    rows = [names[:: (len(names) + 1) // 3 or 1][:3] for names in rows]  # every other one of six
+    figure, axes = panels(3, rows=2, height=5.2, sharex="row")
+    for line, names in zip(axes, rows, strict=True):
+        for place, panel in enumerate(line):
+            if place < len(names):
+                _solvers(panel, select(table, network=names[place]), limit)
+            else:
+                panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+                panel.set_axis_off()
+        line[0].set_ylabel("relative distance of $H(1)$")
+    for panel in axes[1]:
+        panel.set_xlabel("evaluations of a layer")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, columnspacing=1.2)
+    return figure
+
+
+def _solvers(axes: Axes, table: Table, limit: float) -> None:
+    for (method, color), marker in zip(METHOD_COLORS.items(), "osD^", strict=True):
+        rows = select(table, method=method)
+        order = np.argsort(rows["evaluations"])
+        for column, style in (("error", {"label": method}), ("error_network", {"alpha": 0.35, "linestyle": ":"})):
+            if column == "error_network" and method == ode.ADAPTIVE:
+                continue
+            found = rows[column][order]
+            found = np.where((found < limit) & (found > FLOOR / 10), found, np.nan)
+            axes.plot(rows["evaluations"][order], found, marker=marker, markersize=3, color=color,
+                      **{"linewidth": 1.1, "linestyle": "-"} | style)  # fmt: skip
+    own = select(table, method="network")
+    axes.axhline(own["error"][0], color=GREY, linestyle="--", linewidth=1, zorder=0, label="the network")
+    axes.plot([], [], ":", color=GREY, alpha=0.7, label="to the network")
+    axes.axvline(own["evaluations"][0], color=GREY, linestyle=":", linewidth=0.8, zorder=0)
+    name = str(own["network"][0])
+    axes.set(xscale="log", yscale="log", title=f"CIFAR-10:\n{name}" if own["kind"][0] == "cifar" else name)

@@ -1,0 +1,161 @@
+"""Layers as functions of s: orders of solvers, and gradients with states that are computed backwards."""
+
+import math
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+
+from lib import cifar, measured, ode, records, reversible, tables
+from lib.convnet import ConvNetConfig, ConvResNet
+from lib.distances import fit_slope
+from lib.figures import reversible as reversible_room
+from lib.figures import solvers as solvers_room
+from lib.network import NetworkConfig, hidden_states, initialise
+from lib.training import train
+
+
+def smooth(depth):
+    """A fully connected network whose layers are cosines of s, its branch, layers and inputs."""
+    config = NetworkConfig(depth=depth, width=8, dimension=4, samples=5, initial_V="drawn", initialisation="iid")
+    weights, data = initialise(config.at_depth(1))
+    s = torch.arange(depth, dtype=torch.float64)[:, None, None] / depth
+    layers = 0.3 * weights.V * torch.cos(3 * s), weights.W * torch.cos(2 * s + 1)
+    return ode.dense_branch(config), layers, data.x
+
+
+def rough(depth):
+    """The same with layers of their own each."""
+    config = NetworkConfig(depth=depth, width=8, dimension=4, samples=5, initial_V="drawn", initialisation="iid")
+    weights, data = initialise(config)
+    return ode.dense_branch(config), (0.3 * weights.V, weights.W), data.x
+
+
+def test_eulers_method_in_as_many_steps_is_the_network():
+    config = NetworkConfig(depth=16, width=8, dimension=4, samples=5, convention="eq3", initial_V="drawn")
+    weights, data = initialise(config)
+    branch, layers = ode.dense_branch(config), ode.dense_layers(weights)
+    expected = hidden_states(config, weights, data.x)[-1]
+    torch.testing.assert_close(ode.network(branch, layers, data.x), expected)
+    torch.testing.assert_close(ode.LayersODE(branch, layers).solve(data.x, "Euler", 16), expected)
+
+
+@pytest.mark.parametrize(("method", "order"), [("Euler", 1), ("Heun", 2), ("RK4", 4)])
+def test_orders(method, order):
+    branch, layers, x = smooth(64)
+    table = ode.solver_errors(branch, layers, x, [8, 16, 32, 64])
+    rows = tables.select(table, method=method)
+    assert -fit_slope(rows["steps"], rows["error"]).slope == pytest.approx(order, abs=0.25)
+    assert rows["evaluations"].tolist() == [ode.evaluations(method, steps) for steps in (8, 16, 32, 64)]
+
+
+def test_the_network_is_1_over_L_from_its_ode():
+    depths = (16, 32, 64)
+    errors = [ode.solver_errors(*smooth(depth), [2], reference_steps=64)["error"][0] for depth in depths]
+    assert fit_slope(depths, errors).slope == pytest.approx(-1, abs=0.1)
+
+
+def test_the_adaptive_solver_takes_as_many_steps_as_it_needs():
+    calls, errors = [], []
+    for tolerance in (1e-2, 1e-8):
+        table = ode.solver_errors(*smooth(64), [2], [tolerance], reference_steps=256)
+        row = tables.select(table, method=ode.ADAPTIVE)
+        calls.append(row["evaluations"][0])
+        errors.append(row["error"][0])
+    assert calls[0] < calls[1]
+    assert errors[1] < 1e-6 < errors[0] < 0.1
+
+
+def test_values_that_cannot_be():
+    branch, layers, x = smooth(4)
+    with pytest.raises(ValueError, match="'Adams', expected one of: Euler, Heun, RK4"):
+        ode.LayersODE(branch, layers).solve(x, "Adams", 4)
+    with pytest.raises(ValueError, match="steps is 0"):
+        ode.LayersODE(branch, layers).solve(x, "Euler", 0)
+    with pytest.raises(ValueError, match="'RK4', expected one of: Euler, Heun"):
+        reversible.forward("RK4", branch, layers, x)
+
+
+def square(h):
+    return h.square().mean()
+
+
+@pytest.mark.parametrize("method", reversible.METHODS)
+def test_with_stored_states_gradients_are_exact(method):
+    branch, layers, x = rough(6)
+    found = reversible.reversed_gradients(method, branch, layers, x, square, stored=True)
+    leaves = [layer.clone().requires_grad_() for layer in layers]
+    state = x.clone().requires_grad_()
+    steps = 6 if method == "Euler" else 5
+    h = state
+    for k in range(steps):
+        first = branch(h, [leaf[k] for leaf in leaves])
+        if method == "Euler":
+            h = h + first / steps
+        else:
+            h = h + (first + branch(h + first / steps, [leaf[k + 1] for leaf in leaves])) / (2 * steps)
+    expected = torch.autograd.grad(square(h), [state, *leaves])
+    for gradient, other in zip((found.state, *found.layers), expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+    assert torch.equal(found.start, x)
+
+
+@pytest.mark.parametrize(
+    ("layers_of", "method", "order"),
+    [(smooth, "Euler", -1), (smooth, "Heun", -3), (rough, "Euler", -1), (rough, "Heun", -1)],
+)
+def test_errors_of_gradients_with_states_computed_backwards(layers_of, method, order):
+    depths, errors = (16, 32, 64, 128), []
+    for depth in depths:
+        exact, found = (
+            reversible.reversed_gradients(method, *layers_of(depth), square, stored) for stored in (True, False)
+        )
+        errors.append(reversible.relative_errors(found, exact))
+    for quantity in ("state", "gradient"):
+        slope = fit_slope(depths, [error[quantity] for error in errors]).slope
+        # Of random layers the slopes are random too: with Heun's smooth -3 they cannot be confused.
+        assert slope == pytest.approx(order, abs=0.2 if layers_of is smooth else 0.7)
+
+
+def test_rows_of_a_convolutional_network():
+    network = ConvResNet(ConvNetConfig(depth=8)).eval()
+    with torch.no_grad():
+        network.residual_layers.bn2_weight.fill_(0.5)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (2, 3, 32, 32), generator=generator).to(torch.uint8)
+    rows = measured.reversible_rows(network, cifar.Images(pixels, torch.tensor([3, 5])), [8, 4])
+    assert [(row["method"], row["layers"]) for row in rows] == [("Euler", 8), ("Heun", 8), ("Euler", 4), ("Heun", 4)]
+    assert 0 < rows[1]["gradient"] < rows[0]["gradient"] < rows[2]["gradient"] < 0.5
+
+
+def test_the_rooms_of_solvers_and_of_gradients(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.paths.CHECKPOINTS", tmp_path)  # no tables: fully connected networks alone
+    network = NetworkConfig(depth=16, width=16, dimension=8, samples=10)
+    config = solvers_room.SolversConfig(network, 30, 0.01, [4, 8, 16, 32], [1e-2])
+    table = solvers_room.solvers(config)
+    orders = solvers_room.orders(table, 4)
+    first = {row["method"]: row["order"] for row in tables.rows(orders)[:3]}
+    assert [round(order) for order in first.values()] == [1, 2, 4]
+    assert tables.select(orders, method="Euler")["stays"].max() < 1e-12
+    assert solvers_room.draw(table).axes[0].get_title() == "GELU, weight-tied"
+    config = reversible_room.ReversibleConfig(network, [4, 8, 16], 30, slope_from=4)
+    dense, cifar_table = reversible_room.backwards(config), reversible_room.convolutional()
+    assert cifar_table == {}
+    assert reversible_room.slope(dense, "weight-tied", "Euler", 4).slope == pytest.approx(-1, abs=0.2)
+    figure = reversible_room.draw(dense, cifar_table)
+    rows = tables.select(dense, initialisation="weight-tied", method="Euler")
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), rows["gradient"])
+    assert "make measure" in figure.axes[1].texts[0].get_text()
+
+
+def test_a_trained_network_solved_as_an_ode():
+    config = NetworkConfig(depth=32, width=16, dimension=8, samples=10)
+    record = deque(train(config, 0.01, 50, [50]), maxlen=1).pop()
+    errors = ode.solver_errors(
+        ode.dense_branch(config), ode.dense_layers(record.weights), initialise(config)[1].x, [8], reference_steps=128
+    )
+    by_method = dict(zip(errors["method"], errors["error"], strict=True))
+    assert by_method["RK4"] < by_method["Heun"] < by_method["network"] < by_method["Euler"]
+    assert math.isclose(errors["error_network"][0], 0)
+    assert records.read_measured("solvers").keys() >= {"run", "method"}

@@ -1,0 +1,232 @@
+"""Networks with fewer layers: the rules over the depth, the networks, what is measured of them and how it is shown."""
+
+from dataclasses import replace
+
+import cifar_set
+import numpy as np
+import pytest
+import torch
+from finished_runs import finish
+
+from lib import (
+    checkpoints,
+    cifar,
+    cifar_resampling,
+    cifar_results,
+    measured,
+    paths,
+    records,
+    resampling,
+    tables,
+    trained,
+)
+from lib.cifar_resampling import ParallelForm, folded, logits, resample
+from lib.cifar_training import CifarConfig
+from lib.convnet import ConvNetConfig, ConvResNet
+from lib.figures import resampling as room
+
+
+@pytest.fixture
+def network():
+    """A network of 8 i.i.d. layers in evaluation mode, none of whose parameters or statistics is trivial."""
+    made = ConvResNet(ConvNetConfig(depth=8, smooth_init=False)).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for bn in ("bn1", "bn2"):
+            for name, least in (("weight", 0.5), ("bias", -0.5), ("running_mean", -0.5), ("running_var", 0.5)):
+                tensor = made.residual_layers.stacked(f"{bn}.{name}")
+                tensor.copy_(least + torch.rand(tensor.shape, generator=generator))
+    return made
+
+
+@pytest.fixture
+def images():
+    return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+def test_the_rules_over_the_depth():
+    assert resampling.kept(256, 4).tolist() == [32, 96, 160, 224]
+    assert resampling.kept(7, 3).tolist() == [1, 3, 5]
+    assert resampling.matrix(6, 2, "averaged").tolist() == [[1 / 3] * 3 + [0] * 3, [0] * 3 + [1 / 3] * 3]
+    # The cells of 2 of 3 layers: one and a half each.
+    np.testing.assert_allclose(resampling.matrix(3, 2, "averaged"), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]])
+    straight = (torch.arange(10) + 0.5) / 10
+    for layers in (1, 3, 5, 10):
+        middles = (torch.arange(layers) + 0.5) / layers
+        found = resampling.apply(resampling.matrix(10, layers, "interpolated"), straight[:, None])
+        torch.testing.assert_close(found[:, 0], middles)
+    for rule in resampling.RULES:
+        for layers in (1, 2, 5, 7):
+            torch.testing.assert_close(resampling.matrix(7, layers, rule).sum(dim=1), torch.ones(layers).double())
+        assert torch.equal(resampling.matrix(7, 7, rule), torch.eye(7).double())
+    assert resampling.matrix(1, 1, "interpolated").tolist() == [[1]]
+
+
+def test_more_layers_than_there_are_are_interpolated_and_say_so():
+    with pytest.warns(UserWarning, match="4 layers are asked of a network of 2: they are interpolated, not kept"):
+        found = resampling.matrix(2, 4, "kept")
+    assert found.tolist() == [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
+
+
+@pytest.mark.parametrize(("layers", "found"), [(0, "layers is 0"), ("8", "layers is '8'"), (2.0, "layers is 2.0")])
+def test_layers_that_cannot_be(network, layers, found):
+    with pytest.raises((ValueError, TypeError), match=f"{found}, expected a whole number of at least 1"):
+        resample(network, layers)
+
+
+def test_rules_that_cannot_be(network):
+    with pytest.raises(ValueError, match="'middle', expected one of: kept, averaged, interpolated"):
+        resample(network, 4, "middle")
+    with pytest.raises(ValueError, match="statistics is 'none', expected one of: kept"):
+        resample(network, 4, statistics="none")
+    with pytest.raises(ValueError, match="images is None"):
+        resample(network, 4, statistics="recomputed")
+
+
+def test_a_network_of_fewer_layers(network, images):
+    for rule in resampling.RULES:
+        assert torch.equal(resample(network, 8, rule)(images), network(images))
+    three = resample(network, 3, "kept", "averaged")
+    assert three.config == replace(network.config, depth=3)
+    for name in ("conv1.weight", "bn2.bias", "bn1.num_batches_tracked"):
+        assert torch.equal(
+            three.residual_layers.stacked(name), network.residual_layers.stacked(name)[resampling.kept(8, 3)]
+        )
+    means = network.residual_layers.stacked("bn1.running_mean")
+    expected = (means[0] + means[1] + means[2] * 2 / 3) * 3 / 8
+    torch.testing.assert_close(three.residual_layers.stacked("bn1.running_mean")[0], expected)
+    with pytest.warns(UserWarning, match="16 layers are asked of a network of 8") as warned:
+        assert resample(network, 16).config.depth == 16
+    assert len(warned) == 1
+
+
+def test_it_saves_and_loads_as_any_other(network, images, tmp_path):
+    whole = checkpoints.Checkpoint(CifarConfig(depth=8, smooth_init=False), network, {"test_accuracy": 60.0}, {})
+    path = checkpoints.save(tmp_path / "four.safetensors", cifar_resampling.resample_checkpoint(whole, 4))
+    found = checkpoints.load(path)
+    assert torch.equal(found.network(images), resample(network, 4)(images))
+    assert (found.config.depth, found.summary) == (4, {})
+    assert found.origin == f"resampled from {whole.config.name}"
+
+
+def test_recomputed_statistics_are_those_of_the_batch(network, images):
+    made = resample(network, 2, "averaged", "recomputed", images)
+    layers, h = made.residual_layers, made.stem(images)
+    z = torch.nn.functional.conv2d(h, layers.conv1_weight[0], layers.conv1_bias[0], padding=1)
+    torch.testing.assert_close(layers.bn1_running_mean[0], z.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layers.bn1_running_var[0], z.var(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    batch = made.train()
+    torch.testing.assert_close(batch.head(batch.residual_layers(h)), made.eval()(images), rtol=1e-2, atol=1e-2)
+    assert torch.equal(made.bn1.running_mean, network.bn1.running_mean)
+
+
+def test_the_parallel_form(network, images):
+    torch.testing.assert_close(ParallelForm(network, 8)(images), network(images), rtol=1e-4, atol=1e-4)
+    h = network.stem(images)
+    f = cifar_resampling.branch("gelu")
+    at_once = h + sum(f(h, layer) for layer in zip(*folded(network), strict=True)) / 8
+    torch.testing.assert_close(ParallelForm(network, 1)(images), network.head(at_once), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def small_runs(tmp_path, monkeypatch):
+    """Two trained networks of 8 layers, batch norm and none, and a small generated set of images."""
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    cifar_set.write_set(tmp_path / "images", monkeypatch)
+    for config in (CifarConfig(depth=8, epochs=2), CifarConfig(depth=8, epochs=2, batch_norm=False)):
+        finish(paths.CHECKPOINTS, config)
+    records.gather()
+    return records.read_runs()
+
+
+def test_measuring_goes_on_where_it_stopped(small_runs, capsys):
+    assert measured.main(["resampling", "--images", "20", "--policies", "kept-kept", "averaged-averaged"]) == 0
+    table = records.read_measured("resampling")
+    assert table["layers"].tolist() == [4, 2, 1] * 4
+    assert set(table["images"]) == {20}
+    # Both networks are at their start, where no layer does anything yet.
+    assert table["distance"].max() < 1e-6
+    assert table["accuracy"].tolist() == table["accuracy_all"].tolist()
+    capsys.readouterr()
+    assert measured.main(["resampling", "--images", "10", "--policies", "kept-kept"]) == 0
+    assert capsys.readouterr().out == ""
+    assert measured.main(["resampling", "--policies", "kept-kept", "kept-recomputed", "parallel-kept"]) == 0
+    table = records.read_measured("resampling")
+    by_policy = {weights: set(tables.select(table, weights=weights)["images"]) for weights in ("kept", "averaged")}
+    assert by_policy == {"kept": {cifar_set.TEST_SIZE}, "averaged": {20}}
+    recomputed = set(tables.select(table, statistics="recomputed")["run"])
+    assert recomputed == {run.config.name for run in small_runs if run.config.batch_norm}
+    assert tables.select(table, weights="parallel")["layers"].tolist() == [4, 1] * 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["resample"], ["resampling", "--policies", "kept"], ["resampling", "--images", "-1"]]
+)
+def test_measuring_what_cannot_be(small_runs, arguments, capsys):
+    assert measured.main(arguments) == 2
+    assert "expected" in capsys.readouterr().err
+    assert not (paths.CHECKPOINTS / "resampling.csv").exists()
+
+
+def rows_of(run, distances, accuracies, policy=("kept", "kept")):
+    weights, statistics = policy
+    which = {"run": run, "weights": weights, "statistics": statistics, "images": 1000, "accuracy_all": 60.0}
+    return [
+        which | {"layers": layers, "accuracy": accuracy, "distance": distance}
+        for layers, accuracy, distance in zip(
+            measured.halvings(2 * 2 ** (len(distances) - 1)), accuracies, distances, strict=True
+        )
+    ]
+
+
+def test_what_the_figure_says(trained):
+    run = next(run for run in records.read_runs() if run.config.smooth_init and run.config.seed == 0)
+    layers = np.array(measured.halvings(64))
+    # The third within half a point again, after the second was not: that does not count.
+    accuracies = [60.0, 59.5, 59.4, 60.0, 50.0, 40.0]
+    rows = rows_of(run.config.name, 2.0 / layers, accuracies) + rows_of("unknown", [1.0], [10.0])
+    tables.write_csv(paths.CHECKPOINTS / "resampling.csv", tables.from_rows(rows))
+    config = room.ResamplingConfig([f"gelu weight-tied {run.config.epochs}"])
+    table = room.curves(records.read_runs())
+    assert set(table["run"]) == {run.config.name}
+    (line,) = tables.rows(room.summary(table, config))
+    assert (line["run"], line["fewest"], line["half"]) == (run.config.name, 16, 2.0 / 32)
+    assert line["slope"] == pytest.approx(-1)
+    figure = room.draw(table, {"layers": [32], "accuracy": [85.0], "activation": ["gelu"]}, [run])
+    drawn = {tuple(line.get_xdata()): line.get_ydata() for panel in figure.axes for line in panel.lines}
+    assert drawn[1, 2, 4, 8, 16, 32, 64].tolist() == [*accuracies[::-1], 60.0]
+    (row,) = (row for row in tables.rows(cifar_results.table_1(records.read_runs(), trained)) if row["runs"] == 1)
+    assert np.isnan(row["resampling"]) == (run.config.epochs != row["epochs"])
+    distances = cifar_results.resampling_distances()
+    assert distances[run.config.name] == 2.0 / 32
+
+
+def test_without_anything_measured_there_is_a_sentence(trained):
+    table = room.curves(records.read_runs())
+    assert table == room.summary(table, room.ResamplingConfig(["gelu iid 30"])) == {}
+    figure = room.draw(table, room.shallow(records.read_runs(), table), [])
+    assert "make measure" in figure.axes[0].texts[0].get_text()
+    readable = cifar_results.readable_table_1(cifar_results.table_1(records.read_runs(), trained))
+    assert set(readable["resampling distance"]) == {"-"}
+
+
+@pytest.mark.parametrize("shown", [[], ["gelu"], ["gelu weight-tied 30"] * 4, [3]])
+def test_networks_that_cannot_be_shown(shown):
+    with pytest.raises(ValueError, match="expected"):
+        room.ResamplingConfig(shown)
+
+
+def test_the_explorer_follows_the_layers_that_are_kept(network):
+    browsed = trained.Trained(checkpoints.Checkpoint(CifarConfig(depth=8, smooth_init=False), network, {}, {}))
+    pixels = torch.randint(256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    browsing = trained.Browsing([browsed], cifar.Images(pixels, torch.arange(5)), "")
+    (whole,), (half,) = (browsing.views(trained.Choice(image=1, layers=layers)) for layers in (0, 4))
+    assert (len(whole.path.points), whole.kept) == (9, None)
+    assert (len(half.path.points), half.kept.tolist()) == (5, [1, 3, 5, 7])
+    four = resample(network, 4)
+    expected = logits(four, browsing.images)
+    np.testing.assert_allclose(half.path.logits, expected[1], rtol=1e-4, atol=1e-4)
+    accuracy = cifar_resampling.accuracy(expected, browsing.images.labels)
+    (line,) = browsing.accuracies(trained.Choice(layers=4))
+    assert line.startswith(f"{accuracy:.1f} % with 4 of 8 layers")
+    assert browsing.accuracies(trained.Choice(layers=99))[0].count("8 of 8 layers") == 1
