@@ -8,15 +8,17 @@ import numpy as np
 from IPython.core.getipython import get_ipython
 from matplotlib.figure import Figure
 
-from lib import explorers, pictures, tables
+from lib import tables
 from lib.blocks.distances import DistancesConfig, DistancesState, distance_steps
 from lib.blocks.library import ACTIVATIONS, BLOCKS, TOKENS, make_block
 from lib.blocks.network import INITIALISATIONS
 from lib.blocks.training import gaussian_data
-from lib.depths import ROUNDING
 from lib.distances import Slope, fit_slope
-from lib.explorers import CONTROLS, Explorer
-from lib.live import Run
+from lib.explore import frames
+from lib.explore.controls import CONTROLS, menu, scale, whole_number
+from lib.explore.depth_training import ROUNDING
+from lib.explore.explorer import Explorer
+from lib.explore.live import Run
 from lib.plots import GREY, depth_axis, minus
 
 OWN = "MyBlock"  # what the notebook's own block is called
@@ -46,13 +48,13 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
     values = START | start
     made: list[Any] = [None]  # the class MyBlock that the present run is of
     own = {
-        "block": explorers._choice("block", "f in h + f(h, Z)/L", [*BLOCKS, OWN]),
-        "normalisation": explorers._choice("norm", "before or between the linear maps", NORMS),
-        "activation": explorers._choice("activation", "of a block on board that has one", list(ACTIVATIONS)),
-        "initialisation": explorers._choice("initialisation", "of the layers", INITIALISATIONS),
-        "depth": explorers._scale("depth <i>L</i>", "layers of the deepest network", [8, 16, 32, 64]),
-        "parameter": explorers._number("parameter", "of the block, counted from 0"),
-        "entry": explorers._number("entry", "of the parameter, counted from 0"),
+        "block": menu("block", "f in h + f(h, Z)/L", [*BLOCKS, OWN]),
+        "normalisation": menu("norm", "before or between the linear maps", NORMS),
+        "activation": menu("activation", "of a block on board that has one", list(ACTIVATIONS)),
+        "initialisation": menu("initialisation", "of the layers", INITIALISATIONS),
+        "depth": scale("depth <i>L</i>", "layers of the deepest network", [8, 16, 32, 64]),
+        "parameter": whole_number("parameter", "of the block, counted from 0"),
+        "entry": whole_number("entry", "of the parameter, counted from 0"),
     }
     controls = {name: (own.get(name) or CONTROLS[name])(value) for name, value in values.items()}
 
@@ -159,32 +161,32 @@ def draw(state: DistancesState, parameter: int = 0, entry: int = 0, figure: Figu
     """
     name, index = chosen(state, parameter, entry)
     depths = state.config.depths
-    with mpl.rc_context(pictures.LIVE_STYLE):
+    with mpl.rc_context(frames.LIVE_STYLE):
         new = figure is None
         figure = figure or _axes(state, f"{name}[{', '.join(map(str, index))}]")
         axes = {panel.get_label(): panel for panel in figure.axes}
-        for depth, color in zip(depths, pictures.hue(0, len(depths)), strict=True):
+        for depth, color in zip(depths, frames.hue(0, len(depths)), strict=True):
             wide = 1.9 if depth == depths[-1] else 1.1
             dots = {"marker": "o", "markersize": 3} if depth <= 16 else {}
             curve = state.weights[depth][name][(slice(None), *index)]
             s = np.arange(1, depth + 1) / depth
-            pictures.bring(axes["entry"], depth, s, curve.cpu(), color=color, linewidth=wide, **dots)
+            frames.bring(axes["entry"], depth, s, curve.cpu(), color=color, linewidth=wide, **dots)
             losses = state.losses[depth]
-            pictures.bring(axes["loss"], depth, np.arange(len(losses)), losses, color=color, linewidth=wide)
+            frames.bring(axes["loss"], depth, np.arange(len(losses)), losses, color=color, linewidth=wide)
         start = state.measured[depths[-1]].start[name][(slice(None), *index)]
         dotted = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "zorder": 1}
-        pictures.bring(axes["entry"], "start", s, start.cpu(), **dotted)
+        frames.bring(axes["entry"], "start", s, start.cpu(), **dotted)
         distances = np.array(state.max_distances())
         distances[distances <= ROUNDING] = np.nan
-        style = {"color": pictures.HUE_COLORS[0], "marker": "o", "markersize": 5, "linewidth": 1.3}
-        pictures.bring(axes["distance"], "distance", depths, distances, **style)
+        style = {"color": frames.HUE_COLORS[0], "marker": "o", "markersize": 5, "linewidth": 1.3}
+        frames.bring(axes["distance"], "distance", depths, distances, **style)
         fit = slope(state)
-        pictures.note(axes["distance"], 1, f"slope {minus(fit.slope, 2)}" if fit else "equal layers", style["color"])
+        frames.note(axes["distance"], 1, f"slope {minus(fit.slope, 2)}" if fit else "equal layers", style["color"])
         for panel in figure.axes:
             values = [line.get_ydata() for line in panel.lines]
-            low, high = pictures.extent(values, log=panel.get_yscale() == "log")
-            if new or not pictures.fills(panel, low, high):
-                pictures.set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2)
+            low, high = frames.extent(values, log=panel.get_yscale() == "log")
+            if new or not frames.fills(panel, low, high):
+                frames.set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2)
     return figure
 
 
@@ -204,7 +206,7 @@ def _axes(state: DistancesState, title: str) -> Figure:
     for label in ("loss", "distance"):
         axes[label].set_yscale("log")
     for axis in (axes["loss"].yaxis.set_major_formatter, axes["loss"].yaxis.set_minor_formatter):
-        axis(pictures.PlainLogFormatter())
-    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in pictures.hue(0, len(depths))]
+        axis(frames.PlainLogFormatter())
+    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in frames.hue(0, len(depths))]
     axes["loss"].legend(keys, depths, title="depth $L$", title_fontsize=8, loc="upper right", ncols=2)
     return figure

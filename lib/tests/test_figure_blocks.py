@@ -8,9 +8,10 @@ import torch
 from scipy import stats
 from torch import nn
 
-from lib import parameters, pictures, tables
+from lib import parameters, tables
 from lib.blocks import DistancesConfig, compare_depths, fit_slope, gaussian_data, make_block, successive_distances
 from lib.explore import blocks as explore
+from lib.explore import frames
 from lib.figures import blocks as room
 
 SMALL = {"depths": [2, 4], "seeds": [0, 1], "iterations": [2, 3], "slope_from": 2}
@@ -21,7 +22,7 @@ def output(tmp_path, monkeypatch):
     """Where figures are saved; explorers' pictures are not rendered, which is what takes their time."""
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
     monkeypatch.setenv("NOTEBOOK_UNATTENDED", "1")
-    monkeypatch.setattr(pictures.Frames, "pixels", lambda frames, dpi: np.zeros((1, 1, 3), dtype=np.uint8))
+    monkeypatch.setattr(frames.Frames, "pixels", lambda frames, dpi: np.zeros((1, 1, 3), dtype=np.uint8))
     return tmp_path
 
 
