@@ -6,12 +6,15 @@ PARAMETERS ?=
 
 # --- Environment: PYTHON as it is, else conda's kind into .conda, else .venv ---
 ifeq ($(origin PYTHON),undefined)
-CONDA := $(firstword $(foreach tool,micromamba mamba conda,$(if $(shell command -v $(tool) 2>/dev/null),$(tool))))
+# The exact versions that made the tracked figures are PyPI's.
+CONDA := $(if $(LOCKED),,$(firstword $(foreach tool,micromamba mamba conda,$(if $(shell command -v $(tool) 2>/dev/null),$(tool)))))
 PREFIX := $(if $(CONDA),.conda,.venv)
 PYTHON := $(PREFIX)/bin/python
-# The compiled engine comes with the environment where there is a compiler; results do not depend on it.
-ENGINE := $(if $(shell command -v $${CXX:-c++} 2>/dev/null),.build/engine/up-to-date)
-ENVIRONMENT := $(PREFIX)/.up-to-date
+# The compiled engine comes with the environment where there is a compiler; results do not depend on it. Another
+# processor, compiler or PyTorch is another name, and so a new build.
+ENGINE := $(if $(shell command -v $${CXX:-c++} 2>/dev/null),.build/engine/up-to-date-$(firstword $(shell { \
+  sed -n '/^flags/{p;q;}' /proc/cpuinfo; $${CXX:-c++} --version; ls -d $(PREFIX)/lib/python3*/site-packages/torch-*; } 2>/dev/null | cksum)))
+ENVIRONMENT := $(PREFIX)/$(if $(LOCKED),.locked,.up-to-date)
 else ifneq ($(filter-out help clean distclean,$(MAKECMDGOALS)),)
 LACKS := $(shell $(PYTHON) -c 'import importlib.util as u, sys; print(*[name for name in sys.argv[1:] if not u.find_spec(name)])' \
   torch torchvision jupyterlab ipywidgets matplotlib papermill nbval safetensors scipy tqdm yaml 2>/dev/null || echo everything: it does not run)
@@ -45,7 +48,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help figures $(FIGURES) train checkpoints sweep stack test lab report env engine bench notebooks clean distclean
+.PHONY: help figures verify $(FIGURES) train checkpoints sweep stack test lab report env engine bench notebooks clean distclean
 
 help: ## This list
 	@echo 'make TARGET [PROFILE=paper|released|quick] [PYTHON=interpreter to use as it is]'
@@ -78,9 +81,12 @@ $(FIGURES:%=$(BUILD)/%.ipynb): $(BUILD)/%.ipynb: notebooks/%.ipynb | $(READY) $(
 	@$(SHARE) $(RUN) run $* --profile $(PROFILE)
 -include $(wildcard $(BUILD)/*.d)
 # The claims are judged from what the other figures wrote: they come last.
-ifneq ($(filter figures,$(MAKECMDGOALS)),)
+ifneq ($(filter figures verify,$(MAKECMDGOALS)),)
 $(BUILD)/claims.ipynb: $(patsubst %,$(BUILD)/%.ipynb,$(filter-out claims,$(filter $(HAVING),$(FIGURES))))
 endif
+
+verify: figures ## How far this machine's tables are from the tracked ones (VERIFY="--against COMMIT or FOLDER")
+	@$(PYTHON) -m lib.verify $(VERIFY)
 
 # --- Training on CIFAR-10: never part of `make figures`. CIFAR10_ROOT=folder says where the images are ---
 # LAUNCH goes before each run's command: make -j30 checkpoints LAUNCH="srun -n1 --gres=gpu:1"
@@ -145,7 +151,7 @@ lab: | $(READY) ## JupyterLab on the notebooks (options: LAB="--no-browser --por
 report: | $(READY) ## The executed notebooks of the profile as one HTML document (after `make figures`)
 	@$(PYTHON) -m lib.report --profile $(PROFILE)
 
-env: $(READY) ## The environment alone: by micromamba, mamba or conda into .conda, else .venv
+env: $(READY) ## The environment alone: by micromamba, mamba or conda into .conda, else .venv (LOCKED=yes: the tracked figures' versions)
 
 engine: | $(ENVIRONMENT) ## The compiled engine (`make env` builds it where it finds a compiler)
 	$(PYTHON) -m lib.engine build
@@ -163,16 +169,17 @@ notebooks: | $(READY) ## Run the notebooks with their own values and store the o
 	.conda/bin/python -m pip install --no-deps -e .
 	@touch $@
 
-.venv/.up-to-date: environment.yml pyproject.toml
+.venv/.locked: .locked/constraints.txt
+.venv/.up-to-date .venv/.locked: environment.yml pyproject.toml
 	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	    echo "Environment .venv with $$($$python --version): some minutes."; exec $$python -m venv .venv; fi; done; \
 	  echo "No Python >= 3.11 is on the PATH (python3 is: $$(python3 --version 2>&1)). Install one, or name one with" \
 	    "the packages of environment.yml: make PYTHON=/path/to/python." >&2; exit 2
-	.venv/bin/python -m pip install -e .
-	@touch $@
+	.venv/bin/python -m pip install $(if $(LOCKED),-c .locked/constraints.txt) -e .
+	@touch .venv/.up-to-date $@
 
-.build/engine/up-to-date: lib/engine.py $(wildcard lib/csrc/*) | $(ENVIRONMENT)
+.build/engine/up-to-date-%: lib/engine.py $(wildcard lib/csrc/*) | $(ENVIRONMENT)
 	$(PYTHON) -m lib.engine build
 	@mkdir -p $(@D) && touch $@
 

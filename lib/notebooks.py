@@ -40,7 +40,7 @@ NO_DEPENDENCY = ("engine", "explorers")
 TRACEBACK_LINES = 20
 SECONDS = "seconds"  # in the metadata of an executed notebook: how long it took
 # Errors whose sentence tells a reader everything: no traceback.
-SENTENCES = ("Divergence", "DataNotFoundError", "CheckpointError")
+SENTENCES = ("Divergence", "DataNotFoundError", "CheckpointError", "MemoryError")
 
 
 class RunFailed(RuntimeError):
@@ -271,9 +271,19 @@ def _move(folder: Path, destination: Path) -> list[Path]:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         target = destination / file.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if destination == paths.FIGURES and target.suffix == ".csv":
+            _keep_shipped(target)
         os.replace(file, target)
         moved.append(target)
     return moved
+
+
+def _keep_shipped(table: Path) -> None:
+    # In a copy without git the tracked table is the one that it came with: `lib.verify` compares with it.
+    kept = paths.FIGURES / ".shipped" / table.name
+    if table.exists() and not kept.exists() and not (paths.ROOT / ".git").exists():
+        kept.parent.mkdir(exist_ok=True)
+        paths.write_atomically(kept, lambda draft: draft.write_bytes(table.read_bytes()))
 
 
 def _write(notebook: NotebookNode, path: Path, modified: float) -> None:
