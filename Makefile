@@ -5,7 +5,7 @@
 TRAINING := ACTIVATION SMOOTH_INIT INITIALISATION BATCH_NORM DEPTH SEED LR ADAPTIVE HOLD_STEM DEPTH_SCALING NORM_GROUPS \
   EPOCHS BATCH_SIZE DEVICE THREADS
 # LAUNCH goes before each training's command: make -j30 checkpoints LAUNCH="srun -n1 --gres=gpu:1"
-VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH MEASURE $(TRAINING)
+VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH MEASURE VERIFY LOCKED $(TRAINING)
 # What programs read from the environment may be given to make too.
 ENVIRONMENTAL := CIFAR10_ROOT CUDA_VISIBLE_DEVICES CXX GOMP_SPINCOUNT LAB_PICTURE LIB_ENGINE OMP_NUM_THREADS TRAINING_PROGRESS
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -50,12 +50,15 @@ endif
 
 # --- Environment: PYTHON as it is, else conda's kind into .conda, else .venv ---
 ifeq ($(origin PYTHON),undefined)
-CONDA := $(firstword $(foreach tool,micromamba mamba conda,$(if $(shell command -v $(tool) 2>/dev/null),$(tool))))
+# The exact versions that made the tracked figures are PyPI's.
+CONDA := $(if $(LOCKED),,$(firstword $(foreach tool,micromamba mamba conda,$(if $(shell command -v $(tool) 2>/dev/null),$(tool)))))
 PREFIX := $(if $(CONDA),.conda,.venv)
 PYTHON := $(PREFIX)/bin/python
-# The compiled engine comes with the environment where there is a compiler; results do not depend on it.
-ENGINE := $(if $(shell command -v $${CXX:-c++} 2>/dev/null),.build/engine/up-to-date)
-ENVIRONMENT := $(PREFIX)/.up-to-date
+# The compiled engine comes with the environment where there is a compiler; results do not depend on it. Another
+# processor, compiler or PyTorch is another name, and so a new build.
+ENGINE := $(if $(shell command -v $${CXX:-c++} 2>/dev/null),.build/engine/up-to-date-$(firstword $(shell { \
+  sed -n '/^flags/{p;q;}' /proc/cpuinfo; $${CXX:-c++} --version; ls -d $(PREFIX)/lib/python3*/site-packages/torch-*; } 2>/dev/null | cksum)))
+ENVIRONMENT := $(PREFIX)/$(if $(LOCKED),.locked,.up-to-date)
 else ifneq ($(filter-out help clean distclean,$(MAKECMDGOALS)),)
 ifneq ($(and $(word 2,$(PYTHON)),$(shell [ -e $(call quoted,$(PYTHON)) ] && echo there)),)
 $(error The path of PYTHON has a space, $(PYTHON), which make takes for two words: give it through a link without one, as made by ln -s)
@@ -68,7 +71,7 @@ endif
 endif
 READY := $(ENVIRONMENT) $(ENGINE)
 
-TARGETS := help figures train checkpoints stack measure test test-style test-units test-figures test-notebooks test-lab lab report \
+TARGETS := help figures verify train checkpoints stack measure test test-style test-units test-figures test-notebooks test-lab lab report \
   env engine bench notebooks clean distclean
 # A notebook of the project has a cell tagged `parameters`: in its file, in quotes without a backslash.
 NOTEBOOKS := $(filter-out $(TARGETS),$(basename $(filter $(call fitting,notebooks),$(notdir $(shell \
@@ -160,9 +163,12 @@ $(LACKING): missing-files
 .PHONY: missing-files
 endif
 # The claims are judged from what the other figures wrote: they come last.
-ifneq ($(filter figures,$(MAKECMDGOALS)),)
+ifneq ($(filter figures verify,$(MAKECMDGOALS)),)
 $(BUILD)/claims.ipynb: $(patsubst %,$(BUILD)/%.ipynb,$(filter-out claims,$(filter $(HAVING),$(FIGURES))))
 endif
+
+verify: figures ## How far this machine's tables are from the tracked ones (VERIFY="--against COMMIT or FOLDER")
+	@$(call after,VERIFY) $(PYTHON) -m lib.verify
 
 # --- Training on CIFAR-10: never part of `make figures`. CIFAR10_ROOT=folder says where the images are ---
 STACKED = $(if $(EPOCHS),--epochs=$(call quoted,$(EPOCHS))) $(if $(DEVICE),--device=$(call quoted,$(DEVICE)))
@@ -212,7 +218,7 @@ lab: | $(READY) ## JupyterLab on the notebooks (options: LAB="--no-browser --por
 report: | $(READY) ## The executed notebooks of the profile as one HTML document (after `make figures`)
 	@$(PYTHON) -m lib.report --profile $(PROFILE)
 
-env: $(READY) ## The environment alone: by micromamba, mamba or conda into .conda, else .venv
+env: $(READY) ## The environment alone: by micromamba, mamba or conda into .conda, else .venv (LOCKED=yes: the tracked figures' versions)
 
 engine: | $(ENVIRONMENT) ## The compiled engine (`make env` builds it where it finds a compiler)
 	$(PYTHON) -m lib.engine build
@@ -239,18 +245,19 @@ renew = trap : HUP INT TERM; if [ -d $(1).old ]; then rm -rf $(1); elif [ -d $(1
 # One that runs is brought up to date in place: pip and uv download all before they change anything.
 UV := $(shell command -v uv 2>/dev/null)
 VENV = $(if $(UV),uv venv --seed --python $$python .venv,$$python -m venv .venv)
-INSTALL = $(if $(UV),uv pip install --python .venv/bin/python -e .,.venv/bin/python -m pip install -e .)
+INSTALL = $(if $(UV),uv pip install --python .venv/bin/python,.venv/bin/python -m pip install) $(if $(LOCKED),-c .locked/constraints.txt) -e .
 AT_LEAST_3_11 = -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
-.venv/.up-to-date: environment.yml pyproject.toml
+.venv/.locked: .locked/constraints.txt
+.venv/.up-to-date .venv/.locked: environment.yml pyproject.toml
 	@if [ ! -d .venv.old ] && .venv/bin/python $(AT_LEAST_3_11); then $(INSTALL); exit; fi; \
 	for python in python3 python3.14 python3.13 python3.12 python3.11; do if $$python $(AT_LEAST_3_11); then \
 	  echo "Environment .venv with $$($$python --version): some minutes."; $(call renew,.venv,$(VENV) && $(INSTALL)); exit; \
 	fi; done; \
 	echo "No Python >= 3.11 is on the PATH (python3 is: $$(python3 --version 2>&1)). Install one, or name one with" \
 	  "the packages of environment.yml: make PYTHON=/path/to/python." >&2; exit 2
-	@touch $@
+	@touch .venv/.up-to-date $@
 
-.build/engine/up-to-date: lib/engine.py $(wildcard lib/csrc/*) | $(ENVIRONMENT)
+.build/engine/up-to-date-%: lib/engine.py $(wildcard lib/csrc/*) | $(ENVIRONMENT)
 	$(PYTHON) -m lib.engine build
 	@mkdir -p $(@D) && touch $@
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import checks, parameters, paths, tables
+from lib import checks, digits, parameters, paths, tables
 from lib.cifar_results import PAPER_CLOSER, SMOOTH_BELOW, closer_by
 from lib.distances import Slope, fit_slope, von_neumann_ratio
 from lib.experiments import mean_log_loss_rate
@@ -29,6 +29,7 @@ POWER_WITHIN = 0.05  # by how much the exponent of a power law may seem to rise
 LEAST_RATIO = 1e-3  # what counts as a positive mu
 BEYOND = "beyond the paper"
 TWO_TERMS_WITHIN = 0.2  # how far distances may lie from their fit by two terms, relative
+FIT_DECIMALS = 6  # of fitted slopes and their intervals
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def _rate(
     criterion = criteria.get(bound, f"within {RATE_WITHIN}")
     measured = f"{what} {fit.slope:.3f}, claimed {expected:g}"
     interval = f"[{fit.low:.3f}, {fit.high:.3f}]"
-    return Claim(
-        statement, where, measured, criterion, interval, verdict, figure, expected, fit.slope, fit.low, fit.high
-    )
+    # An interval of points next to a straight line is all rounding beyond some digits.
+    numbers = (round(number, FIT_DECIMALS) for number in (fit.slope, fit.low, fit.high))
+    return Claim(statement, where, measured, criterion, interval, verdict, figure, expected, *numbers)
 
 
 def _fit(rows: Table, column: str, at_least: int = LEAST_DEPTH) -> Slope:
@@ -153,7 +154,7 @@ def _clipping(profile: str) -> Iterator[Claim]:
     measured = f"at most {share.max():.6f} of C t"
     yield Claim(
         "Clipped flow: no entry moves by more than C t", "clipped flow", measured, "at most 1, up to rounding", "",
-        _judge(share.max() < 1 + 1e-9), "clipping",
+        _judge(share.max() < 1 + 10.0 ** (1 - digits.DIGITS)), "clipping",
     )  # fmt: skip
     exponents = []
     for clip in clipped:

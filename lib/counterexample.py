@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lib import activations, checks
+from lib.digits import difference, square
 from lib.experiments import Progress, silent
 from lib.tables import from_rows
 
@@ -108,11 +109,11 @@ def counterexample(
                     "factor": factor,
                     "half_depth": half,
                     "depth": 2 * half,
-                    "loss": float(loss[j]),
-                    "start": float(start[:, j].diff().abs().max()),
-                    "end": float(end[:, j].diff().abs().max()),
+                    "loss": square(float(loss[j])),
+                    "start": difference(float(start[:, j].diff().abs().max())),
+                    "end": difference(float(end[:, j].diff().abs().max())),
                     "even": float(even.mean()),
-                    "even_spread": float((even - even.mean()).abs().max()),
+                    "even_spread": difference(float((even - even.mean()).abs().max())),
                     "odd_moved": float((odd - start[0::2, j]).abs().max()),
                     "limit_weight": limit_weight(half, factor),
                 }

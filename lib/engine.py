@@ -3,19 +3,23 @@
 The sources are ``lib/csrc``: C++ with the compiler's portable vector types, built once and explicitly by
 ``make engine`` (``python -m lib.engine build``) through torch.utils.cpp_extension. Nothing is ever built on
 import or on use, and everything works without it: stock PyTorch is the reference and the fallback. The file
-name holds a key of the sources, their flags, PyTorch, Python and the processor, so that a stale one is never loaded
-(for another compiler, delete ``.build/engine``).
+name holds a key of the sources, their flags, PyTorch, Python and the processor, so that a stale one is never loaded;
+a note beside the library has its digest, so that neither is a torn one, which could end the process. A build replaces
+what is there only once another process has loaded what it made; it also replaces what does not load, and what another
+compiler made.
 LIB_ENGINE=off in the environment switches it off. (C++ rather than Numba, which is no dependency here.)
 """
 
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -74,28 +78,87 @@ def path() -> Path:
     return paths.engines() / name() / f"{name()}.so"
 
 
+def _note(library: Path) -> Path:
+    return library.with_suffix(".json")
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
+def _noted(library: Path) -> dict[str, str]:
+    """What the note beside a library says of it: the digest ``sha256`` and the ``compiler``; empty without one."""
+    try:
+        note = json.loads(_note(library).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _whole(library: Path) -> bool:
+    """Whether the library has the digest that its build noted."""
+    try:
+        return _noted(library).get("sha256") == _digest(library)
+    except OSError:
+        return False
+
+
+def _compiler() -> str:
+    """The C++ compiler and its version; RuntimeError without one."""
+    command = os.environ.get("CXX", "c++")
+    if shutil.which(command) is None:
+        raise RuntimeError(f"no C++ compiler was found (looked for {command!r}; CXX names another)")
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
+    return version.partition("\n")[0].strip() or command
+
+
+# Each runs in a process of its own, which a library that is no good may end.
+_LOAD = """import importlib.util, sys, torch
+spec = importlib.util.spec_from_file_location(*sys.argv[1:])
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+"""
+_COMPILE = """import sys
+from torch.utils import cpp_extension
+name, folder, flags, *sources = sys.argv[1:]
+options = {"extra_cflags": flags.split(), "extra_ldflags": ["-fopenmp"], "with_cuda": False}
+cpp_extension.load(name, sources, build_directory=folder, verbose=False, **options)
+"""
+
+
+def _run(script: str, *arguments: str) -> str:
+    """Run a script in another process; returns what went wrong, the sentence first, or nothing."""
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    lines = done.stderr.strip().splitlines()
+    said = next((line for line in lines if "Error" in line.partition(":")[0]), f"it ended with {done.returncode}")
+    return "\n".join([said, *lines])
+
+
+def _loads(library: Path) -> bool:
+    return _whole(library) and not _run(_LOAD, library.stem, str(library))
+
+
 def build() -> Path:
-    """Compile the engine where it is not yet there; returns the path of the library.
+    """Compile the engine unless a sound one by this compiler is there; returns the path of the library.
 
-    Raises RuntimeError where there is no compiler or it fails.
+    Raises RuntimeError if there is no compiler, or if it fails.
     """
-    target = path()
-    if target.exists():
+    target, compiler = path(), _compiler()
+    if _noted(target).get("compiler") == compiler and _loads(target):
         return target
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        raise RuntimeError(f"no C++ compiler was found (looked for {compiler!r}; CXX names another)")
-    from torch.utils import cpp_extension
-
     target.parent.mkdir(parents=True, exist_ok=True)
-    cpp_extension.load(
-        target.stem,
-        [str(source) for source in _sources()],
-        extra_cflags=compiler_flags(),
-        extra_ldflags=["-fopenmp"],
-        build_directory=str(target.parent),
-        with_cuda=False,
-    )
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=target.parent) as draft:
+        flags = " ".join(compiler_flags())
+        # This compiles, and loads what came of it.
+        if problem := _run(_COMPILE, target.stem, draft, flags, *(str(source) for source in _sources())):
+            raise RuntimeError(problem)
+        made = Path(draft) / target.name
+        note = {"sha256": _digest(made), "compiler": compiler}
+        # A process that reads in between finds a library that is not the noted one, and goes on without it.
+        paths.write_atomically(_note(target), lambda draft: draft.write_text(json.dumps(note) + "\n", encoding="utf-8"))
+        os.replace(made, target)
+    _built.cache_clear()
     return target
 
 
@@ -111,13 +174,21 @@ def _built() -> tuple[ModuleType | None, str]:
     target = path()
     if not target.exists():
         return None, f"the compiled engine is not built for this machine and these sources; {ADVICE}"
-    spec = importlib.util.spec_from_file_location(target.stem, target)
-    module = importlib.util.module_from_spec(spec)
+    if not _whole(target):
+        return None, f"the compiled engine {paths.short(target)} is not what was built; {ADVICE} anew"
     try:
+        spec = importlib.util.spec_from_file_location(target.stem, target)
+        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except ImportError as error:
-        return None, f"the compiled engine {target} does not load ({error}); delete it, then {ADVICE}"
+    except Exception as error:  # whatever a foreign library raises: everything works without it
+        return None, f"the compiled engine {paths.short(target)} does not load ({error}); {ADVICE} anew"
     return module, f"compiled ({target.stem})"
+
+
+def missing() -> str:
+    """Why the engine does not run here, and what to do about it; empty if it runs."""
+    module, reason = load()
+    return "" if module else reason
 
 
 def report() -> str:
@@ -229,18 +300,18 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m lib.engine build|report", file=sys.stderr)
         return 2
     if arguments == ["build"]:
-        there = path().exists()
+        before = _noted(path())
         # torch looks for ninja on the PATH, where an environment that is not activated has no folder.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         try:
             target = build()
-        except (RuntimeError, OSError, ImportError, subprocess.CalledProcessError) as error:
+        except (RuntimeError, OSError) as error:
             lines = str(error).strip().splitlines()
             print(f"The compiled engine was not built: {lines[0]}. Everything works without it, only slower.")
             if len(lines) > 1:
                 print(str(error), file=sys.stderr)
             return 0
-        print(f"{'Up to date' if there else 'Built'}: {paths.short(target)}")
+        print(f"{'Up to date' if _noted(target) == before else 'Built'}: {paths.short(target)}")
     print(report())
     return 0
 

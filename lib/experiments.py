@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib import checks, conventions, limit
+from lib.digits import difference, square
 from lib.distances import SuccessiveDistance, distance
 from lib.network import NetworkConfig, Weights
 from lib.tables import from_rows
@@ -78,7 +79,8 @@ def successive_distance_steps(config: SuccessiveDistanceConfig) -> Iterator[dict
         for depth, record, so_far in zip(config.depths, records, running, strict=True):
             so_far.update(record.weights)
             if record.iteration + 1 in config.iterations:
-                rows.append({"depth": depth, "iterations": record.iteration + 1, **so_far.values()})
+                distances = {name: difference(value) for name, value in so_far.values().items()}
+                rows.append({"depth": depth, "iterations": record.iteration + 1, **distances})
         yield _sorted_table(rows, "depth", "iterations")
 
 
@@ -176,7 +178,7 @@ def limit_distance_steps(config: LimitDistanceConfig) -> Iterator[dict[str, list
     rows = []
     for distances, records in zip(REFERENCES[config.reference](config), lockstep(trainings), strict=True):
         for depth, record in zip(config.depths, records, strict=True):
-            V, W = distances(record)
+            V, W = map(difference, distances(record))
             rows.append({"depth": depth, "iteration": record.iteration, "distance_V": V, "distance_W": W})
         yield _sorted_table(rows, "depth", "iteration")
 
@@ -256,9 +258,9 @@ def long_time_steps(config: LongTimeConfig) -> Iterator[tuple[dict[str, list], d
     for record in train(config.network, config.learning_rate, config.iterations, config.kept):
         if record.iteration in keep_loss:
             loss["iteration"].append(record.iteration)
-            loss["loss"].append(record.loss)
+            loss["loss"].append(square(record.loss))
         if record.iteration in keep_weights:
-            curves = entries(record.weights, config.row, config.column)
+            curves = (map(difference, curve) for curve in entries(record.weights, config.row, config.column))
             constant = [record.iteration], [config.row], [config.column]
             iteration, row, column = (value * config.network.depth for value in constant)
             for name, values in zip(columns, (iteration, layers, row, column, *curves), strict=True):

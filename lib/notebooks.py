@@ -47,6 +47,7 @@ SECONDS = "seconds"  # in the metadata of an executed notebook: how long it took
 # Errors whose sentence tells a reader everything: no traceback.
 SENTENCES = (
     "Divergence", "DataNotFoundError", "CheckpointError", "LayerLogError", "TableError", "CannotWrite", "Busy",
+    "MemoryError",
 )  # fmt: skip
 
 
@@ -307,6 +308,8 @@ def _copy(files: Mapping[Path, Path]) -> None:
     with contextlib.ExitStack() as drafts:
         for target, source in files.items():
             paths.make_folder(target.parent)
+            if target.parent == paths.FIGURES and target.suffix == ".csv":
+                _keep_shipped(target)
             shutil.copyfile(source, drafts.enter_context(paths.draft(target)))
 
 
@@ -317,6 +320,14 @@ def _write_values(path: Path, name: str, values: Mapping[str, Any]) -> None:
     head = f"# make {name} PARAMETERS={paths.short(paths.FIGURES / parameters.CUSTOM / path.name)}\n"
     text = head + yaml.safe_dump(everything, sort_keys=False, width=1000)
     path.write_text(text, encoding="utf-8")
+
+
+def _keep_shipped(table: Path) -> None:
+    # In a copy without git the tracked table is the one that it came with: `lib.verify` compares with it.
+    kept = paths.FIGURES / ".shipped" / table.name
+    if table.exists() and not kept.exists() and not (paths.ROOT / ".git").exists():
+        kept.parent.mkdir(exist_ok=True)
+        paths.write_atomically(kept, lambda draft: draft.write_bytes(table.read_bytes()))
 
 
 def _write(notebook: NotebookNode, path: Path, modified: float) -> None:

@@ -19,7 +19,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from lib import paths, tables
+from lib import digits, paths, tables
 from lib.distances import Slope, fit_slope
 
 TEXT_WIDTH = 7.2  # inches: a figure over the full width of a page
@@ -59,10 +59,13 @@ SAVED = {**STYLE, "figure.constrained_layout.use": False}
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Run a drawing function in the one style, whatever the caller's rcParams are."""
+    """Run a drawing function in the one style, whatever the caller's rcParams are, on tables as they are written: a
+    picture shows no digit that its table does not have."""
 
     @wraps(draw)
     def drawn(*args, **kwargs) -> Figure:
+        args = [digits.table(value) if isinstance(value, Mapping) else value for value in args]
+        kwargs = {name: digits.table(value) if isinstance(value, Mapping) else value for name, value in kwargs.items()}
         with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
             figure = draw(*args, **kwargs)
             FigureCanvasAgg(figure).draw()  # fixes the layout while the style holds

@@ -192,8 +192,8 @@ def _write_tables(folder: Path, found: Sequence[Path]) -> int:
     runs.sort(key=lambda row: order[row["run"]])
     layers.sort(key=lambda row: order.get(row["run"], len(order)))
     if runs:
-        tables.write_csv(folder / RUNS, tables.from_rows(runs))
-        tables.write_csv(folder / DISTANCES, tables.from_rows(layers))
+        tables.write_csv(folder / RUNS, tables.from_rows(runs), exact=True)
+        tables.write_csv(folder / DISTANCES, tables.from_rows(layers), exact=True)
     return len(runs)
 
 

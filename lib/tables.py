@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lib import paths
+from lib import digits, paths
 
 
 class TableError(ValueError):
@@ -46,7 +46,7 @@ def rows(table: Table) -> list[dict[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """Full precision: the shortest text that reads back as the same number."""
+    """The shortest text that reads back as the same number."""
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
     if isinstance(value, float | np.floating):
@@ -54,8 +54,9 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def write_csv(path: Path, table: Table) -> Path:
-    """Write a table, atomically, with one header line and floats in full precision."""
+def write_csv(path: Path, table: Table, exact: bool = False) -> Path:
+    """Write a table, atomically, with one header line and floats to `digits.DIGITS` digits, in full precision if
+    ``exact``: records of what nobody can run again."""
     lengths = {name: len(column) for name, column in table.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{path.name}: the columns have lengths {lengths}, expected equal ones.")
@@ -64,7 +65,8 @@ def write_csv(path: Path, table: Table) -> Path:
         with draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(table)
-            writer.writerows([_text(value) for value in row] for row in zip(*table.values(), strict=True))
+            columns = (table if exact else digits.table(table)).values()
+            writer.writerows([_text(value) for value in row] for row in zip(*columns, strict=True))
 
     paths.write_atomically(path, write_rows)
     return path
@@ -145,7 +147,7 @@ def latex(table: Table) -> str:
 
 
 def write(folder: Path, name: str, table: Table, readable: Table) -> list[Path]:
-    """Write ``<name>.csv`` in full precision, and the table as it is read as ``<name>.md`` and ``.tex``."""
+    """Write ``<name>.csv``, and the table as it is read as ``<name>.md`` and ``.tex``."""
     written = [write_csv(folder / f"{name}.csv", table)]
     for ending, text in (("md", markdown(readable)), ("tex", latex(readable))):
         written.append(folder / f"{name}.{ending}")

@@ -14,6 +14,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from lib import activations, checks, limit
+from lib.digits import difference, of_square, significant, square
 from lib.distances import integral_distance, successive_squares
 from lib.experiments import Progress, evenly, silent
 from lib.network import NetworkConfig, Weights, hidden_states, initialise, outputs
@@ -104,7 +105,7 @@ def neural_ode(config: NeuralODEConfig, progress: Progress = silent) -> tuple[di
     for depth, grid, other in list(zip(config.depths, grids, records, strict=True))[1:4:2]:
         shown.append((depth, grid, hidden_states(config.network.at_depth(depth), other.weights, few)))
     trajectories = [
-        {"depth": depth, "s": float(s), "input": number, "value": float(value)}
+        {"depth": depth, "s": float(s), "input": number, "value": difference(float(value))}
         for depth, grid, states in shown
         for s, values in zip(grid, states[:, :, 0], strict=True)
         for number, value in enumerate(values)
@@ -120,7 +121,7 @@ def _errors(network, ode, exact, weights, x, last) -> dict[str, float]:
     discretised = outputs(sampled, hidden_states(network, sampled, x))
     distances = ode.distance_to_network(weights)
     scipy = scipy_output(network, weights, x) if last else None
-    return {
+    errors = {
         "weights": uniform_distance(ode, weights),
         "distance_V": distances["V"],
         "distance_W": distances["W"],
@@ -129,6 +130,7 @@ def _errors(network, ode, exact, weights, x, last) -> dict[str, float]:
         "discretised": largest_norm(discretised - output),
         "scipy": largest_norm(scipy - outputs(weights, states)) if last else math.nan,
     }
+    return {name: difference(error) for name, error in errors.items()}
 
 
 def uniform_distance(ode: limit.TrainedODE, weights: Weights) -> float:
@@ -217,9 +219,10 @@ def polyak_lojasiewicz_ratio(record: Record | limit.LimitRecord) -> float:
 
 
 def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
-    ratio = polyak_lojasiewicz_ratio(record)
+    # The ratio divides by the loss: it has no more digits.
+    ratio = significant(polyak_lojasiewicz_ratio(record), of_square(record.loss))
     time = learning_rate * record.iteration
-    return {"iteration": record.iteration, "time": time, "loss": record.loss, "ratio": ratio}
+    return {"iteration": record.iteration, "time": time, "loss": square(record.loss), "ratio": ratio}
 
 
 def by_width(config: PolyakLojasiewiczConfig, progress: Progress = silent) -> dict[str, list]:
@@ -262,10 +265,10 @@ def by_depth(config: PolyakLojasiewiczConfig, progress: Progress = silent) -> tu
             Z, distances = record.weights, ode.distance_to_network(record.weights)
             output = outputs(Z, hidden_states(config.network.at_depth(depth), Z, data.x))
         entries = [values.flatten(1)[:, entry].tolist() for values, entry in zip((Z.V, Z.W), liveliest, strict=True)]
-        for position, entry_V, entry_W in zip(s.tolist(), *entries, strict=True):
-            weights.append({"depth": depth, "s": position, "entry_V": entry_V, "entry_W": entry_W})
-        away = {f"distance_{name}": distance for name, distance in distances.items()}
-        nearness.append({"depth": depth, **away, "residual": largest_norm(output - data.y)})
+        for position, V, W in zip(s.tolist(), *entries, strict=True):
+            weights.append({"depth": depth, "s": position, "entry_V": difference(V), "entry_W": difference(W)})
+        away = {f"distance_{name}": difference(distance) for name, distance in distances.items()}
+        nearness.append({"depth": depth, **away, "residual": difference(largest_norm(output - data.y))})
     return (
         from_rows(sorted(rows, key=lambda row: (row["depth"], row["iteration"]))),
         from_rows(weights),
@@ -376,10 +379,10 @@ def initialisations(
                         "iteration": iteration,
                         "depth": depth,
                         "loss": record.loss,
-                        "successive": math.sqrt(float(squares.max())),
-                        "distance": math.hypot(*parts),
-                        "output": float(apart) if smooth or depth < config.depths[-1] else math.nan,
-                        "variation": float(variation),
+                        "successive": difference(math.sqrt(float(squares.max()))),
+                        "distance": difference(math.hypot(*parts)),
+                        "output": difference(float(apart)) if smooth or depth < config.depths[-1] else math.nan,
+                        "variation": difference(float(variation)),
                     }
                 )
             for k, entry in enumerate(deepest.W[:, 0, 0].tolist(), start=1):
@@ -442,7 +445,7 @@ def clipped_flow(config: ClippingConfig, progress: Progress = silent) -> dict[st
                 "change": max(float((getattr(weights, name) - getattr(start, name)).abs().max()) for name in "VW"),
             }
             before = so_far.get((clip, depth), now)
-            so_far[clip, depth] = {name: max(value, before[name]) for name, value in now.items()}
+            so_far[clip, depth] = {name: max(difference(value), before[name]) for name, value in now.items()}
             when = {"iteration": record.iteration, "time": config.learning_rate * record.iteration}
             rows.append({"clip": clip, "depth": depth, **when, "loss": record.loss, **so_far[clip, depth]})
     return from_rows(sorted(rows, key=lambda row: (row["clip"], row["depth"], row["iteration"])))

@@ -36,7 +36,7 @@ class Recycled {
             bytes = std::exchange(spare_bytes, 0);
         else
             data = allocate(bytes);
-        TORCH_CHECK(data, "The compiled engine found no ", bytes >> 20, " MiB of memory for the layers' states; try a smaller batch.");
+        if (!data) throw OutOfMemory(bytes);
         const auto give_back = [bytes](void* block) {
             std::lock_guard<std::mutex> guard(mutex);
             if (bytes <= spare_bytes) return std::free(block);

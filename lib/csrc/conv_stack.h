@@ -12,6 +12,8 @@
 // depend on the number of threads, then over them in order: any number of threads gives the same bits.
 #pragma once
 
+#include <omp.h>
+
 #include "conv_image.h"
 
 namespace conv {
@@ -56,6 +58,14 @@ struct alignas(64) Partial {
     float weight1[TAPS], weight2[TAPS], bias1[C], bias2[C];
 };
 
+// What a thread needs for itself on the way up: an image of a and one of z2, the weights' factors of a layer.
+struct ForwardRoom {
+    Buffer<float> a, z2, weight1, weight2;
+    Workspace workspace;
+    explicit ForwardRoom(Size size)
+        : a(size.pixels() * C), z2(size.pixels() * C), weight1(WEIGHTS), weight2(WEIGHTS), workspace(size) {}
+};
+
 // x: (L, n, H, W, C), or (1, ...) without `keep`, with x[0] given; z1, z2 alike (z2 with batch norm only); out: h_L.
 // In evaluation mode the statistics are given, in training mode they are found.
 inline void forward(const Problem& q, const Parameters& parameters, Statistics* statistics, float* x, float* z1, float* z2,
@@ -65,10 +75,12 @@ inline void forward(const Problem& q, const Parameters& parameters, Statistics* 
     const bool batch = q.batch_norm && q.training;
     const Activate activate = activate_function<false>(q.activation);
     Buffer<float> moments1(n * 2 * C), moments2(n * 2 * C);
+    const auto own = rooms<ForwardRoom>(q.threads, q.size);
 #pragma omp parallel num_threads(q.threads)
     {
-        Buffer<float> a(image), scratch(image), weight1(WEIGHTS), weight2(WEIGHTS);
-        Workspace workspace(q.size);
+        const ForwardRoom& room = own[omp_get_thread_num()];
+        float *const a = room.a, *const scratch = room.z2, *const weight1 = room.weight1, *const weight2 = room.weight2;
+        const Workspace& workspace = room.workspace;
         Norm norm1, norm2;
         const auto z1_of = [&](int64_t k, int64_t i) { return z1 + k * stride + i * image; };
         const auto z2_of = [&](int64_t k, int64_t i) { return q.batch_norm ? z2 + k * stride + i * image : scratch; };
@@ -137,6 +149,17 @@ inline void reduce_weight(const Partial* partial, float (Partial::*weight)[TAPS]
         for (int lane = 0; lane < LANE; lane++) gradient[((out + lane) * C + in) * 9 + tap] = taps[tap][lane];
 }
 
+// What a thread needs for itself on the way back: images of a, s'(u), dz2 and dx, the reversed weights' factors of a
+// layer, the weights' gradients.
+struct BackwardRoom {
+    Buffer<float> a, slope, dz2, dx, reversed1, reversed2;
+    Workspace workspace;
+    WeightGradient weight1, weight2;
+    explicit BackwardRoom(Size size)
+        : a(size.pixels() * C), slope(size.pixels() * C), dz2(size.pixels() * C), dx(size.pixels() * C), reversed1(WEIGHTS),
+          reversed2(WEIGHTS), workspace(size), weight1(size), weight2(size) {}
+};
+
 // g: dL/dh_L on entry, dL/dh_0 on return; the rest as the forward pass kept it.
 inline void backward(const Problem& q, const Parameters& parameters, const Statistics* statistics, const float* x, const float* z1,
                      const float* z2, float* g, const Gradients& gradients) {
@@ -146,11 +169,14 @@ inline void backward(const Problem& q, const Parameters& parameters, const Stati
     const Activate activate = activate_function<true>(q.activation);
     Buffer<float> du(n * image), sums1(n * 2 * C), sums2(n * 2 * C);
     Buffer<Partial> partials(2 * blocks);  // two sets: one is summed up while the next layer fills the other
+    auto own = rooms<BackwardRoom>(q.threads, q.size);
 #pragma omp parallel num_threads(q.threads)
     {
-        Buffer<float> a(image), slope(image), dz2(image), dx(image), reversed1(WEIGHTS), reversed2(WEIGHTS);
-        Workspace workspace(q.size);
-        WeightGradient weight1(q.size), weight2(q.size);
+        BackwardRoom& room = own[omp_get_thread_num()];
+        float *const a = room.a, *const slope = room.slope, *const dz2 = room.dz2, *const dx = room.dx;
+        float *const reversed1 = room.reversed1, *const reversed2 = room.reversed2;
+        const Workspace& workspace = room.workspace;
+        WeightGradient &weight1 = room.weight1, &weight2 = room.weight2;
         Norm norm1, norm2;
         const auto each_image = [&](int64_t block, const auto& work) {
             for (int64_t i = block * IMAGES_A_BLOCK; i < std::min(n, (block + 1) * IMAGES_A_BLOCK); i++) work(i);

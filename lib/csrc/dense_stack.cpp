@@ -158,7 +158,7 @@ Activate<T> find_activation(int64_t name) {
 // A barrier that spins for some microseconds, then lets others run: threads may share their cores.
 class Barrier {
   public:
-    explicit Barrier(int count) : count(count) {}
+    void set(int threads) { count = threads; }  // before any of them waits
     void wait() {
         const int now = generation.load(std::memory_order_acquire);
         if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
@@ -171,7 +171,7 @@ class Barrier {
     }
 
   private:
-    const int count;
+    int count = 1;
     std::atomic<int> arrived{0}, generation{0};
 };
 
@@ -262,11 +262,12 @@ struct Stack {
     }
 
     // What one thread needs for itself: a layer's weights, padded; transposed where the way back needs it; what a block
-    // does not keep; p_k of the thread's samples, of the layer that it is at.
+    // does not keep; p_k of the thread's samples, of the layer that it is at. There is room for all samples: how many
+    // threads there will be, and so how many samples each has, is not known yet.
     struct Scratch {
-        Scratch(const Stack& s, int thread)
+        explicit Scratch(const Stack& s)
             : W(s.q * s.M), V(s.m * s.Q), Vt(s.q * s.M), Wt(s.m * s.Q), z(BLOCK * s.M), value(BLOCK * s.M),
-              slope(BLOCK * s.M), p(s.count(thread) * s.Q) {}
+              slope(BLOCK * s.M), p(s.n * s.Q) {}
         Buffer<T> W, V, Vt, Wt, z, value, slope, p;
     };
 
@@ -282,13 +283,13 @@ struct Stack {
     }
 
     // z_k of a block of `rows` rows x = h_k in scratch.z, s(z_k) in `value`, s'(z_k) in `slope`, if that is not null.
-    void hidden(int64_t rows, const T* x, const T* w, Scratch& scratch, T* value, T* slope, Ahead& ahead) const {
+    void hidden(int64_t rows, const T* x, const T* w, const Scratch& scratch, T* value, T* slope, Ahead& ahead) const {
         T* z = scratch.z;
         multiply<T, false>(rows, x, Q, w, M, q, M, [&](int64_t i, int64_t j, Vector<T> sum) { store(z + i * M + j, sum * inner); });
         s(z, value, slope, rows * M, ahead);
     }
 
-    void forward_layer(int64_t k, int thread, Scratch& scratch) const {
+    void forward_layer(int64_t k, int thread, const Scratch& scratch) const {
         Ahead ahead;
         if (k + 1 < L) add_weights(k + 1, ahead);
         const T *w = pack(W + k * q * m, q, m, scratch.W, M), *v = pack(V + k * q * m, m, q, scratch.V, Q);
@@ -305,13 +306,13 @@ struct Stack {
         });
     }
 
-    void forward(int thread, Scratch& scratch) const {
+    void forward(int thread, const Scratch& scratch) const {
         each_group(thread, [&](const Group& group) { std::memcpy(group.h, ends + group.first * Q, group.rows * Q * sizeof(T)); });
         for (int64_t k = 0; k < L; k++) forward_layer(k, thread, scratch);
     }
 
     // p_{k+1} in scratch.p becomes p_k; the weight gradients of each group go to its sums, from where they are of group 0.
-    void backward_layer(int64_t k, int thread, T* sums, Scratch& scratch) const {
+    void backward_layer(int64_t k, int thread, T* sums, const Scratch& scratch) const {
         Ahead ahead;
         if (k > 0 && !keeps_activations) add_weights(k - 1, ahead);
         const T* w = keeps_activations ? nullptr : pack(W + k * q * m, q, m, scratch.W, M);
@@ -354,7 +355,7 @@ struct Stack {
     }
 
     // From p_L in scratch.p to the weight gradients and p_0 there.
-    void backward(int thread, T* sums, Scratch& scratch, const Update<T>& update, Barrier& barrier) const {
+    void backward(int thread, T* sums, const Scratch& scratch, const Update<T>& update, Barrier& barrier) const {
         const int64_t layers = chunk();
         int64_t stop = L;  // layers from here on have moved
         for (int64_t k = L - 1; k >= 0; k--) {
@@ -373,7 +374,7 @@ struct Stack {
     }
 
     // scratch.p = 2 loss_scale (h_L - y); loss_scale * |h_L - y|^2 of each of the thread's samples into `losses`.
-    void residual(int thread, const T* y, double loss_scale, Scratch& scratch, double* losses) const {
+    void residual(int thread, const T* y, double loss_scale, const Scratch& scratch, double* losses) const {
         const T* output = ends + n * Q;
         for (int64_t i = first(thread); i < first(thread + 1); i++) {
             double sum = 0;
@@ -386,17 +387,19 @@ struct Stack {
         }
     }
 
-    // body(stack, thread, barrier) on every thread; the runtime may give fewer threads than asked for.
+    // body(stack, thread, scratch, barrier) on every thread; the runtime may give fewer threads than asked for.
     template <class Body>
     void parallel(const Body& body) const {
-        std::unique_ptr<Barrier> barrier;
+        const std::vector<Scratch> scratch = rooms<Scratch>(threads, *this);
+        Barrier barrier;
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp single
-            barrier = std::make_unique<Barrier>(omp_get_num_threads());
+            barrier.set(omp_get_num_threads());
             Stack mine = *this;
             mine.threads = omp_get_num_threads();
-            body(mine, omp_get_thread_num(), *barrier);
+            const int thread = omp_get_thread_num();
+            body(mine, thread, scratch[thread], barrier);
         }
     }
 };
@@ -422,8 +425,7 @@ Stack<T> make_stack(const at::Tensor& V, const at::Tensor& W, const at::Tensor& 
 
 template <class T>
 void forward(const Stack<T>& stack) {
-    stack.parallel([](const Stack<T>& mine, int thread, Barrier&) {
-        typename Stack<T>::Scratch scratch(mine, thread);
+    stack.parallel([](const Stack<T>& mine, int thread, const auto& scratch, Barrier&) {
         mine.forward(thread, scratch);
     });
 }
@@ -431,8 +433,7 @@ void forward(const Stack<T>& stack) {
 template <class T>
 void backward(const Stack<T>& stack, T* p, const Update<T>& update) {
     Buffer<T> sums(stack.groups * stack.group_sums());
-    stack.parallel([&](const Stack<T>& mine, int thread, Barrier& barrier) {
-        typename Stack<T>::Scratch scratch(mine, thread);
+    stack.parallel([&](const Stack<T>& mine, int thread, const auto& scratch, Barrier& barrier) {
         T* rows = p + mine.first(thread) * mine.Q;
         const size_t bytes = mine.count(thread) * mine.Q * sizeof(T);
         std::memcpy(scratch.p, rows, bytes);
@@ -445,8 +446,7 @@ template <class T>
 void run(const Stack<T>& stack, const T* y, double loss_scale, const Update<T>& update, int64_t count, double* losses) {
     Buffer<T> sums(stack.groups * stack.group_sums());
     std::vector<double> by_sample(2 * stack.n);  // of even and odd steps: between two of a kind there is a barrier
-    stack.parallel([&](const Stack<T>& mine, int thread, Barrier& barrier) {
-        typename Stack<T>::Scratch scratch(mine, thread);
+    stack.parallel([&](const Stack<T>& mine, int thread, const auto& scratch, Barrier& barrier) {
         for (int64_t step = 0; step < count; step++) {
             double* now = by_sample.data() + step % 2 * mine.n;
             mine.forward(thread, scratch);

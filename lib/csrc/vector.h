@@ -9,7 +9,9 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <string>
 #include <utility>
+#include <vector>
 
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, REGISTERS = 32;
@@ -82,6 +84,17 @@ static inline void store(T* target, Vector<T> v) {
     std::memcpy(target, &v, sizeof v);
 }
 
+// What Python sees as a MemoryError with this sentence.
+class OutOfMemory : public std::bad_alloc {
+    std::string sentence;
+
+  public:
+    explicit OutOfMemory(int64_t bytes)
+        : sentence("The compiled engine found no " + std::to_string((bytes >> 20) + 1) +
+                   " MiB of memory: fewer samples at a time, or fewer threads, take less.") {}
+    const char* what() const noexcept override { return sentence.c_str(); }
+};
+
 template <class T>
 class Buffer {  // `count` elements, zero at first, aligned to a cache line
     size_t bytes;
@@ -90,11 +103,21 @@ class Buffer {  // `count` elements, zero at first, aligned to a cache line
   public:
     explicit Buffer(int64_t count)
         : bytes((count * sizeof(T) + 63) / 64 * 64), data(static_cast<T*>(std::aligned_alloc(64, bytes)), std::free) {
-        if (!data) throw std::bad_alloc();
+        if (!data) throw OutOfMemory(bytes);
         std::memset(static_cast<void*>(data.get()), 0, bytes);
     }
     operator T*() const { return data.get(); }
 };
+
+// What each of `threads` threads needs for itself, made before they start: out of a parallel region no exception gets
+// past its end, and running out of memory there would end the process.
+template <class Room, class... Arguments>
+std::vector<Room> rooms(int threads, const Arguments&... arguments) {
+    std::vector<Room> result;
+    result.reserve(threads);
+    for (int thread = 0; thread < threads; thread++) result.emplace_back(arguments...);
+    return result;
+}
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -206,7 +229,8 @@ static inline Vector<T> gauss(Vector<T> x) {
     return (Vector<T>)((typename F::bits)power + ((typename F::bits)shifted << F::mantissa));
 }
 
-// An activation gives s(z) and, where asked, s'(z), with autograd's value at a kink. A NaN stays a NaN.
+// An activation gives s(z) and, where asked, s'(z), with autograd's value at a kink. A NaN stays a NaN, and what has
+// overflowed is not hidden: GELU at minus infinity, and its slope at both, are NaN as in PyTorch.
 enum ActivationName { GELU, RELU, TANH, IDENTITY, SOFTPLUS, LEAKY_RELU };
 
 template <class T, ActivationName NAME, bool DERIVATIVE>
@@ -221,10 +245,10 @@ static inline Vector<T> activation(Vector<T> z, Vector<T>* derivative) {
         const V density = magnitude > end ? zero : gauss<T>(x);  // times sqrt(2 pi)
         const V tail = polynomial(Format<T>::tail_over, x) / polynomial(Format<T>::tail_under, x);
         if (DERIVATIVE) {
-            const V below = (tail - x * T(0.398942280401432677940)) * density;
+            const V below = (tail - magnitude * T(0.398942280401432677940)) * density;
             *derivative = z < 0 ? below : one - below;
         }
-        return (z < 0 ? zero : z) - x * (tail * density);
+        return (z < 0 ? z * T(0) : z) - x * (tail * density);  // minus infinity times 0 is NaN
     } else if constexpr (NAME == RELU) {
         if (DERIVATIVE) *derivative = z > 0 ? one : zero;
         return z < 0 ? zero : z;

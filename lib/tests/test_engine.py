@@ -1,7 +1,12 @@
 """The compiled engine: its build, and the residual layers of the convolutional network against float64 autograd."""
 
 import copy
+import json
+import os
+import resource
 import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +20,7 @@ from lib.distances import layer_noise
 
 module, reason = engine.load()
 needs_engine = pytest.mark.skipif(module is None, reason=reason)
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler is here")
 VARIANTS = {"training": (True, True), "evaluation": (True, False), "no batch norm": (False, True)}
 
 
@@ -142,6 +148,41 @@ def test_an_activation_over_its_whole_range(activation):
     torch.testing.assert_close(value.double(), s.function(z), rtol=1e-6, atol=4e-6)
     torch.testing.assert_close(slope.double(), s.derivative(z), rtol=1e-6, atol=1e-6)
     assert out[-1].isnan().all()
+
+
+@needs_engine
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_overflow_is_not_hidden(activation, sign):
+    """bn1 overflows to an infinity of that sign; GELU of minus infinity is NaN."""
+    layers = perturbed_layers("evaluation", activation, depth=1)
+    with torch.no_grad():
+        layers.bn1_weight.fill_(sign * 1e38)
+        layers.bn1_running_var.fill_(1e-4)
+        layers.conv1_bias.fill_(50)  # so that conv1 is above the running mean everywhere
+    h, _ = images(2)
+    expected = stock(layers, h).isfinite()
+    assert torch.equal(compiled(layers, h).isfinite(), expected)
+    assert not expected.any() or activation in ("tanh", "relu", "softplus")
+
+
+@needs_engine
+def test_memory_that_is_not_there_is_said_in_a_sentence():
+    """In a process of its own, which may have 120 MB more: enough for the states, not for the room of a thread."""
+    layers = perturbed_layers("no batch norm", depth=1)
+    h = torch.zeros(1, 16, 600, 600)
+    child = os.fork()
+    if child == 0:
+        try:
+            here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (here + 120_000_000,) * 2)
+            with torch.no_grad():
+                compiled(layers, h)
+        except MemoryError as error:
+            os._exit(0 if "The compiled engine found no " in str(error) else 3)
+        finally:
+            os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @needs_engine
@@ -290,13 +331,110 @@ def test_a_changed_source_has_another_name_so_a_stale_build_is_not_loaded(monkey
     assert "not built for this machine and these sources" in engine.report()
 
 
-def test_an_engine_that_cannot_be_loaded_stops_nothing(monkeypatch, capsys):
-    def not_loaded():
-        raise ImportError("libomp.so: cannot open shared object file")
+# A Python module that is compiled in a moment; it needs a function that is not there if BROKEN is defined.
+TINY = """#include <Python.h>
+extern "C" int nowhere();
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tiny"};
+#ifdef BROKEN
+#define NEEDED nowhere()
+#else
+#define NEEDED 0
+#endif
+extern "C" PyObject* PyInit_NAME() { return NEEDED ? nullptr : PyModule_Create(&definition); }
+"""
 
-    monkeypatch.setattr(engine, "build", not_loaded)
+
+@needs_compiler
+class TestBuild:
+    """What is built is a tiny module; it is built and loaded as the engine is."""
+
+    @pytest.fixture(autouse=True)
+    def tiny(self, monkeypatch, tmp_path, anew):
+        monkeypatch.setattr(paths, "BUILD", tmp_path)
+        monkeypatch.delenv("LIB_ENGINE", raising=False)
+        monkeypatch.setattr(engine, "_LOAD", engine._LOAD.replace(", torch", ""))  # which takes seconds
+        self.broken = tmp_path / "broken"
+        monkeypatch.setattr(
+            engine,
+            "_COMPILE",
+            f"""import os, subprocess, sys
+name, folder = sys.argv[1:3]
+flags = ["-DNAME=" + name] + ["-DBROKEN"] * os.path.exists({str(self.broken)!r})
+text = {TINY!r}.replace("PyInit_NAME", "PyInit_" + name)
+command = ["c++", "-shared", "-fPIC", "-I{sysconfig.get_path("include")}", *flags, "-x", "c++", "-"]
+subprocess.run([*command, "-o", f"{{folder}}/{{name}}.so"], input=text, text=True, check=True)
+sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
+{engine._LOAD}""",
+        )
+
+    def loaded(self) -> str:
+        """Why the engine does not run, or nothing."""
+        engine._built.cache_clear()
+        return engine.missing()
+
+    def test_what_was_built_is_loaded_and_not_built_again(self, capsys):
+        assert engine.main(["build"]) == 0
+        assert capsys.readouterr().out.startswith("Built: ")
+        assert self.loaded() == ""
+        built = engine.path().stat().st_mtime_ns
+        assert engine.main(["build"]) == 0
+        assert capsys.readouterr().out.startswith("Up to date: ")
+        assert engine.path().stat().st_mtime_ns == built
+        assert sorted(path.suffix for path in engine.path().parent.iterdir()) == [".json", ".so"]
+
+    @pytest.mark.parametrize("torn", [0, 1000])
+    def test_a_torn_library_is_left_aside_and_replaced(self, torn):
+        """The system ends a process that reads on in what was cut off: it is not even tried."""
+        whole = engine.build().read_bytes()
+        engine.path().write_bytes(whole[:torn])
+        assert "is not what was built; `make engine` builds it anew" in self.loaded()
+        engine.build()
+        assert engine.path().read_bytes() == whole
+        assert self.loaded() == ""
+
+    def test_a_library_that_misses_something_is_left_aside_and_replaced(self):
+        self.broken.touch()
+        with pytest.raises(RuntimeError, match="undefined symbol"):
+            engine.build()
+        assert not engine.path().exists()
+        # As if it had been built beside a library that is gone.
+        self.broken.unlink()
+        good = engine.build()
+        good.write_bytes(b"no library at all")
+        note = json.dumps(engine._noted(good) | {"sha256": engine._digest(good)})
+        good.with_suffix(".json").write_text(note)
+        assert "does not load (" in self.loaded()
+        engine.build()
+        assert self.loaded() == ""
+
+    def test_a_build_that_fails_keeps_what_is_there(self, capsys):
+        whole = engine.build().read_bytes()
+        engine.path().with_suffix(".json").unlink()
+        self.broken.touch()
+        assert engine.main(["build"]) == 0
+        assert "The compiled engine was not built: ImportError: " in capsys.readouterr().out
+        assert engine.path().read_bytes() == whole
+
+    def test_another_compiler_builds_anew(self, monkeypatch, tmp_path):
+        engine.build()
+        other = tmp_path / "c++"
+        other.write_text("#!/bin/sh\necho another compiler 99\n")
+        other.chmod(0o755)
+        monkeypatch.setenv("CXX", str(other))
+        before = engine.path().stat().st_ino
+        engine.build()
+        assert engine.path().stat().st_ino != before
+        assert engine._noted(engine.path())["compiler"] == "another compiler 99"
+        assert self.loaded() == ""
+
+
+def test_an_engine_that_cannot_be_built_stops_nothing(monkeypatch, capsys):
+    def not_built():
+        raise RuntimeError("OSError: libomp.so: cannot open shared object file")
+
+    monkeypatch.setattr(engine, "build", not_built)
     assert engine.main(["build"]) == 0
-    assert "was not built: libomp.so: cannot open" in capsys.readouterr().out
+    assert "was not built: OSError: libomp.so: cannot open" in capsys.readouterr().out
 
 
 def test_without_a_compiler_the_build_says_so_and_succeeds(monkeypatch, tmp_path, anew, capsys):

@@ -18,9 +18,9 @@ CONDA_NAMES = {"torch": "pytorch"}
 IMPORT_NAMES = {"yaml": "pyyaml"}
 # These come with jupyterlab, papermill and matplotlib, whose files, kernels, pages and images they are, and with
 # PyTorch's CUDA build.
-COMES_ALONG = {"IPython", "PIL", "cuda", "nbclient", "nbconvert", "nbformat"}
+COMES_ALONG = {"IPython", "PIL", "cuda", "nbclient", "nbconvert", "nbformat", "packaging"}
 TOOLS = ("sh", "bash", "make", "rm", "cp", "mv", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
-TOOLS += ("ls", "grep", "tr")
+TOOLS += ("ls", "grep", "tr", "cksum")
 
 
 def split(requirement):
@@ -219,11 +219,34 @@ def test_the_compiled_engine_comes_with_the_environment_where_there_is_a_compile
     (machine.root / "lib" / "engine.py").write_text("")
     machine.make("env")
     assert "python -m lib.engine build" not in machine.calls()
-    (machine.tools / "c++").symlink_to(shutil.which("sh"))
+    compiler = machine.tools / "c++"
+    compiler.write_text("#!/bin/sh\necho c++ 12\n")
+    compiler.chmod(0o755)
     assert machine.make("env").returncode == 0
     assert machine.calls() == ["python -m lib.engine build"]
     assert machine.make("env").returncode == 0
     assert machine.calls() == []
+    compiler.write_text("#!/bin/sh\necho c++ 13\n")
+    assert machine.make("env").returncode == 0
+    assert machine.calls() == ["python -m lib.engine build"]
+    (machine.root / ".venv" / "lib" / "python3.12" / "site-packages" / "torch-9.9.dist-info").mkdir(parents=True)
+    assert machine.make("env").returncode == 0
+    assert machine.calls() == ["python -m lib.engine build"]
+    assert machine.make("env").returncode == 0
+    assert machine.calls() == []
+
+
+def test_locked_versions_go_into_a_virtual_environment(tmp_path):
+    machine = Machine(tmp_path, "micromamba")
+    (machine.root / ".locked").mkdir()
+    (machine.root / ".locked" / "constraints.txt").write_text("torch==2.14.1\n")
+    assert machine.make("env", "LOCKED=yes").returncode == 0
+    assert machine.calls() == ["python3 -m venv .venv", "python -m pip install -c .locked/constraints.txt -e ."]
+    assert machine.make("env", "LOCKED=yes").returncode == 0
+    assert machine.calls() == []
+    os.utime(machine.root / ".locked" / "constraints.txt", (4e9, 4e9))
+    assert machine.make("env", "LOCKED=yes").returncode == 0
+    assert machine.calls()[-1] == "python -m pip install -c .locked/constraints.txt -e ."
 
 
 @pytest.mark.skipif(not (paths.ROOT / ".ci" / "run").exists(), reason="this copy has no .ci")

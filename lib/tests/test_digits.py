@@ -1,0 +1,55 @@
+"""What is written of a number: the digits that another machine finds too."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lib import digits, plots, tables
+
+
+def test_significant_digits():
+    assert digits.significant(1 / 3) == 0.33333333
+    assert digits.significant(-123456789.0) == -123456790.0
+    assert digits.significant(1 / 3, 2) == 0.33
+    assert digits.significant(1 / 3, 0) == 0.0
+    assert math.isnan(digits.significant(math.nan))
+    assert digits.significant(math.inf) == math.inf
+
+
+def test_a_difference_that_is_zero_up_to_rounding_is_zero():
+    assert [digits.difference(value) for value in (8.9e-15, -8.9e-15, 0.0)] == [0.0, 0.0, 0.0]
+    assert str(digits.difference(-8.9e-15)) == "0.0"
+    assert digits.difference(2.6979461536e-3) == 0.0026979462
+    assert digits.difference(23.010776725) == 23.010777
+
+
+@pytest.mark.parametrize(("loss", "known"), [(1.994, 8), (1e-4, 8), (5.243911e-8, 7), (7.7e-17, 2), (1e-22, 0)])
+def test_a_loss_has_the_digits_that_its_root_has(loss, known):
+    """Residuals of a loss of 7.7e-17 are 9e-9, of which 88 units of the tenth decimal are known."""
+    assert digits.of_square(loss) == known
+    assert digits.square(loss) == digits.significant(loss, known)
+
+
+def test_no_loss_and_no_number_stay_what_they_are():
+    assert digits.square(0.0) == 0.0
+    assert math.isnan(digits.square(math.nan))
+    assert digits.square(math.inf) == math.inf
+
+
+def test_rounding_noise_reaches_neither_a_table_nor_its_picture(tmp_path, monkeypatch):
+    monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
+    table = {"epochs": [30] * 4, "smooth_init": [True] * 4, "convolution": ["conv1", "conv1", "conv2", "conv2"]}
+    table |= {"layer": [1, 2, 1, 2], "value": [0.1, 1 / 3, 2 / 3, 0.7]}
+    noisy = {**table, "value": np.nextafter(table["value"], 1)}
+    entries = {"conv1": (0, 0, 0, 0), "conv2": (0, 0, 0, 0)}
+
+    def files(data):
+        plots.save("figure_3", plots.figure_3(data, {}, entries), {"figure_3": data})
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    assert noisy["value"].tolist() != table["value"]
+    assert files(table) == files(noisy)
+    # The picture of what was written is the same again.
+    plots.save("figure_3", plots.figure_3(tables.read_csv(tmp_path / "figure_3.csv"), {}, entries))
+    assert files(table)["figure_3.pdf"] == (tmp_path / "figure_3.pdf").read_bytes()

@@ -1,0 +1,95 @@
+"""`make verify`: how far a run's tables are from the tracked ones."""
+
+import subprocess
+
+import pytest
+
+from lib import paths, verify
+
+TABLE = "depth,loss,name,smooth\n2,0.33333333,V,True\n1024,5.2e-11,W,False\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "distance"),
+    [
+        ("0.33333333", "0.33333333", 0.0),
+        ("0.33333333", "0.33333366", 9.9e-7),
+        ("0.33333333", "0.33334333", 3.0e-5),
+        # One in the last place of what has few digits, whichever of the two has lost a zero.
+        ("5.2e-11", "5.3e-11", 0.0),
+        ("5.2e-11", "5.4e-11", 2 / 54),
+        ("1e-10", "0.0", 0.0),
+        ("2.9e-09", "3e-09", 0.0),
+        # Measured numbers with few digits are no computed ones.
+        ("82.5", "82.6", 0.1 / 82.6),
+        ("nan", "nan", 0.0),
+    ],
+)
+def test_the_distance_of_two_numbers(old, new, distance):
+    found = verify.compare(f"x\n{old}\n", f"x\n{new}\n")
+    assert found.distance == pytest.approx(distance, rel=0.02)
+    assert found.reproduced == (distance <= 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("W,False", "V,False", "name in row 2 is 'V', tracked is 'W'"),
+        ("W,False", "W,True", "smooth in row 2 is 'True', tracked is 'False'"),
+        ("5.2e-11", "nan", "loss in row 2 is 'nan', tracked is '5.2e-11'"),
+        ("depth", "layers", "its columns are layers, loss, name, smooth, tracked are depth, loss, name, smooth"),
+        ("1024,5.2e-11,W,False\n", "", "it has 1 rows, tracked are 2"),
+    ],
+)
+def test_what_is_no_distance_is_said_in_words(old, new, said):
+    found = verify.compare(TABLE, TABLE.replace(old, new))
+    assert (found.difference, found.reproduced) == (said, False)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder of figures with two tables and a measurement of times."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(verify, "SHIPPED", tmp_path / "figures" / ".shipped")
+    paths.FIGURES.mkdir()
+    for name in ("a", "b", "bench"):
+        (paths.FIGURES / f"{name}.csv").write_text(TABLE)
+    return tmp_path
+
+
+def test_the_tracked_tables_are_those_of_the_last_commit(project, capsys):
+    git = ("git", "-c", "user.name=n", "-c", "user.email=e@example.org", "-C", str(project))
+    for arguments in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "tables")):
+        subprocess.run([*git, *arguments], check=True)
+    (paths.FIGURES / "bench.csv").write_text("what took how long\n")
+    assert verify.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:-1]] == [["a:", "the", "same"], ["b:", "the", "same"]]
+    assert lines[-1] == "reproduced: 2 of 2 tables within 1e-06"
+    (paths.FIGURES / "a.csv").write_text(TABLE.replace("0.33333333", "0.33333366"))
+    (paths.FIGURES / "b.csv").write_text(TABLE.replace("0.33333333", "0.33433333"))
+    assert verify.main([]) == 1
+    out = capsys.readouterr().out
+    assert "within 1e-06\n" in out
+    assert "within 3e-03, beyond 1e-06" in out
+    assert "reproduced: 1 of 2" in out
+    (paths.FIGURES / "b.csv").unlink()
+    assert verify.main(["--against", "HEAD"]) == 1
+    assert "it is not here" in capsys.readouterr().out
+    assert verify.main(["--against", "no-such-commit"]) == 1
+    assert "no-such-commit" in capsys.readouterr().err
+
+
+def test_without_git_the_tracked_tables_are_those_that_came(project, capsys):
+    from lib import notebooks
+
+    staging = project / "staging"
+    for value in ("0.33433333", "0.33533333"):  # two runs: what came is kept once
+        staging.mkdir(exist_ok=True)
+        (staging / "a.csv").write_text(TABLE.replace("0.33333333", value))
+        notebooks._move(staging, paths.FIGURES)
+    assert (verify.SHIPPED / "a.csv").read_text() == TABLE
+    assert verify.main([]) == 1
+    assert "reproduced: 1 of 2" in capsys.readouterr().out
+    assert verify.main(["--against", str(paths.FIGURES)]) == 0
