@@ -18,14 +18,14 @@ endef
 # A value as one word of a recipe: the shell reads nothing in it, and a line ends no recipe's line.
 quoted = '$(subst ','\'',$(subst $(newline), ,$(1)))'
 # The words of a variable before or after a command, quotes heeded; no shell reads them.
-before = $(if $($(1)),$(PYTHON) lib/variables.py run $(1) $(call quoted,$($(1))) '')
-after = $(if $($(1)),$(PYTHON) lib/variables.py run $(1) '' $(call quoted,$($(1))))
-# The files in a folder whose names make, a shell and a link take as they are; lib.parameters has the same rule.
+before = $(if $($(1)),$(PYTHON) lib/project/variables.py run $(1) $(call quoted,$($(1))) '')
+after = $(if $($(1)),$(PYTHON) lib/project/variables.py run $(1) '' $(call quoted,$($(1))))
+# The files in a folder whose names make, a shell and a link take as they are; lib.project.parameters has the same rule.
 fitting = $(shell ls $(1) 2>/dev/null | LC_ALL=C grep -x '[A-Za-z0-9_][A-Za-z0-9_.-]*')
 
 ifneq ($(filter-out $(VARIABLES) $(ENVIRONMENTAL) PYTHON SHELL,$(GIVEN)),)
 UNKNOWN := $(call quoted,$(firstword $(filter-out $(VARIABLES) $(ENVIRONMENTAL) PYTHON SHELL,$(GIVEN))))
-$(error $(shell $(or $(PYTHON),python3) lib/variables.py unknown $(UNKNOWN) $(VARIABLES) $(ENVIRONMENTAL) PYTHON 2>/dev/null || \
+$(error $(shell $(or $(PYTHON),python3) lib/project/variables.py unknown $(UNKNOWN) $(VARIABLES) $(ENVIRONMENTAL) PYTHON 2>/dev/null || \
   printf 'There is no variable %s, but: %s' $(UNKNOWN) '$(VARIABLES) $(ENVIRONMENTAL) PYTHON'))
 endif
 $(foreach name,$(filter-out PYTHON SHELL,$(GIVEN)),$(eval override $(name) := $$(value $(name))))
@@ -85,7 +85,7 @@ FIGURES := $(filter-out explore_% train_%,$(NOTEBOOKS))
 HAVING := $(filter $(NOTEBOOKS),$(if $(filter quick,$(PROFILE)),$(NOTEBOOKS),$(patsubst %.yaml,%,$(call fitting,notebooks/profiles/$(PROFILE)))))
 BUILD := .build/$(PROFILE)
 CHECKED := $(BUILD)/checked
-RUN = $(PYTHON) -m lib.notebooks
+RUN = $(PYTHON) -m lib.project.notebooks
 
 # A variable that no target of this call reads would be lost without a word.
 GOALS := $(or $(MAKECMDGOALS),help)
@@ -148,7 +148,7 @@ endif
 $(CHECKED): $(STORED) $(wildcard $(HAVING:%=notebooks/profiles/$(PROFILE)/%.yaml) lib/*.py) \
   $(filter-out lib/tests/%,$(wildcard lib/*/*.py)) | $(READY)
 	@$(RUN) check --profile $(PROFILE)
-	@$(PYTHON) -m lib.engine report
+	@$(PYTHON) -m lib.engine.build report
 	@mkdir -p $(BUILD) && touch $@
 
 # The runner writes what else a result depends on (profile, modules of lib) into the .d file beside it.
@@ -168,7 +168,7 @@ $(BUILD)/claims.ipynb: $(patsubst %,$(BUILD)/%.ipynb,$(filter-out claims,$(filte
 endif
 
 verify: figures ## How far this machine's tables are from the tracked ones (VERIFY="--against COMMIT or FOLDER")
-	@$(call after,VERIFY) $(PYTHON) -m lib.verify
+	@$(call after,VERIFY) $(PYTHON) -m lib.project.verify
 
 # --- Training on CIFAR-10: never part of `make figures`. CIFAR10_ROOT=folder says where the images are ---
 STACKED = $(if $(EPOCHS),--epochs=$(call quoted,$(EPOCHS))) $(if $(DEVICE),--device=$(call quoted,$(DEVICE)))
@@ -176,19 +176,19 @@ LAUNCHED = $(if $(LAUNCH),--launch=$(call quoted,$(LAUNCH)))
 VALUES = $(foreach name,$(filter $(TRAINING),$(GIVEN)),$(call quoted,$(name)=$($(name))))
 
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
-	@$(call before,LAUNCH) $(PYTHON) -m lib.runs --profile $(PROFILE) $(BY_HAND) $(VALUES)
+	@$(call before,LAUNCH) $(PYTHON) -m lib.cifar.runs --profile $(PROFILE) $(BY_HAND) $(VALUES)
 
 # The images are fetched before runs start side by side.
 checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not finished (-j, LAUNCH, EPOCHS, DEVICE, THREADS)
-	@$(PYTHON) -m lib.cifar
-	@$(PYTHON) -m lib.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(LAUNCHED) $(BY_HAND) $(VALUES)
+	@$(PYTHON) -m lib.cifar.dataset
+	@$(PYTHON) -m lib.cifar.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(LAUNCHED) $(BY_HAND) $(VALUES)
 
 stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
-	@$(PYTHON) -m lib.cifar
-	@$(call after,STACK) $(PYTHON) -m lib.stacked_training $(STACKED)
+	@$(PYTHON) -m lib.cifar.dataset
+	@$(call after,STACK) $(PYTHON) -m lib.cifar.stacked.training $(STACKED)
 
 measure: | $(READY) ## What takes long on the trained networks: with fewer layers, as ODEs (MEASURE="--help"); not part of figures
-	@$(call after,MEASURE) $(PYTHON) -m lib.measured
+	@$(call after,MEASURE) $(PYTHON) -m lib.cifar.measured
 
 # --- Tests ---
 # Two at a time, one thread each: that is what fills two cores. Each part's output comes in one piece.
@@ -216,15 +216,15 @@ lab: | $(READY) ## JupyterLab on the notebooks (options: LAB="--no-browser --por
 	$(call after,LAB) $(PYTHON) -m jupyterlab --ServerApp.root_dir=notebooks
 
 report: | $(READY) ## The executed notebooks of the profile as one HTML document (after `make figures`)
-	@$(PYTHON) -m lib.report --profile $(PROFILE)
+	@$(PYTHON) -m lib.project.report --profile $(PROFILE)
 
 env: $(READY) ## The environment alone: by micromamba, mamba or conda into .conda, else .venv (LOCKED=yes: the tracked figures' versions)
 
 engine: | $(ENVIRONMENT) ## The compiled engine (`make env` builds it where it finds a compiler)
-	$(PYTHON) -m lib.engine build
+	$(PYTHON) -m lib.engine.build build
 
 bench: | $(READY) ## What a training step costs, by engine, into .build (BENCH="--save" into figures, "--only CIFAR", "--figures")
-	env -u GOMP_SPINCOUNT $(call after,BENCH) $(PYTHON) -m lib.bench
+	env -u GOMP_SPINCOUNT $(call after,BENCH) $(PYTHON) -m lib.engine.bench
 
 notebooks: | $(READY) ## Run the notebooks with their own values and store the outputs in them
 	$(RUN) execute
@@ -257,13 +257,13 @@ AT_LEAST_3_11 = -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/nul
 	  "the packages of environment.yml: make PYTHON=/path/to/python." >&2; exit 2
 	@touch .venv/.up-to-date $@
 
-.build/engine/up-to-date-%: lib/engine.py $(wildcard lib/csrc/*) | $(ENVIRONMENT)
-	$(PYTHON) -m lib.engine build
+.build/engine/up-to-date-%: lib/engine/build.py $(wildcard lib/engine/csrc/*) | $(ENVIRONMENT)
+	$(PYTHON) -m lib.engine.build build
 	@mkdir -p $(@D) && touch $@
 
 # By whatever Python there is: the environment may not be made, or no longer run.
 clean: ## Remove what make made: stamps, executed notebooks, untracked figures (not figures/custom, not training states)
-	@$$($(PYTHON) -c '' 2>/dev/null && echo "$(PYTHON)" || echo python3) -I lib/clean.py
+	@$$($(PYTHON) -c '' 2>/dev/null && echo "$(PYTHON)" || echo python3) -I lib/project/clean.py
 
 distclean: clean ## As clean, and the environments too
 	rm -rf .venv .conda .venv.old .conda.old .venv.gone .conda.gone

@@ -1,20 +1,37 @@
-"""Deep residual networks trained towards neural ODEs: the light package behind the notebooks.
+"""Companion of Marion, Wu, Sander, Biau, "Implicit regularization of deep residual networks towards neural ODEs".
 
-The modules, from the mathematics outwards:
+    checks paths tables activations measures    values, places, tables, functions, smoothness and rates
+    dense       the fully connected network of eq. (3): weights, training, large-depth limit
+    cifar       the convolutional network of Section 5.2: images, training, checkpoints, records
+    engine      the compiled engine (C++ and CUDA) and what it costs
+    figures     a room for each figure, of the same name as its notebook: config, computation, drawing, claims
+    explore     the explorers: the only package that knows widgets
+    project     the Makefile's commands: notebooks, parameters, report
 
-    the network     network, activations, conventions, gaussian_process
-    gradients       adjoint (PyTorch, the reference), compiled and engine (C++ in csrc)
-    training        training (depth L), limit (infinite depth)
-    what is shown   distances, experiments (Figures 1 and 2), theory, counterexample, claims
-    any block       blocks (residual blocks of your own), figures.blocks, explore.blocks
-    CIFAR-10        cifar, convnet, cifar_training, checkpoints, records, runs, cifar_results,
-                    cifar_smoothness, stacked_layers and stacked_training (many runs on a GPU, CUDA in csrc)
-    pictures        plots, plots_theory, tables
-    explorers       explore (the widgets: explorer, controls, live, frames, and depth, weights, figure), trained
-    the house       paths, checks, parameters, notebooks (the runner), report, bench
-
-Reference: Marion, Wu, Sander, Biau, "Implicit regularization of deep residual networks towards neural
-ODEs", ICLR 2024 (arXiv 2309.01213). Equation and section numbers in this package are the paper's.
+``dense`` and ``cifar`` do not import each other; ``figures`` never trains on CIFAR-10; nothing imports ``project``.
+Equation and section numbers are the paper's (ICLR 2024, arXiv 2309.01213). What most users need is here by name.
 """
 
+import importlib
+
 __version__ = "0.1.0"
+
+# Fetched on first use, so that `import lib` costs nothing.
+EXPORTS = {
+    "Data": "lib.dense.network",
+    "NetworkConfig": "lib.dense.network",
+    "initialise": "lib.dense.network",
+    "train": "lib.dense.training",
+    "progress": "lib.dense.training",
+    "SuccessiveDistance": "lib.dense.distances",
+    "fit_slope": "lib.measures",
+    "von_neumann_ratio": "lib.measures",
+    "CifarConfig": "lib.cifar.training",
+    "load": "lib.cifar.checkpoints",
+}
+
+
+def __getattr__(name: str):
+    if name not in EXPORTS:
+        raise AttributeError(f"lib has no {name!r}: it has the packages of its docstring and {', '.join(EXPORTS)}.")
+    return getattr(importlib.import_module(EXPORTS[name]), name)

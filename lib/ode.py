@@ -18,7 +18,7 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from lib import activations, checks
-from lib.network import NetworkConfig, Weights
+from lib.dense.network import NetworkConfig, Weights
 from lib.tables import from_rows
 
 # f(h, Z): the residual branch without its 1/L, of states h (n, ...) and the tensors Z of one layer.

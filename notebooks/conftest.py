@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lib import cifar, notebooks, parameters, paths
+from lib import paths
+from lib.cifar import dataset
+from lib.project import notebooks, parameters
 from lib.tests import shipped
 
 
@@ -24,7 +26,7 @@ def pytest_runtest_setup(item):
 def pytest_collection_modifyitems(items):
     cells = [item for item in items if item.path.parent == Path(__file__).parent]
     needing = [item for item in cells if parameters.tagged(item.parent.nb, "needs-cifar10")]
-    if needing and not cifar.available():
+    if needing and not dataset.available():
         reason = f"CIFAR-10 is not in {paths.cifar10_root()}: set CIFAR10_ROOT to the folder that holds it"
         for item in needing:
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -11,7 +11,7 @@ from lib.blocks.distances import DistancesConfig, compare_depths, distance_steps
 from lib.blocks.library import make_block
 from lib.blocks.network import BlockNetwork
 from lib.blocks.training import Divergence, gaussian_data, train
-from lib.distances import fit_slope
+from lib.measures import fit_slope
 
 __all__ = [
     "BlockNetwork",

@@ -13,13 +13,13 @@ from lib.blocks.distances import DistancesConfig, DistancesState, distance_steps
 from lib.blocks.library import ACTIVATIONS, BLOCKS, TOKENS, make_block
 from lib.blocks.network import INITIALISATIONS
 from lib.blocks.training import gaussian_data
-from lib.distances import Slope, fit_slope
 from lib.explore import frames
 from lib.explore.controls import CONTROLS, menu, scale, whole_number
 from lib.explore.depth_training import ROUNDING
 from lib.explore.explorer import Explorer
 from lib.explore.live import Run
-from lib.plots import GREY, depth_axis, minus
+from lib.figures.style import GREY, depth_axis, minus
+from lib.measures import Slope, fit_slope
 
 OWN = "MyBlock"  # what the notebook's own block is called
 NORMS = tuple(dict.fromkeys(norm for block in BLOCKS.values() for norm in block.normalisations))

@@ -12,7 +12,7 @@ from ipywidgets import Layout
 from matplotlib.figure import Figure
 
 from lib import tables
-from lib.experiments import entries
+from lib.dense.network import NetworkConfig
 from lib.explore.controls import CONTROLS
 from lib.explore.depth_training import ROUNDING, Comparison, DepthsConfig, DepthsState, depths_steps, side_by_side
 from lib.explore.explorer import Explorer, Values, in_a_row
@@ -28,8 +28,8 @@ from lib.explore.frames import (
     set_limits,
 )
 from lib.explore.live import Run
-from lib.network import NetworkConfig
-from lib.plots import GREY, MARKERS, depth_axis, minus
+from lib.figures.experiment import entries
+from lib.figures.style import GREY, MARKERS, depth_axis, minus
 from lib.tables import word
 
 SMALLEST_DEPTH = 4

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lib import checks
-from lib.distances import Slope, SuccessiveDistance, fit_slope
-from lib.experiments import Progress, entries, silent
-from lib.network import NetworkConfig, Weights
+from lib.dense.distances import SuccessiveDistance
+from lib.dense.network import NetworkConfig, Weights
+from lib.dense.training import Divergence, lockstep, one_thread, train
+from lib.figures.experiment import Progress, entries, silent
+from lib.measures import Slope, fit_slope
 from lib.tables import from_rows
-from lib.training import Divergence, lockstep, one_thread, train
 
 # Layers at most this far apart are equal up to rounding (of float64, for weights of order 1).
 ROUNDING = 1e-12

@@ -23,9 +23,10 @@ import yaml
 from ipywidgets import Layout
 from matplotlib.figure import Figure
 
-from lib import paths, plots, tables
+from lib import paths, tables
 from lib.explore.frames import Frames, encode
 from lib.explore.live import SENTENCES, Live, Run
+from lib.figures.results import save
 
 FRAME = 0.07  # seconds at least from one picture to the next
 LIVE, STILL = (100, "jpeg"), (200, "png")  # resolution in dpi, format
@@ -315,7 +316,7 @@ class Explorer(widgets.VBox):
             lines.insert(1, f"# saved at step {run.done(state)} of {run.total}: this makes the whole run")
         try:
             data = dict(zip((path.stem for path in tables), kinds.values(), strict=True))
-            plots.save(stem, self._draw(state, values, None), data)
+            save(stem, self._draw(state, values, None), data)
             paths.write_atomically(parameters, lambda draft: draft.write_text("\n".join(lines) + "\n", "utf-8"))
         except OSError:
             for path in files(stem):  # none of them was there before

@@ -1,4 +1,4 @@
-"""Pictures that are brought up to date several times a second, in the style of `lib.plots`, and what draws them."""
+"""Pictures that are brought up to date several times a second, in the style of `lib.figures.plots`, and what draws them."""
 
 import io
 import math
@@ -15,7 +15,7 @@ from matplotlib.ticker import LogFormatterSciNotation
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
-from lib.plots import STYLE
+from lib.figures.style import STYLE
 
 # A hue for each of two networks that are compared, light for shallow, dark for deep.
 HUES = ("Blues", "Oranges")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lib.experiments import Progress
-from lib.training import one_thread
+from lib.dense.training import one_thread
+from lib.figures.experiment import Progress
 
 SLICE = 0.02  # seconds of work between two chances for a button to answer
 PAUSE = 0.001  # seconds left to the kernel after each slice

@@ -14,17 +14,17 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lib import trained
-from lib.cifar import CLASSES
-from lib.cifar_training import CifarConfig
+from lib.cifar.dataset import CLASSES
+from lib.cifar.records import CONVOLUTIONS
+from lib.cifar.training import CifarConfig
+from lib.explore import trained
 from lib.explore.controls import label, menu, scale, whole_number
 from lib.explore.explorer import Explorer, Values
 from lib.explore.frames import HUE_COLORS, LIVE_STYLE, hue
 from lib.explore.live import Run
-from lib.plots import GREY, SEQUENTIAL, VERMILION
-from lib.records import CONVOLUTIONS
+from lib.explore.trained import View
+from lib.figures.style import GREY, SEQUENTIAL, VERMILION
 from lib.tables import word
-from lib.trained import View
 
 
 def explore_weights(folder: Path | None = None, choice: trained.Choice | None = None) -> widgets.Widget:

@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from scipy import stats
 
-from lib import checks, plots
+from lib import checks
 from lib.blocks.distances import successive_distances
 from lib.blocks.library import BLOCKS, make_block
 from lib.blocks.training import gaussian_data
-from lib.distances import LEVEL, fit_slope
-from lib.experiments import Progress, silent
+from lib.figures.experiment import Progress, silent
+from lib.figures.style import BLUE, GREEN, GREY, PURPLE, TEXT_WIDTH, VERMILION, depth_axis, rate_line, styled
+from lib.measures import LEVEL, fit_slope
 from lib.tables import Table, from_rows, rows, select, word
 
 WITHIN = 0.1  # how far from -1 a slope may lie
@@ -165,22 +166,22 @@ def conclusion(table: Table, slope_from: int) -> str:
 
 LIGHT = "#B8B8B8"
 HUES = {
-    "gelu": plots.BLUE,
-    "relu": plots.VERMILION,
-    "silu": plots.GREEN,
-    "tanh": plots.PURPLE,
+    "gelu": BLUE,
+    "relu": VERMILION,
+    "silu": GREEN,
+    "tanh": PURPLE,
     NO_ACTIVATION: "#222222",
 }
 
 
-@plots.styled
+@styled
 def draw(table: Table, slope_from: int) -> Figure:
     """Left, the slope of every block at the first and at the last training time, with its interval over seeds. Right,
     for the first and the last block, the largest successive distance at the first time and the distance to the network
     twice as deep at the last one, medians over seeds. ``table`` has the columns of ``blocks.csv``."""
     fits = slopes(table, slope_from)
     blocks, times = list(dict.fromkeys(fits["block"])), np.unique(fits["time"])
-    figure = Figure(figsize=(plots.TEXT_WIDTH, 4.6), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH, 4.6), layout="constrained")
     axes = figure.subplot_mosaic([["slope", "layers"], ["slope", "double"]], width_ratios=[1.2, 1])
     _draw_slopes(axes["slope"], fits, blocks, times)
     columns = {
@@ -195,19 +196,19 @@ def draw(table: Table, slope_from: int) -> Figure:
                 axes[name].plot(depths, middle, marker=marker, linestyle=line, color=HUES[activation])
                 fitted = depths[depths >= slope_from]
                 if block == blocks[0] and activation != "relu" and len(fitted) > 1:
-                    plots.rate_line(axes[name], depths, fit_slope(depths, middle, slope_from), -1.0)
-        plots.depth_axis(axes[name], np.unique(table["depth"]))
+                    rate_line(axes[name], depths, fit_slope(depths, middle, slope_from), -1.0)
+        depth_axis(axes[name], np.unique(table["depth"]))
         axes[name].set_yscale("log")
         axes[name].yaxis.set_minor_formatter(NullFormatter())
         axes[name].set_title(title)
     for activation in dict.fromkeys(fits["activation"]):
         axes["layers"].plot([], [], color=HUES[activation], label=_name(activation))
     for block, (marker, line) in shown.items():
-        axes["layers"].plot([], [], marker=marker, linestyle=line, color=plots.GREY, label=f"right: {block}")
-    for time, fill in zip(dict.fromkeys((times[0], times[-1])), ("white", plots.GREY), strict=False):
-        style = {"marker": "o", "linestyle": "", "color": plots.GREY, "markerfacecolor": fill}
+        axes["layers"].plot([], [], marker=marker, linestyle=line, color=GREY, label=f"right: {block}")
+    for time, fill in zip(dict.fromkeys((times[0], times[-1])), ("white", GREY), strict=False):
+        style = {"marker": "o", "linestyle": "", "color": GREY, "markerfacecolor": fill}
         axes["layers"].plot([], [], label=f"left: slope at $t={time:g}$", **style)
-    axes["layers"].plot([], [], "--", color=plots.GREY, linewidth=1, label="slope $-1$")
+    axes["layers"].plot([], [], "--", color=GREY, linewidth=1, label="slope $-1$")
     figure.legend(*axes["layers"].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -223,7 +224,7 @@ def _draw_slopes(axes: Axes, fits: Table, blocks: list[str], times: np.ndarray) 
                 reach = np.abs([each["low"] - each["slope"], each["high"] - each["slope"]])
                 style = {"color": HUES[activation], "markerfacecolor": fill, "capsize": 1.5, "linewidth": 1}
                 axes.errorbar(each["slope"], [place], xerr=np.nan_to_num(reach), fmt="o", **style)
-    axes.axvline(-1, color=plots.GREY, linestyle="--", linewidth=1, zorder=0)
+    axes.axvline(-1, color=GREY, linestyle="--", linewidth=1, zorder=0)
     axes.axvline(0, color=LIGHT, linewidth=1, zorder=0)
     axes.set_yticks(-np.arange(len(blocks)), [block.replace(", ", ",\n") for block in blocks])
     axes.tick_params(axis="y", length=0)

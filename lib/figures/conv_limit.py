@@ -1,6 +1,6 @@
 """Do the networks that are trained on CIFAR-10 converge as their depth grows? Measured, since no theorem says so.
 
-`lib.cifar_limit` trains weight-tied networks of growing depth along the same flow and measures how far depth L is from
+`lib.cifar.depth_limit` trains weight-tied networks of growing depth along the same flow and measures how far depth L is from
 depth 2L; this module reads the table and draws it. If distances of successive depths fall as L^-p, p > 0, their sum is
 finite and the networks converge, with an error of order L^-p.
 """
@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.cifar_limit import MEASURES
-from lib.distances import Slope, fit_slope
-from lib.plots import GREY, color_scale, depth_axis, panels, styled
+from lib.cifar.depth_limit import MEASURES
+from lib.figures.style import GREY, color_scale, depth_axis, panels, styled
+from lib.measures import Slope, fit_slope
 from lib.tables import Table, from_rows, select, word
 
 FAMILIES = (("gelu", "batch"), ("gelu", "none"), ("gelu", "group"), ("relu", "batch"))

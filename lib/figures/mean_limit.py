@@ -1,13 +1,13 @@
 """The mean ODE: networks whose layers are drawn independently have a limit in the depth too.
 
-In mean-field scaling (`lib.conventions`) the residual branch of a network of L layers of m units is a mean over its
+In mean-field scaling (`lib.dense.conventions`) the residual branch of a network of L layers of m units is a mean over its
 L m units, and every unit moves by O(eta) a step. If all units (v, w) start as independent draws from one law rho_0,
 then for L m -> infinity the network trains towards the mean ODE, with row vectors
 
     dH/ds = E[ s(H w / sqrt(q)) v ],      H(0) = x,      (v, w) ~ rho_t(s),      rho_0(s) = rho_0 for every s,
     dv/dt = -sum_i s(H_i w / sqrt(q)) P_i,               dw/dt = -sum_i s'(H_i w / sqrt(q)) (P_i . v) H_i / sqrt(q),
 
-where P_i(s) is the adjoint of sample i (`lib.limit`), with an error of order 1/L + 1/sqrt(L m) (Chizat 2025, "The
+where P_i(s) is the adjoint of sample i (`lib.dense.limit`), with an error of order 1/L + 1/sqrt(L m) (Chizat 2025, "The
 hidden width of deep ResNets", arXiv 2509.10167). The layers themselves stay rough. The limit does not depend on m.
 A network of weight-tied initialisation has the neural ODE of its own m units as its limit, with an error of order 1/L.
 """
@@ -25,13 +25,25 @@ from matplotlib.ticker import NullFormatter
 from scipy.optimize import nnls
 from torch import Tensor
 
-from lib import activations, checks, limit
-from lib.distances import LEVEL, Slope, fit_slope
-from lib.experiments import Progress, evenly, silent
-from lib.network import Data, NetworkConfig, Weights, hidden_states, initialise
-from lib.plots import BLUE, GREEN, GREY, MARKERS, VERMILION, color_scale, depth_axis, panels, plain_ticks, styled
+from lib import activations, checks
+from lib.dense import limit
+from lib.dense.network import Data, NetworkConfig, Weights, hidden_states, initialise
+from lib.dense.training import Record, train
+from lib.figures.experiment import Progress, evenly, silent
+from lib.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    MARKERS,
+    VERMILION,
+    color_scale,
+    depth_axis,
+    panels,
+    plain_ticks,
+    styled,
+)
+from lib.measures import LEVEL, Slope, fit_slope
 from lib.tables import Table, from_rows, select
-from lib.training import Record, train
 
 MEAN, OWN = "mean ODE", "own ODE"
 QUANTITIES = {"output": "outputs", "hidden_states": "hidden states", "loss": "loss"}
@@ -44,7 +56,7 @@ class MeanLimitConfig:
 
     Main arguments: ``network`` gives everything else and, by its own seed and width, the data, which all share;
     networks of more than ``most_units`` units L m are left out; ``iterations`` and ``learning_rate`` as in
-    `lib.training.train`. The mean ODE is a network of i.i.d. layers of ``reference_depth`` and ``reference_width``,
+    `lib.dense.training.train`. The mean ODE is a network of i.i.d. layers of ``reference_depth`` and ``reference_width``,
     drawn independently of the others. The narrowest width is also trained from weight-tied layers, beside the limit of
     its own units and beside the mean ODE.
 
@@ -413,3 +425,33 @@ def _room_below(axes: Axes, share: float) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low * (low / high) ** share, high)
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+TWO_TERMS_WITHIN = 0.2  # how far distances may lie from their fit by two terms, relative
+
+
+def claims(read: Read) -> Iterator[Claim]:
+    end = select_last(read("mean_limit"))
+    narrow, seeds = min(end["width"]), len(np.unique(end["seed"]))
+    kinds = (
+        ("iid", MEAN, "i.i.d. layers", "the mean ODE's as 1/sqrt(L)", -0.5),
+        ("weight-tied", OWN, "Weight-tied layers, mean-field scaling", "their own ODE's as 1/L", -1.0),
+    )
+    for initialisation, reference, layers, where_to, expected in kinds:
+        for quantity, word in QUANTITIES.items():
+            chosen = {"initialisation": initialisation, "reference": reference, "width": narrow}
+            fit = slope_in_depth(end, quantity, LEAST_DEPTH, **chosen)
+            statement, what = f"{layers}: trained {word} converge to {where_to}", f"{seeds} seeds, slope in L"
+            yield judge_rate(statement, BEYOND, "mean_limit", fit, expected, what, bound=0)
+    fit = two_terms(end, "output", initialisation="iid")
+    widths = [int(width) for width in np.unique(select(end, initialisation="iid")["width"])]
+    yield Claim(
+        "i.i.d. layers: the distance of the outputs from the mean ODE's is of order 1/L + 1/sqrt(L m)",
+        BEYOND,
+        f"{seeds} seeds, m = {', '.join(map(str, widths))}: root of ({fit.a:.2g}/L)^2 + {fit.b:.2g}^2/(L m), "
+        f"{100 * fit.residual:.0f} % off",
+        f"within {100 * TWO_TERMS_WITHIN:.0f} % (root mean square over sizes), both terms above 0",
+        "a [{:.2g}, {:.2g}], b [{:.2g}, {:.2g}]".format(*fit.a_interval, *fit.b_interval),
+        judge(fit.residual < TWO_TERMS_WITHIN and min(*fit.a_interval, *fit.b_interval) > 0),
+        "mean_limit",
+    )

@@ -9,12 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
-from lib import checks, cifar, records, tables
-from lib.cifar_resampling import accuracy, distance, logits, resample
-from lib.cifar_results import NetworkChoice
-from lib.distances import Slope, fit_slope
-from lib.plots import ACTIVATION_COLORS, COLORS, GREY, MARKERS, PURPLE, TEXT_WIDTH, styled
-from lib.records import Run
+from lib import checks, tables
+from lib.cifar import dataset, records
+from lib.cifar.choice import NetworkChoice
+from lib.cifar.records import Run
+from lib.cifar.resampling import accuracy, distance, logits, resample
+from lib.figures.style import ACTIVATION_COLORS, COLORS, GREY, MARKERS, PURPLE, TEXT_WIDTH, styled
+from lib.measures import Slope, fit_slope
 from lib.tables import Table, select
 
 ROUNDING = 1e-5  # distances of logits below this are that of float32
@@ -125,8 +126,8 @@ def spot_check(config: ResamplingConfig) -> str:
     if not config.images:
         return "No images were asked for."
     try:
-        test = cifar.load(train=False, limit=config.images, download=False)
-    except cifar.DataNotFoundError as error:
+        test = dataset.load(train=False, limit=config.images, download=False)
+    except dataset.DataNotFoundError as error:
         return str(error)
     network = run.load().network
     expected, found = logits(network, test), logits(resample(network, config.layers), test)

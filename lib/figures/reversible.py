@@ -8,14 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib import checks, ode, reversible, tables
-from lib.distances import Slope, fit_slope
-from lib.experiments import Progress, silent
+from lib.dense.network import NetworkConfig, initialise
+from lib.dense.training import train
+from lib.figures.experiment import Progress, silent
 from lib.figures.resampling import layers_axis
 from lib.figures.solvers import cifar_rows
-from lib.network import NetworkConfig, initialise
-from lib.plots import BLUE, COLORS, GREY, VERMILION, depth_axis, panels, styled
+from lib.figures.style import BLUE, COLORS, GREY, VERMILION, depth_axis, panels, styled
+from lib.measures import Slope, fit_slope
 from lib.tables import Table, select
-from lib.training import train
 
 INITIALISATIONS = (("weight-tied", BLUE), ("iid", VERMILION))
 LINES = {"Euler": "-", "Heun": "--"}
@@ -102,7 +102,7 @@ def draw(dense: Table, cifar: Table) -> Figure:
     low, high = left.get_ylim()
     left.set_ylim(low * (low / high) ** 0.55, high)  # room for the legend
     left.legend(loc="lower left", fontsize=7, labelspacing=0.2)
-    names = list(dict.fromkeys(cifar.get("network", ())))
+    names = list(dict.fromkeys(dataset.get("network", ())))
     for name, color in zip(names, COLORS, strict=False):
         for method, line in LINES.items():
             rows = select(cifar, network=name, method=method)

@@ -8,13 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib import checks, measured, ode, records, tables
-from lib.distances import fit_slope
-from lib.experiments import Progress, silent
-from lib.network import NetworkConfig, initialise
-from lib.plots import BLUE, GREEN, GREY, PURPLE, VERMILION, panels, styled
+from lib import checks, ode, tables
+from lib.cifar import measured, records
+from lib.dense.network import NetworkConfig, initialise
+from lib.dense.training import train
+from lib.figures.experiment import Progress, silent
+from lib.figures.style import BLUE, GREEN, GREY, PURPLE, VERMILION, panels, styled
+from lib.measures import fit_slope
 from lib.tables import Table, select
-from lib.training import train
 
 # (initialisation, activation) of the fully connected networks.
 DENSE = (("weight-tied", "gelu"), ("iid", "gelu"), ("weight-tied", "relu"))
@@ -60,7 +61,7 @@ def solvers(config: SolversConfig, progress: Progress = silent) -> dict[str, lis
 
 
 def cifar_rows(name: str) -> list[dict[str, Any]]:
-    """The rows of a table of `lib.measured`, in the order of its networks, with network, depth and kind in the place of
+    """The rows of a table of `lib.cifar.measured`, in the order of its networks, with network, depth and kind in the place of
     the run."""
     table, rows = records.read_measured(name), []
     for run in measured.representatives(records.read_runs()):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-from lib import cifar
+from lib.cifar import dataset
 
 PER_FILE = 60
 TEST_SIZE = 90
 
 needs_cifar10 = pytest.mark.skipif(
-    not cifar.available(), reason="CIFAR-10 is not on this machine: set CIFAR10_ROOT to the folder that holds it"
+    not dataset.available(), reason="CIFAR-10 is not on this machine: set CIFAR10_ROOT to the folder that holds it"
 )
 
 
@@ -26,7 +26,7 @@ def write_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = root / CIFAR10.base_folder
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    meta = {"label_names": list(cifar.CLASSES), "num_vis": 3072}
+    meta = {"label_names": list(dataset.CLASSES), "num_vis": 3072}
     sums = {}
 
     def dump(name: str, content: dict) -> None:

@@ -8,10 +8,12 @@ import shipped
 import torch
 from finished_runs import finish
 
-from lib import cifar_smoothness, cifar_training, paths, records
-from lib.cifar_results import NetworkChoice
-from lib.cifar_training import CifarConfig
-from lib.convnet import ConvResNet
+from lib import paths
+from lib.cifar import records, training
+from lib.cifar.choice import NetworkChoice
+from lib.cifar.course import RATIOS
+from lib.cifar.network import ConvResNet
+from lib.cifar.training import CifarConfig
 
 matplotlib.use("agg")
 torch.set_num_threads(1)
@@ -35,8 +37,8 @@ def trained(tmp_path, monkeypatch):
                     weight = network.residual_layers.stacked(f"{name}.weight")
                     if smooth:
                         weight.copy_(0.1 * torch.sin(2 * math.pi * s)[:, None, None, None, None].expand_as(weight))
-            measured = cifar_training.measured(network)
-            ratios = {name: measured[name] for name in cifar_smoothness.RATIOS}
+            measured = training.measured(network)
+            ratios = {name: measured[name] for name in RATIOS}
             finish(tmp_path, config, network, test_accuracy=test, train_accuracy=test + 1, **ratios)
     records.gather()
     return NetworkChoice(depth=depth)

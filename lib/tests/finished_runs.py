@@ -2,8 +2,8 @@
 
 import torch
 
-from lib import cifar_training, records
-from lib.convnet import ConvResNet
+from lib.cifar import records, training
+from lib.cifar.network import ConvResNet
 
 
 def write_state(folder, config, network, **changes):
@@ -14,8 +14,8 @@ def write_state(folder, config, network, **changes):
     log = [dict(line, epoch=epoch, learning_rate=0.1) for epoch in range(config.epochs)]
     log[-1] |= {"test_loss": 1.5, "test_accuracy": 40.0, "von_neumann_conv1": 0.5, "von_neumann_conv2": 2.0} | changes
     state = {"format": 1, "config": vars(config), "epoch": config.epochs, "network": network.state_dict()}
-    state |= {"optimizer": {}, "generator": torch.zeros(1), "log": log, "versions": cifar_training.versions()}
-    torch.save(state, folder / cifar_training.STATE_FILE)
+    state |= {"optimizer": {}, "generator": torch.zeros(1), "log": log, "versions": training.versions()}
+    torch.save(state, folder / training.STATE_FILE)
 
 
 def finish(tmp_path, config, network=None, **changes):

@@ -23,9 +23,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import checkpoints, paths, trained
-from lib.cifar_training import CifarConfig
-from lib.convnet import ConvResNet
+from lib import paths
+from lib.cifar import checkpoints
+from lib.cifar.network import ConvResNet
+from lib.cifar.training import CifarConfig
+from lib.explore import trained
 
 SCREENSHOTS = paths.BUILD / "lab"
 PATIENCE = 120_000  # ms: a busy machine takes its time to start a kernel

@@ -6,8 +6,8 @@ import itertools
 import pytest
 import torch
 
-from lib.adjoint import Adjoint
-from lib.network import NetworkConfig, hidden_states, initialise, outputs
+from lib.dense.adjoint import Adjoint
+from lib.dense.network import NetworkConfig, hidden_states, initialise, outputs
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 SMALL = NetworkConfig(depth=7, width=5, dimension=4, samples=6, seed=3)

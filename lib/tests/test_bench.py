@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import bench, engine, notebooks, tables
-from lib.adjoint import Adjoint
-from lib.convnet import ConvNetConfig
-from lib.network import NetworkConfig, initialise
+from lib import tables
+from lib.cifar.network import ConvNetConfig
+from lib.dense.adjoint import Adjoint
+from lib.dense.network import NetworkConfig, initialise
+from lib.engine import bench
+from lib.engine import build as engine
+from lib.project import notebooks
 
 DENSE = bench.Dense(NetworkConfig(depth=5, width=6, dimension=3, samples=7))
 CIFAR = bench.Cifar(ConvNetConfig(depth=2))

@@ -8,8 +8,8 @@ from torch import nn
 
 from lib.blocks import BlockNetwork, Divergence, fit_slope, gaussian_data, make_block, successive_distances, train
 from lib.blocks.library import ACTIVATIONS, BLOCKS
-from lib.network import NetworkConfig, initialise
-from lib.training import train as train_dense
+from lib.dense.network import NetworkConfig, initialise
+from lib.dense.training import train as train_dense
 
 ALL_ON_BOARD = [(name, norm) for name, block in BLOCKS.items() for norm in block.normalisations]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import checkpoints, cifar_training
-from lib.checkpoints import Checkpoint, CheckpointError
-from lib.cifar_training import CifarConfig
-from lib.convnet import ConvResNet
+from lib.cifar import checkpoints, training
+from lib.cifar.checkpoints import Checkpoint, CheckpointError
+from lib.cifar.network import ConvResNet
+from lib.cifar.training import CifarConfig
 
 CONFIG = CifarConfig(depth=3, activation="relu", smooth_init=False, seed=4, epochs=2)
 SUMMARY = {"epochs": 2, "test_accuracy": 51.25, "von_neumann_conv1": None}
@@ -30,7 +30,7 @@ def perturbed(config: CifarConfig) -> ConvResNet:
 
 @pytest.fixture
 def path(tmp_path):
-    checkpoint = Checkpoint(CONFIG, perturbed(CONFIG), SUMMARY, cifar_training.versions())
+    checkpoint = Checkpoint(CONFIG, perturbed(CONFIG), SUMMARY, training.versions())
     return checkpoints.save(tmp_path / "network.safetensors", checkpoint)
 
 
@@ -178,7 +178,7 @@ def test_released_files_are_converted(tmp_path, capsys):
         activation="identity", smooth_init=False, depth=3, learning_rate=0.04, seed=2, epochs=2
     )
     assert read.summary["test_accuracy"] == 30.0
-    assert math.isclose(read.summary["von_neumann_conv1"], cifar_training.measured(network)["von_neumann_conv1"])
+    assert math.isclose(read.summary["von_neumann_conv1"], training.measured(network)["von_neumann_conv1"])
     assert read.origin == f"converted from {source.name}"
     assert all(torch.equal(t, network.state_dict()[name]) for name, t in read.network.state_dict().items())
     assert "activation: identity" in capsys.readouterr().out

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import shipped
 
-from lib import checkpoints, paths, records, tables
-from lib.cifar_results import NAMES, PAPER_TABLE, SMOOTH_BELOW, NetworkChoice, table_1
-from lib.cifar_smoothness import course, smoothness_in_training
-from lib.distances import fit_slope, ratios_along_depth, straight_line_ratio
-from lib.records import CONVOLUTIONS, Run
+from lib import paths, tables
+from lib.cifar import checkpoints, records
+from lib.cifar.choice import NAMES, NetworkChoice
+from lib.cifar.course import course, smoothness_in_training
+from lib.cifar.records import CONVOLUTIONS, Run
+from lib.figures.table_1 import PAPER_TABLE, compare
+from lib.measures import SMOOTH_BELOW, fit_slope, ratios_along_depth, straight_line_ratio
 
 README = (paths.CHECKPOINTS / "README.md").read_text(encoding="utf-8")
 
@@ -68,7 +70,7 @@ def test_five_seeds():
         apart[activation] = np.subtract(*tests)
         assert (max(ratios[0]) < SMOOTH_BELOW) == (activation != "relu")
         assert activation != "relu" or min(ratios[0]) > SMOOTH_BELOW
-    table = table_1(records.read_runs(), NetworkChoice(epochs=30))
+    table = compare(records.read_runs(), NetworkChoice(epochs=30))
     assert table["smooth"] == [row.smooth for row in PAPER_TABLE]
     assert set(table["runs"]) == {5}
     assert max(apart["gelu"].max(), apart["relu"].max()) < 0

@@ -7,10 +7,11 @@ import pytest
 import torch
 from cifar_set import write_set
 
-from lib import cifar, cifar_limit, paths
-from lib.cifar_limit import Family
-from lib.cifar_training import Training, training_time
-from lib.convnet import ConvResNet
+from lib import paths
+from lib.cifar import dataset, depth_limit
+from lib.cifar.depth_limit import Family
+from lib.cifar.network import ConvResNet
+from lib.cifar.training import Training, training_time
 from lib.figures import conv_limit
 from lib.tables import from_rows, select
 
@@ -37,24 +38,24 @@ def smooth(depth, factor=1.0):
 
 def test_networks_that_sample_one_function_are_of_order_one_over_depth_apart():
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = [cifar_limit.distances(smooth(L, 0.004), smooth(2 * L, 0.004), images) for L in (8, 16, 32)]
-    for name in cifar_limit.MEASURES:
+    found = [depth_limit.distances(smooth(L, 0.004), smooth(2 * L, 0.004), images) for L in (8, 16, 32)]
+    for name in depth_limit.MEASURES:
         before, between, after = (distances[name] for distances in found)
         assert 1.6 < before / between < 4.5, name
         assert 1.6 < between / after < 4.5, name
-    same = cifar_limit.distances(smooth(8), smooth(8), images)
+    same = depth_limit.distances(smooth(8), smooth(8), images)
     assert set(same.values()) == {0.0}
 
 
 def test_steepness_is_the_largest_slope_of_both_kernels():
     size = math.sqrt(2 * 16 * 16 * 9)
-    assert cifar_limit.steepness(smooth(256)) == pytest.approx(2 * math.pi * size, rel=1e-2)
+    assert depth_limit.steepness(smooth(256)) == pytest.approx(2 * math.pi * size, rel=1e-2)
 
 
 def test_depths_share_weights_images_and_the_flow_s_time():
     first, *others = TINY.configs
     networks = [Training(config, torch.device("cpu")) for config in TINY.configs]
-    orders = [cifar.draw_epoch(40, run.generator).order for run in networks]
+    orders = [dataset.draw_epoch(40, run.generator).order for run in networks]
     for config, run, order in zip(others, networks[1:], orders[1:], strict=True):
         assert torch.equal(order, orders[0])
         assert torch.equal(run.network.conv1.weight, networks[0].network.conv1.weight)
@@ -64,26 +65,26 @@ def test_depths_share_weights_images_and_the_flow_s_time():
 
 
 def test_an_interrupted_family_goes_on_and_measures_the_same(generated_set, tmp_path):
-    whole = list(cifar_limit.train(TINY, folder=tmp_path / "whole"))
+    whole = list(depth_limit.train(TINY, folder=tmp_path / "whole"))
     assert [rows[0]["epoch"] for rows in whole] == [1, 2]
     assert [row["depth"] for row in whole[0]] == [2, 4, 8]
     assert [math.isnan(row["logits"]) for row in whole[0]] == [False, False, True]
-    cut = cifar_limit.train(TINY, folder=tmp_path / "cut")
+    cut = depth_limit.train(TINY, folder=tmp_path / "cut")
     next(cut), cut.close()
-    ahead = cifar_limit.cifar_training.train(TINY.configs[0], tmp_path / "cut" / TINY.configs[0].name)
+    ahead = depth_limit.cifar_training.train(TINY.configs[0], tmp_path / "cut" / TINY.configs[0].name)
     list(ahead)  # one of them is further than the others
-    (rows,) = cifar_limit.train(TINY, folder=tmp_path / "cut")
+    (rows,) = depth_limit.train(TINY, folder=tmp_path / "cut")
     for row, expected in zip(rows, whole[1], strict=True):
         assert row == pytest.approx(expected, nan_ok=True)
-    again = list(cifar_limit.train(TINY, folder=tmp_path / "cut"))
+    again = list(depth_limit.train(TINY, folder=tmp_path / "cut"))
     assert [rows[0]["epoch"] for rows in again] == [2]
 
 
 def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
     for _ in range(2):  # the second time only the last epoch is measured again
-        assert cifar_limit.train_all([TINY]) == []
-    table = cifar_limit.read()
+        assert depth_limit.train_all([TINY]) == []
+    table = depth_limit.read()
     assert table["epoch"].tolist() == [1, 1, 1, 2, 2, 2]
     assert table["flow_time"][0] == pytest.approx(table["flow_time"][2])
     assert set(table["normalisation"]) == {"group"}
@@ -104,8 +105,8 @@ def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monke
 def test_families_check_themselves(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         Family(**values)
-    assert cifar_limit.main(["gelu"]) == 2
-    assert len({family.name for family in cifar_limit.FAMILIES}) == len(cifar_limit.FAMILIES)
+    assert depth_limit.main(["gelu"]) == 2
+    assert len({family.name for family in depth_limit.FAMILIES}) == len(depth_limit.FAMILIES)
 
 
 # --- The room ---
@@ -121,7 +122,7 @@ def table():
                 for depth in (16, 32, 64, 128):
                     slope = -1.0 if epoch <= last else 0.1
                     distance = (1 + seed) * depth**slope if depth < 128 else math.nan
-                    measures = dict.fromkeys(cifar_limit.MEASURES, distance)
+                    measures = dict.fromkeys(depth_limit.MEASURES, distance)
                     family = {"activation": "gelu", "normalisation": normalisation, "seed": seed, "epochs": 5}
                     rows.append(family | {"depth": depth, "epoch": epoch, "steepness": 2.0} | measures)
     return {name: np.array(column) for name, column in from_rows(rows).items()}
@@ -145,5 +146,5 @@ def test_families_that_are_not_trained_are_open(table):
 
 def test_without_a_table_all_is_open(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    table = cifar_limit.read()
+    table = depth_limit.read()
     assert not any(conv_limit.slopes(table).values())

@@ -7,17 +7,24 @@ import numpy as np
 import pytest
 from finished_runs import finish
 
-from lib import cifar_results, cifar_smoothness, plots, records, tables
-from lib.cifar_results import NetworkChoice
-from lib.cifar_training import CifarConfig
+from lib import tables
+from lib.cifar import records
+from lib.cifar.choice import NetworkChoice, by_schedule, longest_by_depth, nothing_trained, with_repeats
+from lib.cifar.course import smoothness_in_training
+from lib.cifar.training import CifarConfig
+from lib.figures import figure_3, figure_4, smoothness
+from lib.figures.figure_3 import draw_entries, entries_across_layers, networks_by_schedule
+from lib.figures.figure_4 import closer_by, schedule_titles, successive_distance_tables
+from lib.figures.smoothness import lost_by_depth, smoothness_along_depth
+from lib.figures.table_1 import compare, make_readable
 
 
 def test_figure_3_shows_the_drawn_entries(trained):
-    networks = cifar_results.networks_by_schedule(records.read_runs(), trained)
+    networks = networks_by_schedule(records.read_runs(), trained)
     assert list(networks) == [(30, True), (30, False), (180, True)]
     assert all((run.config.epochs, run.config.smooth_init, run.config.seed) == (*of, 0) for of, run in networks.items())
     entries = {"conv1": (1, 2, 0, 2), "conv2": (15, 0, 1, 1)}
-    table = cifar_results.entries_across_layers(networks, entries)
+    table = entries_across_layers(networks, entries)
     curve = tables.select(table, epochs=180, smooth_init=True, convolution="conv2")
     assert curve["layer"].tolist() == list(range(1, 65))
     np.testing.assert_allclose(curve["value"], 0.1 * np.sin(2 * np.pi * np.arange(64) / 64), atol=1e-6)
@@ -26,33 +33,33 @@ def test_figure_3_shows_the_drawn_entries(trained):
     assert noise[7] == layer[1, 2, 0, 2].item()
     titles = {of: cifar_results.panel_title(run) for of, run in networks.items()}
     assert titles[30, True] == "GELU, weight-tied: test 50.00 %\nown schedule of 30 epochs (paper: 180)"
-    panels = np.reshape(plots.figure_3(table, titles, entries).axes, (4, 2))
+    panels = np.reshape(figure_3.draw(table, titles, entries).axes, (4, 2))
     assert [panel.get_title() for panel in panels[::2].flat] == [*titles.values(), "i.i.d."]
     drawn = panels[3, 0]  # conv2 of the weight-tied network of 180 epochs
     np.testing.assert_array_equal(drawn.lines[0].get_ydata(), curve["value"])
     assert drawn.get_ylabel() == "conv2 $[15,0,1,1]$"
     assert [panel.texts[0].get_text() for panel in panels[2:, 1]] == ["no such network is here"] * 2
     networks[30, True].path.unlink()
-    assert list(cifar_results.networks_by_schedule(records.read_runs(), trained)) == [(30, False), (180, True)]
+    assert list(networks_by_schedule(records.read_runs(), trained)) == [(30, False), (180, True)]
 
 
 def test_schedules_are_never_mixed(trained):
-    networks = cifar_results.by_schedule(records.read_runs(), trained)
+    networks = by_schedule(records.read_runs(), trained)
     # The 180-epoch run has no i.i.d. counterpart.
     assert {epochs: list(pair) for epochs, pair in networks.items()} == {30: [True, False], 180: [True]}
     for epochs, pair in networks.items():
         for smooth, runs in pair.items():
             assert {(run.config.epochs, run.config.smooth_init) for run in runs} == {(epochs, smooth)}
-    assert list(cifar_results.by_schedule(records.read_runs(), replace(trained, epochs=180))) == [180]
-    assert [len(runs) for runs in cifar_results.by_schedule(records.read_runs(), trained, seed=0)[30].values()] == [
+    assert list(by_schedule(records.read_runs(), replace(trained, epochs=180))) == [180]
+    assert [len(runs) for runs in by_schedule(records.read_runs(), trained, seed=0)[30].values()] == [
         1,
         1,
     ]
 
 
 def test_entries_are_drawn_from_all_by_their_seed():
-    drawn = [cifar_results.draw_entries(seed) for seed in range(300)]
-    assert drawn[3] == cifar_results.draw_entries(3)
+    drawn = [draw_entries(seed) for seed in range(300)]
+    assert drawn[3] == draw_entries(3)
     assert len({entries["conv1"] for entries in drawn}) > 250
     assert np.array([entries["conv2"] for entries in drawn]).max(axis=0).tolist() == [15, 15, 2, 2]
 
@@ -71,7 +78,7 @@ def test_the_longest_schedule_of_each_depth(tmp_path):
     for config in configs:
         finish(tmp_path, config)
     records.gather(tmp_path)
-    runs = cifar_results.longest_by_depth(records.read_runs(tmp_path), NetworkChoice(), seed=0)
+    runs = longest_by_depth(records.read_runs(tmp_path), NetworkChoice(), seed=0)
     assert [run.config for run in runs] == [configs[1], configs[0]]
 
 
@@ -80,13 +87,13 @@ def test_repeats_are_the_other_seeds_of_the_longest_schedule(tmp_path):
     for config in configs:
         finish(tmp_path, config)
     records.gather(tmp_path)
-    runs = cifar_results.with_repeats(records.read_runs(tmp_path), NetworkChoice(depth=8), seed=0)
+    runs = with_repeats(records.read_runs(tmp_path), NetworkChoice(depth=8), seed=0)
     assert {run.config for run in runs[:2]} == {configs[0], configs[2]}
     assert [run.config for run in runs[2:]] == [configs[3]]
 
 
 def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(trained):
-    table = cifar_results.table_1(records.read_runs(), trained)
+    table = compare(records.read_runs(), trained)
     row = {name: values[3] for name, values in table.items()}
     assert (row["activation"], row["initialisation"]) == ("gelu", "i.i.d.")
     # 50, 52, 60: quartiles 51 and 56.
@@ -100,7 +107,7 @@ def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(train
     assert tied["von_neumann_conv1"] == pytest.approx((2 * math.pi / 64) ** 2, rel=0.05)
     assert table["runs"][0] == 0
 
-    readable = cifar_results.readable_table_1(table)
+    readable = make_readable(table)
     assert readable["trained"][2:4] == [
         "180 epochs, 1 of 5 runs",
         "own schedule of 30 epochs (paper: 180), 3 of 5 runs",
@@ -108,27 +115,27 @@ def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(train
     assert readable["trained"][0] == "not yet"
     assert readable["test %"][3] == "52.0 ± 5.0"
     assert readable["paper test %"][3] == "85.7 ± 0.1"
-    without_batch_norm = cifar_results.table_1(records.read_runs(), replace(trained, batch_norm=False))
-    assert not any("paper" in name for name in cifar_results.readable_table_1(without_batch_norm))
-    short = cifar_results.table_1(records.read_runs(), NetworkChoice(depth=64, epochs=30))
+    without_batch_norm = compare(records.read_runs(), replace(trained, batch_norm=False))
+    assert not any("paper" in name for name in make_readable(without_batch_norm))
+    short = compare(records.read_runs(), NetworkChoice(depth=64, epochs=30))
     assert (short["epochs"][2], short["runs"][2]) == (30, 3)
 
 
 def test_figure_4_averages_over_layers_and_runs(trained):
-    networks = cifar_results.by_schedule(records.read_runs(), trained)
-    layers, averages = cifar_results.successive_distance_tables(networks, records.read_distances())
+    networks = by_schedule(records.read_runs(), trained)
+    layers, averages = successive_distance_tables(networks, records.read_distances())
     s = np.arange(64) / 64
     expected = 48 * np.abs(np.diff(0.1 * np.sin(2 * np.pi * s)))  # 2,304 equal entries: a factor 48
     tied = tables.select(layers, epochs=30, smooth_init=True, convolution="conv1")
     np.testing.assert_allclose(tied["distance"], expected, rtol=1e-4)
     assert tables.select(averages, epochs=30, smooth_init=True, convolution="conv2")["seed"].tolist() == [0, 1, 2]
-    factors = cifar_results.closer_by(averages, 30)
+    factors = closer_by(averages, 30)
     noise = np.median(tables.select(averages, smooth_init=False, convolution="conv2")["average"])
     assert factors["conv2"] == pytest.approx(noise / expected.mean(), rel=1e-4)
-    assert cifar_results.closer_by(averages, 180) == {}
-    titles = cifar_results.schedule_titles(networks)
+    assert closer_by(averages, 180) == {}
+    titles = schedule_titles(networks)
     assert titles == {30: "GELU, own schedule of 30 epochs (paper: 180), 3 runs", 180: "GELU, 180 epochs, 1 run"}
-    curves, points, long_curves, _ = plots.figure_4(layers, averages, titles).axes
+    curves, points, long_curves, _ = figure_4.draw(layers, averages, titles).axes
     assert [panel.get_title() for panel in (curves, long_curves)] == list(titles.values())
     assert [line.get_label() for line in long_curves.lines] == ["weight-tied, conv1", "weight-tied, conv2"]
     assert curves.lines[0].get_label() == "weight-tied, conv1"
@@ -139,25 +146,25 @@ def test_figure_4_averages_over_layers_and_runs(trained):
 def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     runs, choice = records.read_runs(tmp_path), NetworkChoice()
     assert runs == []
-    assert cifar_results.by_schedule(runs, choice) == cifar_results.schedule_titles({}) == {}
-    assert set(cifar_results.readable_table_1(cifar_results.table_1(runs, choice))["trained"]) == {"not yet"}
-    layers, averages = cifar_results.successive_distance_tables({}, records.read_distances(tmp_path))
+    assert by_schedule(runs, choice) == schedule_titles({}) == {}
+    assert set(make_readable(compare(runs, choice))["trained"]) == {"not yet"}
+    layers, averages = successive_distance_tables({}, records.read_distances(tmp_path))
     assert layers["distance"] == averages["average"] == []
     entries = {"conv1": (0,) * 4, "conv2": (0,) * 4}
-    figure = plots.figure_3(cifar_results.entries_across_layers({}, {}), {}, entries)
+    figure = figure_3.draw(entries_across_layers({}, {}), {}, entries)
     assert [panel.texts[0].get_text() for panel in figure.axes] == ["no such network is here"] * 4
-    nothing = cifar_smoothness.smoothness_in_training([])
-    lost = cifar_smoothness.lost_by_depth(nothing)
+    nothing = smoothness_in_training([])
+    lost = lost_by_depth(nothing)
     for figure in (
-        plots.figure_4(layers, averages, {}),
-        plots.smoothness(nothing, cifar_smoothness.smoothness_along_depth([]), nothing, lost),
+        figure_4.draw(layers, averages, {}),
+        smoothness.draw(nothing, smoothness_along_depth([]), nothing, lost),
     ):
         assert figure.axes[0].texts[0].get_text() == "no such network is trained yet"
-    assert cifar_results.nothing_trained(NetworkChoice("relu", depth=128, learning_rate=0.1), seed=9) == (
+    assert nothing_trained(NetworkChoice("relu", depth=128, learning_rate=0.1), seed=9) == (
         "checkpoints/ holds no such network (activation ReLU, batch_norm True, depth 128, learning_rate 0.1, seed 9), "
         "or not its weights: `make train ACTIVATION=relu DEPTH=128 LR=0.1 SEED=9` trains one."
     )
-    assert cifar_results.nothing_trained(choice, activation=None).endswith("its weights: `make train` trains one.")
+    assert nothing_trained(choice, activation=None).endswith("its weights: `make train` trains one.")
 
 
 def test_trials_and_other_settings_stay_out(tmp_path):

@@ -8,14 +8,21 @@ import pytest
 import torch
 from finished_runs import finish
 
-from lib import cifar_results, cifar_smoothness, distances, paths, plots, records, tables
-from lib.cifar_training import CifarConfig
-from lib.convnet import ConvResNet
+from lib import measures, paths, tables
+from lib.cifar import records
+from lib.cifar.choice import longest_by_depth
+from lib.cifar.course import RATIOS, SCALES, course, smoothness_in_training
+from lib.cifar.network import ConvResNet
+from lib.cifar.training import CifarConfig
+from lib.figures import rounding, smoothness, stem
+from lib.figures.rounding import NOISES, lost_in_precision, noise_of_parts, precisions_meet, smoothness_by_precision
+from lib.figures.smoothness import left_of_initialisation, lost_by_depth, smoothness_along_depth
+from lib.figures.stem import loss_spike, relative_path_lengths
 
 
 def test_smoothness_in_training_is_a_line_an_epoch(trained):
     runs = trained.select(records.read_runs(), seed=0)
-    table = cifar_smoothness.smoothness_in_training(runs)
+    table = smoothness_in_training(runs)
     long = tables.select(table, smooth_init=True, epochs=180)
     assert long["epoch"].tolist() == list(range(1, 181))
     # The logs say a learning rate of 0.1 at every epoch, of 782 steps.
@@ -26,22 +33,22 @@ def test_smoothness_in_training_is_a_line_an_epoch(trained):
     assert not any(long["hold_stem"])
     assert np.isnan(long["relative_path_length"]).all()  # these logs do not have it
     records.record_path(runs[0].config).unlink()
-    without = cifar_smoothness.smoothness_in_training(runs)
+    without = smoothness_in_training(runs)
     assert len(without["run"]) == len(table["run"]) - runs[0].config.epochs
 
 
 def test_smoothness_along_depth_is_that_of_each_part(trained):
     runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
-    table = cifar_smoothness.smoothness_along_depth(runs, parts=4)
+    table = smoothness_along_depth(runs, parts=4)
     assert table["part"] == [1, 2, 3, 4] * 2
     tied = tables.select(table, smooth_init=True)
     sine = 0.1 * torch.sin(2 * math.pi * torch.arange(64) / 64).float()
-    ratios = [distances.von_neumann_ratio(part[:, None]) for part in sine.split(16)]
+    ratios = [measures.von_neumann_ratio(part[:, None]) for part in sine.split(16)]
     np.testing.assert_allclose(tied["von_neumann_conv2"], ratios, rtol=1e-4)
     noise = tables.select(table, smooth_init=False)
     np.testing.assert_allclose(noise["von_neumann_conv1"], 2, atol=0.1)
     runs[0].path.unlink()
-    assert len(cifar_smoothness.smoothness_along_depth(runs, parts=4)["part"]) == 4
+    assert len(smoothness_along_depth(runs, parts=4)["part"]) == 4
 
 
 def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
@@ -56,7 +63,7 @@ def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
     finish(tmp_path, config, network)
     records.gather(tmp_path)
     (run,) = records.read_runs(tmp_path)
-    table = cifar_smoothness.left_of_initialisation([run])
+    table = left_of_initialisation([run])
     found = {name: values[0] for name, values in table.items()}
     assert (found["left_conv1"], found["share_conv1"]) == pytest.approx((0.25, 1))
     assert (found["left_conv2"], found["share_conv2"]) == pytest.approx((0.5, 0.5))
@@ -66,10 +73,10 @@ def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
     zero = replace(config, batch_norm=False)  # conv2 starts at zero
     finish(tmp_path, zero, ConvResNet(zero.network))
     records.gather(tmp_path)
-    table = cifar_smoothness.left_of_initialisation(records.read_runs(tmp_path))
+    table = left_of_initialisation(records.read_runs(tmp_path))
     assert math.isnan(tables.select(table, run=zero.name)["left_conv2"][0])
     run.path.unlink()
-    assert cifar_smoothness.left_of_initialisation(records.read_runs(tmp_path))["run"] == [zero.name]
+    assert left_of_initialisation(records.read_runs(tmp_path))["run"] == [zero.name]
 
 
 @pytest.mark.parametrize("smooth_init", [True, False])
@@ -82,7 +89,7 @@ def test_what_unrelated_initial_weights_share_is_by_chance(tmp_path, smooth_init
         network.residual_layers.conv1_weight.copy_(trained)
     finish(tmp_path, config, network)
     records.gather(tmp_path)
-    (chance,) = cifar_smoothness.left_of_initialisation(records.read_runs(tmp_path))["chance_conv1"]
+    (chance,) = left_of_initialisation(records.read_runs(tmp_path))["chance_conv1"]
     shares = []
     for seed in range(400):
         start = ConvResNet(replace(config, seed=seed).network).residual_layers.stacked("conv1.weight").detach()
@@ -96,27 +103,27 @@ def test_the_course_of_an_exponential_is_its_rate():
     # Falls first, then grows, and saturates far above what counts as smooth.
     ratio = np.minimum(np.maximum(2e-3 * np.exp(-0.5 * epochs), 1e-4 * np.exp(0.004 * 30 * epochs)), 1.5)
     table = {"run": ["one"] * 100, "epoch": epochs, "time": 30.0 * epochs, "von_neumann_conv1": ratio}
-    course = cifar_smoothness.course(table, "one")
+    course = course(table, "one")
     assert course.rate == pytest.approx(0.004)
     assert course.lost_after == math.ceil(math.log(1e3) / 0.12)
     assert course.lost_at == pytest.approx(math.log(1e3) / 0.004)  # between two epochs
     assert (course.ratio, course.time) == (1.5, 3000)
     flat = table | {"von_neumann_conv1": np.full(100, 2e-4)}
-    assert cifar_smoothness.course(flat, "one").lost_after is None
-    assert math.isnan(cifar_smoothness.course(flat, "one").rate)
-    assert math.isnan(cifar_smoothness.course(flat, "one").lost_at)
+    assert course(flat, "one").lost_after is None
+    assert math.isnan(course(flat, "one").rate)
+    assert math.isnan(course(flat, "one").lost_at)
     assert course.lost == f"above 0.1 after epoch {course.lost_after}"
-    assert cifar_smoothness.course(flat, "one").lost == "smooth at every epoch"
-    assert math.isnan(cifar_smoothness.course(flat, "another").ratio)
+    assert course(flat, "one").lost == "smooth at every epoch"
+    assert math.isnan(course(flat, "another").ratio)
 
 
 def test_smoothness_is_lost_by_depth_where_each_run_passes_the_bound():
     table = {"run": ["b", "b", "a", "a", "c"], "depth": [64, 64, 32, 32, 128], "epoch": [1, 2, 1, 2, 1]}
     table |= {"time": [10.0, 20.0] * 2 + [10.0], "von_neumann_conv2": [0.01, 1.0, 0.1, 0.2, 0.01]}
-    lost = cifar_smoothness.lost_by_depth(table, "conv2")
+    lost = lost_by_depth(table, "conv2")
     assert (lost["run"], lost["depth"], lost["lost_after"]) == (["a", "b"], [32, 64], [1, 2])
     assert lost["lost_at"] == pytest.approx([10, 15])  # halfway in the logarithm
-    assert not any(cifar_smoothness.lost_by_depth(cifar_smoothness.smoothness_in_training([])).values())
+    assert not any(lost_by_depth(smoothness_in_training([])).values())
 
 
 def test_a_rate_is_found_where_some_ratios_are_undefined():
@@ -124,16 +131,16 @@ def test_a_rate_is_found_where_some_ratios_are_undefined():
     table = tables.from_rows(
         {"run": "one", "epoch": k, "time": float(k), "von_neumann_conv1": value} for k, value in enumerate(ratio)
     )
-    assert cifar_smoothness.course(table, "one").rate == pytest.approx(math.log(2))
+    assert course(table, "one").rate == pytest.approx(math.log(2))
 
 
 def test_smoothness_is_drawn_as_it_is_tabled(trained):
     runs = trained.select(records.read_runs(), seed=0)
-    training = cifar_smoothness.smoothness_in_training(runs)
-    depth = cifar_smoothness.smoothness_along_depth([run for run in runs if run.config.smooth_init])
-    deeper = cifar_smoothness.smoothness_in_training(cifar_results.longest_by_depth(records.read_runs(), trained))
+    training = smoothness_in_training(runs)
+    depth = smoothness_along_depth([run for run in runs if run.config.smooth_init])
+    deeper = smoothness_in_training(longest_by_depth(records.read_runs(), trained))
     lost = {"run": ["a", "b"], "depth": [32, 64], "lost_after": [3, 6], "lost_at": [100.0, 200.0]}
-    course, parts, depths, times = plots.smoothness(training, depth, deeper, lost, "conv2", 0.1, 0.05).axes
+    course, parts, depths, times = smoothness.draw(training, depth, deeper, lost, "conv2", 0.1, 0.05).axes
     assert [line.get_label() for line in depths.lines[:1]] == ["64 layers"]
     np.testing.assert_array_equal(depths.lines[0].get_ydata(), deeper["von_neumann_conv2"])
     assert times.lines[0].get_xydata().tolist() == [[32, 100], [64, 200]]
@@ -146,9 +153,9 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     drawn = tables.select(depth, epochs=180)
     np.testing.assert_array_equal(parts.lines[0].get_ydata(), drawn["von_neumann_conv2"])
     assert not parts.texts[1:]
-    nothing = cifar_smoothness.smoothness_in_training([])
-    nowhere = cifar_smoothness.lost_by_depth(nothing)
-    _, *empty = plots.smoothness(training, cifar_smoothness.smoothness_along_depth([]), nothing, nowhere).axes
+    nothing = smoothness_in_training([])
+    nowhere = lost_by_depth(nothing)
+    _, *empty = smoothness.draw(training, smoothness_along_depth([]), nothing, nowhere).axes
     assert [panel.texts[-1].get_text() for panel in empty] == ["their weights are not here", *["none is here"] * 2]
 
 
@@ -168,10 +175,10 @@ def test_relative_path_lengths_are_those_of_the_weights_or_of_the_log(tmp_path, 
         network.bn1.weight.fill_(0.3), network.bn1.bias.fill_(0.4)
         network.residual_layers.stacked("bn2.bias")[::2] = 4.0
     records.save(checkpoint.path, replace(checkpoint.load(), network=network))
-    table = cifar_smoothness.relative_path_lengths(runs)
+    table = relative_path_lengths(runs)
     rows = {(row["epochs"], row["smooth_init"], row["hold_stem"]): row for row in tables.rows(table)}
     assert set(rows) == {(30, True, False), (30, False, False), (180, True, False), (30, True, True)}
-    scales = [rows[180, True, False][name] for name in cifar_smoothness.SCALES]
+    scales = [rows[180, True, False][name] for name in SCALES]
     assert scales == pytest.approx([0.5, 2.0, 4.0])
     assert rows[180, True, False]["test_accuracy"] == 80.0
     assert rows[30, True, True]["relative_path_length"] == 0.25
@@ -181,7 +188,7 @@ def test_smoothness_in_training_has_the_scales_of_the_log(tmp_path):
     held = CifarConfig(depth=8, epochs=3, hold_stem=True, seed=1)
     finish(tmp_path, held, stem_scale=0.5, path_length=0.25)
     records.gather(tmp_path)
-    table = cifar_smoothness.smoothness_in_training(records.read_runs(tmp_path))
+    table = smoothness_in_training(records.read_runs(tmp_path))
     assert (table["hold_stem"], table["seed"], table["depth"]) == ([True] * 3, [1] * 3, [8] * 3)
     assert table["relative_path_length"][-1] == 0.5
     assert np.isnan(table["relative_path_length"][:-1]).all()  # the other lines of this log have no scales
@@ -189,16 +196,16 @@ def test_smoothness_in_training_has_the_scales_of_the_log(tmp_path):
 
 def test_the_spike_is_averaged_over_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    assert cifar_smoothness.loss_spike(2) == {"epochs": [], "loss": [], "relative_path_length": []}
+    assert loss_spike(2) == {"epochs": [], "loss": [], "relative_path_length": []}
     watched = {"epoch": [8, 8, 8, 8, 9, 9, 9, 9], "step": [1, 2, 3, 4] * 2, "loss": [1.0, 3.0, 2.0, 2.0] * 2}
     watched |= {"stem_scale": [0.5] * 8, "path_length": [1.0] * 4 + [2.0] * 4}
     tables.write_csv(tmp_path / records.SPIKE, watched)
-    assert cifar_smoothness.loss_spike(2) == {
+    assert loss_spike(2) == {
         "epochs": [7.25, 7.75, 8.25, 8.75], "loss": [2.0] * 4, "relative_path_length": [2.0, 2.0, 4.0, 4.0],
     }  # fmt: skip
-    assert len(cifar_smoothness.loss_spike(3)["loss"]) == 2  # whole means alone
+    assert len(loss_spike(3)["loss"]) == 2  # whole means alone
     with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
-        cifar_smoothness.loss_spike(0)
+        loss_spike(0)
 
 
 def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
@@ -206,13 +213,13 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
         tmp_path, CifarConfig(depth=64, epochs=30, hold_stem=True), test_accuracy=55.0, stem_scale=1.0, path_length=1
     )
     records.gather()
-    networks = cifar_smoothness.relative_path_lengths(trained.select(records.read_runs(), hold_stem=None, seed=0))
+    networks = relative_path_lengths(trained.select(records.read_runs(), hold_stem=None, seed=0))
     networks |= {"relative_path_length": [0.1, 0.2, 0.4, 0.8]}
     spike = {"epochs": [7.5, 8.5], "loss": [2.0, 1.0], "relative_path_length": [0.1, 3.0]}
     training = {"run": ["a", "a", "b", "b"], "hold_stem": [False, False, True, True], "epoch": [1, 2] * 2}
     training |= {"depth": [32] * 4, "activation": ["gelu"] * 4, "von_neumann_conv1": [0.1, 0.2, 0.3, 0.4]}
     training |= {"relative_path_length": [1.0, 2.0, 3.0, 4.0]}
-    accuracy, loss, ratio, length, rougher, longer = plots.stem(networks, training, spike, 0.1).axes
+    accuracy, loss, ratio, length, rougher, longer = stem.draw(networks, training, spike, 0.1).axes
     assert [line.get_ydata().tolist() for line in longer.lines] == [[1.0, 2.0], [3.0, 4.0]]
     assert longer.get_legend_handles_labels()[1] == ["stem trains", "stem held"]
     assert [line.get_ydata()[1] for line in rougher.lines] == [0.2, 0.4, 0.1]
@@ -231,8 +238,8 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
     assert ratio.get_legend_handles_labels()[1] == labels
     assert [line.get_ydata()[0] for line in ratio.lines[:4]] == networks["von_neumann_conv1"]
     assert [line.get_ydata().tolist() for line in (*loss.lines, *length.lines)] == [[2.0, 1.0], [0.1, 3.0]]
-    nothing = cifar_smoothness.relative_path_lengths([]), cifar_smoothness.smoothness_in_training([])
-    empty = plots.stem(*nothing, {name: [] for name in spike}).axes
+    nothing = relative_path_lengths([]), smoothness_in_training([])
+    empty = stem.draw(*nothing, {name: [] for name in spike}).axes
     assert [text.get_text() for panel in empty for text in panel.texts] == ["none is here"] * 3
 
 
@@ -240,17 +247,17 @@ def watched():
     """Four lines of runs in two precisions, as `records.read_rounding` gives them."""
     columns = {"depth": [32, 32, 64, 64], "batch_size": [8] * 4, "dtype": ["float32", "float64"] * 2}
     columns |= {"seed": [0] * 4, "epoch": [1, 2, 1, 2], "step": [625, 1250, 6250, 625], "loss": [2.0, 1.9, 1.8, 1.7]}
-    measured = {name: [2e-3, 2e-4, 2e-5, 2e-6] for name in cifar_smoothness.RATIOS}
-    measured |= {name: [1e-3, 1e-4, 1e-5, 1e-6] for name in cifar_smoothness.NOISES}
+    measured = {name: [2e-3, 2e-4, 2e-5, 2e-6] for name in RATIOS}
+    measured |= {name: [1e-3, 1e-4, 1e-5, 1e-6] for name in NOISES}
     return columns | measured | {"stem_scale": [1.0] * 4}
 
 
 def test_runs_in_two_precisions_have_the_time_of_their_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    empty = cifar_smoothness.smoothness_by_precision()
+    empty = smoothness_by_precision()
     assert not any(empty.values())
     tables.write_csv(tmp_path / records.ROUNDING, watched())
-    table = cifar_smoothness.smoothness_by_precision()
+    table = smoothness_by_precision()
     assert table.keys() == empty.keys()
     second = 0.04 * (1 + math.cos(math.pi / 180)) / 2  # the learning rate of the second epoch of 180
     # 50,000 images in batches of 8 are 6,250 steps.
@@ -269,37 +276,37 @@ def test_precisions_meet_where_they_stay_together():
         for time, value in zip([*times, 50.0], [*values, 1.0][: 5 if seed else 4], strict=False)
     ]
     table = tables.from_rows(rows)
-    assert cifar_smoothness.precisions_meet(table, 32) == 40  # at 20 too, but not at 30
-    assert cifar_smoothness.precisions_meet(table, 32, within=21) == 20
-    assert math.isnan(cifar_smoothness.precisions_meet(table, 32, within=1.5))
-    assert math.isnan(cifar_smoothness.precisions_meet(table, 64))
+    assert precisions_meet(table, 32) == 40  # at 20 too, but not at 30
+    assert precisions_meet(table, 32, within=21) == 20
+    assert math.isnan(precisions_meet(table, 32, within=1.5))
+    assert math.isnan(precisions_meet(table, 64))
 
 
 def test_smoothness_is_lost_at_the_first_time_of_each_seed_above_the_bound():
     table = {"depth": [32] * 6, "dtype": ["float32"] * 6, "seed": [0, 0, 1, 1, 2, 2], "time": [10.0, 20] * 3}
     table |= {"von_neumann_conv1": [0.05, 0.1, 0.2, 0.3, 0.01, 0.02]}
-    assert cifar_smoothness.lost_in_precision(table, 32, "float32") == [20, 10]
-    assert cifar_smoothness.lost_in_precision(table, 32, "float32", above=0.015) == [10, 10, 20]
-    assert cifar_smoothness.lost_in_precision(table, 32, "float64") == []
+    assert lost_in_precision(table, 32, "float32") == [20, 10]
+    assert lost_in_precision(table, 32, "float32", above=0.015) == [10, 10, 20]
+    assert lost_in_precision(table, 32, "float64") == []
 
 
 def test_noise_of_parts_is_that_of_each_part(trained):
     runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
-    table = cifar_smoothness.noise_of_parts(runs, parts=4)
+    table = noise_of_parts(runs, parts=4)
     assert table["part"] == [1, 2, 3, 4] * 2
     sine, noise = (tables.select(table, smooth_init=smooth) for smooth in (True, False))
     assert max(sine["noise_conv1"]) < 1e-10
     np.testing.assert_allclose(noise["noise_conv1"], 1, atol=0.1)
-    assert np.isnan(cifar_smoothness.noise_of_parts(runs, parts=16)["noise_conv1"]).all()  # parts of four layers
+    assert np.isnan(noise_of_parts(runs, parts=16)["noise_conv1"]).all()  # parts of four layers
 
 
 def test_rounding_is_drawn_as_it_is_tabled(tmp_path, trained):
-    empty = plots.rounding(cifar_smoothness.smoothness_by_precision(), cifar_smoothness.noise_of_parts([])).axes
+    empty = rounding.draw(smoothness_by_precision(), noise_of_parts([])).axes
     assert [panel.texts[0].get_text() for panel in empty] == ["none is here"] * 3
     tables.write_csv(tmp_path / records.ROUNDING, watched())
-    table = cifar_smoothness.smoothness_by_precision()
-    depth = cifar_smoothness.noise_of_parts(trained.select(records.read_runs(), seed=0, smooth_init=True))
-    share, ratio, parts = plots.rounding(table, depth, "conv2").axes
+    table = smoothness_by_precision()
+    depth = noise_of_parts(trained.select(records.read_runs(), seed=0, smooth_init=True))
+    share, ratio, parts = rounding.draw(table, depth, "conv2").axes
     labels = [f"{layers} layers, {dtype}" for layers in (32, 64) for dtype in ("float32", "float64")]
     assert share.get_legend_handles_labels()[1] == labels
     assert [line.get_ydata().tolist() for line in share.lines] == [[1e-3], [1e-4], [1e-5], [1e-6]]

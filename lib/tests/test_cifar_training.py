@@ -13,10 +13,11 @@ import torch
 from cifar_set import needs_cifar10, write_set
 from safetensors.torch import save_file
 
-from lib import checks, cifar, cifar_training, layer_log, paths
-from lib.cifar_training import LAYER_LOG_FILE, CifarConfig, EpochRecord, Progress, Training, read_state, train
-from lib.distances import straight_line_ratio
-from lib.training import Divergence
+from lib import checks, paths
+from lib.cifar import dataset, layer_log, training
+from lib.cifar.training import LAYER_LOG_FILE, CifarConfig, EpochRecord, Progress, Training, read_state, train
+from lib.dense.training import Divergence
+from lib.measures import straight_line_ratio
 
 SMALL = {"depth": 4, "epochs": 3, "batch_size": 32, "test_every": 2}
 
@@ -167,7 +168,7 @@ import sys
 import torch
 from torchvision.datasets import CIFAR10
 torch.set_num_threads(1)
-from lib.cifar_training import CifarConfig, train
+from lib.cifar.training import CifarConfig, train
 CIFAR10.train_list, CIFAR10.test_list, md5 = eval(sys.argv[1])
 CIFAR10.meta = {**CIFAR10.meta, "md5": md5}
 for report in train(CifarConfig(depth=4, epochs=3, batch_size=32, test_every=2), sys.argv[2], report_every=1):
@@ -206,16 +207,16 @@ def test_an_interrupted_write_keeps_the_last_state(tmp_path, monkeypatch):
     config = CifarConfig(**SMALL)
     run = train(config, tmp_path)
     next(run)
-    before = (tmp_path / cifar_training.STATE_FILE).read_bytes()
+    before = (tmp_path / training.STATE_FILE).read_bytes()
 
     def fails(state, path):
         Path(path).write_bytes(b"half a sta")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(cifar_training.torch, "save", fails)
+    monkeypatch.setattr(training.torch, "save", fails)
     with pytest.raises(OSError, match="No space left"):
         next(run)
-    assert (tmp_path / cifar_training.STATE_FILE).read_bytes() == before
+    assert (tmp_path / training.STATE_FILE).read_bytes() == before
     assert not list(tmp_path.glob(".*draft"))
 
 
@@ -224,7 +225,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path, monk
     config = CifarConfig(**SMALL)
     run = train(config, tmp_path)
     next(run)
-    monkeypatch.setattr(cifar_training, "learning_rate", lambda config, epoch: 1e30)
+    monkeypatch.setattr(training, "learning_rate", lambda config, epoch: 1e30)
     with pytest.raises(Divergence, match=r"gelu_weight-tied\S* diverged: the loss is nan in epoch 2.*epoch 1 stays"):
         list(run)
     state = read_state(tmp_path)
@@ -239,20 +240,20 @@ def test_a_test_loss_that_is_not_finite_is_not_saved(tmp_path):
     with pytest.raises(Divergence, match=r"diverged: .* after epoch 1; no epoch was complete yet: try a learning rate"):
         list(train(config, tmp_path))
     assert read_state(tmp_path) is None
-    assert not (tmp_path / cifar_training.LOG_FILE).exists()
+    assert not (tmp_path / training.LOG_FILE).exists()
 
 
 @pytest.mark.usefixtures("generated_set")
 @pytest.mark.parametrize("name", ["residual_layers.conv2_weight", "residual_layers.bn1_running_var", "linear.bias"])
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, name):
-    complete = cifar_training.Training.train_epoch
+    complete = training.Training.train_epoch
 
     def train_epoch(self, *arguments):
         yield from complete(self, *arguments)
         if self.epoch == 1:
             self.tensors()[name].detach().view(-1)[-1] = math.inf
 
-    monkeypatch.setattr(cifar_training.Training, "train_epoch", train_epoch)
+    monkeypatch.setattr(training.Training, "train_epoch", train_epoch)
     with pytest.raises(Divergence, match=f"diverged: {name} holds inf after epoch 2; the state after epoch 1 stays"):
         list(train(CifarConfig(**SMALL | {"test_every": 3}), tmp_path))
     assert read_state(tmp_path)["epoch"] == 1
@@ -266,16 +267,16 @@ def test_only_trials_of_seconds_begin_anew(tmp_path, monkeypatch):
     tiny = CifarConfig(depth=2, epochs=4, train_images=640, test_images=500)
     for options in ({}, {"train_images": 2501}, {"epochs": 60}, {"train_images": 0}):
         config = replace(tiny, **options)
-        folder = cifar_training.run_folder(config)
+        folder = training.run_folder(config)
         folder.mkdir(parents=True)
         Training(config, torch.device("cpu")).save(folder)
-        assert cifar_training.start_trial_anew(config) == (not options)
+        assert training.start_trial_anew(config) == (not options)
         assert (read_state(folder) is None) == (not options)
     with (
-        cifar_training.alone_in(cifar_training.run_folder(tiny)),
+        training.alone_in(training.run_folder(tiny)),
         pytest.raises(paths.Busy, match="Another process is training the run in"),
     ):
-        cifar_training.start_trial_anew(tiny)
+        training.start_trial_anew(tiny)
 
 
 @pytest.mark.usefixtures("generated_set")
@@ -288,7 +289,7 @@ def test_foreign_states_are_refused(tmp_path):
     run.close()
     with pytest.raises(ValueError, match=r"holds a run with seed 0, expected 5: give this run another folder, or move"):
         next(train(CifarConfig(**SMALL, seed=5), tmp_path))
-    path = tmp_path / cifar_training.STATE_FILE
+    path = tmp_path / training.STATE_FILE
     state, whole = read_state(tmp_path), path.read_bytes()
     aside = rf"move {tmp_path} aside to start anew\.$"
     for content in (whole[:1000], whole[:-1], b"", b"no state at all"):
@@ -313,7 +314,7 @@ def test_foreign_states_are_refused(tmp_path):
     "error", [OSError(116, "Stale file handle"), PermissionError(13, "Denied"), MemoryError("full")]
 )
 def test_a_state_that_the_system_cannot_read_is_not_called_damaged(tmp_path, monkeypatch, error):
-    (tmp_path / cifar_training.STATE_FILE).write_bytes(b"a sound state")
+    (tmp_path / training.STATE_FILE).write_bytes(b"a sound state")
     monkeypatch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)) as found:
         read_state(tmp_path)
@@ -321,9 +322,9 @@ def test_a_state_that_the_system_cannot_read_is_not_called_damaged(tmp_path, mon
 
 
 def test_a_state_that_memory_has_no_room_for_is_not_called_damaged(tmp_path, monkeypatch):
-    (tmp_path / cifar_training.STATE_FILE).write_bytes(b"a sound state")
+    (tmp_path / training.STATE_FILE).write_bytes(b"a sound state")
     no_room = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 8 bytes")
-    monkeypatch.setattr(cifar_training.torch, "load", lambda *_, **__: (_ for _ in ()).throw(no_room))
+    monkeypatch.setattr(training.torch, "load", lambda *_, **__: (_ for _ in ()).throw(no_room))
     with pytest.raises(RuntimeError, match="can't allocate memory") as found:
         read_state(tmp_path)
     assert found.value is no_room
@@ -331,7 +332,7 @@ def test_a_state_that_memory_has_no_room_for_is_not_called_damaged(tmp_path, mon
 
 def test_schedule_ends_at_zero_with_its_own_epochs():
     config = CifarConfig(epochs=30)
-    rates = [cifar_training.learning_rate(config, epoch) for epoch in range(31)]
+    rates = [training.learning_rate(config, epoch) for epoch in range(31)]
     assert rates[0] == 0.04
     assert rates[15] == pytest.approx(0.02)
     assert rates[30] == 0
@@ -346,14 +347,14 @@ def test_weight_decay_alone_is_what_the_optimizer_leaves_without_gradients():
     config = CifarConfig(epochs=20)
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = torch.optim.SGD(
-        [weight], lr=config.learning_rate, momentum=cifar_training.MOMENTUM, weight_decay=cifar_training.WEIGHT_DECAY
+        [weight], lr=config.learning_rate, momentum=training.MOMENTUM, weight_decay=training.WEIGHT_DECAY
     )
     weight.grad = torch.zeros_like(weight)
     for epoch in range(config.epochs):
-        optimizer.param_groups[0]["lr"] = cifar_training.learning_rate(config, epoch)
-        for _ in range(cifar_training.steps(config, 50_000)):
+        optimizer.param_groups[0]["lr"] = training.learning_rate(config, epoch)
+        for _ in range(training.steps(config, 50_000)):
             optimizer.step()
-    left = cifar_training.weight_decay_alone(cifar_training.training_time(config, 50_000))
+    left = training.weight_decay_alone(training.training_time(config, 50_000))
     assert left < 0.25
     assert weight.item() == pytest.approx(left, rel=0.01)
 
@@ -363,17 +364,17 @@ def test_the_step_is_the_documented_sgd(tmp_path, generated_set, depth_scaling):
     """Two epochs of a step each by hand: momentum 0.9, decay on every parameter, the cosine's two rates."""
     from torch.nn import functional as F
 
-    from lib.convnet import ConvResNet
+    from lib.cifar.network import ConvResNet
 
     config = CifarConfig(**SMALL | {"batch_size": 300, "epochs": 2, "adaptive": True}, depth_scaling=depth_scaling)
     factor = config.depth / 256 if depth_scaling else 1.0
     finish(config, tmp_path / "run")
     network = ConvResNet(config.network).train()
-    images = cifar.load(train=True)
+    images = dataset.load(train=True)
     generator, momenta = torch.Generator().manual_seed(config.seed), {}
     for residual_rate, end_rate in ((0.04, 0.01), (0.02, 0.005)):
         network.zero_grad()
-        pixels, labels = cifar.batch(images, cifar.draw_epoch(300, generator), 0, 300)
+        pixels, labels = dataset.batch(images, dataset.draw_epoch(300, generator), 0, 300)
         F.cross_entropy(network(pixels), labels).backward()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
@@ -401,11 +402,11 @@ def test_a_held_stem_keeps_its_scale_and_the_rest_trains(tmp_path):
 
 @pytest.mark.usefixtures("generated_set")
 def test_watched_epochs_are_those_of_the_log(tmp_path):
-    config, images = CifarConfig(**SMALL), cifar.load(train=True)
+    config, images = CifarConfig(**SMALL), dataset.load(train=True)
     log = finish(config, tmp_path)
     run = Training(config, torch.device("cpu"))
     for record in log[:2]:
-        lines = list(cifar_training.watch(run, images))
+        lines = list(training.watch(run, images))
         sizes = [32] * 9 + [12]  # 300 images
         assert [line["step"] for line in lines] == list(range(1, 11))
         assert {line["epoch"] for line in lines} == {record.epoch + 1}
@@ -414,24 +415,24 @@ def test_watched_epochs_are_those_of_the_log(tmp_path):
         assert lines[-1]["path_length"] == record.path_length
     assert run.epoch == 2
 
-    seldom = list(cifar_training.watch(run, images, 4, cifar_training.measured))
+    seldom = list(training.watch(run, images, 4, training.measured))
     assert [line["step"] for line in seldom] == [4, 8, 10]  # every fourth, and the last
     images_each = [128, 128, 44]
     total = sum(n * line["loss"] for n, line in zip(images_each, seldom, strict=True))
     assert total / 300 == pytest.approx(log[2].train_loss)
     assert seldom[-1]["von_neumann_conv1"] == log[2].von_neumann_conv1
     with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
-        next(cifar_training.watch(run, images, 0))
+        next(training.watch(run, images, 0))
 
 
 @pytest.mark.usefixtures("generated_set")
 def test_layers_that_start_equal_have_the_noise_of_the_rounding():
-    config, images = CifarConfig(**SMALL | {"depth": 32, "seed": 1}), cifar.load(train=True)
+    config, images = CifarConfig(**SMALL | {"depth": 32, "seed": 1}), dataset.load(train=True)
     ends = {}
     for dtype in (torch.float32, torch.float64):
         run = Training(config, torch.device("cpu"), dtype)
         assert {parameter.dtype for parameter in run.network.parameters()} == {dtype}
-        *_, ends[dtype] = cifar_training.watch(run, images, 10, cifar_training.measured)
+        *_, ends[dtype] = training.watch(run, images, 10, training.measured)
     single, double = ends.values()
     assert double["loss"] == pytest.approx(single["loss"], rel=1e-4)
     # After ten steps, layers that barely parted are a straight line over the depth but for rounding.
@@ -446,7 +447,7 @@ def test_states_from_before_an_option_go_on(tmp_path):
     finish(config, tmp_path)
     state = read_state(tmp_path)
     del state["config"]["hold_stem"]
-    torch.save(state, tmp_path / cifar_training.STATE_FILE)
+    torch.save(state, tmp_path / training.STATE_FILE)
     assert finish(config, tmp_path) == []  # read, and finished
     with pytest.raises(ValueError, match="holds a run with hold_stem False, expected True"):
         finish(CifarConfig(**SMALL, hold_stem=True), tmp_path)
@@ -527,7 +528,7 @@ def test_cuda_follows_the_cpu(tmp_path):
 
 @pytest.mark.parametrize(("images", "steps"), [(50_000, 782), (640, 10), (641, 11), (1, 1)])
 def test_every_image_is_in_a_batch(images, steps):
-    assert cifar_training.steps(CifarConfig(), images) == steps
+    assert training.steps(CifarConfig(), images) == steps
 
 
 @pytest.mark.usefixtures("generated_set")
@@ -542,9 +543,9 @@ def test_batches_of_one_image_train(tmp_path):
 @pytest.mark.usefixtures("generated_set")
 def test_versions_of_all_parts_of_a_run_are_kept(tmp_path, monkeypatch):
     config = CifarConfig(**SMALL)
-    now, run = cifar_training.versions(), train(config, tmp_path)
+    now, run = training.versions(), train(config, tmp_path)
     for torch_version in ("2.11", "2.12", "2.12"):
-        monkeypatch.setattr(cifar_training, "versions", lambda found=torch_version: now | {"torch": found})
+        monkeypatch.setattr(training, "versions", lambda found=torch_version: now | {"torch": found})
         next(train(config, tmp_path))
     assert read_state(tmp_path)["versions"] == now | {"torch": "2.11 + 2.12"}
     run.close()

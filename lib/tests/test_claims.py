@@ -6,8 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from lib import cifar_results, claims, paths, plots_theory, tables
-from lib.experiments import mean_log_loss_rate
+from lib import paths, tables
+from lib.cifar.choice import NAMES
+from lib.figures import claims
+from lib.figures.claim import FAILS, HOLDS, OPEN, RATE_WITHIN
+from lib.figures.experiment import mean_log_loss_rate
+from lib.figures.table_1 import PAPER_TABLE
 from lib.tables import from_rows
 
 DEPTHS = [16, 32, 64, 128]
@@ -45,10 +49,10 @@ def figures(tmp_path, monkeypatch):
         for name in ("relu", "gelu") for L in (64, 128, 256)
     ]  # fmt: skip
     weights = [{"iteration": 7, "layer": k, "entry_V": k / 50, "entry_W": math.sin(k / 50)} for k in range(50)]
-    smooth = [{"activation": paper.activation, "initialisation": cifar_results.NAMES[paper.smooth_init],
+    smooth = [{"activation": paper.activation, "initialisation": NAMES[paper.smooth_init],
                "paper_smooth": paper.smooth, "smooth": paper.smooth, "von_neumann_conv1": 0.01 if paper.smooth else 2.0,
                "von_neumann_conv2": 0.01, "runs": 5, "epochs": 180}
-              for paper in cifar_results.PAPER_TABLE]  # fmt: skip
+              for paper in PAPER_TABLE]  # fmt: skip
     averages = [
         {"epochs": epochs, "smooth_init": tied, "convolution": name, "seed": seed,
          "average": 1.0 if tied else (9.0 if epochs == 180 else 100.0)}
@@ -80,8 +84,8 @@ def figures(tmp_path, monkeypatch):
 
 
 def test_tables_in_which_all_holds_give_only_that_verdict(figures):
-    found = claims.claims()
-    assert {claim.verdict for claim in found} == {claims.HOLDS}
+    found = claims.judge_all()
+    assert {claim.verdict for claim in found} == {HOLDS}
     assert all(claim.slope == pytest.approx(claim.expected, abs=1e-9) for claim in found if math.isfinite(claim.slope))
     assert found[0].where == "Prop. 2"
     assert {"Prop. 3", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"} < {c.where.split(",")[0] for c in found}
@@ -116,7 +120,7 @@ def test_a_table_that_contradicts_a_claim_is_judged_so(figures, name, column, ch
     values = table[column] if column == "smooth" else np.asarray(table[column], dtype=float)
     table[column] = change(values)
     tables.write_csv(path, table)
-    wrong = [claim for claim in claims.claims() if claim.verdict == claims.FAILS]
+    wrong = [claim for claim in claims.judge_all() if claim.verdict == FAILS]
     assert wrong
     assert {claim.where for claim in wrong} == {where}
 
@@ -127,7 +131,7 @@ def test_a_bound_holds_with_room_to_spare(figures):
         table = tables.read_csv(figures / f"{name}.csv")
         table[column] = table[column] / table["depth"] ** 0.3
         tables.write_csv(figures / f"{name}.csv", table)
-    assert {claim.verdict for claim in claims.claims()} == {claims.HOLDS}
+    assert {claim.verdict for claim in claims.judge_all()} == {HOLDS}
 
 
 def test_distances_are_judged_where_both_sides_have_the_papers_schedule(figures):
@@ -136,13 +140,13 @@ def test_distances_are_judged_where_both_sides_have_the_papers_schedule(figures)
     table += [row | {"epochs": 200, "average": 1.0} for row in table if row["epochs"] == 180]
     table = [row for row in table if (row["epochs"], row["smooth_init"], row["seed"]) != (180, True, 1)]
     tables.write_csv(path, from_rows(table))
-    last = claims.claims()[-1]
+    last = claims.judge_all()[-1]
     assert (last.verdict, last.measured) == (
-        claims.HOLDS, "9 (conv1) and 9 (conv2) times, after 180 epochs, 1 run of each at least",
+        HOLDS, "9 (conv1) and 9 (conv2) times, after 180 epochs, 1 run of each at least",
     )  # fmt: skip
     tables.write_csv(path, from_rows(row for row in table if row["epochs"] == 30 or row["smooth_init"]))
-    last = claims.claims()[-1]
-    assert last.verdict == claims.OPEN
+    last = claims.judge_all()[-1]
+    assert last.verdict == OPEN
     assert last.measured.startswith("100 (conv1) and 100 (conv2) times, after own schedule of 30 epochs")
 
 
@@ -159,23 +163,23 @@ def test_what_was_not_trained_as_long_as_the_papers_is_open(figures):
         table = tables.read_csv(figures / f"{name}.csv")
         table["epochs"] = np.full(len(table["epochs"]), 30)
         tables.write_csv(figures / f"{name}.csv", table)
-    found = claims.claims()
-    assert [claim.verdict for claim in found[-7:]] == [claims.OPEN] * 7
+    found = claims.judge_all()
+    assert [claim.verdict for claim in found[-7:]] == [OPEN] * 7
     assert all("own schedule of 30 epochs (paper: 180)" in claim.measured for claim in found[-7:])
 
 
 def test_a_missing_table_is_named_with_what_makes_it(figures):
     (figures / "clipping.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"clipping\.csv is missing: `make figures PROFILE=paper` makes it\."):
-        claims.claims()
+        claims.judge_all()
     for name in ("other", "released", "custom"):
         with pytest.raises(ValueError, match=f"profile is '{name}', expected one of: quick, paper"):
-            claims.claims(name)
+            claims.judge_all(name)
 
 
 def test_figure_draws_the_slopes(figures):
-    found = claims.claims()
-    figure = plots_theory.claims(from_rows(dataclasses.asdict(claim) for claim in found), claims.RATE_WITHIN)
+    found = claims.judge_all()
+    figure = claims.draw(from_rows(dataclasses.asdict(claim) for claim in found), RATE_WITHIN)
     line = next(line for line in figure.axes[0].lines if len(line.get_xdata()) > 2)
     assert list(line.get_xdata()) == [c.slope - c.expected for c in found if math.isfinite(c.slope)]
 
@@ -185,7 +189,7 @@ def test_tracked_tables_agree_with_the_tracked_claims():
     if not path.is_file():
         pytest.skip("figures/claims.csv is not made yet: `make claims`")
     stored = tables.read_csv(path)
-    found = claims.claims()
+    found = claims.judge_all()
     assert list(stored["statement"]) == [claim.statement for claim in found]
     assert list(stored["verdict"]) == [claim.verdict for claim in found]
     assert stored["slope"] == pytest.approx([claim.slope for claim in found], nan_ok=True, rel=1e-6)

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from lib import compiled, engine
 from lib.activations import ACTIVATIONS
-from lib.adjoint import Adjoint
-from lib.compiled import Compiled
-from lib.network import NetworkConfig, initialise
-from lib.training import make_solver, train
+from lib.dense import compiled
+from lib.dense.adjoint import Adjoint
+from lib.dense.compiled import Compiled
+from lib.dense.network import NetworkConfig, initialise
+from lib.dense.training import make_solver, train
+from lib.engine import build as engine
 
 needs_engine = pytest.mark.skipif(engine.load()[0] is None, reason=engine.load()[1])
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12}

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import activations
-from lib.convnet import ConvNetConfig, ConvResNet
+from lib.cifar.network import ConvNetConfig, ConvResNet
 
 SMALL = {"depth": 5, "seed": 1}
 

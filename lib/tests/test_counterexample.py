@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import counterexample as example
-from lib import plots_theory
-from lib.distances import fit_slope
+from lib.figures import relu_counterexample
+from lib.measures import fit_slope
 from lib.tables import select
 
 
@@ -25,21 +24,21 @@ def test_a_step_follows_the_gradient(activation):
             h = h + s(weight * h) / (2 * L)
         (gradient,) = torch.autograd.grad((h - factor * x) ** 2, w)
         w = (w - eta * 2 * L * gradient).detach()
-    _, found, _ = example.train(L, torch.tensor([1.5, factor], dtype=torch.float64), activation, 2, eta, x)
+    _, found, _ = relu_counterexample.train(L, torch.tensor([1.5, factor], dtype=torch.float64), activation, 2, eta, x)
     torch.testing.assert_close(found[:, 1], w, rtol=1e-12, atol=1e-14)
 
 
 def test_closed_form_solves_its_equation():
     for L in (1, 5, 400):
         for factor in (1.1, 3.0):
-            star = example.limit_weight(L, factor)
+            star = relu_counterexample.limit_weight(L, factor)
             assert (1 + star / (2 * L)) ** L == pytest.approx(factor, rel=1e-12)
             assert star >= 2 * math.log(factor)
 
 
 @pytest.fixture(scope="module")
 def tables():
-    return example.counterexample(example.CounterexampleConfig([4, 8, 16, 32], [2.0, 4.0], ["relu", "gelu"], 400))
+    return relu_counterexample.compute(relu_counterexample.Config([4, 8, 16, 32], [2.0, 4.0], ["relu", "gelu"], 400))
 
 
 def test_relu_ends_at_the_closed_form(tables):
@@ -61,14 +60,14 @@ def test_gelu_stays_smooth(tables):
 
 def test_figure_draws_its_tables(tables):
     table, weights = tables
-    figure = plots_theory.relu_counterexample(table, weights)
+    figure = relu_counterexample.draw(table, weights)
     assert list(figure.axes[0].lines[0].get_ydata()) == list(select(weights, activation="relu")["weight"])
 
 
 @pytest.mark.parametrize("names", [["gelu"], ["tanh", "relu", "gelu"]])
 def test_figure_has_a_panel_for_each_activation(names):
-    table, weights = example.counterexample(example.CounterexampleConfig([8, 16], [1.5, 2.0], names, 10))
-    *across, compared = plots_theory.relu_counterexample(table, weights).axes
+    table, weights = relu_counterexample.compute(relu_counterexample.Config([8, 16], [1.5, 2.0], names, 10))
+    *across, compared = relu_counterexample.draw(table, weights).axes
     for panel, name in zip(across, names, strict=True):
         assert list(panel.lines[0].get_ydata()) == list(select(weights, activation=name)["weight"])
     assert len({panel.get_ylim() for panel in across}) == 1
@@ -79,9 +78,9 @@ def test_figure_has_a_panel_for_each_activation(names):
 def test_activations_are_some_and_different():
     for names in ([], ["relu", "relu"]):
         with pytest.raises(ValueError, match="expected one name or more, without repeats"):
-            example.CounterexampleConfig([8, 16], [2.0], names, 10)
+            relu_counterexample.Config([8, 16], [2.0], names, 10)
 
 
 def test_a_factor_below_one_is_refused():
     with pytest.raises(ValueError, match=r"an entry of factors is 1\.0, expected C > 1"):
-        example.CounterexampleConfig([4], [1.0], ["relu"], 10)
+        relu_counterexample.Config([4], [1.0], ["relu"], 10)

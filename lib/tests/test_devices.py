@@ -9,10 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from lib import cifar
-from lib.adjoint import Adjoint
-from lib.convnet import ConvNetConfig, ConvResNet
-from lib.network import NetworkConfig, initialise
+from lib.cifar import dataset
+from lib.cifar.network import ConvNetConfig, ConvResNet
+from lib.dense.adjoint import Adjoint
+from lib.dense.network import NetworkConfig, initialise
 
 
 def move(module, device):
@@ -30,7 +30,7 @@ def move(module, device):
 def nothing_fake_stays():
     """What the code makes once and keeps would be a fake tensor for the tests that follow."""
     yield
-    cifar._normalisation.cache_clear()
+    dataset._normalisation.cache_clear()
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -52,10 +52,10 @@ def test_the_adjoint_stays_on_its_device(ends):
 def test_images_and_network_stay_on_the_training_device(batch_norm):
     with FakeTensorMode(allow_non_fake_inputs=True):
         pixels = torch.zeros(64, 3, 32, 32, dtype=torch.uint8, device="cuda")
-        images = cifar.Images(pixels, torch.zeros(64, dtype=torch.int64, device="cuda"))
-        epoch = cifar.draw_epoch(64, torch.Generator().manual_seed(0), "cuda")
+        images = dataset.Images(pixels, torch.zeros(64, dtype=torch.int64, device="cuda"))
+        epoch = dataset.draw_epoch(64, torch.Generator().manual_seed(0), "cuda")
         network = move(ConvResNet(ConvNetConfig(depth=3, batch_norm=batch_norm)).train(), "cuda")
-        batch, labels = cifar.batch(images, epoch, 0, 32)
+        batch, labels = dataset.batch(images, epoch, 0, 32)
         loss = F.cross_entropy(network(batch), labels)
     assert {tensor.device.type for tensor in (batch, labels, loss)} == {"cuda"}
     assert network.engine == "pytorch"

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from lib import digits, plots, tables
+from lib import digits, tables
+from lib.figures import figure_3
+from lib.figures.results import save
 
 
 def test_significant_digits():
@@ -45,11 +47,11 @@ def test_rounding_noise_reaches_neither_a_table_nor_its_picture(tmp_path, monkey
     entries = {"conv1": (0, 0, 0, 0), "conv2": (0, 0, 0, 0)}
 
     def files(data):
-        plots.save("figure_3", plots.figure_3(data, {}, entries), {"figure_3": data})
+        save("figure_3", figure_3.draw(data, {}, entries), {"figure_3": data})
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     assert noisy["value"].tolist() != table["value"]
     assert files(table) == files(noisy)
     # The picture of what was written is the same again.
-    plots.save("figure_3", plots.figure_3(tables.read_csv(tmp_path / "figure_3.csv"), {}, entries))
+    save("figure_3", figure_3.draw(tables.read_csv(tmp_path / "figure_3.csv"), {}, entries))
     assert files(table)["figure_3.pdf"] == (tmp_path / "figure_3.pdf").read_bytes()

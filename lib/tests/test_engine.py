@@ -12,11 +12,13 @@ import pytest
 import torch
 from cifar_set import needs_cifar10
 
-from lib import cifar, engine, paths, records
+from lib import paths
 from lib.activations import ACTIVATIONS
-from lib.cifar_results import NetworkChoice
-from lib.convnet import ConvNetConfig, ConvResNet, ResidualLayers
-from lib.distances import layer_noise
+from lib.cifar import dataset, records
+from lib.cifar.choice import NetworkChoice
+from lib.cifar.network import ConvNetConfig, ConvResNet, ResidualLayers
+from lib.engine import build as engine
+from lib.measures import layer_noise
 
 module, reason = engine.load()
 needs_engine = pytest.mark.skipif(module is None, reason=reason)
@@ -107,7 +109,7 @@ def test_gradients_of_a_trained_network_are_as_exact_as_in_stock_pytorch():
     (run,) = NetworkChoice(epochs=180).select(records.read_runs(), smooth_init=True, seed=0)
     network = run.load().network.train()
     layers = network.residual_layers
-    pixels = cifar.normalise(cifar.load(train=True).pixels[:8])
+    pixels = dataset.normalise(dataset.load(train=True).pixels[:8])
     h, w = network.stem(pixels).detach(), images(8)[1]  # h_0 as in training: small, and not at all white
     exact = results(copy.deepcopy(layers).double(), stock, h.double(), w.double())
     reference = results(copy.deepcopy(layers), stock, h, w)

@@ -11,7 +11,8 @@ import pytest
 import toy_project
 import yaml
 
-from lib import parameters, paths
+from lib import paths
+from lib.project import parameters
 
 # The names that differ between the package index and conda-forge, and between a package and its import.
 CONDA_NAMES = {"torch": "pytorch"}
@@ -125,7 +126,7 @@ def test_conda_and_its_kind_make_a_local_environment(tmp_path, installed, expect
     assert machine.calls() == [f"{expected} -p {machine.root}/.conda -f environment.yml"]
     assert machine.make("env").returncode == 0
     assert machine.calls() == []
-    assert ".conda/bin/python -m lib.notebooks run figure_a" in machine.make("-n", "figures").stdout
+    assert ".conda/bin/python -m lib.project.notebooks run figure_a" in machine.make("-n", "figures").stdout
     (machine.root / ".conda" / "of_the_old_one").touch()
     os.utime(machine.root / "environment.yml", (4e9, 4e9))
     assert machine.make("env").returncode == 0
@@ -209,7 +210,7 @@ def test_python_too_old_is_said_in_a_sentence(tmp_path):
 def test_a_given_interpreter_is_used_as_it_is(tmp_path):
     machine = Machine(tmp_path, "micromamba")
     printed = machine.make("-n", "figures", f"PYTHON={sys.executable}").stdout
-    assert f"{sys.executable} -m lib.notebooks run figure_a --profile paper" in printed
+    assert f"{sys.executable} -m lib.project.notebooks run figure_a --profile paper" in printed
     assert "micromamba" not in printed
     assert machine.calls() == []
 
@@ -218,20 +219,20 @@ def test_the_compiled_engine_comes_with_the_environment_where_there_is_a_compile
     machine = Machine(tmp_path)
     (machine.root / "lib" / "engine.py").write_text("")
     machine.make("env")
-    assert "python -m lib.engine build" not in machine.calls()
+    assert "python -m lib.engine.build build" not in machine.calls()
     compiler = machine.tools / "c++"
     compiler.write_text("#!/bin/sh\necho c++ 12\n")
     compiler.chmod(0o755)
     assert machine.make("env").returncode == 0
-    assert machine.calls() == ["python -m lib.engine build"]
+    assert machine.calls() == ["python -m lib.engine.build build"]
     assert machine.make("env").returncode == 0
     assert machine.calls() == []
     compiler.write_text("#!/bin/sh\necho c++ 13\n")
     assert machine.make("env").returncode == 0
-    assert machine.calls() == ["python -m lib.engine build"]
+    assert machine.calls() == ["python -m lib.engine.build build"]
     (machine.root / ".venv" / "lib" / "python3.12" / "site-packages" / "torch-9.9.dist-info").mkdir(parents=True)
     assert machine.make("env").returncode == 0
-    assert machine.calls() == ["python -m lib.engine build"]
+    assert machine.calls() == ["python -m lib.engine.build build"]
     assert machine.make("env").returncode == 0
     assert machine.calls() == []
 

@@ -205,7 +205,7 @@ def test_nothing_is_written_beside_an_installed_package(tmp_path):
     assert done.stdout.splitlines() == list(map(str, expected))
     sentence = f"The package is installed in {site}, which has no notebooks: this command wants a clone"
     assert sentence in done.stderr
-    command = run("-m", "lib.notebooks", "run", "figure_a")
+    command = run("-m", "lib.project.notebooks", "run", "figure_a")
     assert command.returncode == 1
     assert command.stderr.startswith(sentence)
     assert sorted(site.rglob("*")) == before

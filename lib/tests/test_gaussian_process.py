@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from lib.gaussian_process import GaussianProcess
-from lib.network import NetworkConfig, initialise
+from lib.dense.gaussian_process import GaussianProcess
+from lib.dense.network import NetworkConfig, initialise
 
 CONFIG = NetworkConfig(
     depth=8, width=3, dimension=2, samples=4, initialisation="gaussian-process", initial_V="drawn", length_scale=0.3

@@ -10,11 +10,11 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from lib import limit
-from lib.distances import fit_slope
-from lib.experiments import LimitDistanceConfig, limit_distance
-from lib.network import NetworkConfig, Weights, hidden_states, initialise, outputs
-from lib.training import train
+from lib.dense import limit
+from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
+from lib.dense.training import train
+from lib.figures import figure_1_right
+from lib.measures import fit_slope
 
 SMALL = NetworkConfig(width=6, dimension=4, samples=10, seed=3)
 GENERAL = dataclasses.replace(
@@ -210,7 +210,7 @@ def test_looking_costs_no_sweeps(monkeypatch):
 
 def test_configurations_without_such_a_limit_are_refused():
     iid = dataclasses.replace(SMALL, initialisation="iid")
-    for ask in (lambda: limit.train(iid, 0.1, 1), lambda: LimitDistanceConfig(iid, [16, 32], 2, reference="limit")):
+    for ask in (lambda: limit.train(iid, 0.1, 1), lambda: figure_1_right.Config(iid, [16, 32], 2, reference="limit")):
         with pytest.raises(ValueError, match="no functions of s: expected 'weight-tied' or 'gaussian-process'"):
             ask()  # before anything is trained
     with pytest.raises(ValueError, match="no ordinary differential equation: expected '1/L'"):
@@ -284,8 +284,8 @@ def test_reference_of_figure_1_right_agrees_with_a_deep_network(sampling):
     network = dataclasses.replace(SMALL, seed=0)
     deep = 512
     common = {"network": network, "depths": [4, 16, 64], "iterations": 21, "every": 5, "sampling": sampling}
-    by_limit = limit_distance(LimitDistanceConfig(**common, reference="limit", tolerance=1e-8))
-    by_network = limit_distance(LimitDistanceConfig(**common, reference="network", reference_depth=deep))
+    by_limit = figure_1_right.compute(figure_1_right.Config(**common, reference="limit", tolerance=1e-8))
+    by_network = figure_1_right.compute(figure_1_right.Config(**common, reference="network", reference_depth=deep))
     ode = last(limit.train(network, 0.01, 20, [20], tolerance=1e-8)).ode
     weights = last(train(network.at_depth(deep), 0.01, 20, [20])).weights
     accuracy = ode.distance_to_network(weights, sampling)

@@ -4,7 +4,8 @@ import re
 
 from packaging.utils import canonicalize_name
 
-from lib import locked, paths, tables
+from lib import paths, tables
+from lib.project import locked
 
 
 def test_every_declared_package_is_locked_to_a_version_that_is_asked_for():
@@ -21,7 +22,7 @@ def test_it_names_packages_and_versions_alone():
 
 
 def test_it_holds_what_made_the_tracked_figures():
-    """`lib.bench --figures` wrote down with which PyTorch the seconds of the tracked figures were measured."""
+    """`lib.engine.bench --figures` wrote down with which PyTorch the seconds of the tracked figures were measured."""
     (machine,) = set(tables.read_csv(paths.FIGURES / "figure_seconds.csv")["machine"].tolist())
     assert f"PyTorch {locked.read()['torch']}" in machine
 

@@ -14,7 +14,8 @@ import pytest
 import toy_project
 import yaml
 
-from lib import notebooks, paths
+from lib import paths
+from lib.project import notebooks
 
 make = toy_project.make
 
@@ -85,7 +86,7 @@ def test_a_second_make_does_nothing(finished):
         ("lib/helper.py", ["figure_a"]),
         ("lib/paths.py", ["figure_a", "figure_b"]),
         ("lib/unused.py", []),
-        ("lib/notebooks.py", []),
+        ("lib/project/notebooks.py", []),
         ("notebooks/explore_c.ipynb", []),
         ("notebooks/profiles/released/figure_a.yaml", []),
     ],
@@ -132,7 +133,7 @@ def test_a_new_network_remakes_what_reads_the_networks(project):
     (project / "checkpoints" / "runs.csv").write_text("")
     touch(project / "checkpoints")
     assert would_run(project, "figures") == ["figure_a"]
-    assert "lib.runs" not in make(project, "-n", "figures").stdout  # the folder, not the target of its name
+    assert "lib.cifar.runs" not in make(project, "-n", "figures").stdout  # the folder, not the target of its name
 
 
 def test_a_new_notebook_is_a_new_figure(project):
@@ -205,7 +206,7 @@ def test_a_failed_run_keeps_the_old_figure_and_is_tried_again(project):
     assert result.returncode == 2
     assert "RuntimeError: the loss is not finite" in result.stderr
     assert "figure_a stopped in its cell In [5]; .build/paper/figure_a.unfinished.ipynb" in result.stderr
-    assert "lib/notebooks.py" not in result.stderr  # the notebook's traceback, not the runner's
+    assert "lib/project/notebooks.py" not in result.stderr  # the notebook's traceback, not the runner's
     assert (project / "figures" / "figure_a.csv").read_text() == "depth,value\n16,160\n"
     assert would_run(project, "figures") == ["figure_a"]
 
@@ -236,7 +237,7 @@ def test_a_variable_that_would_be_lost_stops_every_target(finished, arguments, s
 def test_values_out_of_the_environment_change_no_run(finished):
     result = make(finished, "-n", "train", "SEED=1", DEPTH="4", PROFILE="quick", SET="epochs=1")
     *said, command = result.stdout.splitlines()
-    assert shlex.split(command)[1:] == ["-m", "lib.runs", "--profile", "paper", "SEED=1"]
+    assert shlex.split(command)[1:] == ["-m", "lib.cifar.runs", "--profile", "paper", "SEED=1"]
     assert {line.split()[0] for line in said} == {"DEPTH", "PROFILE", "SET"}
 
 
@@ -253,7 +254,7 @@ def test_values_go_on_to_the_letter_and_no_shell_reads_them(project):
     ):
         assert make(project, *arguments).returncode == 2
     launched = make(project, "train", "DEPTH=3", f"LAUNCH=echo {shlex.quote(odd)}").stdout
-    assert launched.startswith(f"{kept} {sys.executable} -m lib.runs")
+    assert launched.startswith(f"{kept} {sys.executable} -m lib.cifar.runs")
     assert not (project / "P").exists()
 
 
@@ -344,7 +345,7 @@ def test_an_interrupted_run_is_not_taken_for_done_and_ends(project, stop, whom):
         time.sleep(0.05)
     assert staged.exists()
     family = psutil.Process(process.pid).children(recursive=True)
-    (runner,) = (each for each in family if "lib.notebooks" in each.cmdline())
+    (runner,) = (each for each in family if "lib.project.notebooks" in each.cmdline())
     assert runner.children()  # the kernel
     if whom == "all":
         os.killpg(process.pid, stop)
@@ -381,7 +382,7 @@ def test_a_dead_kernel_is_said_in_a_sentence(project):
 def test_stored_notebooks_are_normalised_and_show_no_warning(project):
     notebook = project / "notebooks" / "figure_b.ipynb"
     before = notebook.stat().st_mtime
-    command = [sys.executable, "-m", "lib.notebooks", "execute", "figure_b"]
+    command = [sys.executable, "-m", "lib.project.notebooks", "execute", "figure_b"]
     settings = {"cwd": project, "env": toy_project.environment(MPLBACKEND="agg"), "capture_output": True, "text": True}
     result = subprocess.run(command, **settings)
     assert result.stdout == "figure_b: stored anew\n", result.stderr

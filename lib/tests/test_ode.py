@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from lib import cifar, measured, ode, records, reversible, tables
-from lib.convnet import ConvNetConfig, ConvResNet
-from lib.distances import fit_slope
+from lib import ode, reversible, tables
+from lib.cifar import dataset, measured, records
+from lib.cifar.network import ConvNetConfig, ConvResNet
+from lib.dense.network import NetworkConfig, hidden_states, initialise
+from lib.dense.training import train
 from lib.figures import reversible as reversible_room
 from lib.figures import solvers as solvers_room
-from lib.network import NetworkConfig, hidden_states, initialise
-from lib.training import train
+from lib.measures import fit_slope
 
 
 def smooth(depth):
@@ -124,7 +125,7 @@ def test_rows_of_a_convolutional_network():
         network.residual_layers.bn2_weight.fill_(0.5)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (2, 3, 32, 32), generator=generator).to(torch.uint8)
-    rows = measured.reversible_rows(network, cifar.Images(pixels, torch.tensor([3, 5])), [8, 4])
+    rows = measured.reversible_rows(network, dataset.Images(pixels, torch.tensor([3, 5])), [8, 4])
     assert [(row["method"], row["layers"]) for row in rows] == [("Euler", 8), ("Heun", 8), ("Euler", 4), ("Heun", 4)]
     assert 0 < rows[1]["gradient"] < rows[0]["gradient"] < rows[2]["gradient"] < 0.5
 

@@ -6,37 +6,31 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from lib import plots, tables
-from lib.experiments import (
-    LimitDistanceConfig,
-    LongTimeConfig,
-    SuccessiveDistanceConfig,
-    limit_distance,
-    long_time,
-    successive_distance,
-)
-from lib.network import NetworkConfig
+from lib import tables
+from lib.dense.network import NetworkConfig
+from lib.figures import figure_1_left, figure_1_right, figure_2
+from lib.figures.results import png, save
 
 NETWORK = NetworkConfig(depth=6, width=5, dimension=4, samples=8, seed=1)
 
 
 @pytest.fixture(scope="module")
 def left():
-    return successive_distance(SuccessiveDistanceConfig(NETWORK, [2, 4, 8, 16], [1, 3, 6], slope_from=4))
+    return figure_1_left.compute(figure_1_left.Config(NETWORK, [2, 4, 8, 16], [1, 3, 6], slope_from=4))
 
 
 @pytest.fixture(scope="module")
 def right():
-    return limit_distance(LimitDistanceConfig(NETWORK, [2, 4, 8], 6, reference_depth=64, slope_from=2))
+    return figure_1_right.compute(figure_1_right.Config(NETWORK, [2, 4, 8], 6, reference_depth=64, slope_from=2))
 
 
 @pytest.fixture(scope="module")
 def long():
-    return long_time(LongTimeConfig(NETWORK, 20, recorded=5, loss_every=4, row=2, column=3))
+    return figure_2.compute(figure_2.Config(NETWORK, 20, recorded=5, loss_every=4, row=2, column=3))
 
 
 def test_figure_1_left_draws_both_quantities(left):
-    figure = plots.figure_1_left(left, slope_from=4)
+    figure = figure_1_left.draw(left, slope_from=4)
     paper, released = figure.axes[:2]
     for time, line in zip((3, 6), paper.lines[:2], strict=True):  # the curve of time 1 is 0 and not drawn
         rows = tables.select(left, iterations=time)
@@ -51,7 +45,7 @@ def test_rows_that_are_zero_stay_in_the_table(left):
 
 
 def test_figure_1_right_draws_the_images_of_its_table(right):
-    figure = plots.figure_1_right(right, slope_from=2)
+    figure = figure_1_right.draw(right, slope_from=2)
     image = figure.axes[0].collections[0].get_array()
     for row, depth in enumerate((2, 4, 8)):
         expected = tables.select(right, depth=depth)["distance_V"]
@@ -68,7 +62,7 @@ def test_figure_1_right_draws_the_images_of_its_table(right):
 
 def test_figure_2_draws_every_recorded_time(long):
     loss, weights = long
-    figure = plots.figure_2(loss, weights)
+    figure = figure_2.draw(loss, weights)
     assert sorted(set(weights["iteration"])) == [0, 5, 10, 15, 20]
     for axes, name in zip(figure.axes, ("entry_V", "entry_W"), strict=False):
         assert len(axes.lines) == 5
@@ -77,10 +71,10 @@ def test_figure_2_draws_every_recorded_time(long):
 
 
 def test_figure_2_records_the_entry_asked_for():
-    from lib.training import train
+    from lib.dense.training import train
 
-    config = LongTimeConfig(NETWORK, 4, recorded=2, row=2, column=3)
-    _, weights = long_time(config)
+    config = figure_2.Config(NETWORK, 4, recorded=2, row=2, column=3)
+    _, weights = figure_2.compute(config)
     *_, last = train(NETWORK, config.learning_rate, 4)
     end = tables.select(weights, iteration=4)
     assert list(end["entry_V"]) == last.weights.V[:, 2, 3].tolist()
@@ -92,7 +86,7 @@ def test_the_same_figure_gives_the_same_bytes(long, tmp_path, monkeypatch):
     for folder in ("a", "b"):
         monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path / folder))
         with mpl.rc_context({"font.size": 5 if folder == "a" else 20}):  # the caller's style does not matter
-            written.append(plots.save("figure_2", plots.figure_2(*long), {"figure_2": long[0]}))
+            written.append(save("figure_2", figure_2.draw(*long), {"figure_2": long[0]}))
     for one, two in zip(*written, strict=True):
         assert one.read_bytes() == two.read_bytes(), one.suffix
     assert [path.name for path in written[0]] == ["figure_2.pdf", "figure_2.png", "figure_2.csv"]
@@ -103,7 +97,7 @@ def test_no_figure_is_left_in_a_global_list(left):
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
-    plots.figure_1_left(left)
+    figure_1_left.draw(left)
     assert plt.get_fignums() == before
 
 
@@ -114,15 +108,15 @@ def test_saving_leaves_the_layout_as_it_is(tmp_path, monkeypatch):
     figure.subplots_adjust(left=0.3, bottom=0.4)
     axes = figure.subplots()
     before = axes.get_position().bounds
-    plots.save("own", figure)
-    plots.png(figure)
+    save("own", figure)
+    png(figure)
     assert figure.get_layout_engine() is None
     assert axes.get_position().bounds == before
 
 
 def test_the_integral_and_the_left_rule_are_different_quantities(right):
-    config = LimitDistanceConfig(NETWORK, [2, 4, 8], 6, reference_depth=64, slope_from=2, sampling="left")
-    left_end = limit_distance(config)
+    config = figure_1_right.Config(NETWORK, [2, 4, 8], 6, reference_depth=64, slope_from=2, sampling="left")
+    left_end = figure_1_right.compute(config)
     integral, left_rule = (np.array(t["distance_V"]) for t in (right, left_end))
     drawn = integral > 1e-12
     assert np.all(left_rule[drawn] / integral[drawn] > 1.05)  # left ends lag behind by half a cell
@@ -139,19 +133,19 @@ def test_the_integral_and_the_left_rule_are_different_quantities(right):
     ],
 )
 def test_a_wrong_experiment_is_named(change, sentence):
-    config = SuccessiveDistanceConfig(NETWORK, [2, 4], [3], slope_from=2)
+    config = figure_1_left.Config(NETWORK, [2, 4], [3], slope_from=2)
     with pytest.raises((TypeError, ValueError), match=sentence):
         dataclasses.replace(config, **change)
 
 
 def test_wrong_references_and_entries_are_named():
     with pytest.raises(ValueError, match="reference_depth is 8, expected more than the deepest network's 8 layers"):
-        LimitDistanceConfig(NETWORK, [2, 8], 3, reference_depth=8, slope_from=2)
+        figure_1_right.Config(NETWORK, [2, 8], 3, reference_depth=8, slope_from=2)
     with pytest.raises(ValueError, match=r"slope_from is 4, which leaves fewer than two of the depths \[2, 4\]"):
-        LimitDistanceConfig(NETWORK, [2, 4], 3, slope_from=4)
+        figure_1_right.Config(NETWORK, [2, 4], 3, slope_from=4)
     with pytest.raises(ValueError, match="row is 4, expected at most 3"):
-        LongTimeConfig(NETWORK, 3, row=4)
+        figure_2.Config(NETWORK, 3, row=4)
     with pytest.raises(ValueError, match="recorded is 101, expected at most 100"):
-        LongTimeConfig(NETWORK, 300, recorded=101)
+        figure_2.Config(NETWORK, 300, recorded=101)
     with pytest.raises(ValueError, match="recorded is 1, expected a whole number of at least 2"):
-        LongTimeConfig(NETWORK, 300, recorded=1)  # the first and the last
+        figure_2.Config(NETWORK, 300, recorded=1)  # the first and the last

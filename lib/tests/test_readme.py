@@ -14,23 +14,21 @@ import toy_project
 from nbformat.v4 import new_code_cell, new_notebook
 
 import lib
-from lib import activations, checkpoints, cifar_smoothness, paths, records, tables
-from lib.cifar import TRAIN_IMAGES
-from lib.cifar_results import (
-    PAPER_TABLE,
-    SMOOTH_BELOW,
-    NetworkChoice,
-    by_schedule,
-    closer_along_depth,
-    closer_by,
-)
-from lib.cifar_training import CifarConfig, steps
-from lib.claims import FAILS, HOLDS, OPEN
-from lib.convnet import ConvNetConfig, ConvResNet
-from lib.distances import fit_slope
-from lib.network import NetworkConfig
-from lib.records import CONVOLUTIONS
-from lib.training import train
+from lib import activations, paths, tables
+from lib.cifar import checkpoints, records
+from lib.cifar.choice import NetworkChoice, by_schedule
+from lib.cifar.course import course
+from lib.cifar.dataset import TRAIN_IMAGES
+from lib.cifar.network import ConvNetConfig, ConvResNet
+from lib.cifar.records import CONVOLUTIONS
+from lib.cifar.training import CifarConfig, steps
+from lib.dense.network import NetworkConfig
+from lib.dense.training import train
+from lib.figures.claim import FAILS, HOLDS, OPEN
+from lib.figures.figure_4 import closer_along_depth, closer_by
+from lib.figures.rounding import lost_in_precision, precisions_meet
+from lib.figures.table_1 import PAPER_TABLE
+from lib.measures import SMOOTH_BELOW, fit_slope
 
 READMES = {
     folder / "README.md": (folder / "README.md").read_text("utf-8")
@@ -107,7 +105,7 @@ def test_the_recipe_of_a_figure_makes_it(tmp_path):
     table = tables.read_csv(tmp_path / "figures" / "my_figure.csv")
     # The tests that look at every notebook take it, once its outputs are stored.
     shutil.copytree(paths.ROOT / "lib" / "tests", tmp_path / "lib" / "tests")
-    for command in ("lib.notebooks execute my_figure", "pytest lib/tests/test_notebooks.py -k my_figure"):
+    for command in ("lib.project.notebooks execute my_figure", "pytest lib/tests/test_notebooks.py -k my_figure"):
         done = subprocess.run([sys.executable, "-m", *command.split()], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     assert list(table["width"]) == [8, 16, 32]
@@ -155,7 +153,7 @@ def test_every_variable_of_a_command_is_known():
 
 
 def test_values_of_settings_are_parameters():
-    from lib import parameters
+    from lib.project import parameters
 
     for name, settings in re.findall(r"make (\w+) SET=\"([^\"]*)\"", README):
         values = parameters.parse_settings(settings)
@@ -319,7 +317,7 @@ def courses():
     tied = tables.select(table, smooth_init=True, epochs=180)
     found = {}
     for run, activation in dict(zip(tied["run"], tied["activation"], strict=True)).items():
-        found.setdefault(activation, []).append(cifar_smoothness.course(tied, run))
+        found.setdefault(activation, []).append(course(tied, run))
     assert [tables.select(tied, seed=seed)["run"].size > 0 for seed in (0, 1, 2)] == [True, True, False]
     return found
 
@@ -382,8 +380,8 @@ def test_how_far_off_the_test_accuracies_of_180_epochs_are():
 
 def test_rounding_of_the_gallery():
     table, row = tables.read_csv(paths.FIGURES / "rounding.csv"), gallery_row("rounding")
-    (double,) = cifar_smoothness.lost_in_precision(table, 32, "float64")
-    single = cifar_smoothness.lost_in_precision(table, 32, "float32")
+    (double,) = lost_in_precision(table, 32, "float64")
+    single = lost_in_precision(table, 32, "float32")
     assert len(single) == 3
     assert min(single) <= double <= max(single)  # nothing is gained by float64
     said = f"32 layers are above 0.1 from $t={double:.0f}$ on in float64, from {min(single):.0f} to {max(single):.0f}"
@@ -399,7 +397,7 @@ def test_rounding_of_the_gallery():
         noise = [tables.select(first, depth=layers, dtype=dtype)["noise_conv1"] for dtype in ("float32", "float64")]
         less.append(np.log10(noise[0].min() / noise[1].min()))
     assert f"less by {min(less):.0f} to {max(less):.0f} powers of ten, then as much" in row
-    met = [cifar_smoothness.precisions_meet(table, layers) for layers in (64, 32)]
+    met = [precisions_meet(table, layers) for layers in (64, 32)]
     assert f"from $t={met[0]:.0f}$ (64 layers) and {met[1]:.0f} (32) on" in row
 
 

@@ -9,10 +9,13 @@ import torch
 from cifar_set import needs_cifar10, write_set
 from finished_runs import finish, write_state
 
-from lib import cifar_results, cifar_smoothness, cifar_training, records, tables
-from lib.cifar_training import CifarConfig
-from lib.convnet import ConvResNet
-from lib.training import Divergence
+from lib import tables
+from lib.cifar import records, training
+from lib.cifar.course import RATIOS
+from lib.cifar.network import ConvResNet
+from lib.cifar.training import CifarConfig
+from lib.dense.training import Divergence
+from lib.figures.table_1 import PAPER_TABLE
 
 SMALL = {"depth": 4, "epochs": 2, "test_every": 2}
 
@@ -21,7 +24,7 @@ def test_a_run_becomes_rows(tmp_path, monkeypatch):
     write_set(tmp_path / "set", monkeypatch)
     config = CifarConfig(**SMALL)
     folder = tmp_path / "run"
-    trained = list(cifar_training.train(config, folder))
+    trained = list(training.train(config, folder))
     records.export(config, folder)
     assert records.publish(config, folder, tmp_path) == records.record_path(config, tmp_path)
     assert records.gather(tmp_path) == 1
@@ -170,7 +173,7 @@ def test_the_sweep_holds_the_runs_of_table_1():
     configs = records.sweep()
     assert len({config.name for config in configs}) == len(configs)
     listed = {(c.activation, c.smooth_init, c.seed) for c in configs if c.batch_norm}
-    rows = {(row.activation, row.smooth_init) for row in cifar_results.PAPER_TABLE}
+    rows = {(row.activation, row.smooth_init) for row in PAPER_TABLE}
     assert listed == {(*row, seed) for row in rows for seed in range(5)}
     paper = CifarConfig()
     for config in configs:
@@ -192,11 +195,11 @@ def test_a_shipped_network_reproduces_its_record():
         pytest.skip("checkpoints/ holds no trained network yet")
     run = shipped[0]
     checkpoint = run.load()
-    measured = cifar_training.measured(checkpoint.network)
-    for name in cifar_smoothness.RATIOS:
+    measured = training.measured(checkpoint.network)
+    for name in RATIOS:
         assert measured[name] == pytest.approx(run.values[name], rel=1e-9)
-    from lib import cifar
+    from lib.cifar import dataset
 
-    _, accuracy = cifar_training.evaluate(checkpoint.network, cifar.load(train=False, download=False))
+    _, accuracy = training.evaluate(checkpoint.network, dataset.load(train=False, download=False))
     # On the machine and engine that logged it the two are equal; rounding elsewhere may turn an image or five.
     assert accuracy == pytest.approx(run.values["test_accuracy"], abs=0.05)

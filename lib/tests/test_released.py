@@ -10,15 +10,8 @@ import torch
 import yaml
 
 from lib import paths
-from lib.experiments import (
-    LimitDistanceConfig,
-    LongTimeConfig,
-    SuccessiveDistanceConfig,
-    limit_distance,
-    long_time,
-    successive_distance,
-)
-from lib.network import NetworkConfig
+from lib.dense.network import NetworkConfig
+from lib.figures import figure_1_left, figure_1_right, figure_2
 from lib.tables import select
 
 TOLERANCE = 1e-5  # of the released profile's CSVs; rounding is far below
@@ -56,7 +49,7 @@ def test_figure_1_left():
     profile = released("figure_1_left")
     depths, times = profile["depths"][:2], profile["iterations"][:3]
     network = NetworkConfig(width=32, dimension=16, samples=100, seed=profile["seed"])
-    table = successive_distance(SuccessiveDistanceConfig(network, depths, times, 0.01, slope_from=2))
+    table = figure_1_left.compute(figure_1_left.Config(network, depths, times, 0.01, slope_from=2))
     for depth in depths:
         states, _ = textbook_states(depth, 32, 16, 100, profile["seed"], 0.01, times[-1])
         for time in times:
@@ -74,8 +67,8 @@ def test_figure_1_right():
     depths, deep = profile["depths"][:3], 32
     network = NetworkConfig(width=32, dimension=16, samples=100, seed=profile["seed"])
     options = {"reference_depth": deep, "sampling": profile["sampling"], "slope_from": 2}
-    config = LimitDistanceConfig(network, depths, 8, **options)
-    table = limit_distance(config)
+    config = figure_1_right.Config(network, depths, 8, **options)
+    table = figure_1_right.compute(config)
     reference, _ = textbook_states(deep, 32, 16, 100, profile["seed"], 0.01, 8)
     for depth in depths:
         states, _ = textbook_states(depth, 32, 16, 100, profile["seed"], 0.01, 8)
@@ -90,7 +83,7 @@ def test_figure_1_right():
 def test_figure_2():
     profile = released("figure_2")
     network = NetworkConfig(depth=64, width=64, samples=50, seed=profile["seed"], draw_order="W unused X Y")
-    loss, weights = long_time(LongTimeConfig(network, 12, 0.005, recorded=3, row=3, column=5))
+    loss, weights = figure_2.compute(figure_2.Config(network, 12, 0.005, recorded=3, row=3, column=5))
     states, losses = textbook_states(64, 64, 16, 50, profile["seed"], 0.005, 13, unused_draw=True)
     assert loss["loss"] == pytest.approx(losses, rel=TOLERANCE)
     for t in (0, 6, 12):
@@ -101,5 +94,5 @@ def test_figure_2():
 
 def test_the_first_loss_is_the_one_of_the_released_figure_2():
     network = NetworkConfig(depth=64, width=64, samples=50, seed=0, draw_order="W unused X Y")
-    loss, _ = long_time(LongTimeConfig(network, 100, 0.005, recorded=2, loss_every=100))
+    loss, _ = figure_2.compute(figure_2.Config(network, 100, 0.005, recorded=2, loss_every=100))
     assert loss["loss"] == pytest.approx([1.883, 0.972], abs=5e-4)

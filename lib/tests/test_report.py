@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from lib import parameters, paths, report
+from lib import paths
+from lib.project import parameters, report
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 

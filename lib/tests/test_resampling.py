@@ -8,22 +8,14 @@ import pytest
 import torch
 from finished_runs import finish
 
-from lib import (
-    checkpoints,
-    cifar,
-    cifar_resampling,
-    cifar_results,
-    measured,
-    paths,
-    records,
-    resampling,
-    tables,
-    trained,
-)
-from lib.cifar_resampling import ParallelForm, folded, logits, resample
-from lib.cifar_training import CifarConfig
-from lib.convnet import ConvNetConfig, ConvResNet
+from lib import paths, resampling, tables
+from lib.cifar import checkpoints, dataset, measured, records, resampling
+from lib.cifar.network import ConvNetConfig, ConvResNet
+from lib.cifar.resampling import ParallelForm, folded, logits, resample
+from lib.cifar.training import CifarConfig
+from lib.explore import trained
 from lib.figures import resampling as room
+from lib.figures.table_1 import compare, make_readable, resampling_distances
 
 
 @pytest.fixture
@@ -102,7 +94,7 @@ def test_a_network_of_fewer_layers(network, images):
 
 def test_it_saves_and_loads_as_any_other(network, images, tmp_path):
     whole = checkpoints.Checkpoint(CifarConfig(depth=8, smooth_init=False), network, {"test_accuracy": 60.0}, {})
-    path = checkpoints.save(tmp_path / "four.safetensors", cifar_resampling.resample_checkpoint(whole, 4))
+    path = checkpoints.save(tmp_path / "four.safetensors", resampling.resample_checkpoint(whole, 4))
     found = checkpoints.load(path)
     assert torch.equal(found.network(images), resample(network, 4)(images))
     assert (found.config.depth, found.summary) == (4, {})
@@ -123,7 +115,7 @@ def test_recomputed_statistics_are_those_of_the_batch(network, images):
 def test_the_parallel_form(network, images):
     torch.testing.assert_close(ParallelForm(network, 8)(images), network(images), rtol=1e-4, atol=1e-4)
     h = network.stem(images)
-    f = cifar_resampling.branch("gelu")
+    f = resampling.branch("gelu")
     at_once = h + sum(f(h, layer) for layer in zip(*folded(network), strict=True)) / 8
     torch.testing.assert_close(ParallelForm(network, 1)(images), network.head(at_once), rtol=1e-4, atol=1e-4)
 
@@ -195,9 +187,9 @@ def test_what_the_figure_says(trained):
     figure = room.draw(table, {"layers": [32], "accuracy": [85.0], "activation": ["gelu"]}, [run])
     drawn = {tuple(line.get_xdata()): line.get_ydata() for panel in figure.axes for line in panel.lines}
     assert drawn[1, 2, 4, 8, 16, 32, 64].tolist() == [*accuracies[::-1], 60.0]
-    (row,) = (row for row in tables.rows(cifar_results.table_1(records.read_runs(), trained)) if row["runs"] == 1)
+    (row,) = (row for row in tables.rows(compare(records.read_runs(), trained)) if row["runs"] == 1)
     assert np.isnan(row["resampling"]) == (run.config.epochs != row["epochs"])
-    distances = cifar_results.resampling_distances()
+    distances = resampling_distances()
     assert distances[run.config.name] == 2.0 / 32
 
 
@@ -206,7 +198,7 @@ def test_without_anything_measured_there_is_a_sentence(trained):
     assert table == room.summary(table, room.ResamplingConfig(["gelu iid 30"])) == {}
     figure = room.draw(table, room.shallow(records.read_runs(), table), [])
     assert "make measure" in figure.axes[0].texts[0].get_text()
-    readable = cifar_results.readable_table_1(cifar_results.table_1(records.read_runs(), trained))
+    readable = make_readable(compare(records.read_runs(), trained))
     assert set(readable["resampling distance"]) == {"-"}
 
 
@@ -219,14 +211,14 @@ def test_networks_that_cannot_be_shown(shown):
 def test_the_explorer_follows_the_layers_that_are_kept(network):
     browsed = trained.Trained(checkpoints.Checkpoint(CifarConfig(depth=8, smooth_init=False), network, {}, {}))
     pixels = torch.randint(256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
-    browsing = trained.Browsing([browsed], cifar.Images(pixels, torch.arange(5)), "")
+    browsing = trained.Browsing([browsed], dataset.Images(pixels, torch.arange(5)), "")
     (whole,), (half,) = (browsing.views(trained.Choice(image=1, layers=layers)) for layers in (0, 4))
     assert (len(whole.path.points), whole.kept) == (9, None)
     assert (len(half.path.points), half.kept.tolist()) == (5, [1, 3, 5, 7])
     four = resample(network, 4)
     expected = logits(four, browsing.images)
     np.testing.assert_allclose(half.path.logits, expected[1], rtol=1e-4, atol=1e-4)
-    accuracy = cifar_resampling.accuracy(expected, browsing.images.labels)
+    accuracy = resampling.accuracy(expected, browsing.images.labels)
     (line,) = browsing.accuracies(trained.Choice(layers=4))
     assert line.startswith(f"{accuracy:.1f} % with 4 of 8 layers")
     assert browsing.accuracies(trained.Choice(layers=99))[0].count("8 of 8 layers") == 1

@@ -12,9 +12,11 @@ import toy_project
 from cifar_set import needs_cifar10
 from finished_runs import write_state
 
-from lib import cifar_training, parameters, paths, records, runs, variables
-from lib.cifar_training import CifarConfig
-from lib.convnet import ConvResNet
+from lib import paths
+from lib.cifar import records, runs, training
+from lib.cifar.network import ConvResNet
+from lib.cifar.training import CifarConfig
+from lib.project import parameters, variables
 
 # A scheduler's command that starts nothing: it notes what it was asked to run, and ends as it is told to.
 RECORDER = """#!/bin/sh
@@ -76,7 +78,7 @@ def test_a_sweep_launches_each_run_that_is_not_finished_once(sweep):
     names = [words[3] for words in sweep.launched()]
     assert sorted(names) == sorted({config.name for config in records.sweep(30)} - {in_table, in_record})
     for words, name in zip(sweep.launched(), names, strict=True):
-        assert words == [sys.executable, "-m", "lib.runs", name, "EPOCHS=30", "DEVICE=cpu", "--set", "threads=1"]
+        assert words == [sys.executable, "-m", "lib.cifar.runs", name, "EPOCHS=30", "DEVICE=cpu", "--set", "threads=1"]
 
 
 def test_a_listed_run_that_fails_leaves_the_others_alone(sweep, monkeypatch, capsys):
@@ -114,9 +116,9 @@ def test_a_sweep_with_wrong_words_starts_nothing(sweep, capsys, arguments, sente
 def test_make_calls_the_sweep_with_its_jobs(project):
     result = toy_project.make(project, "-n", "-j4", "checkpoints", "EPOCHS=30", "DEVICE=cpu", "LAUNCH=srun -n1 'a b'")
     images, sweep = result.stdout.splitlines()
-    assert images.endswith("-m lib.cifar")
+    assert images.endswith("-m lib.cifar.dataset")
     words = shlex.split(sweep)[1:]
-    assert words[:6] == ["-m", "lib.runs", "--listed", "--jobs", "4", "--launch=srun -n1 'a b'"]
+    assert words[:6] == ["-m", "lib.cifar.runs", "--listed", "--jobs", "4", "--launch=srun -n1 'a b'"]
     assert sorted(words[6:]) == ["DEVICE=cpu", "EPOCHS=30"]
 
 
@@ -200,7 +202,7 @@ def test_a_run_that_is_training_already_is_not_started(tmp_path, monkeypatch, ca
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(runs.cifar, "load", lambda train: None)
     monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
-    with cifar_training.alone_in(cifar_training.run_folder(runs.config_of({"depth": 2, "seed": 5}))):
+    with training.alone_in(training.run_folder(runs.config_of({"depth": 2, "seed": 5}))):
         assert runs.main(["--profile", "quick", "--set", "depth=2 seed=5"]) == 1
     assert capsys.readouterr().err.startswith("Another process is training the run in ")
 
@@ -220,9 +222,9 @@ def test_a_run_that_was_stopped_says_where_it_goes_on(tmp_path, monkeypatch, cap
     config = CifarConfig(depth=2, epochs=7, **trial)
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(runs.cifar, "load", lambda train: None)
-    run = cifar_training.Training(config, torch.device("cpu"))
+    run = training.Training(config, torch.device("cpu"))
     run.epoch = 3
-    folder = cifar_training.run_folder(config)
+    folder = training.run_folder(config)
     folder.mkdir(parents=True)
     run.save(folder)
 
@@ -241,9 +243,9 @@ def test_a_finished_trial_is_not_trained_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(runs.cifar, "load", lambda train: None)
     monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
-    write_state(cifar_training.run_folder(config), config, ConvResNet(config.network))
+    write_state(training.run_folder(config), config, ConvResNet(config.network))
     records.export(config)
-    assert runs.train(vars(config), tmp_path) == cifar_training.run_folder(config)
+    assert runs.train(vars(config), tmp_path) == training.run_folder(config)
     assert f"{config.name} is finished, a trial that stays in" in capsys.readouterr().out
 
 
@@ -256,7 +258,7 @@ def test_make_train_on_real_images(project):
     assert result.returncode == 0, result.stderr
     config = CifarConfig(depth=4, epochs=2, batch_size=32, train_images=320, test_images=100)
     folder = project / ".build" / "training" / config.name
-    assert cifar_training.read_state(folder)["epoch"] == 2
+    assert training.read_state(folder)["epoch"] == 2
     files = {path.name for path in folder.iterdir()}
     assert {f"{config.name}.safetensors", f"{config.name}.json", "log.json", "train_cifar.ipynb"} <= files
     assert "epoch 2 of 2, loss" in result.stderr  # a line an epoch where nobody looks at a bar

@@ -17,12 +17,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import cifar, cifar_training, paths, records, stacked_layers, stacked_training
-from lib.cifar_training import MOMENTUM, WEIGHT_DECAY, CifarConfig, Training
-from lib.convnet import ConvNetConfig, ConvResNet
-from lib.stacked_layers import StackedLayers
-from lib.stacked_training import Stack
-from lib.training import Divergence
+from lib import paths
+from lib.cifar import dataset, records
+from lib.cifar import training as cifar_training
+from lib.cifar.network import ConvNetConfig, ConvResNet
+from lib.cifar.stacked import layers as stacked_layers
+from lib.cifar.stacked import training as stacked_training
+from lib.cifar.stacked.layers import StackedLayers
+from lib.cifar.stacked.training import Stack
+from lib.cifar.training import MOMENTUM, WEIGHT_DECAY, CifarConfig, Training
+from lib.dense.training import Divergence
 
 CPU = torch.device("cpu")
 BLOCKS, IMAGES = 2, 4
@@ -203,10 +207,10 @@ SHORT = {"depth": 2, "batch_size": BLOCKS * IMAGES, "train_images": 10, "test_im
 SHALLOW = {**SHORT, "depth": 1}
 
 
-def sets(config: CifarConfig) -> list[cifar.Images]:
+def sets(config: CifarConfig) -> list[dataset.Images]:
     generator = torch.Generator().manual_seed(3)
     return [
-        cifar.Images(
+        dataset.Images(
             torch.randint(256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8),
             torch.randint(10, (n,), generator=generator),
         )
@@ -346,7 +350,7 @@ def test_a_stacked_run_is_saved_and_gone_on_with(kernels, tmp_path, monkeypatch)
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     config = CifarConfig(**SHALLOW)
     train_set, test_set = sets(config)
-    monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
+    monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     whole = list(stacked_training.train([config], device="cpu", kernels=kernels))
     folder = cifar_training.run_folder(config)
     finished = cifar_training.read_state(folder)
@@ -371,7 +375,7 @@ def test_a_diverged_run_leaves_the_others_alone(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     configs = [CifarConfig(activation=activation, **{**SHALLOW, "epochs": 1}) for activation in ("gelu", "relu")]
     train_set, test_set = sets(configs[0])
-    monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
+    monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     initialise = Training.__init__
 
     def broken(self, config, device):
@@ -393,7 +397,7 @@ def test_a_stack_ends_when_no_run_is_left(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     config = CifarConfig(**{**SHALLOW, "epochs": 5, "learning_rate": 1e30})
     train_set, test_set = sets(config)
-    monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
+    monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     yielded = []
     with pytest.raises(stacked_training.Divergence, match=r"diverged: gelu_\S* \(.* in epoch [12]\)\."):
         yielded.extend(stacked_training.train([config], device="cpu", kernels=kernels))
@@ -406,7 +410,7 @@ def test_nothing_that_is_not_finite_is_saved_of_a_stack(kernels, tmp_path, monke
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     configs = [CifarConfig(activation=name, **{**SHALLOW, "epochs": 1}) for name in ("gelu", "relu", "identity")]
     train_set, test_set = sets(configs[0])
-    monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
+    monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     evaluate = Stack.evaluate
 
     def broken(self):
@@ -464,7 +468,7 @@ def test_a_last_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="1001 training images leave 41 for the last batch, expected a multiple of 8"):
         stacked_training._check_batches(1001, 8)
     for blocks in stacked_training.BLOCKS_A_RUN:
-        stacked_training._check_batches(cifar.TRAIN_IMAGES, blocks)
+        stacked_training._check_batches(dataset.TRAIN_IMAGES, blocks)
 
 
 def test_without_cuda_a_sentence_says_so(capsys, monkeypatch):
@@ -494,7 +498,7 @@ def test_the_command_takes_runs_by_name_or_the_pending_ones(capsys):
 def test_training_needs_none_of_the_notebooks_packages():
     """A machine with a GPU has PyTorch, and often no Jupyter."""
     hidden = ("papermill", "nbformat", "nbclient", "nbconvert", "ipywidgets", "IPython", "matplotlib")
-    code = f"import sys; sys.modules |= dict.fromkeys({hidden}); import lib.stacked_training"
+    code = f"import sys; sys.modules |= dict.fromkeys({hidden}); import lib.cifar.stacked.training"
     done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -508,7 +512,7 @@ def test_the_command_trains_and_publishes_stack_after_stack(kernels, tmp_path, m
     runs = [f"{activation},{','.join(map(str, columns.values()))}" for activation in ("gelu", "relu", "tanh")]
     (tmp_path / "checkpoints" / records.SWEEP).write_text("\n".join([f"activation,{','.join(columns)}", *runs]) + "\n")
     train_set, test_set = sets(CifarConfig(**SHALLOW))
-    monkeypatch.setattr(cifar, "load", lambda train, *_: train_set if train else test_set)
+    monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     train = stacked_training.train
 
     def on_cpu(configs, **given):
@@ -579,7 +583,7 @@ def test_a_stack_on_a_gpu_starts_as_its_runs_alone():
     """Until the sign of a ReLU turns by rounding in one of them, two ways of computing a run agree to rounding."""
     config = CifarConfig(depth=16, train_images=640, test_images=64, epochs=1)
     device = torch.device("cuda")
-    train_set, test_set = (cifar.Images(one.pixels.cuda(), one.labels.cuda()) for one in sets(config))
+    train_set, test_set = (dataset.Images(one.pixels.cuda(), one.labels.cuda()) for one in sets(config))
     run, alone = Training(config, CPU), Training(config, device)
     loss, _ = Stack([run], train_set, test_set, device).train_epoch(0)
     *_, progress = alone.train_epoch(train_set, 0)

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from lib import limit, plots_theory, theory
-from lib.distances import fit_slope
-from lib.network import NetworkConfig, Weights, hidden_states, initialise
+from lib.dense import limit
+from lib.dense.limit import LIMIT
+from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise
+from lib.dense.training import train
+from lib.figures import clipping, initialisation, long_time, neural_ode
+from lib.figures.long_time import by_depth, by_width, polyak_lojasiewicz_ratio
+from lib.figures.neural_ode import scipy_output, uniform_distance
+from lib.measures import fit_slope
 from lib.tables import from_rows, select
-from lib.training import train
 
 SMALL = NetworkConfig(width=6, dimension=4, samples=10, seed=3)
 TRAINED_ENDS = NetworkConfig(
@@ -31,8 +35,8 @@ def last(records):
 
 @pytest.fixture(scope="module")
 def neural_ode():
-    config = theory.NeuralODEConfig(SMALL, [8, 16, 32, 64], [0, 10, 20], 0.05, inputs=20, tolerance=1e-7)
-    return theory.neural_ode(config)
+    config = neural_ode.Config(SMALL, [8, 16, 32, 64], [0, 10, 20], 0.05, inputs=20, tolerance=1e-7)
+    return neural_ode.compute(config)
 
 
 @pytest.mark.parametrize("name", ["discretised", "weights", "hidden_states", "output", "scipy"])
@@ -52,7 +56,7 @@ def test_networks_start_on_the_neural_ode(neural_ode):
 
 def test_shown_states_start_at_the_inputs_and_reach_the_outputs(neural_ode):
     errors, states = neural_ode
-    assert sorted(set(states["depth"])) == [theory.LIMIT, 16, 64]
+    assert sorted(set(states["depth"])) == [LIMIT, 16, 64]
     for number in range(5):
         at_zero = select(states, input=number, s=0.0)["value"]
         assert at_zero == pytest.approx([at_zero[0]] * 3, abs=1e-12)
@@ -63,7 +67,7 @@ def test_shown_states_start_at_the_inputs_and_reach_the_outputs(neural_ode):
 
 def test_neural_ode_figure_draws_its_table(neural_ode):
     errors, states = neural_ode
-    figure = plots_theory.neural_ode(errors, states, 16)
+    figure = neural_ode.draw(errors, states, 16)
     drawn = next(line for line in figure.axes[1].lines if line.get_label() == plots_theory.ERRORS["output"])
     assert list(drawn.get_ydata()) == list(select(errors, iteration=20)["output"])
 
@@ -73,7 +77,7 @@ def test_uniform_distance_looks_at_both_ends_of_a_cell():
     grid = limit.grid_of(4)
     ode = limit.TrainedODE(SMALL, grid, Weights(grid.s[:, None, None], torch.zeros(4, 1, 1, dtype=torch.float64)))
     layers = torch.arange(1, 6, dtype=torch.float64)[:, None, None] / 5
-    assert theory.uniform_distance(ode, Weights(layers, torch.zeros_like(layers))) == pytest.approx(1 / 5)
+    assert uniform_distance(ode, Weights(layers, torch.zeros_like(layers))) == pytest.approx(1 / 5)
 
 
 def test_scipy_solves_the_constant_linear_ode():
@@ -81,7 +85,7 @@ def test_scipy_solves_the_constant_linear_ode():
     weights, data = initialise(config)
     expected = data.x @ torch.linalg.matrix_exp(weights.W[0] @ weights.V[0])
     size = float(expected.abs().max())
-    torch.testing.assert_close(theory.scipy_output(config, weights, data.x), expected, rtol=0, atol=1e-5 * size)
+    torch.testing.assert_close(scipy_output(config, weights, data.x), expected, rtol=0, atol=1e-5 * size)
 
 
 # --- Long times ---
@@ -100,24 +104,24 @@ def test_ratio_is_the_sum_of_squared_gradients_over_the_loss():
     gradients = dict(zip(tensors, torch.autograd.grad(loss, list(tensors.values())), strict=True))
     squares = {name: float(gradient.square().sum()) for name, gradient in gradients.items()}
     expected = squares["A"] + squares["B"] + config.depth * (squares["V"] + squares["W"])
-    assert theory.polyak_lojasiewicz_ratio(record) == pytest.approx(expected / loss.item(), rel=1e-10)
+    assert polyak_lojasiewicz_ratio(record) == pytest.approx(expected / loss.item(), rel=1e-10)
 
 
 def test_ratio_of_networks_converges_to_that_of_the_limit():
     iterations = 20
-    exact = theory.polyak_lojasiewicz_ratio(last(limit.train(TRAINED_ENDS, 0.05, iterations, [iterations])))
+    exact = polyak_lojasiewicz_ratio(last(limit.train(TRAINED_ENDS, 0.05, iterations, [iterations])))
     depths = (8, 16, 32, 64)
     errors = []
     for depth in depths:
         record = last(train(TRAINED_ENDS.at_depth(depth), 0.05, iterations, [iterations]))
-        errors.append(abs(theory.polyak_lojasiewicz_ratio(record) - exact))
+        errors.append(abs(polyak_lojasiewicz_ratio(record) - exact))
     assert fit_slope(depths, errors).slope == pytest.approx(-1, abs=0.15)
 
 
 @pytest.fixture(scope="module")
 def long_time():
-    config = theory.PolyakLojasiewiczConfig(TRAINED_ENDS, [2, 8], [0, 1], [4, 8, 16], 10, 60, 0.05, recorded=7)
-    return theory.by_width(config), *theory.by_depth(config)
+    config = long_time.Config(TRAINED_ENDS, [2, 8], [0, 1], [4, 8, 16], 10, 60, 0.05, recorded=7)
+    return by_width(config), *by_depth(config)
 
 
 def test_curves_hold_every_run(long_time):
@@ -127,7 +131,7 @@ def test_curves_hold_every_run(long_time):
             rows = select(ratios, width=width, seed=seed)
             assert rows["iteration"][[0, -1]].tolist() == [0, 10]
             assert (rows["ratio"] > 0).all()
-    for depth in (theory.LIMIT, 4, 8, 16):
+    for depth in (LIMIT, 4, 8, 16):
         rows = select(curves, depth=depth)
         assert rows["time"][-1] == pytest.approx(60 * 0.05)
         assert (np.diff(rows["loss"]) < 0).all()
@@ -141,17 +145,17 @@ def test_curves_hold_every_run(long_time):
 
 def test_long_time_figure_draws_its_tables(long_time):
     ratios, curves, weights, _ = long_time
-    figure = plots_theory.long_time(ratios, curves, weights, TRAINED_ENDS.samples)
+    figure = long_time.draw(ratios, curves, weights, TRAINED_ENDS.samples)
     loss = figure.axes[2].lines[1]
     assert list(loss.get_ydata()) == list(select(curves, depth=4)["loss"])
 
 
 def test_long_time_figure_draws_every_depth_there_is():
-    depths = [theory.LIMIT, 2, 4, 8, 16, 32, 64, 128]
+    depths = [LIMIT, 2, 4, 8, 16, 32, 64, 128]
     curves = from_rows({"depth": L, "time": t, "loss": 2.0**-t} for L in depths for t in (0.0, 1.0))
     weights = from_rows({"depth": L, "s": k / 2, "entry_V": 0.0} for L in depths for k in range(L or 3))
     ratios = from_rows({"width": 2, "seed": 0, "time": t, "ratio": 0.1} for t in (0.0, 1.0))
-    loss = plots_theory.long_time(ratios, curves, weights, 5).axes[2]
+    loss = long_time.draw(ratios, curves, weights, 5).axes[2]
     assert loss.get_legend_handles_labels()[1] == [r"$L=\infty$", *(f"$L={L}$" for L in depths[1:])]
 
 
@@ -161,7 +165,7 @@ def test_long_time_figure_draws_every_depth_there_is():
 @pytest.fixture(scope="module")
 def initialisations():
     network = dataclasses.replace(SMALL, convention="eq3")
-    return theory.initialisations(theory.InitialisationConfig(network, [16, 32, 64, 128], [0.5], 5, tolerance=1e-4))
+    return initialisation.compute(initialisation.Config(network, [16, 32, 64, 128], [0.5], 5, tolerance=1e-4))
 
 
 @pytest.mark.parametrize("case", ["weight-tied", "Gaussian process 0.5"])
@@ -194,7 +198,7 @@ def test_variation_is_that_of_the_hidden_states(initialisations):
 
 
 def test_initialisation_figure_draws_its_table(initialisations):
-    figure = plots_theory.initialisation(*initialisations)
+    figure = initialisation.draw(*initialisations)
     rows = select(initialisations[0], case="weight-tied", iteration=5)
     assert any(list(line.get_ydata()) == list(rows["successive"]) for line in figure.axes[0].lines)
 
@@ -203,14 +207,14 @@ def test_initialisation_figure_draws_its_table(initialisations):
 
 
 def test_clipping_figure_draws_every_clip_there_is():
-    config = theory.ClippingConfig(SMALL, [0.01 * k for k in range(8)], [4, 8], 2, 0.05, recorded=2)
-    figure = plots_theory.clipping(theory.clipped_flow(config))
+    config = clipping.Config(SMALL, [0.01 * k for k in range(8)], [4, 8], 2, 0.05, recorded=2)
+    figure = clipping.draw(clipping.compute(config))
     assert len(figure.axes[0].lines) == 8
 
 
 def test_clipping_bounds_every_change_and_hardly_touches_a_high_ceiling():
-    config = theory.ClippingConfig(SMALL, [0.0, 0.01, 100.0], [8, 16], 20, 0.05, recorded=5)
-    table = theory.clipped_flow(config)
+    config = clipping.Config(SMALL, [0.0, 0.01, 100.0], [8, 16], 20, 0.05, recorded=5)
+    table = clipping.compute(config)
     clipped, free, high = (select(table, clip=clip) for clip in (0.01, 0.0, 100.0))
     assert (clipped["change"] <= 0.01 * clipped["time"] * (1 + 1e-12)).all()
     assert clipped["change"].max() == pytest.approx(0.01 * 20 * 0.05)  # some entry moves at the bound throughout
@@ -220,24 +224,24 @@ def test_clipping_bounds_every_change_and_hardly_touches_a_high_ceiling():
     for depth in (8, 16):
         for name in ("norm_V", "norm_W", "lipschitz", "change"):  # largest so far
             assert (np.diff(select(table, clip=0.01, depth=depth)[name]) >= 0).all()
-    figure = plots_theory.clipping(table)
+    figure = clipping.draw(table)
     assert list(figure.axes[0].lines[1].get_ydata()) == list(select(table, clip=0.01, iteration=20)["norm_V"])
 
 
 def test_impossible_values_are_named():
     with pytest.raises(ValueError, match="an entry of clips is -1"):
-        theory.ClippingConfig(SMALL, [-1.0], [2], 5)
+        clipping.Config(SMALL, [-1.0], [2], 5)
     with pytest.raises(TypeError, match=r"clips is \[\], expected a non-empty list of numbers"):
-        theory.ClippingConfig(SMALL, [], [2], 5)
+        clipping.Config(SMALL, [], [2], 5)
     with pytest.raises(ValueError, match=r"clips is \[0.01, 0.01\], expected numbers without repeats"):
-        theory.ClippingConfig(SMALL, [0.01, 0.01], [2], 5)
+        clipping.Config(SMALL, [0.01, 0.01], [2], 5)
     with pytest.raises(ValueError, match=r"activation is 'relu', which is not C\^2 .* expected one of: gelu, tanh"):
-        theory.NeuralODEConfig(dataclasses.replace(SMALL, activation="relu"), [16, 32], [0, 5])
+        neural_ode.Config(dataclasses.replace(SMALL, activation="relu"), [16, 32], [0, 5])
     with pytest.raises(ValueError, match="target_scale is 0"):
-        theory.PolyakLojasiewiczConfig(dataclasses.replace(TRAINED_ENDS, target_scale=0), [2], [0], [4], 5, 5)
+        long_time.Config(dataclasses.replace(TRAINED_ENDS, target_scale=0), [2], [0], [4], 5, 5)
     with pytest.raises(ValueError, match="an entry of length_scales is 0"):
-        theory.InitialisationConfig(SMALL, [2, 4], [0.0], 5)
+        initialisation.Config(SMALL, [2, 4], [0.0], 5)
     with pytest.raises(ValueError, match="slope_from is 16, which leaves fewer than two"):
-        theory.InitialisationConfig(SMALL, [2, 4], [0.5], 5)
+        initialisation.Config(SMALL, [2, 4], [0.5], 5)
     with pytest.raises(ValueError, match="inputs is 0"):
-        theory.NeuralODEConfig(SMALL, [2, 4], [0, 5], inputs=0)
+        neural_ode.Config(SMALL, [2, 4], [0, 5], inputs=0)

@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib.distances import fit_slope
-from lib.experiments import (
-    LimitDistanceConfig,
-    LongTimeConfig,
-    SuccessiveDistanceConfig,
-    limit_distance,
-    long_time,
-    successive_distance,
-)
-from lib.network import DTYPES, Data, NetworkConfig, Weights, hidden_states, initialise, outputs
+from lib.dense.network import DTYPES, Data, NetworkConfig, Weights, hidden_states, initialise, outputs
+from lib.dense.training import Divergence, lockstep, train
+from lib.figures import figure_1_left, figure_1_right, figure_2
+from lib.measures import fit_slope
 from lib.tables import select
-from lib.training import Divergence, lockstep, train
 
 SMALL = NetworkConfig(depth=8, width=6, dimension=4, samples=10, seed=1)
 
@@ -128,8 +121,8 @@ def test_loss_falls(dtype):
 
 def test_successive_distance_falls_as_one_over_the_depth():
     network = NetworkConfig(width=12, dimension=6, samples=20, seed=2)
-    config = SuccessiveDistanceConfig(network, [16, 32, 64, 128], [1, 10, 40])
-    table = successive_distance(config)
+    config = figure_1_left.Config(network, [16, 32, 64, 128], [1, 10, 40])
+    table = figure_1_left.compute(config)
     assert all(value == 0 for value in select(table, iterations=1)["max_distance"])
     late = select(table, iterations=40)
     assert fit_slope(late["depth"], late["max_distance"]).slope == pytest.approx(-1, abs=0.03)
@@ -139,7 +132,7 @@ def test_successive_distance_falls_as_one_over_the_depth():
 
 def test_iid_layers_stay_apart():
     network = NetworkConfig(width=12, dimension=6, samples=20, seed=2, initialisation="iid")
-    table = successive_distance(SuccessiveDistanceConfig(network, [16, 64], [5]))
+    table = figure_1_left.compute(figure_1_left.Config(network, [16, 64], [5]))
     assert abs(fit_slope(table["depth"], table["max_distance"]).slope) < 0.2
 
 
@@ -283,7 +276,7 @@ def test_numbers_of_numpy_are_numbers():
     assert network == SMALL
     assert {type(value) for value in vars(network).values()} <= {int, float, str, bool}
     assert dataclasses.replace(SMALL, train_ends=np.bool_(True), target_scale=np.float32(0.5)).target_scale == 0.5
-    config = SuccessiveDistanceConfig(network, 2 ** np.arange(1, 6), (np.int64(1), 5), np.float32(0.25), np.int64(16))
+    config = figure_1_left.Config(network, 2 ** np.arange(1, 6), (np.int64(1), 5), np.float32(0.25), np.int64(16))
     assert (config.depths, config.iterations, config.learning_rate) == ([2, 4, 8, 16, 32], (1, 5), 0.25)
     assert [type(depth) for depth in config.depths] == [int] * 5
     records = list(train(SMALL, np.float32(0.25), np.int64(4), np.array([0, 4]), clip=np.float64(1.5)))
@@ -309,9 +302,9 @@ def test_a_device_that_is_not_there_gets_a_sentence():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device on this machine")
 def test_experiments_on_cuda_give_the_tables_of_the_cpu():
     for make in (
-        lambda network: successive_distance(SuccessiveDistanceConfig(network, [4, 8, 16], [5, 20], 0.05, slope_from=4)),
-        lambda network: limit_distance(LimitDistanceConfig(network, [4, 8], 10, learning_rate=0.05)),
-        lambda network: long_time(LongTimeConfig(network, 50, recorded=5))[1],
+        lambda network: figure_1_left.compute(figure_1_left.Config(network, [4, 8, 16], [5, 20], 0.05, slope_from=4)),
+        lambda network: figure_1_right.compute(figure_1_right.Config(network, [4, 8], 10, learning_rate=0.05)),
+        lambda network: figure_2.compute(figure_2.Config(network, 50, recorded=5))[1],
     ):
         here, there = (make(dataclasses.replace(SMALL, device=device)) for device in ("cpu", "cuda"))
         for name, column in here.items():

@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 
-from lib import paths, verify
+from lib import paths
+from lib.project import verify
 
 TABLE = "depth,loss,name,smooth\n2,0.33333333,V,True\n1024,5.2e-11,W,False\n"
 
@@ -82,7 +83,7 @@ def test_the_tracked_tables_are_those_of_the_last_commit(project, capsys):
 
 
 def test_without_git_the_tracked_tables_are_those_that_came(project, capsys):
-    from lib import notebooks
+    from lib.project import notebooks
 
     staging = project / "staging"
     for value in ("0.33433333", "0.33533333"):  # two runs: what came is kept once

@@ -4,10 +4,10 @@ import pytest
 import torch
 from playing import IID, SMALL, sketch
 
-from lib import checkpoints
-from lib.checkpoints import Checkpoint
-from lib.cifar_training import CifarConfig
-from lib.convnet import ConvResNet
+from lib.cifar import checkpoints
+from lib.cifar.checkpoints import Checkpoint
+from lib.cifar.network import ConvResNet
+from lib.cifar.training import CifarConfig
 from lib.explore import explorer as module
 from lib.explore import frames, live
 from lib.explore.depth import explore_depth

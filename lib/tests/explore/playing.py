@@ -7,9 +7,9 @@ import zlib
 
 import numpy as np
 
+from lib.dense.network import NetworkConfig
 from lib.explore import explorer as module
 from lib.explore.depth_training import DepthsConfig
-from lib.network import NetworkConfig
 
 NETWORK = NetworkConfig(width=4, dimension=4, samples=10, seed=3)
 SMALL = DepthsConfig(NETWORK, [4, 8, 16], iterations=30, learning_rate=0.05)

@@ -10,10 +10,11 @@ import yaml
 from PIL import Image
 from playing import finish, threads
 
-from lib import parameters, paths, tables
+from lib import paths, tables
+from lib.dense.network import NetworkConfig
+from lib.dense.training import train
 from lib.explore.weights import explore_weights
-from lib.network import NetworkConfig
-from lib.training import train
+from lib.project import parameters
 
 # Values that make each figure in a moment.
 FIGURES = {

@@ -10,12 +10,15 @@ import yaml
 from cifar_set import write_set
 from playing import axes, finish
 
-from lib import checkpoints, cifar_training, parameters, tables, trained
-from lib.checkpoints import Checkpoint
-from lib.cifar_training import CifarConfig
-from lib.convnet import ConvNetConfig, ConvResNet
-from lib.distances import von_neumann_ratio, von_neumann_ratios
+from lib import tables
+from lib.cifar import checkpoints, training
+from lib.cifar.checkpoints import Checkpoint
+from lib.cifar.network import ConvNetConfig, ConvResNet
+from lib.cifar.training import CifarConfig
+from lib.explore import trained
 from lib.explore.weights import draw_weights, explore_weights
+from lib.measures import von_neumann_ratio, von_neumann_ratios
+from lib.project import parameters
 
 
 def test_the_ratio_of_every_entry_is_that_of_the_entry_alone():
@@ -143,7 +146,7 @@ def test_the_entry_that_figure_3_shows_and_its_parameters(folder):
     explorer = explore_weights(folder, trained.Choice(seed=3))
     shown = yaml.safe_load(explorer.parameters.value)
     parameters.check_values("figure_3", shown)
-    assert (shown["entry_seed"], shown["depth"], shown["seed"]) == (3, 12, cifar_training.CifarConfig().seed)
+    assert (shown["entry_seed"], shown["depth"], shown["seed"]) == (3, 12, training.CifarConfig().seed)
 
 
 def test_without_checkpoints_a_sentence(tmp_path):

@@ -1,0 +1,103 @@
+"""Which trained networks a figure shows: a choice of settings, and the runs that have them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lib import checks, tables
+from lib.cifar import records
+from lib.cifar.network import ConvNetConfig
+from lib.cifar.records import Run
+from lib.cifar.training import CifarConfig
+
+NAMES = {True: "weight-tied", False: "i.i.d."}
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """Which trained networks to look at. ``epochs`` 0 means schedules of any length."""
+
+    activation: str = "gelu"
+    batch_norm: bool = True
+    depth: int = 256
+    learning_rate: float = 0.04
+    epochs: int = 0
+
+    def __post_init__(self) -> None:
+        checks.make_plain(self)
+        network = ConvNetConfig(depth=self.depth, activation=self.activation, batch_norm=self.batch_norm)
+        object.__setattr__(self, "activation", network.activation)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.positive_int("epochs", self.epochs, least=0)
+
+    def select(self, runs: Iterable[Run], **conditions: Any) -> list[Run]:
+        """The runs of this choice, in the paper's setting otherwise (16 channels, batches of 64, whole set, a stem that
+        trains with the rest, no group norm), as far as the conditions say nothing else; one of None is left out. How
+        often a run was evaluated is no part of its training: of runs that differ in nothing else, one counts."""
+        wanted = {name: getattr(self, name) for name in ("activation", "batch_norm", "depth", "learning_rate")}
+        wanted |= {
+            "epochs": self.epochs or None,
+            "channels": 16,
+            "batch_size": 64,
+            "adaptive": False,
+            "hold_stem": False,
+            "depth_scaling": False,
+            "norm_groups": 0,
+        }
+        found = records.select((run for run in runs if not run.config.trial), **wanted | conditions)
+        return list({replace(run.config, test_every=1): run for run in reversed(found)}.values())[::-1]
+
+
+def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[int, dict[bool, list[Run]]]:
+    """Weight-tied (True) and i.i.d. (False) runs of one choice for each length of schedule, the shortest first: lengths
+    are never mixed. An initialisation without any run is left out."""
+    found: dict[int, dict[bool, list[Run]]] = {}
+    for run in sorted(
+        choice.select(runs, **conditions), key=lambda run: (run.config.epochs, not run.config.smooth_init)
+    ):
+        found.setdefault(run.config.epochs, {}).setdefault(run.config.smooth_init, []).append(run)
+    return found
+
+
+def with_repeats(runs: Iterable[Run], choice: NetworkChoice, seed: int, **conditions: Any) -> list[Run]:
+    """The runs of a choice and seed, and after them those of the other seeds with the longest schedule that there is,
+    which tell how much of what is seen is the seed's."""
+    found = choice.select(runs, **conditions)
+    repeats = records.longest_schedule(found)
+    return records.select(found, seed=seed) + [run for run in repeats if run.config.seed != seed]
+
+
+def longest_by_depth(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> list[Run]:
+    """The weight-tied runs of a choice in every depth there is, each depth's longest schedule, the shallowest first."""
+    found = choice.select(runs, smooth_init=True, depth=None, **conditions)
+    depths = sorted({run.config.depth for run in found})
+    return [run for depth in depths for run in records.longest_schedule(records.select(found, depth=depth))]
+
+
+# The variables of `make train` for what a choice and its conditions name.
+VARIABLES = {
+    "activation": "ACTIVATION",
+    "smooth_init": "SMOOTH_INIT",
+    "batch_norm": "BATCH_NORM",
+    "depth": "DEPTH",
+    "learning_rate": "LR",
+    "epochs": "EPOCHS",
+    "seed": "SEED",
+}
+
+
+def nothing_trained(choice: NetworkChoice, **conditions: Any) -> str:
+    """The sentence for a figure that has nothing to show; ``conditions`` as for `NetworkChoice.select`."""
+    wanted = {name: getattr(choice, name) for name in ("activation", "batch_norm", "depth", "learning_rate")}
+    wanted |= {"epochs": choice.epochs or None} | conditions
+    known = {name: wanted[name] for name in VARIABLES if wanted.get(name) is not None}
+    default = CifarConfig()
+    settings = [f"{VARIABLES[name]}={value}" for name, value in known.items() if value != getattr(default, name)]
+    words = ", ".join(f"{name} {tables.word(value)}" for name, value in known.items())
+    command = " ".join(["make train", *settings])
+    return f"checkpoints/ holds no such network ({words}), or not its weights: `{command}` trains one."
+
+
+def length_in_words(epochs: int, runs: int) -> str:
+    """How long networks were trained, and how many there are."""
+    return f"{records.training_length(epochs)}, {runs} run{'' if runs == 1 else 's'}"

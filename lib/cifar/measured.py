@@ -1,0 +1,278 @@
+"""What takes long to measure on the trained networks, once, into tables beside them: ``python -m lib.cifar.measured``.
+
+    checkpoints/resampling.csv    every network with fewer layers: accuracy, and how far its logits are off
+    checkpoints/solvers.csv       some of them as ODEs: errors of solvers against evaluations of the layers
+    checkpoints/reversible.csv    the same ones: errors of gradients whose states are computed backwards, and memory
+
+What a table holds already is not measured again: delete a file, or its rows of a run, to have them anew.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib import checks, ode, paths, reversible, tables
+from lib.cifar import dataset, records, resampling
+from lib.cifar.dataset import Images
+from lib.cifar.network import ConvResNet
+from lib.cifar.records import Run
+from lib.cifar.resampling import ParallelForm, accuracy, branch, distance, folded, logits, resample
+
+RESAMPLING, SOLVERS, REVERSIBLE = records.MEASURED
+# The rules for the weights and for the batch norms' statistics that are measured, a curve each.
+PARALLEL = "parallel"
+POLICIES = (
+    ("kept", "kept"),
+    ("averaged", "averaged"),
+    ("interpolated", "interpolated"),
+    ("kept", "averaged"),
+    ("kept", resampling.RECOMPUTED),
+    (PARALLEL, "kept"),
+)
+STATISTICS_IMAGES = 1000  # training images that batch norms' statistics are recomputed on
+# Of the networks of the paper's depth and seed 0 with batch norm: activation, weight-tied, epochs.
+REPRESENTATIVES = (
+    ("gelu", True, 30),
+    ("identity", True, 180),
+    ("gelu", False, 30),
+    ("identity", False, 180),
+    ("gelu", True, 180),
+    ("relu", False, 180),
+)
+ODE_IMAGES = 4  # test images that solvers start from, in float64
+STEPS = [2**power for power in range(1, 11)]
+TOLERANCES = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6]
+MEMORY_BATCH = 64
+
+
+# ------------------------------------------------------------------------------------------------ fewer layers
+
+
+def halvings(depth: int) -> list[int]:
+    """The numbers of layers that are tried, depth/2, depth/4, ..., 1."""
+    return [depth >> power for power in range(1, depth.bit_length())]
+
+
+def layers_of(policy: tuple[str, str], depth: int) -> list[int]:
+    """Those of `halvings` that a policy is measured at: every other one in the parallel form, which computes all layers
+    each time."""
+    return halvings(depth)[:: 2 if policy[0] == PARALLEL else 1]
+
+
+def resampled(
+    network: ConvResNet, layers: int, policy: tuple[str, str], training: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The network of a policy of `POLICIES`: images -> logits; ``training`` are the normalised images that statistics
+    are recomputed on."""
+    weights, statistics = policy
+    if weights == PARALLEL:
+        return ParallelForm(network, layers)
+    return resample(network, layers, weights, statistics, training)
+
+
+def resampling_rows(
+    run: Run, policies: Sequence[tuple[str, str]], test: Images, training: Tensor
+) -> Iterator[dict[str, Any]]:
+    """Rows of ``resampling.csv``, of one run by each of the policies, at `layers_of` its depth.
+
+    ``accuracy`` (%, on ``images`` test images, the first ones) and ``distance`` (`resampling.distance`, of the
+    logits) of the network of so many ``layers``; ``accuracy_all`` that of all its layers on the same images.
+    """
+    network = run.load().network
+    expected = logits(network, test)
+    for policy in policies:
+        for layers in layers_of(policy, run.config.depth):
+            found = logits(resampled(network, layers, policy, training), test)
+            yield {
+                "run": run.config.name,
+                "layers": layers,
+                "weights": policy[0],
+                "statistics": policy[1],
+                "images": len(test),
+                "accuracy": accuracy(found, test.labels),
+                "accuracy_all": accuracy(expected, test.labels),
+                "distance": distance(found, expected),
+            }
+
+
+def measure_resampling(runs: Sequence[Run], policies: Sequence[tuple[str, str]], images: int) -> None:
+    """Measure what is not in ``resampling.csv`` yet, on so many test images (0: all) at least."""
+    test = dataset.load(train=False, limit=images or None)
+    training = dataset.normalise(dataset.load(train=True, limit=STATISTICS_IMAGES).pixels)
+
+    def key(row: dict[str, Any]) -> tuple[str, str, str]:
+        return row["run"], row["weights"], row["statistics"]
+
+    for run in runs:
+        # Without batch norm there are no statistics.
+        meant = [policy for policy in policies if run.config.batch_norm or policy[0] == PARALLEL or len({*policy}) == 1]
+        done = {key(row) for row in tables.rows(records.read_measured(RESAMPLING)) if row["images"] >= len(test)}
+        if not (wanted := [policy for policy in meant if (run.config.name, *policy) not in done]):
+            continue
+        started = time.monotonic()
+        rows = list(resampling_rows(run, wanted, test, training))
+        new = {key(row) for row in rows}
+        _write(
+            RESAMPLING, rows + [row for row in tables.rows(records.read_measured(RESAMPLING)) if key(row) not in new]
+        )
+        _say(run, f"{len(wanted)} policies on {len(test)} images", started)
+
+
+# ------------------------------------------------------------------------------------------- solvers, and backwards
+
+
+def representatives(runs: Sequence[Run]) -> list[Run]:
+    """Those of `REPRESENTATIVES` whose weights are here, in that order."""
+    found = []
+    for activation, smooth_init, epochs in REPRESENTATIVES:
+        wanted = {"activation": activation, "smooth_init": smooth_init, "epochs": epochs, "depth": 256, "seed": 0}
+        found += records.select(runs, **wanted, batch_norm=True, hold_stem=False)[:1]
+    return found
+
+
+def solver_rows(network: ConvResNet, pixels: Tensor) -> list[dict[str, Any]]:
+    """Rows of ``solvers.csv``, of one network in float64 from the states h_0 of these images: `ode.solver_errors`."""
+    network = network.double()
+    with torch.no_grad():
+        start = network.stem(dataset.normalise(pixels))
+    return tables.rows(
+        ode.solver_errors(branch(network.config.activation), folded(network), start, STEPS, TOLERANCES, STEPS[-1])
+    )
+
+
+def reversible_rows(network: ConvResNet, images: Images, layers: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of ``reversible.csv`` without the memory, of one network in float64 with so many ``layers`` of its own:
+    `reversible.relative_errors` of the gradients of the cross-entropy on these images, in evaluation mode."""
+    rows = []
+    for count in layers:
+        part = resample(network, count).double()
+        f, folded_layers = branch(part.config.activation), folded(part)
+        with torch.no_grad():
+            start = part.stem(dataset.normalise(images.pixels))
+        loss = partial(_cross_entropy, part, images.labels)
+        for method in reversible.METHODS:
+            exact, found = (
+                reversible.reversed_gradients(method, f, folded_layers, start, loss, stored) for stored in (True, False)
+            )
+            rows.append({"method": method, "layers": count, **reversible.relative_errors(found, exact)})
+    return rows
+
+
+def _cross_entropy(network: ConvResNet, labels: Tensor, h: Tensor) -> Tensor:
+    return F.cross_entropy(network.head(h), labels)
+
+
+def _grow(depth: int, stored: bool, answer) -> None:
+    # In a process of its own: the most memory that gradients take beyond what the network alone takes, in MB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    layers = [0.01 * torch.randn(depth, 16, 16, 3, 3), torch.zeros(depth, 16)] * 2
+    start, f = torch.randn(MEMORY_BATCH, 16, 10, 10), branch("gelu")
+    gradients = partial(reversible.reversed_gradients, "Euler", f, loss=lambda h: h.square().mean(), stored=stored)
+    gradients([layer[:2] for layer in layers], start)  # the libraries' own buffers
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gradients(layers, start)
+    answer.send(unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6)
+
+
+def memory(depth: int, stored: bool) -> float:
+    """Megabytes that gradients of a batch of `MEMORY_BATCH` images in float32 add to a fresh process, with states that
+    are stored or computed backwards."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_grow, args=(depth, stored, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def measure_solvers(runs: Sequence[Run]) -> None:
+    """Measure the `representatives` that are not in ``solvers.csv`` yet."""
+    pixels = dataset.load(train=False, limit=ODE_IMAGES).pixels
+    for run in _missing(SOLVERS, representatives(runs)):
+        started = time.monotonic()
+        rows = [{"run": run.config.name, **row} for row in solver_rows(run.load().network, pixels)]
+        _write(SOLVERS, tables.rows(records.read_measured(SOLVERS)) + rows)
+        _say(run, SOLVERS, started)
+
+
+def measure_reversible(runs: Sequence[Run]) -> None:
+    """Measure the `representatives` that are not in ``reversible.csv`` yet."""
+    images = dataset.load(train=False, limit=ODE_IMAGES)
+    grown: dict[int, dict[str, float]] = {}
+    for run in _missing(REVERSIBLE, representatives(runs)):
+        started, rows = time.monotonic(), []
+        for row in reversible_rows(run.load().network, images, [run.config.depth, *halvings(run.config.depth)[:-3]]):
+            depth = row["layers"]
+            if depth not in grown:
+                grown[depth] = {"memory_stored": memory(depth, True), "memory_backwards": memory(depth, False)}
+            rows.append({"run": run.config.name, **row, **grown[depth]})
+        _write(REVERSIBLE, tables.rows(records.read_measured(REVERSIBLE)) + rows)
+        _say(run, REVERSIBLE, started)
+
+
+def _missing(name: str, runs: Sequence[Run]) -> list[Run]:
+    done = set(records.read_measured(name)["run"])
+    return [run for run in runs if run.config.name not in done]
+
+
+def _say(run: Run, what: str, started: float) -> None:
+    print(f"{run.config.name}: {what} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _write(name: str, rows: list[dict[str, Any]]) -> None:
+    order = {policy: place for place, policy in enumerate(POLICIES)}
+    # By run, the rest as measured; sorting keeps the order of what is equal.
+    rows.sort(key=lambda row: (row["run"], order.get((row.get("weights"), row.get("statistics")), 0)))
+    tables.write_csv(paths.CHECKPOINTS / f"{name}.csv", tables.from_rows(rows))
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns 1 without the images, 2 for values that cannot be."""
+    parser = argparse.ArgumentParser(prog="python -m lib.cifar.measured", description="Measure the networks of checkpoints/.")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(records.MEASURED)} (default: all)")
+    parser.add_argument("--images", type=int, default=0, help="test images for resampling (default: all)")
+    parser.add_argument("--policies", nargs="*", metavar="WEIGHTS-STATISTICS", help="of resampling (default: all)")
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch (default: its own choice)")
+    chosen = parser.parse_args(arguments)
+
+    def command() -> None:
+        names = {"-".join(policy): policy for policy in POLICIES}
+        for name in chosen.policies or ():
+            checks.choice("a policy", name, names)
+        for name in chosen.tables:
+            checks.choice("a table", name, records.MEASURED)
+        checks.positive_int("images", chosen.images, least=0)
+        if chosen.threads:
+            torch.set_num_threads(chosen.threads)
+        runs = [run for run in records.read_runs() if run.has_weights]
+        for name in chosen.tables or records.MEASURED:
+            if name == RESAMPLING:
+                measure_resampling(runs, [names[policy] for policy in chosen.policies or names], chosen.images)
+            else:
+                {SOLVERS: measure_solvers, REVERSIBLE: measure_reversible}[name](runs)
+
+    return checks.exit_code(
+        command,
+        "Interrupted; what is measured is kept.",
+        failures=(dataset.DataNotFoundError,),
+        misuses=(ValueError, TypeError),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

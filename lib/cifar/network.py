@@ -1,0 +1,286 @@
+"""The convolutional residual network of Section 5.2 (Figure 3, Table 1).
+
+    stem     h_0     = relu(bn(conv 5x5, stride 3 (x)))               (n, 3, 32, 32) -> (n, 16, 10, 10)
+    layers   h_{k+1} = h_k + (1/L) bn2(conv2(s(bn1(conv1(h_k)))))     k = 0..L-1, conv 3x3 with bias
+    head     F(x)    = linear(average pooling of h_L)                 (n, 16, 10, 10) -> (n, 64) -> (n, 10)
+
+The strides (3 in the stem, 1 in the residual layers) are those of the released code and of its checkpoints;
+the paper's text says 2 and 2. The stem's ReLU stays whatever the activation s.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib import activations, checks
+from lib.engine import build as engine
+
+CLASSES = 10
+CONVOLUTIONS = ("conv1", "conv2")  # of a layer
+# 0 and 1 both give 10x10; with 1 a checkpoint of the released format reproduces its logged test accuracy and loss.
+STEM_PADDING = 1
+BN_EPS = 1e-5
+BN_MOMENTUM = 0.1
+# Without batch norm, conv1 starts this much below Xavier's scale, so that 256 layers start near the identity.
+XAVIER_GAIN = 1e-4
+
+
+@dataclass(frozen=True)
+class ConvNetConfig:
+    """Shape and initialisation of a network.
+
+    ``norm_groups`` G > 0 puts a group norm of G groups of channels (1: a layer norm) in the place of each layer's batch
+    norm, for ``batch_norm`` False: an experiment that is not in the paper. It has no batch statistics; the stem keeps
+    its batch norm, as without any.
+
+    ``smooth_init`` True is the weight-tied initialisation (the draw of layer 0 in every layer), False the
+    i.i.d. one. The two share the draws of the stem, the head and layer 0 for a given ``seed``.
+    """
+
+    depth: int = 256
+    channels: int = 16
+    activation: str = "gelu"
+    batch_norm: bool = True
+    smooth_init: bool = True
+    seed: int = 0
+    norm_groups: int = 0
+
+    def __post_init__(self) -> None:
+        checks.make_plain(self)
+        checks.positive_int("depth", self.depth)
+        checks.positive_int("channels", self.channels)
+        checks.boolean("batch_norm", self.batch_norm)
+        checks.boolean("smooth_init", self.smooth_init)
+        checks.positive_int("seed", self.seed, least=0)
+        checks.positive_int("norm_groups", self.norm_groups, least=0)
+        if self.norm_groups and self.batch_norm:
+            raise ValueError(
+                f"norm_groups is {self.norm_groups} with batch_norm True, expected one of the two: set batch_norm to "
+                f"False, or norm_groups to 0."
+            )
+        if self.norm_groups and self.channels % self.norm_groups:
+            raise ValueError(f"norm_groups is {self.norm_groups}, expected a divisor of the {self.channels} channels.")
+        object.__setattr__(self, "activation", activations.get(self.activation).name)
+
+
+class ResidualLayers(nn.Module):
+    """The L residual layers, with each parameter stacked over depth: ``conv1_weight`` (L, C, C, 3, 3), ...
+
+    Stacked parameters make an optimiser step a dozen tensors instead of two thousand, and depth an ordinary
+    axis for the measures of smoothness. The state dict has the released names all the same:
+    ``{k}.conv1.weight``, ``{k}.bn1.running_mean``, and so on, k = 0..L-1.
+    """
+
+    CONVOLUTIONS = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
+    BN_PARAMETERS = ("weight", "bias")
+    BN_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+    def __init__(self, config: ConvNetConfig) -> None:
+        super().__init__()
+        self.depth, self.channels = config.depth, config.channels
+        self.activation = config.activation
+        self.batch_norm, self.norm_groups = config.batch_norm, config.norm_groups
+        self.engine = "pytorch"  # what ran the last forward pass
+        kernel, vector = (self.depth, self.channels, self.channels, 3, 3), (self.depth, self.channels)
+        for name in self.names():
+            if name.endswith("num_batches_tracked"):
+                self.register_buffer(_attribute(name), torch.zeros(self.depth, dtype=torch.int64))
+            elif name.endswith(self.BN_BUFFERS):
+                self.register_buffer(_attribute(name), torch.full(vector, float(name.endswith("var"))))
+            else:
+                shape = kernel if name in ("conv1.weight", "conv2.weight") else vector
+                self.register_parameter(_attribute(name), nn.Parameter(torch.empty(shape)))
+
+    def names(self) -> Iterator[str]:
+        """The released names of one layer's tensors, in the released order; group norms are gn1 and gn2."""
+        yield from self.CONVOLUTIONS
+        for bn in ("bn1", "bn2") if self.batch_norm else ():
+            yield from (f"{bn}.{name}" for name in self.BN_PARAMETERS + self.BN_BUFFERS)
+        for gn in ("gn1", "gn2") if self.norm_groups else ():
+            yield from (f"{gn}.{name}" for name in self.BN_PARAMETERS)
+
+    def stacked(self, name: str) -> Tensor:
+        """The tensor of that released name ("conv1.weight", ...) over all layers, depth first."""
+        return getattr(self, _attribute(name))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h_0 (n, C, 10, 10) -> h_L, same shape; by the compiled engine where it applies, else by PyTorch."""
+        tensors = {name: self.stacked(name) for name in self.names()}
+        if not engine.conv_stack_problem(h, tensors, self.activation):
+            self.engine = "compiled"
+            options = {"training": self.training, "momentum": BN_MOMENTUM, "eps": BN_EPS}
+            return engine.conv_stack(h, tensors, self.activation, **options)
+        self.engine = "pytorch"
+        for state in self.states(h):
+            h = state
+        return h
+
+    def states(self, h: Tensor) -> Iterator[Tensor]:
+        """h_1, ..., h_L from h_0 = ``h``, by PyTorch; in training mode batch norm follows the batch."""
+        s = activations.get(self.activation).function
+        layers = [self.stacked(name).unbind() for name in self.CONVOLUTIONS]
+        if self.norm_groups:
+            layers += [self.stacked(f"{gn}.{name}").unbind() for gn in ("gn1", "gn2") for name in self.BN_PARAMETERS]
+            for w1, b1, w2, b2, g1, s1, g2, s2 in zip(*layers, strict=True):
+                z = F.group_norm(F.conv2d(h, w1, b1, padding=1), self.norm_groups, g1, s1, BN_EPS)
+                z = F.group_norm(F.conv2d(s(z), w2, b2, padding=1), self.norm_groups, g2, s2, BN_EPS)
+                h = h + z / self.depth
+                yield h
+            return
+        if not self.batch_norm:
+            for w1, b1, w2, b2 in zip(*layers, strict=True):
+                h = h + F.conv2d(s(F.conv2d(h, w1, b1, padding=1)), w2, b2, padding=1) / self.depth
+                yield h
+            return
+        if self.training:
+            self.bn1_num_batches_tracked += 1
+            self.bn2_num_batches_tracked += 1
+        names = ("bn1.running_mean", "bn1.running_var", "bn1.weight", "bn1.bias")
+        names += ("bn2.running_mean", "bn2.running_var", "bn2.weight", "bn2.bias")
+        layers += [self.stacked(name).unbind() for name in names]
+        bn = {"training": self.training, "momentum": BN_MOMENTUM, "eps": BN_EPS}
+        for w1, b1, w2, b2, m1, v1, g1, s1, m2, v2, g2, s2 in zip(*layers, strict=True):
+            z = F.batch_norm(F.conv2d(h, w1, b1, padding=1), m1, v1, g1, s1, **bn)
+            z = F.batch_norm(F.conv2d(s(z), w2, b2, padding=1), m2, v2, g2, s2, **bn)
+            h = h + z / self.depth
+            yield h
+
+    # The state dict's names and shapes are the released ones, one tensor a layer.
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        for k in range(self.depth):
+            for name in self.names():
+                tensor = self.stacked(name)[k]
+                destination[f"{prefix}{k}.{name}"] = tensor if keep_vars else tensor.detach()
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        expected = set()
+        for k in range(self.depth):
+            for name in self.names():
+                key, own = f"{prefix}{k}.{name}", self.stacked(name)[k]
+                expected.add(key)
+                if key not in state_dict:
+                    missing_keys.append(key)
+                elif state_dict[key].shape != own.shape:
+                    found, wanted = tuple(state_dict[key].shape), tuple(own.shape)
+                    error_msgs.append(f"{key} has shape {found}, expected {wanted}.")
+                else:
+                    with torch.no_grad():
+                        own.copy_(state_dict[key])
+        if strict:
+            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in expected]
+
+
+def _attribute(name: str) -> str:
+    return name.replace(".", "_")
+
+
+@torch.no_grad()
+def batch_norm_scale(scale: Tensor, shift: Tensor) -> Tensor:
+    """The root mean square over channels of what a batch norm puts out on its own batch, known from its parameters
+    alone: sqrt(mean_c(gamma_c^2 + beta_c^2)), (..., C) -> (...), float64."""
+    return (scale.double().square() + shift.double().square()).mean(dim=-1).sqrt()
+
+
+class ConvResNet(nn.Module):
+    """The network of the module's docstring, initialised as its config says.
+
+    The draws come from one generator seeded with ``config.seed``, on the CPU, in this order: stem, head,
+    then layer by layer conv1 weight and bias, conv2 weight and bias. Its state dict has the names of the
+    released checkpoints (``conv1.weight``, ``bn1.*``, ``residual_layers.{k}.*``, ``linear.*``).
+    """
+
+    def __init__(self, config: ConvNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.conv1 = nn.Conv2d(3, config.channels, 5, stride=3, padding=STEM_PADDING, bias=False)
+        self.bn1 = nn.BatchNorm2d(config.channels)
+        self.residual_layers = ResidualLayers(config)
+        self.linear = nn.Linear(4 * config.channels, CLASSES)
+        self._initialise()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (n, 3, 32, 32) -> logits (n, 10)."""
+        return self.head(self.residual_layers(self.stem(images)))
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Normalised images (n, 3, 32, 32) -> h_0 (n, C, 10, 10), in the precision of the weights."""
+        return F.relu(self.bn1(self.conv1(images.to(self.conv1.weight.dtype))))
+
+    def head(self, h: Tensor) -> Tensor:
+        """h_L (n, C, 10, 10) -> logits (n, 10)."""
+        h = F.avg_pool2d(h, 4).flatten(1)  # (n, C, 2, 2) -> (n, 4C)
+        return self.linear(h)
+
+    @torch.no_grad()
+    def hidden_states(self, images: Tensor) -> Tensor:
+        """h_0, ..., h_L of normalised images (n, 3, 32, 32), in evaluation mode: (L+1, n, C, 10, 10)."""
+        training = self.training
+        self.eval()
+        h = self.stem(images)
+        states = torch.stack([h, *self.residual_layers.states(h)])
+        self.train(training)
+        return states
+
+    def scales(self) -> dict[str, float | None]:
+        """How large the hidden states are: "stem_scale", that of the stem's output before its ReLU, and "path_length",
+        the mean over layers of that of bn2's output, so that h_0, ..., h_L is a path of that length at most (see
+        `batch_norm_scale`). None for a path length without batch norm, where the weights alone do not tell it.
+
+        A network depends on the two by their ratio, up to its head: bn1 takes the scale out of what a layer reads, so
+        that a stem c times smaller makes h / |h_0| solve an ODE whose right-hand side is c times larger.
+        """
+        layers = self.residual_layers
+        return {
+            "stem_scale": batch_norm_scale(self.bn1.weight, self.bn1.bias).item(),
+            "path_length": batch_norm_scale(layers.bn2_weight, layers.bn2_bias).mean().item()
+            if self.config.batch_norm
+            else None,
+        }
+
+    @property
+    def engine(self) -> str:
+        """What ran the residual layers last: "compiled" or "pytorch"."""
+        return self.residual_layers.engine
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        config, layers = self.config, self.residual_layers
+        generator = torch.Generator().manual_seed(config.seed)
+
+        def uniform(tensor: Tensor, bound: float) -> None:
+            tensor.uniform_(-bound, bound, generator=generator)
+
+        # PyTorch's default for convolutions and linear layers is uniform in +- 1/sqrt(fan in), biases too.
+        uniform(self.conv1.weight, 1 / math.sqrt(3 * 5 * 5))
+        uniform(self.linear.weight, 1 / math.sqrt(4 * config.channels))
+        uniform(self.linear.bias, 1 / math.sqrt(4 * config.channels))
+        fan = 9 * config.channels
+        default = 1 / math.sqrt(fan)
+        xavier = XAVIER_GAIN * math.sqrt(6 / (fan + fan))
+        for k in range(1 if config.smooth_init else config.depth):
+            uniform(layers.conv1_weight[k], default if config.batch_norm or config.norm_groups else xavier)
+            uniform(layers.conv1_bias[k], default)
+            uniform(layers.conv2_weight[k], default)
+            uniform(layers.conv2_bias[k], default)
+        if config.smooth_init:
+            for name in layers.CONVOLUTIONS:
+                layers.stacked(name)[1:] = layers.stacked(name)[0]
+        # Each block starts at 0, so the network starts as its stem and head.
+        if config.batch_norm:
+            layers.bn1_weight.fill_(1)
+            for tensor in (layers.bn1_bias, layers.bn2_weight, layers.bn2_bias):
+                tensor.zero_()
+        elif config.norm_groups:
+            layers.gn1_weight.fill_(1)
+            for tensor in (layers.gn1_bias, layers.gn2_weight, layers.gn2_bias):
+                tensor.zero_()
+        else:
+            layers.conv2_weight.zero_()
+            layers.conv2_bias.zero_()

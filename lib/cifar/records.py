@@ -1,0 +1,382 @@
+"""The record of every trained run, and the tables in ``checkpoints/`` that are gathered from the records.
+
+A record is a small JSON file of one run: configuration, log, smoothness, per-layer successive distances, but
+no weights. Each run writes its own, so that parallel runs cannot clash; `gather` makes of them
+
+    runs.csv                    one row a run,
+    successive_distance.csv     one row a run, convolution and layer.
+
+A run in ``runs.csv``, or with a record, is finished, and is never trained again.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lib import checks, paths, tables
+from lib.cifar import layer_log, training
+from lib.cifar.checkpoints import Checkpoint, CheckpointError, load, save
+from lib.cifar.network import CONVOLUTIONS, ConvResNet
+from lib.cifar.training import CifarConfig
+from lib.dense.training import Divergence
+
+VERSION = 1
+ENTRIES = ("run", "config", "summary", "versions", "successive_distance", "log")
+PAPER_EPOCHS = 180
+RUNS, DISTANCES, SWEEP = "runs.csv", "successive_distance.csv", "sweep.csv"
+SPIKE, ROUNDING = "loss_spike.csv", "rounding.csv"
+
+
+# ------------------------------------------------------------------------------------------ of a finished run
+
+
+def summarise(log: list[dict[str, Any]]) -> dict[str, Any]:
+    """The log in one line: epochs, accuracies (%; of the last epoch, and the best of the evaluated ones),
+    losses, smoothness of both convolutions, seconds in all, device, engine and number of threads (several
+    joined by " + " where a run moved)."""
+    tested = [line for line in log if line["test_accuracy"] is not None]
+
+    def together(name: str) -> str:
+        return " + ".join(dict.fromkeys(str(line[name]) for line in log))
+
+    return {
+        "epochs": len(log),
+        "train_accuracy": log[-1]["train_accuracy"],
+        "train_accuracy_best": max(line["train_accuracy"] for line in log),
+        "test_accuracy": tested[-1]["test_accuracy"],
+        "test_accuracy_best": max(line["test_accuracy"] for line in tested),
+        "train_loss": log[-1]["train_loss"],
+        "test_loss": tested[-1]["test_loss"],
+        "von_neumann_conv1": log[-1]["von_neumann_conv1"],
+        "von_neumann_conv2": log[-1]["von_neumann_conv2"],
+        "seconds": round(sum(line["seconds"] for line in log), 1),
+        "device": together("device"),
+        "engine": together("engine"),
+        "threads": together("threads"),
+    }
+
+
+def successive_distances(network: ConvResNet) -> dict[str, list[float]]:
+    """|conv_{i,k+1} - conv_{i,k}|_F for i = 1, 2 and k = 1..L-1, by the names "conv1" and "conv2"."""
+    return {
+        name: torch.diff(weight.double(), dim=0).flatten(1).norm(dim=1).tolist()
+        for name, weight in training.kernels(network).items()
+    }
+
+
+def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path, Path]:
+    """Write the checkpoint and the record of a finished run into the folder of its state; returns both paths.
+
+    The layer log of the run is written beside its record. Raises ValueError where the run has not reached its last
+    epoch, or the state is that of another run, and Divergence where its losses or weights are not finite.
+    """
+    folder = Path(folder) if folder is not None else training.run_folder(config)
+    state = training.read_state(folder)
+    complete = state["epoch"] if state else 0
+    if complete < config.epochs:
+        raise ValueError(
+            f"The run {config.name} has {complete} of {config.epochs} epochs in {folder}: train it to the end first."
+        )
+    training.check_same(state, config, folder)
+    network = ConvResNet(config.network)
+    network.load_state_dict(state["network"])
+    summary = summarise(state["log"])
+    losses = {f"its {name.replace('_', ' ')}": summary[name] for name in ("train_loss", "test_loss")}
+    if found := training.not_finite({**network.state_dict(), **losses}):
+        raise Divergence(
+            f"The run {config.name} in {folder} is no result, since {found}: train one with a learning rate below "
+            f"{config.learning_rate:g}."
+        )
+    weights = folder / f"{config.name}.safetensors"
+    save(weights, Checkpoint(config, network, summary, state["versions"]))
+    entries = {
+        "version": VERSION,
+        "run": config.name,
+        "config": asdict(config),
+        "summary": summary,
+        "versions": state["versions"],
+        "successive_distance": successive_distances(network),
+        "log": state["log"],
+    }
+    record = folder / f"{config.name}.json"
+    layers = state.get("layers")
+    if layers:
+        layer_log.write(folder / f"{config.name}{layer_log.ENDING}", layers, config.name)
+    paths.write_atomically(record, lambda draft: draft.write_text(_json(entries)))
+    return weights, record
+
+
+def _json(entries: dict[str, Any]) -> str:
+    """JSON with a line an entry, and a line an epoch of the log."""
+    lines = {name: json.dumps(value) for name, value in entries.items()}
+    lines["log"] = "[\n  " + ",\n  ".join(json.dumps(line) for line in entries["log"]) + "\n ]"
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {text}" for name, text in lines.items()) + "\n}\n"
+
+
+def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | None = None) -> Path:
+    """Copy what `export` wrote to ``checkpoints/`` (or ``into``); returns the record's new path.
+
+    The record goes last, since it is what says that the run is finished.
+    """
+    folder = Path(folder) if folder is not None else training.run_folder(config)
+    into = into or paths.CHECKPOINTS
+    record = record_path(config, into)
+    paths.make_folder(record.parent)
+    for source, target in (
+        (folder / f"{config.name}.safetensors", into / f"{config.name}.safetensors"),
+        (folder / f"{config.name}{layer_log.ENDING}", layer_log_path(config, into)),
+        (folder / f"{config.name}.json", record),
+    ):
+        if source.name.endswith(layer_log.ENDING) and not source.exists():
+            continue  # a run that ended before there was such a log
+        content = source.read_bytes()
+        paths.write_atomically(target, lambda draft, content=content: draft.write_bytes(content))
+    return record
+
+
+def record_path(config: CifarConfig, folder: Path | None = None) -> Path:
+    """Where the record of a run is, or will be."""
+    return (folder or paths.CHECKPOINTS) / "records" / f"{config.name}.json"
+
+
+def layer_log_path(config: CifarConfig, folder: Path | None = None) -> Path:
+    """Where the layer log of a run is, or will be."""
+    return (folder or paths.CHECKPOINTS) / "records" / f"{config.name}{layer_log.ENDING}"
+
+
+# ------------------------------------------------------------------------------------------------ the tables
+
+
+def gather(folder: Path | None = None) -> int:
+    """Write ``runs.csv`` and ``successive_distance.csv``; returns the number of runs.
+
+    Rows of runs whose record is not there are kept as they are. Raises CheckpointError for a broken record.
+    """
+    folder = folder or paths.CHECKPOINTS
+    while True:
+        found = _record_paths(folder)
+        runs = _write_tables(folder, found)
+        # Of two runs that gather at the same time, the one that writes last may not have read the other's record.
+        if _record_paths(folder) == found:
+            return runs
+
+
+def _record_paths(folder: Path) -> list[Path]:
+    return sorted((folder / "records").glob("*.json"))
+
+
+def _write_tables(folder: Path, found: Sequence[Path]) -> int:
+    records = [_read_record(path) for path in found]
+    recorded = {record["run"] for record in records}
+    runs, layers = _kept_rows(folder / RUNS, recorded), _kept_rows(folder / DISTANCES, recorded)
+    runs = [{"run": row["run"], **asdict(CifarConfig()), **row} for row in runs]  # with what older rows do not name
+    for record in records:
+        config = asdict(CifarConfig(**record["config"]))
+        summary = {name: value for name, value in record["summary"].items() if name not in config}
+        row = {"run": record["run"], **config, **summary, **record["versions"]}
+        runs.append({name: math.nan if value is None else value for name, value in row.items()})
+        for name, values in record["successive_distance"].items():
+            layers += [
+                {"run": record["run"], "convolution": name, "layer": layer, "distance": distance}
+                for layer, distance in enumerate(values, start=1)
+            ]
+    order = {name: place for place, name in enumerate(sorted(row["run"] for row in runs))}
+    runs.sort(key=lambda row: order[row["run"]])
+    layers.sort(key=lambda row: order.get(row["run"], len(order)))
+    if runs:
+        tables.write_csv(folder / RUNS, tables.from_rows(runs), exact=True)
+        tables.write_csv(folder / DISTANCES, tables.from_rows(layers), exact=True)
+    return len(runs)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    aside = "move it aside, and restore it from where the run was trained"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a whole record of a run ({error!r}): {aside}.") from error
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path} has record version {version!r}, expected {VERSION}: read it with the version of this project that "
+            "wrote it."
+        )
+    if lacking := [name for name in ENTRIES if name not in record]:
+        raise CheckpointError(f"{path} is not a whole record of a run (it lacks {', '.join(lacking)}): {aside}.")
+    if record["run"] != path.stem:
+        raise CheckpointError(
+            f"{path} is the record of {record['run']}, expected that of its name: rename it, or {aside}."
+        )
+    return record
+
+
+def _rows(path: Path, ended: bool = True) -> list[dict[str, Any]]:
+    return tables.rows(tables.read_csv(path, ended)) if path.exists() else []
+
+
+def _kept_rows(path: Path, recorded: set[str]) -> list[dict[str, Any]]:
+    return [row for row in _rows(path) if row["run"] not in recorded]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of ``runs.csv``: the ``config`` and every other column in ``values`` (nan where undefined)."""
+
+    config: CifarConfig
+    values: dict[str, Any]
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """Its checkpoint, which is there where ``has_weights`` is."""
+        return self.folder / f"{self.config.name}.safetensors"
+
+    @property
+    def has_weights(self) -> bool:
+        return self.path.exists()
+
+    def load(self) -> Checkpoint:
+        """Its network, rebuilt from the checkpoint."""
+        return load(self.path)
+
+    def log(self) -> list[dict[str, Any]]:
+        """A line an epoch (`training.EpochRecord`), out of its record; none where the record is not there."""
+        path = record_path(self.config, self.folder)
+        return _read_record(path)["log"] if path.exists() else []
+
+    def layers(self) -> layer_log.LayerLog:
+        """Its layer log (`lib.cifar.layer_log`); an empty one if the run was trained before there were such logs."""
+        path = layer_log_path(self.config, self.folder)
+        return layer_log.read(path, self.config.name) if path.exists() else {}
+
+
+def read_runs(folder: Path | None = None) -> list[Run]:
+    """The rows of ``checkpoints/runs.csv`` (none where there is no such file)."""
+    folder = folder or paths.CHECKPOINTS
+    names = [field.name for field in fields(CifarConfig)]
+    runs = []
+    for number, row in enumerate(_rows(folder / RUNS), start=2):
+        try:
+            config = CifarConfig(**{name: checks.plain(row[name]) for name in names if name in row})
+        except (ValueError, TypeError) as error:
+            raise tables.TableError(f"{paths.short(folder / RUNS)}, line {number}: {error}") from error
+        values = {name: checks.plain(value) for name, value in row.items() if name not in names}
+        runs.append(Run(config, values, folder))
+    return runs
+
+
+def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
+    """``checkpoints/successive_distance.csv`` as a table; without rows where there is no such file."""
+    path = (folder or paths.CHECKPOINTS) / DISTANCES
+    if path.exists():
+        return tables.read_csv(path, ended=True)
+    return {"run": np.array([], dtype=str), "convolution": np.array([], dtype=str)} | {
+        "layer": np.array([], dtype=int), "distance": np.array([]),
+    }  # fmt: skip
+
+
+def read_spike() -> dict[str, np.ndarray]:
+    """``checkpoints/loss_spike.csv``, a line a step (`training.watch`); no rows where there is no such file."""
+    return _read(SPIKE, ("epoch", "step", "loss", "stem_scale", "path_length"))
+
+
+def read_rounding() -> dict[str, np.ndarray]:
+    """``checkpoints/rounding.csv``, runs in float32 and in float64, a line every so many steps
+    (`training.watch`); no rows where there is no such file."""
+    measured = (f"{what}_{name}" for what in ("von_neumann", "noise") for name in CONVOLUTIONS)
+    return _read(ROUNDING, ("depth", "batch_size", "dtype", "seed", "epoch", "step", "loss", *measured))
+
+
+# Tables of `lib.cifar.measured` by name, ``checkpoints/<name>.csv``, and their columns.
+MEASURED = {
+    "resampling": ("run", "layers", "weights", "statistics", "images", "accuracy", "accuracy_all", "distance"),
+    "solvers": ("run", "method", "steps", "evaluations", "error", "error_network"),
+    "reversible": ("run", "method", "layers", "state", "gradient", "memory_stored", "memory_backwards"),
+}
+
+
+def read_measured(name: str) -> dict[str, np.ndarray]:
+    """A table of `MEASURED`; no rows where there is no such file."""
+    return _read(f"{name}.csv", MEASURED[name])
+
+
+def _read(name: str, columns: Iterable[str]) -> dict[str, np.ndarray]:
+    path = paths.CHECKPOINTS / name
+    return tables.read_csv(path) if path.exists() else {column: np.array([]) for column in columns}
+
+
+def select(runs: Iterable[Run], **conditions: Any) -> list[Run]:
+    """The runs whose config has these values; a condition of None is left out."""
+    wanted = {name: value for name, value in conditions.items() if value is not None}
+    return [run for run in runs if all(getattr(run.config, name) == value for name, value in wanted.items())]
+
+
+def longest_schedule(runs: Iterable[Run]) -> list[Run]:
+    """The runs with the most epochs among these: schedules of different lengths are never mixed."""
+    runs = list(runs)
+    most = max((run.config.epochs for run in runs), default=0)
+    return [run for run in runs if run.config.epochs == most]
+
+
+def training_length(epochs: int) -> str:
+    """In words, how long a network was trained beside the paper's: "own schedule of 30 epochs (paper: 180)"."""
+    if epochs == PAPER_EPOCHS:
+        return f"{epochs} epochs"
+    return f"own schedule of {epochs} epochs (paper: {PAPER_EPOCHS})"
+
+
+# ------------------------------------------------------------------------------------------------- the sweep
+
+
+def sweep(epochs: int | None = None, folder: Path | None = None) -> list[CifarConfig]:
+    """The runs listed in ``checkpoints/sweep.csv``, in order; ``epochs`` replaces the length of all."""
+    names = {field.name for field in fields(CifarConfig)}
+    configs = []
+    for row in _rows((folder or paths.CHECKPOINTS) / SWEEP, ended=False):  # which people edit
+        if unknown := sorted(row.keys() - names):
+            raise ValueError(f"{SWEEP} has a column {unknown[0]}, expected some of: {', '.join(sorted(names))}.")
+        config = CifarConfig(**{name: checks.plain(value) for name, value in row.items()})
+        configs.append(config if epochs is None else replace(config, epochs=epochs))
+    return configs
+
+
+def finished(folder: Path | None = None) -> set[str]:
+    """The names of all runs in ``runs.csv`` or with a record."""
+    folder = folder or paths.CHECKPOINTS
+    recorded = {path.stem for path in _record_paths(folder)}
+    return recorded | {str(row["run"]) for row in _rows(folder / RUNS)}
+
+
+# --- Command line: python -m lib.cifar.records pending | gather -------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``pending [--epochs N]`` lists the runs of the sweep that are not finished, ``gather`` makes the tables."""
+    parser = argparse.ArgumentParser(prog="python -m lib.cifar.records", description="The records of trained networks.")
+    commands = parser.add_subparsers(required=True, dest="command")
+    pending = commands.add_parser("pending", help=f"list the runs of checkpoints/{SWEEP} that are not finished")
+    pending.add_argument("--epochs", type=int, help="for schedules of this length")
+    commands.add_parser("gather", help=f"make {RUNS} and {DISTANCES} from the records")
+    chosen = parser.parse_args(arguments)
+    return checks.exit_code(partial(_command, chosen), failures=(ValueError, TypeError, OSError))
+
+
+def _command(chosen: argparse.Namespace) -> None:
+    if chosen.command == "gather":
+        print(f"checkpoints/{RUNS}: {gather()} runs")
+        return
+    done = finished()
+    print("\n".join(config.name for config in sweep(chosen.epochs) if config.name not in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

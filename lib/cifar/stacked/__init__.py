@@ -1,0 +1,1 @@
+"""Several CIFAR-10 runs at once on one CUDA GPU."""

@@ -1,0 +1,1 @@
+"""The compiled engine: the sources in csrc, and what finds, builds and loads it."""

@@ -1,0 +1,412 @@
+"""What a training step costs: `make bench`, or ``python -m lib.engine.bench``.
+
+The engines of one experiment take turns, so that what disturbs the machine disturbs all of them, and a ratio is the
+median over the turns. The baseline is what one would write first: for the fully connected network the textbook loop
+below (autograd and `torch.optim.SGD`), for CIFAR-10 stock PyTorch. Operations are counted for the textbook's products
+alone, two for a multiply-add, whatever an engine recomputes or saves: Winograd's convolutions do with fewer, and their
+share of the measured matrix peak may exceed 1. Peak memory is what the resident memory of a fresh process
+grows by, from the imports to the third step.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import platform
+import re
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import nbformat
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib import activations, paths, tables
+from lib.cifar import dataset, training
+from lib.cifar.network import ConvNetConfig, ConvResNet
+from lib.dense import compiled
+from lib.dense.adjoint import Adjoint
+from lib.dense.network import Data, NetworkConfig, Weights, initialise
+from lib.engine import build as engine
+from lib.project import notebooks, parameters, report
+
+LEARNING_RATE = 1e-3
+CIFAR_BATCH = 64
+TURN_SECONDS = 0.05  # a turn of an engine is as many steps as last about this long
+PEAK_SIZE = 2048  # rows of the square product that the machine's peak is measured with
+
+Steps = Callable[[int], object]  # takes that many training steps
+
+
+# ---- The fully connected network ----
+
+
+class Textbook:
+    """Gradient descent as one writes it first: a parameter a matrix, autograd, an optimiser."""
+
+    def __init__(self, config: NetworkConfig, weights: Weights, data: Data) -> None:
+        self.config, self.data = config, data
+        self.function = activations.get(config.activation).function
+        self.layers = [
+            (W.clone().requires_grad_(), V.clone().requires_grad_()) for W, V in zip(weights.W, weights.V, strict=True)
+        ]
+        parameters = [parameter for layer in self.layers for parameter in layer]
+        self.optimiser = torch.optim.SGD(parameters, lr=LEARNING_RATE * config.step_factor)
+
+    def loss(self) -> Tensor:
+        config, h = self.config, self.data.x
+        for W, V in self.layers:
+            h = h + config.outer_scale * self.function(config.inner_scale * h @ W) @ V
+        return config.loss_scale * (h - self.data.y).square().sum()
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            loss = self.loss()
+            self.optimiser.zero_grad()
+            loss.backward()
+            self.optimiser.step()
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A training step of the fully connected network, A and B the identity."""
+
+    config: NetworkConfig
+    baseline = "textbook loop"
+
+    @property
+    def name(self) -> str:
+        c = self.config
+        return f"L={c.depth}, m={c.width}, d={c.dimension}, n={c.samples}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.config.torch_dtype
+
+    @property
+    def operations(self) -> float:
+        """Two products a layer forward, four backward, of n m d multiply-adds."""
+        c = self.config
+        return 12.0 * c.samples * c.width * c.dimension * c.depth
+
+    def engines(self) -> dict[str, Callable[[], Steps]]:
+        """By name, what makes each engine ready."""
+        config = self.config
+        engines = {
+            "textbook loop": lambda: Textbook(config, *initialise(config)).run,
+            "PyTorch adjoint": lambda: partial(Adjoint(config, *initialise(config)).run, LEARNING_RATE),
+        }
+        if not compiled.problem(config, *initialise(config)):
+            engines["compiled"] = lambda: partial(compiled.Compiled(config, *initialise(config)).run, LEARNING_RATE)
+        return engines
+
+
+# ---- CIFAR-10 ----
+
+
+@contextlib.contextmanager
+def stock_pytorch() -> Iterator[None]:
+    """The compiled engine switched off."""
+    before = os.environ.get("LIB_ENGINE")
+    os.environ["LIB_ENGINE"] = "off"
+    try:
+        yield
+    finally:
+        del os.environ["LIB_ENGINE"]
+        if before is not None:
+            os.environ["LIB_ENGINE"] = before
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """A training step on a batch of CIFAR-10's size: augmentation, forward, backward, optimiser.
+
+    The pixels are random numbers: what they show does not change what a step costs.
+    """
+
+    config: ConvNetConfig
+    baseline = "stock PyTorch"
+    dtype = torch.float32
+
+    @property
+    def name(self) -> str:
+        return f"CIFAR-10, L={self.config.depth}, {'batch norm' if self.config.batch_norm else 'no batch norm'}"
+
+    @property
+    def operations(self) -> float:
+        """The residual layers: two convolutions a layer, forward and twice that backward, on 10 x 10 images."""
+        weights = 9 * self.config.channels**2
+        return 12.0 * CIFAR_BATCH * 10 * 10 * weights * self.config.depth
+
+    def engines(self) -> dict[str, Callable[[], Steps]]:
+        """By name, what makes each engine ready."""
+
+        def stock() -> Steps:
+            steps = self._steps()
+
+            def run(count: int) -> None:
+                with stock_pytorch():
+                    steps(count)
+
+            return run
+
+        return {"stock PyTorch": stock} | ({"compiled": self._steps} if engine.load()[0] else {})
+
+    def _steps(self) -> Steps:
+        network = ConvResNet(self.config).train()
+        optimiser = torch.optim.SGD(
+            network.parameters(),
+            lr=LEARNING_RATE,
+            momentum=training.MOMENTUM,
+            weight_decay=training.WEIGHT_DECAY,
+            fused=True,
+        )
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (CIFAR_BATCH, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        images = dataset.Images(pixels, torch.arange(CIFAR_BATCH) % 10)
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                epoch = dataset.draw_epoch(CIFAR_BATCH, generator)
+                batch, labels = dataset.batch(images, epoch, 0, CIFAR_BATCH)
+                loss = F.cross_entropy(network(batch), labels)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+
+        return run
+
+
+Case = Dense | Cifar
+
+
+def cases() -> list[Case]:
+    """The experiments of the table."""
+    dense = [
+        Dense(NetworkConfig(depth=depth, width=width, samples=samples, dtype=dtype))
+        for dtype in ("float32", "float64")
+        for depth, width, samples in ((64, 32, 100), (1024, 32, 100), (2**14, 32, 100), (64, 64, 50))
+    ]
+    return [*dense, Cifar(ConvNetConfig()), Cifar(ConvNetConfig(batch_norm=False))]
+
+
+def _dtype(case: Case) -> str:
+    return str(case.dtype).removeprefix("torch.")
+
+
+# ---- Measuring ----
+
+
+def take_turns(
+    engines: Mapping[str, Steps], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds a step of each engine in each of the turns, which they take round for round: three at least."""
+    counts = {}
+    for name, steps in engines.items():
+        steps(1)  # buffers, caches
+        started = clock()
+        steps(1)
+        counts[name] = max(1, round(TURN_SECONDS / max(clock() - started, 1e-9)))
+    turns: dict[str, list[float]] = {name: [] for name in engines}
+    end = clock() + seconds
+    while len(turns[next(iter(engines))]) < 3 or clock() < end:
+        for name, steps in engines.items():
+            started = clock()
+            steps(counts[name])
+            turns[name].append((clock() - started) / counts[name])
+    return turns
+
+
+def matrix_peak(dtype: torch.dtype) -> float:
+    """Operations a second of the library's large square product, the best of ten."""
+    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(10):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - started)
+    return 2.0 * PEAK_SIZE**3 / min(times)
+
+
+def _resident(kind: str) -> int:
+    """Resident memory in bytes, by the name in /proc: VmRSS now, VmHWM at its peak."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.search(rf"{kind}:\s+(\d+)", status.read_text())[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # elsewhere the peak is all there is
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _grow(case: Case, name: str, threads: int, answer) -> None:
+    torch.set_num_threads(threads)
+    torch.mm(*(torch.randn(64, 64, dtype=case.dtype) for _ in range(2)))  # the libraries' own buffers
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")  # the peak starts anew from here
+    before = _resident("VmRSS")
+    case.engines()[name]()(3)
+    answer.send(_resident("VmHWM") - before)
+
+
+def peak_memory(case: Case, name: str) -> float:
+    """Megabytes that three steps of that engine add to a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_grow, args=(case, name, torch.get_num_threads(), sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() / 1e6
+    except EOFError:
+        return float("nan")  # the process died, for want of memory most likely
+    finally:
+        process.join()
+
+
+def machine() -> str:
+    """The processor, the threads and the software, in one line."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return (
+        f"{model}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, "
+        f"PyTorch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})"
+    )
+
+
+def rows(case: Case, turns: Mapping[str, list[float]], peak: float, memory: Mapping[str, float]) -> list[dict]:
+    """The table's rows of one experiment from the seconds of its turns."""
+    result = []
+    for name, seconds in turns.items():
+        ratios = [base / own for base, own in zip(turns[case.baseline], seconds, strict=True)]
+        rate = case.operations / statistics.median(seconds)
+        result.append(
+            {
+                "experiment": case.name,
+                "dtype": _dtype(case),
+                "engine": name,
+                "ms": 1e3 * statistics.median(seconds),
+                "ms_min": 1e3 * min(seconds),
+                "ms_max": 1e3 * max(seconds),
+                "gflops": rate / 1e9,
+                "share_of_peak": rate / peak,
+                "ratio": statistics.median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
+                "memory_mb": memory[name],
+                "turns": len(seconds),
+                "machine": machine(),
+            }
+        )
+    return result
+
+
+def readable(table: tables.Table) -> dict[str, list]:
+    """The columns that are printed, rounded."""
+
+    def column(name: str, text: str) -> list[str]:
+        return [text.format(value) for value in table[name]]
+
+    ratios = zip(table["ratio"], table["ratio_min"], table["ratio_max"], strict=True)
+    return {
+        "experiment": list(table["experiment"]),
+        "dtype": list(table["dtype"]),
+        "engine": list(table["engine"]),
+        "ms a step": [f"{ms:.3g}" if ms < 100 else f"{ms:.0f}" for ms in table["ms"]],
+        "GFLOP/s": column("gflops", "{:.1f}"),
+        "of matrix peak": column("share_of_peak", "{:.0%}"),
+        "times faster (min to max)": [f"{middle:.1f} ({low:.1f} to {high:.1f})" for middle, low, high in ratios],
+        "peak memory, MB": column("memory_mb", "{:.0f}"),
+    }
+
+
+def measure(
+    chosen: list[Case], seconds: float, memory: bool = True, report: Callable[[str], object] = print
+) -> dict[str, list]:
+    """The table of the chosen experiments, ``seconds`` of turns each."""
+    peaks = {dtype: matrix_peak(dtype) for dtype in {case.dtype for case in chosen}}
+    found = []
+    for case in chosen:
+        report(f"{case.name}, {case.dtype}")
+        turns = take_turns({name: make() for name, make in case.engines().items()}, seconds)
+        grown = {name: peak_memory(case, name) if memory else float("nan") for name in turns}
+        found += rows(case, turns, peaks[case.dtype], grown)
+    return tables.from_rows(found)
+
+
+def beside_others(measured: tables.Table, path: Path) -> dict[str, list]:
+    """The measured rows, and the file's rows of experiments that were not measured now, in the order of `cases`."""
+    place = {(case.name, _dtype(case)): place for place, case in enumerate(cases())}
+    new = tables.rows(measured)
+    old = tables.rows(tables.read_csv(path)) if path.exists() else []
+
+    def experiment(row: Mapping[str, object]) -> tuple[object, object]:
+        return row["experiment"], row["dtype"]
+
+    now = {experiment(row) for row in new}
+    kept = [row for row in old if experiment(row) in place and experiment(row) not in now]
+    return tables.from_rows(sorted(kept + new, key=lambda row: place[experiment(row)]))
+
+
+def figures(profile: str = parameters.PAPER) -> dict[str, list]:
+    """What each executed notebook of a profile took, in seconds, the start of its kernel included: columns notebook,
+    seconds, machine. Worth as much as the machine was idle meanwhile. Raises FileNotFoundError where none was run."""
+    found = {path.stem: nbformat.read(path, as_version=4).metadata for path in report.executed(profile)}
+    return tables.from_rows(
+        {"notebook": name, "seconds": metadata[notebooks.SECONDS], "machine": machine()}
+        for name, metadata in found.items()
+    )
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib.engine.bench", description="What a training step costs, by engine.")
+    parser.add_argument(
+        "--save", action="store_true", help="write figures/bench.csv, which is tracked, not .build/bench.csv"
+    )
+    parser.add_argument(
+        "--only", default="", help="experiments whose name or dtype contains this; the others keep their rows"
+    )
+    parser.add_argument("--seconds", type=float, default=5, help="of turns for each experiment (default 5)")
+    parser.add_argument(
+        "--figures", action="store_true", help="instead, what each notebook of the last `make figures` took"
+    )
+    options = parser.parse_args(arguments)
+    folder = paths.FIGURES if options.save else paths.BUILD
+    try:
+        paths.make_folder(folder)
+        paths.check_writable(folder)  # before minutes of measuring
+    except paths.CannotWrite as error:
+        raise SystemExit(str(error)) from None
+    if options.figures:
+        try:
+            table = figures()
+        except FileNotFoundError as error:
+            raise SystemExit(str(error)) from None
+        print(tables.markdown({name: table[name] for name in ("notebook", "seconds")}))
+        print(f"\n{paths.short(tables.write_csv(folder / 'figure_seconds.csv', table))}")
+        return
+    chosen = [case for case in cases() if options.only in f"{case.name}, {case.dtype}"]
+    if not chosen:
+        parser.error(
+            f"no experiment is called {options.only!r}; there are: " + "; ".join(case.name for case in cases())
+        )
+    print(machine(), engine.report(), sep="\n")
+    table = measure(chosen, options.seconds, report=partial(print, flush=True, file=sys.stderr))
+    print("\n" + tables.markdown(readable(table)))
+    path = folder / "bench.csv"
+    print(f"\n{paths.short(tables.write_csv(path, beside_others(table, path)))}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

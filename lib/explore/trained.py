@@ -1,0 +1,279 @@
+"""Trained convolutional networks seen entry by entry: across the layers, by smoothness, and along an image's path."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib import checks, paths, resampling, tables
+from lib.cifar import checkpoints, dataset, resampling
+from lib.cifar.checkpoints import Checkpoint
+from lib.cifar.network import ConvResNet
+from lib.cifar.records import CONVOLUTIONS
+from lib.cifar.training import CifarConfig
+from lib.figures.figure_3 import draw_entries
+from lib.measures import von_neumann_ratios
+
+Entry = tuple[int, int, int, int]  # out channel, in channel, row and column of the kernel
+HOW = ("random", "roughest", "smoothest", "index")
+ACCURACY_IMAGES = 100  # two networks of 256 layers take half a second for them
+
+
+NOTHING_TRAINED = "There is no trained network in checkpoints/ yet: make train trains one, make help says more."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which curve to look at: a ``convolution`` ("conv1" or "conv2"), and an entry of it,
+
+    - ``how`` "random": the one that ``seed`` draws, as Figure 3 does with its ``entry_seed``;
+    - "roughest", "smoothest": by the von Neumann ratio in the first of the networks;
+    - "index": the one at ``index``.
+
+    ``image`` is the number of the test image whose path is followed, ``layers`` the number of layers that are kept for
+    it, the middle ones of as many equal parts (0, or more than there are: all).
+    """
+
+    convolution: str = "conv1"
+    how: str = "random"
+    seed: int = 0
+    image: int = 7
+    index: Entry = (0, 0, 0, 0)
+    layers: int = 0
+
+    def __post_init__(self) -> None:
+        checks.make_plain(self)
+        checks.choice("convolution", self.convolution, CONVOLUTIONS)
+        checks.choice("how", self.how, HOW)
+        checks.positive_int("seed", self.seed, least=0)
+        checks.positive_int("image", self.image, least=0)
+        checks.positive_int("layers", self.layers, least=0)
+        for place in self.index:
+            checks.positive_int("an index of the entry", place, least=0)
+
+
+def find(folder: Path | None = None) -> dict[Path, CifarConfig]:
+    """The checkpoints of a folder (by default ``checkpoints/``): by activation, those with batch norm first, short
+    schedules before long ones, weight-tied before i.i.d."""
+    files = sorted((folder or paths.CHECKPOINTS).glob("*.safetensors"))
+    found = {path: checkpoints.read_header(path)[0] for path in files}
+
+    def place(path: Path) -> tuple:
+        config = found[path]
+        return config.activation, not config.batch_norm, config.norm_groups, config.epochs, not config.smooth_init
+
+    return {path: found[path] for path in sorted(found, key=place)}
+
+
+@dataclass(frozen=True)
+class ImagePath:
+    """The hidden states h_0, ..., h_L of one image, centred and projected to the plane of their two principal axes.
+
+    ``points``: (L+1, 2); ``shares`` of their variance along the two axes; ``logits``: (10,).
+    """
+
+    points: np.ndarray
+    shares: tuple[float, float]
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class View:
+    """What the explorer draws of one network: the ``curve`` (L,) of one ``entry`` of a convolution across the layers,
+    the ``ratios`` of all its entries, the path of an image where there is one, and which layers (from 0) are kept for
+    that, unless all are."""
+
+    config: CifarConfig
+    convolution: str
+    entry: Entry
+    curve: np.ndarray
+    ratios: np.ndarray
+    path: ImagePath | None = None
+    kept: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, with what the explorer asks of it worked out once."""
+
+    checkpoint: Checkpoint
+    _ratios: dict[str, np.ndarray] = field(default_factory=dict)
+    _paths: dict[tuple[int, int], ImagePath] = field(default_factory=dict)
+    _fewer: dict[int, ConvResNet] = field(default_factory=dict)
+    _accuracies: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def config(self) -> CifarConfig:
+        return self.checkpoint.config
+
+    def weights(self, convolution: str) -> Tensor:
+        """The weights of "conv1" or "conv2" over all layers: (L, C, C, 3, 3)."""
+        return self.checkpoint.network.residual_layers.stacked(f"{convolution}.weight").detach()
+
+    def ratios(self, convolution: str) -> np.ndarray:
+        """The von Neumann ratio of every entry: (C, C, 3, 3), nan where it does not vary."""
+        if convolution not in self._ratios:
+            self._ratios[convolution] = von_neumann_ratios(self.weights(convolution)).numpy()
+        return self._ratios[convolution]
+
+    def entry(self, choice: Choice) -> Entry:
+        """The chosen entry. Raises ValueError where the convolution has no such entry, or none that varies."""
+        ratios = self.ratios(choice.convolution)
+        if choice.how == "index":
+            if any(place >= size for place, size in zip(choice.index, ratios.shape, strict=True)):
+                raise ValueError(
+                    f"The entry is {choice.index}, expected indices below the weight's shape {ratios.shape}."
+                )
+            return choice.index
+        if choice.how == "random":
+            return draw_entries(choice.seed, channels=len(ratios))[choice.convolution]
+        if np.isnan(ratios).all():
+            raise ValueError("All layers are equal, so that no entry is the roughest: choose one by its index.")
+        extreme = np.nanargmax(ratios) if choice.how == "roughest" else np.nanargmin(ratios)
+        return tuple(int(place) for place in np.unravel_index(extreme, ratios.shape))
+
+    def layers(self, asked: int) -> int:
+        """How many layers are kept where ``asked`` are asked for: 0, or more than there are, means all."""
+        return min(asked or self.config.depth, self.config.depth)
+
+    def network(self, layers: int) -> ConvResNet:
+        """The network with so many of its layers, made once."""
+        if layers == self.config.depth:
+            return self.checkpoint.network
+        if layers not in self._fewer:
+            self._fewer[layers] = resampling.resample(self.checkpoint.network, layers)
+        return self._fewer[layers]
+
+    @torch.no_grad()
+    def path(self, images: dataset.Images, number: int, layers: int) -> ImagePath:
+        """The path of one of the images through so many layers; they are always the test images, so that each is worked
+        out once."""
+        if (number, layers) not in self._paths:
+            network = self.network(layers)
+            states = network.hidden_states(dataset.normalise(images.pixels[number : number + 1]))[:, 0]
+            logits = network.head(states[-1:])[0].numpy()
+            self._paths[number, layers] = ImagePath(*principal_plane(states.flatten(1)), logits)
+        return self._paths[number, layers]
+
+    def accuracy(self, images: dataset.Images, layers: int) -> float:
+        """The test accuracy (%) with so many layers, on the first `ACCURACY_IMAGES` of the test images."""
+        if layers not in self._accuracies:
+            part = dataset.Images(images.pixels[:ACCURACY_IMAGES], images.labels[:ACCURACY_IMAGES])
+            found = resampling.logits(self.network(layers), part)
+            self._accuracies[layers] = resampling.accuracy(found, part.labels)
+        return self._accuracies[layers]
+
+
+@lru_cache(maxsize=4)
+def load(path: Path) -> Trained:
+    """A checkpoint, read once."""
+    return Trained(checkpoints.load(path))
+
+
+@lru_cache(maxsize=1)
+def test_images() -> dataset.Images:
+    """The test images, read once and never downloaded; raises `dataset.DataNotFoundError` with a sentence."""
+    return dataset.load(train=False, download=False)
+
+
+def principal_plane(states: Tensor) -> tuple[np.ndarray, tuple[float, float]]:
+    """Points (k, p) projected to the two axes of largest variance: (k, 2), and the share of variance along each.
+
+    Each axis points from the first towards the last point, so that equal paths look equal.
+    """
+    centred = states.double() - states.double().mean(dim=0)
+    axes, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
+    points, squares = axes[:, :2] * sizes[:2], sizes.square()
+    points = torch.where(points[-1] < points[0], -points, points)
+    total = float(squares.sum())
+    shares = [float(square) / total if total > 0 else 0.0 for square in squares[:2]]
+    return points.numpy(), (shares[0], shares[1])
+
+
+@dataclass
+class Browsing:
+    """One or two trained ``networks`` side by side, and the test images or a sentence that says why there are none."""
+
+    networks: list[Trained]
+    images: dataset.Images | None = None
+    sentence: str = "The images are being read."
+
+    def views(self, choice: Choice) -> list[View]:
+        """The same entry of every network, ready to be drawn."""
+        entry, name = self.networks[0].entry(choice), choice.convolution
+        views = []
+        for network in self.networks:
+            network.entry(replace(choice, how="index", index=entry))  # a smaller network may not have it
+            layers, depth = network.layers(choice.layers), network.config.depth
+            path = network.path(self.images, choice.image, layers) if self._has(choice) else None
+            kept = resampling.kept(depth, layers).numpy() if layers < depth else None
+            curve = network.weights(name)[(slice(None), *entry)].numpy()
+            views.append(View(network.config, name, entry, curve, network.ratios(name), path, kept))
+        return views
+
+    def accuracies(self, choice: Choice) -> list[str]:
+        """What the layers that are kept are worth, a line for each network; none without the images."""
+        lines = []
+        for network in self.networks if self.images is not None else ():
+            layers, depth = network.layers(choice.layers), network.config.depth
+            line = f"{network.accuracy(self.images, layers):.1f} % with {layers} of {depth} layers"
+            if layers < depth:
+                line += f", {network.accuracy(self.images, depth):.1f} % with all"
+            lines.append(f"{line} (test images 0 to {min(ACCURACY_IMAGES, len(self.images)) - 1})")
+        return lines
+
+    def image(self, choice: Choice) -> tuple[np.ndarray | None, str]:
+        """The image (32, 32, 3) and its caption, or None and a sentence."""
+        if not self._has(choice):
+            return None, self.sentence or f"There is no test image {choice.image}: they end at {len(self.images) - 1}."
+        label = dataset.CLASSES[int(self.images.labels[choice.image])]
+        pixels = self.images.pixels[choice.image].permute(1, 2, 0).numpy()
+        return pixels, f"test image {choice.image}: {label}"
+
+    def _has(self, choice: Choice) -> bool:
+        return self.images is not None and choice.image < len(self.images)
+
+    def table(self, choice: Choice) -> dict[str, list]:
+        """The curves as a table: run, convolution, entry, ratio, layer, value."""
+        rows = []
+        for view in self.views(choice):
+            entry = dict(zip(("out", "in", "row", "column"), view.entry, strict=True))
+            ratio = float(view.ratios[view.entry])
+            run = {"run": view.config.name, "convolution": view.convolution, **entry, "von_neumann": ratio}
+            rows += [{**run, "layer": layer, "value": float(w)} for layer, w in enumerate(view.curve, start=1)]
+        return tables.from_rows(rows)
+
+
+def one_of_each(found: Mapping[Path, CifarConfig]) -> list[Path]:
+    """The first two of these that differ in nothing but the initialisation, the weight-tied one first. Where none do,
+    the first weight-tied network and the first i.i.d. one, as far as there are such."""
+    places = {config: path for path, config in found.items()}
+    for path, config in found.items():
+        if config.smooth_init and (other := places.get(replace(config, smooth_init=False))):
+            return [path, other]
+    firsts = [
+        next((path for path, config in found.items() if config.smooth_init == tied), None) for tied in (True, False)
+    ]
+    return [path for path in firsts if path is not None]
+
+
+def browse(files: Sequence[Path]) -> Iterator[Browsing | None]:
+    """First the networks of these checkpoints; then, since reading takes a while, None until the images are there."""
+    browsing = Browsing([load(path) for path in files])
+    yield browsing
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(test_images)
+        while not reading.done():
+            time.sleep(0.01)
+            yield None
+    try:
+        browsing.images, browsing.sentence = reading.result(), ""
+    except dataset.DataNotFoundError as error:
+        browsing.sentence = str(error)
+    yield browsing

@@ -1,0 +1,53 @@
+"""What the experiments share: bars that wrap them, moments to look at, tables out of rows, rates of a loss."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from torch import Tensor
+
+from lib.dense.network import Weights
+from lib.tables import from_rows
+
+# Wraps an iterable of a known length, as `lib.dense.training.progress` does with a bar.
+Progress = Callable[[Iterable, int], Iterable]
+
+
+def silent(records: Iterable, total: int) -> Iterable:
+    """No progress bar."""
+    return records
+
+
+def evenly(iterations: int, count: int) -> list[int]:
+    """At most ``count`` >= 2 evenly spaced iterations from 0 to ``iterations``, both among them."""
+    return sorted({round(t) for t in np.linspace(0, iterations, min(count, iterations + 1))})
+
+
+def last(steps: Iterable):
+    """The last of the states that an experiment goes through."""
+    return deque(steps, maxlen=1).pop()
+
+
+def sorted_table(rows: list[dict], *columns: str) -> dict[str, list]:
+    """A table out of rows, sorted by these columns."""
+    return from_rows(sorted(rows, key=lambda row: [row[column] for column in columns]))
+
+
+def entries(weights: Weights, row: int, column: int) -> tuple[list[float], list[float]]:
+    """The entry (``row``, ``column``) of V_k: (m, q) and of W_k: (q, m) across the layers."""
+    return weights.V[:, row, column].tolist(), weights.W[:, row, column].tolist()
+
+
+def mean_log_loss_rate(loss: dict[str, list], last: float = 0.5) -> float:
+    """-d(log loss)/dt per iteration over the ``last`` part of training (least squares)."""
+    t, value = np.asarray(loss["iteration"], dtype=float), np.asarray(loss["loss"], dtype=float)
+    keep = (t >= t[-1] * (1 - last)) & (value > 0)
+    if keep.sum() < 2:
+        return math.nan
+    return float(-np.polyfit(t[keep], np.log(value[keep]), 1)[0])
+
+
+def largest_norm(rows: Tensor) -> float:
+    """The largest Euclidean (Frobenius) norm among the entries rows[..., :]: a supremum over layers and inputs."""
+    return float(rows.norm(dim=-1).max())

@@ -1,0 +1,113 @@
+"""Figure 1, left: layers that start equal stay within K/L of each other (Prop. 3)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lib import checks
+from lib.dense.distances import SuccessiveDistance
+from lib.dense.network import NetworkConfig
+from lib.dense.training import lockstep, train
+from lib.digits import difference
+from lib.figures.claim import Claim, Read, fit_in_depth, judge_rate, select_last
+from lib.figures.experiment import Progress, last, silent, sorted_table
+from lib.figures.results import Data
+from lib.figures.style import color_scale, depth_axis, leave_room_for_legend, minus, panels, rate_line, styled
+from lib.measures import fit_slope
+
+
+@dataclass(frozen=True)
+class Config:
+    """Figure 1 left: networks of several ``depths``, trained with ``learning_rate`` (steps L * eta).
+
+    ``iterations`` lists the training times x: a curve each, over the states t < x. ``slope_from`` is the
+    smallest depth that the slope is fitted over. ``network`` gives everything else (its depth is not used).
+    """
+
+    network: NetworkConfig
+    depths: list[int]
+    iterations: list[int]
+    learning_rate: float = 0.01
+    slope_from: int = 16
+
+    def __post_init__(self) -> None:
+        checks.make_plain(self)
+        checks.positive_ints("depths", self.depths, least=2)
+        checks.positive_ints("iterations", self.iterations)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.two_sizes(self.slope_from, self.depths)
+
+    @property
+    def steps(self) -> int:
+        """How many states are looked at."""
+        return self.iterations[-1]
+
+
+def steps(config: Config) -> Iterator[Data]:
+    """The table of `compute` so far, after each iteration; nothing until the first training time."""
+    trainings = []
+    for depth in config.depths:
+        network = config.network.at_depth(depth)
+        trainings.append(train(network, config.learning_rate, config.iterations[-1] - 1))
+    running = [SuccessiveDistance() for _ in config.depths]
+    rows = []
+    for records in lockstep(trainings):
+        for depth, record, so_far in zip(config.depths, records, running, strict=True):
+            so_far.update(record.weights)
+            if record.iteration + 1 in config.iterations:
+                distances = {name: difference(value) for name, value in so_far.values().items()}
+                rows.append({"depth": depth, "iterations": record.iteration + 1, **distances})
+        yield {"figure_1_left": sorted_table(rows, "depth", "iterations")} if rows else {}
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """The table of ``figure_1_left.csv``: a row for each depth and each training time in ``iterations``."""
+    return last(progress(steps(config), config.steps))
+
+
+@styled
+def draw(data: Data, config: "Config") -> Figure:
+    """Successive distance against depth, a curve for each training time: the paper's quantity, then the
+    released aggregate. ``table`` has the columns of ``figure_1_left.csv``; rows that are 0 are not drawn."""
+    table, slope_from = data["figure_1_left"], config.slope_from
+    columns = {name: np.asarray(column) for name, column in table.items()}
+    aggregate = np.maximum(columns["aggregate_V"], columns["aggregate_W"])
+    times = [t for t in np.unique(columns["iterations"]) if aggregate[columns["iterations"] == t].max() > 0]
+    depths = np.unique(columns["depth"])
+    figure, axes = panels(2)
+    color, mappable = color_scale(times or [0])
+    quantities = (
+        (columns["max_distance"], r"$\max_{k,\,t}\;\|Z_{k+1}(t)-Z_k(t)\|_F$", "the paper's quantity", -1.0),
+        (aggregate, r"$\left(\sum_{t,\,k}\;\|Z_{k+1}(t)-Z_k(t)\|_F^2\right)^{1/2}$", "the released aggregate", -0.5),
+    )
+    for panel, (values, label, title, exponent) in zip(axes, quantities, strict=True):
+        fit = None
+        for time in times:
+            rows = (columns["iterations"] == time) & (values > 0)
+            order = np.argsort(columns["depth"][rows])
+            x, y = columns["depth"][rows][order], values[rows][order]
+            panel.plot(x, y, "o-", color=color(time), markeredgewidth=0)
+            if (x >= slope_from).sum() >= 2:
+                fit = fit_slope(x, y, slope_from)
+        if fit is not None:
+            fitted = depths[depths >= slope_from]
+            rate_line(panel, fitted, fit, exponent, f"slope ${'-1' if exponent == -1 else '-1/2'}$")
+            panel.legend(loc="lower left", title=f"slope, {times[-1]} iterations: {minus(fit.slope)}", title_fontsize=8)
+        depth_axis(panel, depths)
+        panel.set_yscale("log")
+        leave_room_for_legend(panel, 0.2)
+        panel.set_ylabel(label)
+        panel.set_title(title)
+    if times:
+        bar = figure.colorbar(mappable, ax=axes, pad=0.01, aspect=28)
+        bar.set_label("training iterations")
+        bar.outline.set_visible(False)
+    return figure
+
+
+def claims(read: Read) -> Iterator[Claim]:
+    left = select_last(read("figure_1_left"), "iterations")
+    statement = "Layers that start equal stay within K/L of each other during training"
+    yield judge_rate(statement, "Prop. 3, Fig. 1 left", "figure_1_left", fit_in_depth(left, "max_distance"), -1.0)

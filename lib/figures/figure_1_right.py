@@ -1,0 +1,182 @@
+"""Figure 1, right: trained weights converge to the large-depth limit (Thm 4)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from lib import checks
+from lib.dense import conventions, limit
+from lib.dense.distances import distance
+from lib.dense.network import NetworkConfig
+from lib.dense.training import Record, lockstep, train
+from lib.figures.claim import Claim, Read, fit_in_depth, judge_rate, maximise_over_time
+from lib.figures.experiment import Progress, last, silent, sorted_table
+from lib.figures.results import Data
+from lib.figures.style import (
+    COLORS,
+    MARKERS,
+    cell_edges,
+    depth_axis,
+    leave_room_for_legend,
+    minus,
+    panels,
+    rate_line,
+    styled,
+)
+from lib.measures import fit_slope
+
+
+@dataclass(frozen=True)
+class Config:
+    """Figure 1 right: the distance between networks of several ``depths`` and the large-depth limit.
+
+    The states t < ``iterations`` are compared, every ``every``-th. ``reference`` is "network", a network of
+    ``reference_depth`` layers in the limit's place, or "limit", the solution of the limit's own equations
+    to an error of ``tolerance`` (in the unit of the distances themselves). ``sampling``: see
+    `conventions.SAMPLING_RULES`. ``slope_from``: the smallest depth that the rate is fitted over.
+    """
+
+    network: NetworkConfig
+    depths: list[int]
+    iterations: int
+    every: int = 1
+    learning_rate: float = 0.01
+    reference: str = "network"
+    reference_depth: int = 2**14
+    sampling: str = "integral"
+    tolerance: float = 1e-5
+    slope_from: int = 16
+
+    def __post_init__(self) -> None:
+        checks.make_plain(self)
+        checks.positive_ints("depths", self.depths)
+        checks.positive_int("iterations", self.iterations)
+        checks.positive_int("every", self.every)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.choice("reference", self.reference, REFERENCES)
+        checks.positive_int("reference_depth", self.reference_depth)
+        checks.choice("sampling", self.sampling, conventions.SAMPLING_RULES)
+        checks.positive_float("tolerance", self.tolerance)
+        checks.two_sizes(self.slope_from, self.depths)
+        if self.reference == "limit":
+            limit.check_exists(self.network)
+        if self.reference == "network" and self.depths[-1] >= self.reference_depth:
+            raise ValueError(
+                f"reference_depth is {self.reference_depth}, expected more than the deepest network's "
+                f"{self.depths[-1]} layers."
+            )
+
+    @property
+    def recorded(self) -> list[int]:
+        """The iterations t whose states are compared, the last one among them."""
+        return sorted({*range(0, self.iterations, self.every), self.iterations - 1})
+
+    @property
+    def steps(self) -> int:
+        """How many states are looked at."""
+        return len(self.recorded)
+
+
+def _network_reference(config: Config) -> Iterable[Callable[[Record], tuple[float, float]]]:
+    """At each recorded iteration a function: a network's record -> its distances of V and of W."""
+    network = config.network.at_depth(config.reference_depth)
+    for reference in train(network, config.learning_rate, config.recorded[-1], config.recorded):
+
+        def distances(record: Record, deep=reference.weights) -> tuple[float, float]:
+            weights = record.weights
+            return tuple(distance(*pair, config.sampling) for pair in ((weights.V, deep.V), (weights.W, deep.W)))
+
+        yield distances
+
+
+def _limit_reference(config: Config) -> Iterable[Callable[[Record], tuple[float, float]]]:
+    """The same for the limit's own equations."""
+    records = limit.train(
+        config.network, config.learning_rate, config.recorded[-1], config.recorded, tolerance=config.tolerance
+    )
+    for reference in records:
+
+        def distances(record: Record, ode=reference.ode) -> tuple[float, float]:
+            by_name = ode.distance_to_network(record.weights, config.sampling)
+            return by_name["V"], by_name["W"]
+
+        yield distances
+
+
+REFERENCES = {"network": _network_reference, "limit": _limit_reference}
+
+
+def steps(config: Config) -> Iterator[Data]:
+    """The table of `compute` so far, after each recorded iteration."""
+    trainings = [
+        train(config.network.at_depth(depth), config.learning_rate, config.recorded[-1], config.recorded)
+        for depth in config.depths
+    ]
+    rows = []
+    for distances, records in zip(REFERENCES[config.reference](config), lockstep(trainings), strict=True):
+        for depth, record in zip(config.depths, records, strict=True):
+            V, W = map(difference, distances(record))
+            rows.append({"depth": depth, "iteration": record.iteration, "distance_V": V, "distance_W": W})
+        yield {"figure_1_right": sorted_table(rows, "depth", "iteration")}
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """The table of ``figure_1_right.csv``: a row for each depth and each recorded iteration."""
+    return last(progress(steps(config), config.steps))
+
+
+@styled
+def draw(data: Data, config: "Config") -> Figure:
+    """Distance to the limit: images over (iteration, depth) for V and W, and the rate at the last iteration.
+
+    ``table`` has the columns of ``figure_1_right.csv``; entries that are 0 stay white.
+    """
+    table, slope_from = data["figure_1_right"], config.slope_from
+    depths, iterations = np.unique(table["depth"]), np.unique(table["iteration"])
+    shape = len(depths), len(iterations)
+    order = np.lexsort((table["iteration"], table["depth"]))
+    images = {Z: np.asarray(table[f"distance_{Z}"])[order].reshape(shape) for Z in "VW"}
+    figure, axes = panels(3, width_ratios=[1, 1, 0.95])
+    edges = cell_edges(iterations)
+    for panel, (Z, image) in zip(axes, images.items(), strict=False):
+        # Twelve orders below the largest, and at 1e-13 of weights of order 1, there is rounding only.
+        positive = np.ma.masked_less_equal(image, max(image.max() * 1e-12, 1e-13))
+        if positive.count() == 0:
+            panel.set_axis_off()
+            continue
+        # The first steps are orders of magnitude below the rest; the scale starts where the picture does.
+        norm = LogNorm(np.quantile(positive.compressed(), 0.02), positive.max())
+        mesh = panel.pcolormesh(edges, np.arange(len(depths) + 1), positive, norm=norm, rasterized=True)
+        panel.set_yticks(np.arange(len(depths)) + 0.5, [str(depth) for depth in depths])
+        panel.set_xlabel("training iteration")
+        panel.set_title(rf"$\|{Z}^L(\cdot,t)-{Z}(\cdot,t)\|$")
+        bar = figure.colorbar(mesh, ax=panel, location="bottom", pad=0.02, aspect=25, extend="min")
+        bar.outline.set_visible(False)
+    axes[0].set_ylabel(r"depth $L$")
+    rate = axes[2]
+    for Z, color, marker in zip("VW", COLORS, MARKERS, strict=False):
+        final = images[Z][:, -1]
+        if (final[depths >= slope_from] > 0).sum() >= 2:
+            fit = fit_slope(depths, final, slope_from)
+            rate_line(rate, depths[depths >= slope_from], fit, -1.0, "slope $-1$" if Z == "W" else None)
+            rate.plot(depths, final, marker + "-", color=color, label=f"${Z}$: slope {minus(fit.slope)}")
+        else:
+            rate.plot(depths, np.where(final > 0, final, np.nan), marker + "-", color=color, label=f"${Z}$")
+    depth_axis(rate, depths)
+    rate.set_yscale("log")
+    rate.set_title(f"at iteration {iterations[-1]}")
+    leave_room_for_legend(rate, 0.35)
+    rate.legend(loc="lower left")
+    return figure
+
+
+def claims(read: Read) -> Iterator[Claim]:
+    right = maximise_over_time(read("figure_1_right"), "distance_V", "distance_W")
+    for name in "VW":
+        statement = f"{name} of the trained network converges to the limit's, in the norm of Fig. 1, uniformly in t"
+        yield judge_rate(
+            statement, "Thm 4, Fig. 1 right", "figure_1_right", fit_in_depth(right, f"distance_{name}"), -1.0
+        )

@@ -1,0 +1,148 @@
+"""Figure 2: trained for long, the weights stay smooth across layers while the loss goes to 0 (Thm 6)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from lib import checks
+from lib.dense.network import NetworkConfig
+from lib.dense.training import train
+from lib.digits import square
+from lib.figures.claim import Claim, Read, judge, select_last
+from lib.figures.experiment import Progress, entries, evenly, last, silent
+from lib.figures.results import Data
+from lib.figures.style import BLUE, color_scale, panels, styled
+from lib.measures import SMOOTH_BELOW, von_neumann_ratio
+
+
+@dataclass(frozen=True)
+class Config:
+    """Figure 2: one network, trained for long.
+
+    ``recorded`` is the number of times, at most 100, at which the entry (``row``, ``column``) of V_k and of
+    W_k is kept, evenly spaced over the states t <= ``iterations``; the loss is kept every ``loss_every``
+    iterations. Indices count from 0 in the layout of `lib.dense.network`: V_k is (m, q), W_k (q, m).
+    """
+
+    network: NetworkConfig
+    iterations: int
+    learning_rate: float = 0.005
+    recorded: int = 100
+    loss_every: int = 1
+    row: int = 0
+    column: int = 0
+
+    def __post_init__(self) -> None:
+        checks.make_plain(self)
+        checks.positive_int("iterations", self.iterations)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.positive_int("recorded", self.recorded, least=2)
+        checks.positive_int("loss_every", self.loss_every)
+        if self.recorded > 100:
+            raise ValueError(f"recorded is {self.recorded}, expected at most 100 lines in one picture.")
+        largest = min(self.network.hidden, self.network.width) - 1
+        for name in ("row", "column"):
+            checks.positive_int(name, getattr(self, name), least=0)
+            if getattr(self, name) > largest:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected at most {largest}, so that both V_k "
+                    f"({self.network.width} x {self.network.hidden}) and W_k have that entry."
+                )
+
+    @property
+    def weight_iterations(self) -> list[int]:
+        """The iterations whose weights are kept, the first and the last among them."""
+        return evenly(self.iterations, self.recorded)
+
+    @property
+    def loss_iterations(self) -> list[int]:
+        """The iterations whose loss is kept, the first and the last among them."""
+        return sorted({*range(0, self.iterations + 1, self.loss_every), self.iterations})
+
+    @property
+    def kept(self) -> list[int]:
+        """The iterations of which anything is kept."""
+        return sorted({*self.weight_iterations, *self.loss_iterations})
+
+    @property
+    def steps(self) -> int:
+        """How many states are looked at."""
+        return len(self.kept)
+
+
+def steps(config: Config) -> Iterator[Data]:
+    """The tables of `compute` so far, after each iteration in ``config.kept`` (the same two dicts, growing)."""
+    keep_weights, keep_loss = set(config.weight_iterations), set(config.loss_iterations)
+    loss = {"iteration": [], "loss": []}
+    columns = ("iteration", "layer", "row", "column", "entry_V", "entry_W")
+    weights = {name: [] for name in columns}
+    layers = range(1, config.network.depth + 1)
+    for record in train(config.network, config.learning_rate, config.iterations, config.kept):
+        if record.iteration in keep_loss:
+            loss["iteration"].append(record.iteration)
+            loss["loss"].append(square(record.loss))
+        if record.iteration in keep_weights:
+            curves = (map(difference, curve) for curve in entries(record.weights, config.row, config.column))
+            constant = [record.iteration], [config.row], [config.column]
+            iteration, row, column = (value * config.network.depth for value in constant)
+            for name, values in zip(columns, (iteration, layers, row, column, *curves), strict=True):
+                weights[name].extend(values)
+        yield {"figure_2": loss, "figure_2_weights": weights}
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """The tables of ``figure_2.csv`` and ``figure_2_weights.csv``."""
+    return last(progress(steps(config), config.steps))
+
+
+@styled
+def draw(data: Data, config: "Config") -> Figure:
+    """One entry of V and of W across layers, lighter as training goes on, and the loss.
+
+    ``loss`` and ``weights`` have the columns of ``figure_2.csv`` and ``figure_2_weights.csv``.
+    """
+    loss, weights = data["figure_2"], data["figure_2_weights"]
+    figure, axes = panels(3)
+    iterations = np.unique(weights["iteration"])
+    color, mappable = color_scale(iterations)
+    layers = np.unique(weights["layer"])
+    for panel, Z in zip(axes, "VW", strict=False):
+        order = np.lexsort((weights["layer"], weights["iteration"]))
+        curves = np.asarray(weights[f"entry_{Z}"])[order].reshape(len(iterations), len(layers))
+        for iteration, curve in zip(iterations, curves, strict=True):
+            panel.plot(layers, curve, color=color(iteration), linewidth=0.8)
+        row, column = weights["row"][0], weights["column"][0]
+        panel.set_title(rf"$({Z}_k)_{{{row},{column}}}$")
+        panel.set_xlabel(r"layer $k$")
+    bar = figure.colorbar(mappable, ax=axes[1], pad=0.02, aspect=28)
+    bar.set_label("training iteration")
+    bar.outline.set_visible(False)
+    if iterations[-1] >= 10_000:
+        bar.formatter.set_powerlimits((3, 3))
+        bar.formatter.set_useMathText(True)
+    axes[2].plot(loss["iteration"], loss["loss"], color=BLUE)
+    axes[2].set_yscale("log")
+    axes[2].set_xlabel("training iteration")
+    axes[2].set_title("loss")
+    if iterations[-1] >= 10_000:
+        axes[2].ticklabel_format(axis="x", style="sci", scilimits=(3, 3), useMathText=True)
+    return figure
+
+
+def claims(read: Read) -> Iterator[Claim]:
+    loss, weights = read("figure_2"), read("figure_2_weights")
+    last = select_last(weights)
+    ratios = [von_neumann_ratio(torch.as_tensor(last[f"entry_{name}"])[:, None]) for name in "VW"]
+    yield Claim(
+        "Trained for long, the weights stay smooth across layers while the loss goes to 0",
+        "Thm 6, Fig. 2",
+        f"loss {loss['loss'][0]:.2f} to {loss['loss'][-1]:.1e}; von Neumann ratio of an entry of V and of W at most "
+        f"{max(ratios):.4f}",
+        f"loss below 1/1000 of the first, ratio below {SMOOTH_BELOW} (independent: 2)",
+        "",
+        judge(loss["loss"][-1] < 1e-3 * loss["loss"][0] and max(ratios) < SMOOTH_BELOW),
+        "figure_2",
+    )

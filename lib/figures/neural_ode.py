@@ -1,0 +1,239 @@
+"""Networks beside the neural ODE that they converge to (Prop. 2 and Thm 4)."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from lib import activations, checks
+from lib.dense import limit
+from lib.dense.limit import LIMIT
+from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
+from lib.dense.training import lockstep, train
+from lib.digits import difference
+from lib.figures.claim import Claim, Read, fit_in_depth, judge_rate, maximise_over_time, select_last
+from lib.figures.experiment import Progress, largest_norm, silent
+from lib.figures.results import Data
+from lib.figures.style import BLACK, COLORS, GREY, LIGHT, MARKERS, depth_axis, depth_label, panels, rate_line, styled
+from lib.measures import fit_slope
+from lib.tables import from_rows, select
+
+
+@dataclass(frozen=True)
+class Config:
+    """Networks of several ``depths`` beside the neural ODE of infinite depth, all trained alike.
+
+    The states at ``compared`` (increasing iterations t) are compared; suprema over x are taken over ``inputs``
+    standard Gaussian points that are not in the training set. ``tolerance``: see `limit.train`; ``slope_from``: the
+    smallest depth that rates are fitted over. Raises ValueError for an activation that is not C^2, whose ODE the
+    solver does not resolve.
+    """
+
+    network: NetworkConfig
+    depths: list[int]
+    compared: list[int]
+    learning_rate: float = 0.01
+    inputs: int = 100
+    tolerance: float = 1e-5
+    slope_from: int = 16
+
+    def __post_init__(self) -> None:
+        checks.make_plain(self)
+        checks.positive_ints("depths", self.depths)
+        checks.positive_ints("compared", self.compared, least=0)
+        checks.positive_float("learning_rate", self.learning_rate)
+        checks.positive_int("inputs", self.inputs)
+        checks.positive_float("tolerance", self.tolerance)
+        checks.two_sizes(self.slope_from, self.depths)
+        limit.check_exists(self.network)
+        activations.check_smooth(self.network.activation)
+
+    def draw_inputs(self) -> Tensor:
+        """New inputs x: (inputs, d), drawn from the seed after the network's."""
+        generator = torch.Generator().manual_seed(self.network.seed + 1)
+        return torch.randn(self.inputs, self.network.dimension, generator=generator, dtype=torch.float64)
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """Errors of networks beside the limit, and hidden states to look at.
+
+    The first table has columns iteration, depth and, each a supremum of Euclidean or Frobenius norms,
+
+    - ``weights``: |Z^L(s) - Z(s)| over s, at both ends of every layer's cell (Thm 4 is uniform in s);
+    - ``distance_V``, ``distance_W``: the same in the integral norm of Figure 1 right, V and W apart;
+    - ``hidden_states``: |h_k - H(k/L)| over layers and new inputs; ``output``: of F(x) over new inputs;
+    - ``discretised``: of F(x) for the network that samples the limit's own weights at k/L (Prop. 2);
+    - ``scipy``: of F(x) between the trained network and SciPy's solution of the ODE whose weights interpolate the
+      network's (nan but for the last iteration): this knows nothing of `lib.dense.limit`.
+
+    The second table holds the first coordinate of five hidden states over s at the end, for the limit and the
+    second and fourth depth: columns depth, s, input, value.
+    """
+    x = config.draw_inputs()
+    reference = limit.train(
+        config.network, config.learning_rate, config.compared[-1], config.compared, tolerance=config.tolerance
+    )
+    trainings = [
+        train(config.network.at_depth(depth), config.learning_rate, config.compared[-1], config.compared)
+        for depth in config.depths
+    ]
+    grids = [torch.arange(depth + 1, dtype=torch.float64) / depth for depth in config.depths]
+    rows, shown = [], []
+    steps = zip(reference, lockstep(trainings), strict=True)
+    for record, records in progress(steps, len(config.compared)):
+        ode, last = record.ode, record.iteration == config.compared[-1]
+        exact = ode.hidden_states(x, torch.cat(grids)).split([len(grid) for grid in grids])
+        for depth, states, other in zip(config.depths, exact, records, strict=True):
+            errors = _errors(config.network.at_depth(depth), ode, states, other.weights, x, last)
+            rows.append({"iteration": record.iteration, "depth": depth, **errors})
+    few = x[:5]
+    fine = torch.linspace(0, 1, 101, dtype=torch.float64)
+    shown = [(LIMIT, fine, ode.hidden_states(few, fine))]
+    for depth, grid, other in list(zip(config.depths, grids, records, strict=True))[1:4:2]:
+        shown.append((depth, grid, hidden_states(config.network.at_depth(depth), other.weights, few)))
+    trajectories = [
+        {"depth": depth, "s": float(s), "input": number, "value": difference(float(value))}
+        for depth, grid, states in shown
+        for s, values in zip(grid, states[:, :, 0], strict=True)
+        for number, value in enumerate(values)
+    ]
+    return {"neural_ode": from_rows(rows), "neural_ode_states": from_rows(trajectories)}
+
+
+def _errors(network, ode, exact, weights, x, last) -> dict[str, float]:
+    """The errors of one network beside the limit; ``exact`` holds H(k/L) for x: (L+1, n, q)."""
+    output = exact[-1] if ode.weights.B is None else exact[-1] @ ode.weights.B
+    states = hidden_states(network, weights, x)
+    sampled = ode.network(network.depth)
+    discretised = outputs(sampled, hidden_states(network, sampled, x))
+    distances = ode.distance_to_network(weights)
+    scipy = scipy_output(network, weights, x) if last else None
+    errors = {
+        "weights": uniform_distance(ode, weights),
+        "distance_V": distances["V"],
+        "distance_W": distances["W"],
+        "hidden_states": largest_norm(states - exact),
+        "output": largest_norm(outputs(weights, states) - output),
+        "discretised": largest_norm(discretised - output),
+        "scipy": largest_norm(scipy - outputs(weights, states)) if last else math.nan,
+    }
+    return {name: difference(error) for name, error in errors.items()}
+
+
+def uniform_distance(ode: limit.TrainedODE, weights: Weights) -> float:
+    """sup over s of |Z^L(s) - Z(s)|_F, Z = (V, W), at both ends of every layer's cell [(k-1)/L, k/L]."""
+    depth = len(weights.V)
+    at_ends = ode.weights_at(torch.arange(depth + 1, dtype=torch.float64) / depth)
+    squares = torch.zeros(2, depth, dtype=torch.float64)
+    for name in "VW":
+        ends, layers = getattr(at_ends, name), getattr(weights, name)
+        squares += torch.stack([(layers - end).square().sum(dim=(1, 2)) for end in (ends[:-1], ends[1:])])
+    return math.sqrt(float(squares.max()))
+
+
+def scipy_output(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: float = 1e-7) -> Tensor:
+    """F(x): (n, d') of the neural ODE whose V(s), W(s) interpolate a network's layers, by SciPy.
+
+    Layer k stands for the middle of its cell, s = (k - 1/2)/L, with straight lines between and constants at both
+    ends; solved by scipy.integrate.solve_ivp (DOP853) to ``tolerance``.
+    """
+    s = activations.get(config.activation).function
+    depth, outer = len(weights.V), config.at_depth(1).outer_scale
+    start = x if weights.A is None else x @ weights.A
+
+    def right_side(position: float, flat: np.ndarray) -> np.ndarray:
+        place = min(max(position * depth - 0.5, 0.0), depth - 1.0)
+        below = min(int(place), max(depth - 2, 0))
+        above, share = min(below + 1, depth - 1), place - below
+        V, W = (torch.lerp(Z[below], Z[above], share) for Z in (weights.V, weights.W))
+        h = torch.from_numpy(flat).view(start.shape)
+        return (outer * s(config.inner_scale * (h @ W)) @ V).flatten().numpy()
+
+    solution = solve_ivp(
+        right_side, (0, 1), start.flatten().numpy(), method="DOP853", rtol=tolerance, atol=tolerance, t_eval=[1.0]
+    )
+    end = torch.from_numpy(solution.y[:, -1]).view(start.shape)
+    return end if weights.B is None else end @ weights.B
+
+
+ERRORS = {
+    "hidden_states": "hidden states, sup over $x$, $k$",
+    "output": "output, sup over $x$",
+    "discretised": r"output, limit's weights",
+    "scipy": "output, SciPy's ODE",
+    "weights": "weights, sup over $s$",
+}
+
+
+@styled
+def draw(data: Data, config: "Config") -> Figure:
+    """Networks beside the limit: hidden states, errors against depth at the end, slopes during training.
+
+    ``errors`` has the columns of ``neural_ode.csv``, ``trajectories`` those of ``neural_ode_states.csv``.
+    """
+    errors, trajectories, slope_from = data["neural_ode"], data["neural_ode_states"], config.slope_from
+    figure, (states, error, slope) = panels(3, height=3.2, width_ratios=[1, 1.1, 1])
+    depths = np.unique(trajectories["depth"])
+    for depth, color in zip(depths, (BLACK, GREY, LIGHT), strict=False):
+        for number in np.unique(trajectories["input"]):
+            rows = select(trajectories, depth=depth, input=number)
+            style = (
+                {"linewidth": 1.4, "zorder": 3}
+                if depth == LIMIT
+                else {"marker": "o", "markersize": 3.5, "linewidth": 0.7}
+            )
+            label = depth_label(depth) if number == 0 else None
+            states.plot(rows["s"], rows["value"], color=color, label=label, **style)
+    states.set_xlabel("$s=k/L$")
+    states.set_title("first coordinate of $h_k$, a few inputs")
+    low, high = states.get_ylim()
+    states.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    states.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=1)
+    iterations = np.unique(errors["iteration"])
+    last = select(errors, iteration=iterations[-1])
+    for (name, label), color, marker in zip(ERRORS.items(), COLORS, MARKERS, strict=False):
+        style = {"markerfacecolor": "none", "linestyle": "none", "markersize": 7} if name == "hidden_states" else {}
+        error.plot(last["depth"], last[name], marker=marker, color=color, label=label, **style)
+    fitted = last["depth"][last["depth"] >= slope_from]
+    if len(fitted) > 1:
+        fit = fit_slope(last["depth"], last["hidden_states"], slope_from)
+        rate_line(error, fitted, fit, -1.0, "slope $-1$")
+    depth_axis(error, last["depth"])
+    error.set_yscale("log")
+    error.set_title(f"distance at iteration {iterations[-1]}")
+    for place, shift in ((4, -1), (1, 1)):
+        name, times, fits = list(ERRORS)[place], [], []
+        for iteration in iterations:
+            rows = select(errors, iteration=iteration)
+            if ((rows[name] > 1e-12) & (rows["depth"] >= slope_from)).sum() > 2:
+                times.append(iteration + shift * 0.006 * iterations[-1])
+                fits.append(fit_slope(rows["depth"], rows[name], slope_from))
+        bars = [[fit.slope - fit.low for fit in fits], [fit.high - fit.slope for fit in fits]]
+        slopes = [fit.slope for fit in fits]
+        slope.errorbar(times, slopes, bars, color=COLORS[place], marker=MARKERS[place], linewidth=1, capsize=2)
+    slope.axhline(-1, color=GREY, linestyle="--", linewidth=1, zorder=0)
+    low, high = slope.get_ylim()
+    slope.set_ylim(min(low, -1.1), max(high, -0.9))
+    slope.set_xlabel("training iteration")
+    slope.set_title("slope in $L$: weights, output")
+    figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def claims(read: Read) -> Iterator[Claim]:
+    errors = read("neural_ode")
+    end, ever = select_last(errors), maximise_over_time(errors, "weights", "hidden_states", "output")
+    statements = (
+        (end, "A network that samples Lipschitz V(s), W(s) is within C/L of its neural ODE", "Prop. 2", "discretised"),
+        (ever, "Trained weights converge to the limit's, uniformly in s and t", "Thm 4", "weights"),
+        (ever, "Trained hidden states converge to the limit's, uniformly in s and t", "Thm 4", "hidden_states"),
+        (ever, "Trained outputs converge to the limit's, uniformly in t", "Thm 4", "output"),
+        (end, "The ODE through a trained network's weights, solved by SciPy, gives its outputs", "Thm 4", "scipy"),
+    )
+    for table, statement, where, column in statements:
+        yield judge_rate(statement, where, "neural_ode", fit_in_depth(table, column), -1.0)

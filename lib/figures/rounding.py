@@ -1,0 +1,139 @@
+"""Is it rounding that makes layers rough? The same training in float32 and in float64."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lib import checks, tables
+from lib.cifar import dataset, records, training
+from lib.cifar.choice import NetworkChoice
+from lib.cifar.course import RATIOS, measure_parts
+from lib.cifar.records import CONVOLUTIONS, Run
+from lib.cifar.training import CifarConfig
+from lib.figures.experiment import Progress, silent
+from lib.figures.results import Data
+from lib.figures.style import ORANGE, PURPLE, SKY, leave_room_for_legend, panels, styled, tied_run_style
+from lib.measures import PARTS, SMOOTH_BELOW, noise_along_depth
+
+NOISES = tuple(f"noise_{name}" for name in CONVOLUTIONS)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The ``convolution``, and which weight-tied networks (``choice``, of every activation and one ``seed``)."""
+
+    choice: NetworkChoice
+    convolution: str = "conv1"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.choice("convolution", self.convolution, CONVOLUTIONS)
+        checks.positive_int("seed", self.seed, least=0)
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """The tables of `smoothness_by_precision` and `noise_of_parts`."""
+    runs = config.choice.select(records.read_runs(), activation=None, smooth_init=True, seed=config.seed)
+    return {"rounding": smoothness_by_precision(), "rounding_depth": noise_of_parts(runs)}
+
+
+def smoothness_by_precision() -> dict[str, list]:
+    """The table of ``rounding.csv`` out of ``checkpoints/rounding.csv``, a line every so many steps of runs that differ
+    in depth, precision and seed alone: depth, dtype, seed, time (as in `smoothness_in_training`), loss (mean since the
+    line before), von_neumann_conv1, von_neumann_conv2, noise_conv1, noise_conv2 (`measures.noise_share`)."""
+    watched = records.read_rounding()
+    time = []
+    for depth, batch_size, epoch, step in zip(
+        *(watched[name].tolist() for name in ("depth", "batch_size", "epoch", "step")), strict=True
+    ):
+        config = CifarConfig(depth=depth, batch_size=batch_size)
+        before = training.training_time(config, dataset.TRAIN_IMAGES, epoch - 1)
+        time.append(before + step * training.learning_rate(config, epoch - 1))
+    table = {name: watched[name].tolist() for name in ("depth", "dtype", "seed")} | {"time": time}
+    return table | {name: watched[name].tolist() for name in ("loss", *RATIOS, *NOISES)}
+
+
+def precisions_meet(table: Mapping[str, list], depth: int, convolution: str = "conv1", within: float = 2) -> float:
+    """The training time from which on, in the table of `smoothness_by_precision`, the share of noise of the runs in
+    float64 is between the least and the most of those in float32, both widened by a factor of ``within``; nan where it
+    is not at the end."""
+    column, meets = f"noise_{convolution}", math.nan
+    rows = tables.select(table, depth=depth)
+    for time in np.unique(rows["time"])[::-1]:
+        of = {dtype: tables.select(rows, time=time, dtype=dtype)[column] for dtype in ("float32", "float64")}
+        if not all(len(noise) for noise in of.values()):
+            continue
+        single, double = of["float32"], of["float64"]
+        if double.min() < single.min() / within or double.max() > single.max() * within:
+            break
+        meets = float(time)
+    return meets
+
+
+def lost_in_precision(
+    table: Mapping[str, list], depth: int, dtype: str, convolution: str = "conv1", above: float = SMOOTH_BELOW
+) -> list[float]:
+    """When the layers of these runs stop being smooth: for each seed the first training time in the table of
+    `smoothness_by_precision` with a von Neumann ratio of ``above`` or more, without the runs that have none."""
+    rows = tables.select(table, depth=depth, dtype=dtype)
+    lost = []
+    for seed in dict.fromkeys(rows["seed"].tolist()):
+        run = tables.select(rows, seed=seed)
+        rough = run["time"][run[f"von_neumann_{convolution}"] >= above]
+        lost += [float(min(rough))] if len(rough) else []
+    return lost
+
+
+def noise_of_parts(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:
+    """The table of ``rounding_depth.csv``: the share of noise in each of ``parts`` equal parts of the layers
+    (`measures.noise_along_depth`), of the trained networks whose weights are here: run, activation, smooth_init,
+    epochs, part (1 is next to the input), noise_conv1, noise_conv2."""
+    return measure_parts(runs, parts, noise_along_depth, NOISES)
+
+
+@styled
+def draw(data: Data, config: "Config") -> Figure:
+    """The share of noise from layer to layer in a convolution and its von Neumann ratio along training in two
+    precisions, and the share at the end of training in equal parts of the layers.
+
+    ``precision`` and ``depth`` have the columns of ``rounding.csv`` and ``rounding_depth.csv``: networks of another
+    depth in another colour, a line a seed, float32 solid and float64 dashed; trained networks in the colour of their
+    activation, solid for the longest schedule and dashed for shorter ones.
+    """
+    precision, depth, convolution = data["rounding"], data["rounding_depth"], config.convolution
+    figure, (share, ratio, parts) = panels(3, width_ratios=[1.15, 1.15, 1], height=3.0)
+    column = f"noise_{convolution}"
+    for panel, name in ((share, column), (ratio, f"von_neumann_{convolution}")):
+        for color, of in zip(cycle((PURPLE, ORANGE, SKY)), dict.fromkeys(precision["depth"]), strict=False):
+            for dtype, line in (("float32", "-"), ("float64", "--")):
+                label = f"{of} layers, {dtype}"
+                for seed in dict.fromkeys(tables.select(precision, depth=of, dtype=dtype)["seed"]):
+                    rows = tables.select(precision, depth=of, dtype=dtype, seed=seed)
+                    panel.plot(rows["time"], rows[name], line, color=color, linewidth=1, label=label)
+                    label = None  # one of the runs stands for all
+        panel.set(yscale="log", xlabel="training time $t$")
+    longest = max(depth["epochs"], default=0)
+    for run in dict.fromkeys(depth["run"]):
+        rows = tables.select(depth, run=run)
+        label, style = tied_run_style(rows, longest)
+        parts.plot(rows["part"], rows[column], "o", markerfacecolor="white", label=label, **style)
+    share.set_ylabel(f"share of noise in {convolution}")
+    ratio.set_ylabel(f"von Neumann ratio of {convolution}")
+    share.set_title("noise in two precisions")
+    ratio.set_title("smoothness in two precisions")
+    parts.set_title("noise at the end of training")
+    parts.set(yscale="log", xlabel="part of the layers")
+    leave_room_for_legend(parts, 0.4)
+    parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
+    for panel, rows in ((share, precision["depth"]), (ratio, precision["depth"]), (parts, depth["run"])):
+        if not len(rows):
+            panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+        elif panel is share:
+            panel.legend(loc="lower right", handlelength=1.6)
+        elif panel is parts:
+            panel.legend(loc="lower left", fontsize=7, handlelength=1.6, labelspacing=0.2)
+    return figure

@@ -1,0 +1,200 @@
+"""How smooth the layers of trained networks are: along training, along the depth, in deeper networks."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib import checks, tables
+from lib.cifar import dataset, records, training
+from lib.cifar.choice import NetworkChoice, longest_by_depth, with_repeats
+from lib.cifar.course import RATIOS, course, describe_run, make_columns, measure_parts, smoothness_in_training
+from lib.cifar.network import ConvResNet
+from lib.cifar.records import CONVOLUTIONS, Run
+from lib.figures.experiment import Progress, silent
+from lib.figures.results import Data
+from lib.figures.style import (
+    ACTIVATION_COLORS,
+    BLUE,
+    GREY,
+    PURPLE,
+    color_scale,
+    depth_axis,
+    minus,
+    panels,
+    plain_ticks,
+    styled,
+    tied_run_style,
+)
+from lib.measures import PARTS, SMOOTH_BELOW, fit_slope, ratios_along_depth, straight_line_ratio
+
+LEFT = tuple(f"{what}_{name}" for name in CONVOLUTIONS for what in ("left", "share", "chance"))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which networks (``choice``, of every activation; of the longest schedule all seeds, of others one ``seed``), and
+    which ``convolution``."""
+
+    choice: NetworkChoice
+    convolution: str = "conv1"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.choice("convolution", self.convolution, CONVOLUTIONS)
+        checks.positive_int("seed", self.seed, least=0)
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """Five tables: along training, along the depth, along training in several depths, when smoothness is lost, and what
+    is left of the initial weights."""
+    found = records.read_runs()
+    runs = with_repeats(found, config.choice, config.seed, activation=None)
+    deeper = smoothness_in_training(longest_by_depth(found, config.choice, seed=config.seed))
+    return {
+        "smoothness": smoothness_in_training(runs),
+        "smoothness_depth": smoothness_along_depth(run for run in runs if run.config.smooth_init),
+        "smoothness_depths": deeper,
+        "smoothness_lost": lost_by_depth(deeper, config.convolution),
+        "smoothness_initialisation": left_of_initialisation(runs),
+    }
+
+
+def smoothness_along_depth(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:
+    """The table of ``smoothness_depth.csv``: the von Neumann ratio in each of ``parts`` equal parts of the layers, of
+    the trained networks whose weights are here: run, activation, smooth_init, epochs, part (1 is next to the input),
+    von_neumann_conv1, von_neumann_conv2."""
+    return measure_parts(runs, parts, ratios_along_depth, RATIOS)
+
+
+def left_of_initialisation(runs: Iterable[Run]) -> dict[str, list]:
+    """The table of ``smoothness_initialisation.csv``: what the trained networks whose weights are here still have of
+    the weights that they started from, which their seed draws again: run, activation, smooth_init, epochs, time (of
+    training, in all), weight_decay_alone, left_conv1, share_conv1, chance_conv1, and the three of conv2.
+
+    With Z(0) and Z(t) all entries of a convolution over the layers, ``left`` is the c that makes |Z(t) - c Z(0)|
+    least, and ``share`` that of |c Z(0)|^2 in |Z(t)|^2; both are nan where Z(0) is zero. ``chance`` is the share to be
+    expected of an initialisation that has nothing to do with Z(t): 1/(L D) for i.i.d. layers of D entries, and
+    |sum_k Z_k(t)|^2 / (L D |Z(t)|^2) for weight-tied ones, 1/D where all Z_k(t) are the same. ``weight_decay_alone`` is
+    what c would be without any gradient (`training.weight_decay_alone`).
+    """
+    rows = []
+    for run in (run for run in runs if run.has_weights):
+        time = training.training_time(run.config, run.config.train_images or dataset.TRAIN_IMAGES)
+        row = describe_run(run) | {"time": time, "weight_decay_alone": training.weight_decay_alone(time)}
+        started, trained = ConvResNet(run.config.network), run.load().network
+        for name in CONVOLUTIONS:
+            before, after = (
+                network.residual_layers.stacked(f"{name}.weight").detach().double() for network in (started, trained)
+            )
+            square, product, size = (float((a * b).sum()) for a, b in ((before,) * 2, (before, after), (after,) * 2))
+            row[f"left_{name}"] = product / square if square else math.nan
+            row[f"share_{name}"] = product**2 / (square * size) if square else math.nan
+            summed = float(after.sum(dim=0).square().sum()) if run.config.smooth_init else size
+            row[f"chance_{name}"] = summed / (size * after.numel()) if square else math.nan
+        rows.append(row)
+    return make_columns(rows, ("time", "weight_decay_alone"), LEFT)
+
+
+def lost_by_depth(table: Mapping[str, list], convolution: str = "conv1") -> dict[str, list]:
+    """The table of ``smoothness_lost.csv``: of the runs in a table of `smoothness_in_training`, those whose layers stop
+    being smooth in training, by depth: run, depth, lost_after and lost_at (`Course`)."""
+    found = {run: course(table, run, convolution) for run in dict.fromkeys(table["run"])}
+    depths = dict(zip(table["run"], table["depth"], strict=True))
+    runs = sorted((run for run in found if found[run].lost_after), key=depths.__getitem__)
+    columns = {name: [getattr(found[run], name) for run in runs] for name in ("lost_after", "lost_at")}
+    return {"run": runs, "depth": [depths[run] for run in runs]} | columns
+
+
+@styled
+def draw(data: Data, config: "Config") -> Figure:
+    """The von Neumann ratio of a convolution along training, and at its end in equal parts of the layers; then along
+    training in networks of several depths, and the training time at which each stops being smooth.
+
+    ``training``, ``depth``, ``deeper`` and ``lost`` have the columns of ``smoothness.csv``, ``smoothness_depth.csv``,
+    ``smoothness_depths.csv`` and ``smoothness_lost.csv``: a line a seed, weight-tied runs in the colour of their
+    activation, solid for the longest schedule and dashed for shorter ones, i.i.d. runs grey. ``below`` is the ratio
+    under which weights count as smooth, ``straight`` that of a straight line over a part.
+    """
+    training, depth, deeper, lost = (data[f"smoothness{name}"] for name in ("", "_depth", "_depths", "_lost"))
+    convolution, below, straight = config.convolution, SMOOTH_BELOW, straight_line_ratio(config.choice.depth // PARTS)
+    figure, ((course, parts), (depths, times)) = panels(2, rows=2, width_ratios=[1.4, 1], height=5.4)
+    parts.sharey(course)
+    parts.tick_params(labelleft=False)
+    if len(training["run"]) == 0:
+        course.text(0.5, 0.5, "no such network is trained yet", ha="center", transform=course.transAxes)
+        for panel in (course, parts, depths, times):
+            panel.set_axis_off()
+        return figure
+    longest = max(training["epochs"])
+    runs = [tables.select(training, run=run) for run in dict.fromkeys(training["run"])]
+    # The shorter schedules on top: where both agree, one sees both.
+    for rows in sorted(runs, key=lambda rows: (not rows["smooth_init"][0], -rows["epochs"][0])):
+        style = tied_run_style(rows, longest)[1] if rows["smooth_init"][0] else {"color": GREY, "linewidth": 0.8}
+        course.plot(rows["time"], rows[f"von_neumann_{convolution}"], **style)
+        ends = tables.select(depth, run=rows["run"][0])
+        if len(ends["part"]):
+            # Hollow and of different sizes, so that one sees all of those that lie on top of each other.
+            marker = {"markerfacecolor": "white", "markersize": 5 + 2 * (ends["activation"][0] == "identity")}
+            parts.plot(ends["part"], ends[f"von_neumann_{convolution}"], "o", **style, **marker)
+    for activation in dict.fromkeys(tables.select(training, smooth_init=True)["activation"].tolist()):
+        course.plot([], [], color=ACTIVATION_COLORS.get(activation, PURPLE), label=tables.word(activation))
+    for epochs in np.unique(training["epochs"])[::-1]:
+        course.plot([], [], "-" if epochs == longest else "--", color="black", label=f"{epochs} epochs")
+    if not all(training["smooth_init"]):
+        course.plot([], [], color=GREY, linewidth=0.8, label="i.i.d.")
+    for panel in (course, parts):
+        panel.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    course.annotate("below: smooth", (1, below), (0, -3), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
+    course.set_yscale("log")
+    course.set_xlabel(r"training time $t$: sum of the learning rates of all steps")
+    course.set_ylabel(f"von Neumann ratio of {convolution}")
+    course.set_title("along training, all layers")
+    # Between the layers that lose their smoothness, above, and those that keep it.
+    course.legend(loc="center right", bbox_to_anchor=(1, 0.4), ncols=2, columnspacing=0.8, handlelength=1.6)
+    if straight > 0:
+        parts.axhline(straight, color=GREY, linestyle="--", linewidth=1, zorder=0)
+        parts.annotate(f"straight line: {straight:.2g}", (0.98, straight), (0, -5), xycoords=("axes fraction", "data"),
+                       textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
+    parts.set_title("at the end, in parts of the layers")
+    parts.set_xlabel("part of the layers, from input to output")
+    parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
+    if not len(depth["part"]):
+        parts.text(0.5, 0.5, "their weights are not here", ha="center", transform=parts.transAxes)
+    _by_depth(depths, times, deeper, lost, convolution, below)
+    return figure
+
+
+def _by_depth(
+    depths: Axes, times: Axes, deeper: tables.Table, lost: tables.Table, convolution: str, below: float
+) -> None:
+    # The lower panels of `smoothness`.
+    for panel, rows in ((depths, deeper["run"]), (times, lost["depth"])):
+        if not len(rows):
+            panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+    if len(deeper["run"]):
+        color, _ = color_scale(deeper["depth"], log=True)
+        for layers in np.unique(deeper["depth"]):
+            rows = tables.select(deeper, depth=layers)
+            ratio, label = rows[f"von_neumann_{convolution}"], f"{layers} layers"
+            depths.plot(rows["time"], ratio, color=color(layers), label=label)
+        depths.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
+        depths.legend(loc="lower right")
+        depths.set(yscale="log", xlabel="training time $t$", ylabel=f"von Neumann ratio of {convolution}")
+        depths.set_title(f"{tables.word(deeper['activation'][0])}, weight-tied, by depth")
+    if len(lost["depth"]):
+        times.plot(lost["depth"], lost["lost_at"], "o", color=BLUE)
+        times.set(yscale="log", ylabel="training time $t$", title="where smoothness is lost")
+        if len(lost["depth"]) > 1:
+            fit = fit_slope(lost["depth"], lost["lost_at"])
+            fitted = np.array([min(lost["depth"]), max(lost["depth"])], dtype=float)
+            times.plot(
+                fitted, fit.constant * fitted**fit.slope, color=BLUE, linewidth=1, label=f"slope {minus(fit.slope, 2)}"
+            )
+            times.legend(loc="upper left")
+        depth_axis(times, lost["depth"])
+        plain_ticks(times.yaxis)

@@ -1,0 +1,139 @@
+"""The size of the stem: how long the ODE of a trained network is."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lib import checks, tables
+from lib.cifar import records
+from lib.cifar.choice import NetworkChoice
+from lib.cifar.course import RATIOS, SCALES, describe_run, make_columns, smoothness_in_training
+from lib.cifar.records import Run
+from lib.figures.experiment import Progress, silent
+from lib.figures.results import Data
+from lib.figures.style import ACTIVATION_COLORS, BLUE, GREY, PURPLE, panels, plain_ticks, styled
+from lib.measures import SMOOTH_BELOW
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which networks (``choice``), which ``small`` ones are compared in training, and how many steps of the spike are
+    averaged (``every``)."""
+
+    choice: NetworkChoice
+    small: NetworkChoice
+    every: int = 8
+
+    def __post_init__(self) -> None:
+        checks.positive_int("every", self.every)
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """The networks at the end of training, the small ones along training, and the spike of a loss."""
+    found = records.read_runs()
+    stems = records.longest_schedule(config.small.select(found, smooth_init=True, hold_stem=None))
+    return {
+        "stem": relative_path_lengths(config.choice.select(found, activation=None, hold_stem=None)),
+        "stem_training": smoothness_in_training(stems),
+        "stem_spike": loss_spike(config.every),
+    }
+
+
+def relative_path_lengths(runs: Iterable[Run]) -> dict[str, list]:
+    """The table of ``stem.csv``, a line for each run with batch norm whose weights or logged scales are here: run,
+    activation, smooth_init, epochs, hold_stem, test_accuracy (%), von_neumann_conv1, von_neumann_conv2, stem_scale,
+    path_length (`ConvResNet.scales`) and relative_path_length, the second of these by the first: how far the layers
+    may carry the hidden state, in units of the stem's output before its ReLU (|h_0| is 0.6 to 1 times that)."""
+    rows = []
+    for run in (run for run in runs if run.config.batch_norm):
+        if run.has_weights:
+            scales = run.load().network.scales()
+        elif (log := run.log()) and log[-1].get("stem_scale"):
+            scales = {name: log[-1][name] for name in SCALES[:2]}
+        else:
+            continue
+        relative = {"relative_path_length": scales["path_length"] / scales["stem_scale"]}
+        results = {name: run.values[name] for name in ("test_accuracy", *RATIOS)}
+        rows.append(describe_run(run) | {"hold_stem": run.config.hold_stem} | results | scales | relative)
+    return make_columns(rows, ("hold_stem", "test_accuracy"), (*RATIOS, *SCALES))
+
+
+def loss_spike(every: int) -> dict[str, list]:
+    """The table of ``stem_spike.csv`` out of ``checkpoints/loss_spike.csv``: some epochs of a run step by step, in
+    means over ``every`` steps: epochs (complete so far, with a fraction), loss, relative_path_length."""
+    checks.positive_int("every", every)
+    watched = records.read_spike()
+    steps = watched["step"].max() if len(watched["step"]) else 1
+    epochs = watched["epoch"] - 1 + (watched["step"] - 0.5) / steps
+    columns = {"epochs": epochs, "loss": watched["loss"]}
+    columns["relative_path_length"] = watched["path_length"] / watched["stem_scale"]
+    whole = len(epochs) // every * every
+    return {name: column[:whole].reshape(-1, every).mean(axis=1).tolist() for name, column in columns.items()}
+
+
+@styled
+def draw(data: Data, config: "Config") -> Figure:
+    """What the size of the stem goes with, what comes of keeping it, and a spike of the loss step by step.
+
+    ``networks``, ``training`` and ``spike`` have the columns of ``stem.csv``, ``stem_training.csv`` and
+    ``stem_spike.csv``: networks in the colour of their activation, weight-tied ones full, i.i.d. ones hollow, squares
+    where the stem was held, the larger the longer their schedule; in training a line a run, and one at ``below``.
+    """
+    networks, training, spike = data["stem"], data["stem_training"], data["stem_spike"]
+    below = SMOOTH_BELOW
+    figure, axes = panels(2, rows=3, height=6.4, width_ratios=[1.25, 1])
+    (accuracy, ratio, rougher), (loss, length, longer) = axes.T
+    for above, under in ((accuracy, ratio), (loss, length)):
+        above.sharex(under)
+        above.tick_params(labelbottom=False)
+    lengths = np.unique(networks["epochs"]).tolist()
+    sizes = dict(zip(lengths[::-1], (7, 4.5, 3), strict=False))
+    for name, panel in (("test_accuracy", accuracy), ("von_neumann_conv1", ratio)):
+        for row in tables.rows(networks):
+            color = ACTIVATION_COLORS.get(row["activation"], PURPLE)
+            face = color if row["smooth_init"] else "white"
+            marker = "s" if row["hold_stem"] else "o"
+            place = row["relative_path_length"], row[name]
+            size = sizes.get(row["epochs"], min(sizes.values()))
+            panel.plot(*place, marker, color=color, markerfacecolor=face, markersize=size)
+    accuracy.set(ylabel="test accuracy (%)", title="networks at the end of training")
+    ratio.set(yscale="log", xlabel="relative path length", ylabel="von Neumann ratio of conv1")
+    for activation in dict.fromkeys(networks["activation"]):
+        label, color = tables.word(activation), ACTIVATION_COLORS.get(activation, PURPLE)
+        ratio.plot([], [], "o", color=color, label=label)
+    ratio.plot([], [], "o", color=GREY, label="full: weight-tied")
+    ratio.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: i.i.d.")
+    if any(networks["hold_stem"]):
+        ratio.plot([], [], "s", color=GREY, label="stem held")
+    for epochs, size in sizes.items():
+        ratio.plot([], [], "o", color=GREY, markersize=size, label=f"{epochs} epochs")
+    ratio.legend(loc="lower right", labelspacing=0.3, ncols=2, columnspacing=0.8)
+    for hold_stem, label, color in ((False, "stem trains", BLUE), (True, "stem held", PURPLE)):
+        rows = tables.select(training, hold_stem=hold_stem)
+        for run in dict.fromkeys(rows["run"]):
+            line = tables.select(rows, run=run)
+            longer.plot(line["epoch"], line["relative_path_length"], color=color, linewidth=1, label=label)
+            rougher.plot(line["epoch"], line["von_neumann_conv1"], color=color, linewidth=1)
+            label = None  # one of the runs stands for all
+    if below:
+        rougher.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    for panel, name in ((rougher, "von Neumann ratio of conv1"), (longer, "relative path length")):
+        panel.set(yscale="log", xlabel="epochs complete", ylabel=name)
+    if len(training["run"]):
+        rougher.set_title(f"{training['depth'][0]} layers, {tables.word(training['activation'][0])}, weight-tied")
+        longer.set_title("the same networks")
+        longer.legend(loc="lower right", handlelength=1.2)
+    loss.plot(spike["epochs"], spike["loss"], color=GREY, linewidth=1)
+    length.plot(spike["epochs"], spike["relative_path_length"], color=BLUE, linewidth=1)
+    loss.set(ylabel="training loss", title="a spike of the loss: GELU, i.i.d.")
+    length.set(yscale="log", xlabel="epochs complete", ylabel="relative path length")
+    ratio.set_xscale("log")
+    ratio.margins(x=0.12, y=0.12)
+    for axis in (ratio.xaxis, longer.yaxis, length.yaxis):
+        plain_ticks(axis)
+    for panel, rows in ((ratio, networks["run"]), (rougher, training["run"]), (length, spike["epochs"])):
+        if not len(rows):
+            panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+    return figure

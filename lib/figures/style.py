@@ -1,0 +1,154 @@
+"""One style for every picture, and the pieces that several share. Nothing here trains or reads files.
+
+Figures are `matplotlib.figure.Figure` objects without pyplot, so none stays behind in a global list, and the same data
+gives the same bytes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from lib import digits, tables
+from lib.dense.limit import LIMIT
+from lib.measures import Slope
+
+TEXT_WIDTH = 7.2  # inches: a figure over the full width of a page
+HEIGHT = 2.7
+SEQUENTIAL = "viridis"  # perceptually uniform, readable without red-green vision and in grey
+# Okabe and Ito's colours, told apart by every kind of colour vision.
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F",
+)  # fmt: skip
+COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+MARKERS = "osD^vP"
+BLACK, LIGHT = "#222222", "#B5B5B5"
+# Other activations share a colour of their own.
+ACTIVATION_COLORS = {"identity": GREEN, "gelu": BLUE, "relu": VERMILION}
+INITIALISATIONS = ((True, "weight-tied", BLUE), (False, "i.i.d.", VERMILION))
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "mathtext.fontset": "cm",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": False,
+    "axes.prop_cycle": mpl.cycler(color=COLORS),
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "image.cmap": SEQUENTIAL,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+}
+
+# What a figure is written in: its layout is fixed, and matplotlib would make it anew for a second file.
+SAVED = {**STYLE, "figure.constrained_layout.use": False}
+
+
+def _as_written(value: Any) -> Any:
+    # A table, or several by name.
+    if not isinstance(value, Mapping):
+        return value
+    if any(isinstance(part, Mapping) for part in value.values()):
+        return {name: _as_written(part) for name, part in value.items()}
+    return digits.table(value)
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Run a drawing function in the one style, whatever the caller's rcParams are, on tables as they are written: a
+    picture shows no digit that its table does not have."""
+
+    @wraps(draw)
+    def drawn(*args, **kwargs) -> Figure:
+        args = [_as_written(value) for value in args]
+        kwargs = {name: _as_written(value) for name, value in kwargs.items()}
+        with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
+            figure = draw(*args, **kwargs)
+            FigureCanvasAgg(figure).draw()  # fixes the layout while the style holds
+            return figure
+
+    return drawn
+
+
+def panels(columns: int, rows: int = 1, height: float = HEIGHT, width: float = TEXT_WIDTH, **kwargs):
+    """A new figure over the page's width and its axes, as `Figure.subplots` returns them."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **kwargs)
+
+
+def color_scale(values: Sequence[float], log: bool = False) -> tuple[Callable[[float], tuple], mpl.cm.ScalarMappable]:
+    """A function value -> colour over the sequential map (its lightest end left out), and its mappable."""
+    low, high = min(values), max(values)
+    norm = LogNorm(low, high) if log else Normalize(low, high if high > low else low + 1)
+    cmap = mpl.colors.ListedColormap(mpl.colormaps[SEQUENTIAL](np.linspace(0, 0.92, 256)))
+    mappable = mpl.cm.ScalarMappable(norm, cmap)
+    return mappable.to_rgba, mappable
+
+
+def minus(number: float, digits: int = 3) -> str:
+    """A number for a label, with a true minus sign."""
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+def rate_line(axes: Axes, x: Sequence[float], fit: Slope, exponent: float, label: str | None = None) -> None:
+    """A dashed guide C x^exponent through the middle of a fit, slightly above the data."""
+    x = np.asarray(x, dtype=float)
+    middle = np.sqrt(x[0] * x[-1])
+    level = 1.6 * fit.constant * middle**fit.slope
+    axes.plot(x, level * (x / middle) ** exponent, "--", color=GREY, linewidth=1, label=label, zorder=1)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis over a decade or two: plain numbers, 1, 2, 5, 10, ..."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
+    """A logarithmic axis of depths with a tick at powers of two (every other one where there are many)."""
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel(r"depth $L$")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
+    axes.set_xlim(min(depths) / 1.25, max(depths) * 1.25)
+
+
+def leave_room_for_legend(axes: Axes, share: float) -> None:
+    """Lengthen a logarithmic y axis downwards by this share of its length."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low * (low / high) ** share, high)
+
+
+def cell_edges(centres: np.ndarray) -> np.ndarray:
+    """Cell edges around sorted centres, for pcolormesh."""
+    if len(centres) < 2:
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    middles = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - middles[0]], middles, [2 * centres[-1] - middles[-1]]])
+
+
+def tied_run_style(rows: tables.Table, longest: int) -> tuple[str, dict[str, str]]:
+    """Label and line of a weight-tied run: the colour of its activation, solid for the longest schedule."""
+    activation, epochs = str(rows["activation"][0]), int(rows["epochs"][0])
+    style = {"color": ACTIVATION_COLORS.get(activation, PURPLE), "linestyle": "-" if epochs == longest else "--"}
+    return f"{tables.word(activation)}, {epochs} epochs", style
+
+
+def depth_label(depth: int) -> str:
+    return r"$L=\infty$" if depth == LIMIT else f"$L={depth}$"

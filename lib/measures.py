@@ -1,0 +1,136 @@
+"""How smooth weights are along the depth, and rates in the depth."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+# A smooth curve plus independent noise in each layer that makes up a share p of the variance across layers has a
+# von Neumann ratio of about 2 p: below 0.1, at least 95 % of what varies along depth is smooth, in this model. (A
+# random walk over the layers is neither, and has 6/L, which is 0.023 for 256: what lies well below that is a curve.)
+SMOOTH_BELOW = 0.1
+
+
+def von_neumann_ratio(weights: Tensor) -> float:
+    """Smoothness along depth as a number, without units.
+
+    For ``weights`` (L, ...): the mean squared successive difference of every entry, summed over entries, over
+    the sum of their variances across layers (unbiased). About 2 for independent layers; for layers that
+    sample a Lipschitz curve it tends to 0 as 1/L^2. nan where the weights do not vary with depth (or L < 2).
+
+    Source: von Neumann, "Distribution of the ratio of the mean square successive difference to the
+    variance", 1941.
+    """
+    flat = weights.flatten(1).double()
+    if len(flat) < 2:
+        return math.nan
+    variance = float(flat.var(dim=0).sum())
+    # Identical layers leave rounding noise of the mean behind, relative to the entries' size.
+    if variance <= 1e-28 * float(flat.square().sum()):
+        return math.nan
+    return float(torch.diff(flat, dim=0).square().mean(dim=0).sum()) / variance
+
+
+PARTS = 8  # of the layers, for smoothness along the depth
+
+
+def ratios_along_depth(weights: Tensor, parts: int = PARTS) -> list[float]:
+    """The von Neumann ratio in each of ``parts`` equal parts of the layers, from the input to the output.
+
+    To be read beside `straight_line_ratio`, which no smooth curve over so few layers is far from.
+    """
+    return [von_neumann_ratio(part) for part in weights.tensor_split(parts)]
+
+
+def straight_line_ratio(layers: int) -> float:
+    """The von Neumann ratio of ``layers`` points on a straight line: 12/(n(n+1)) for n points (nan below two)."""
+    return 12 / (layers * (layers + 1)) if layers > 1 else math.nan
+
+
+def von_neumann_ratios(weights: Tensor) -> Tensor:
+    """The same for every entry on its own: (L, ...) -> (...), nan where an entry does not vary with depth."""
+    weights = weights.double()
+    if len(weights) < 2:
+        return torch.full(weights.shape[1:], math.nan, dtype=torch.float64)
+    variance = weights.var(dim=0)
+    ratio = torch.diff(weights, dim=0).square().mean(dim=0) / variance
+    return torch.where(variance > 1e-28 * weights.square().sum(dim=0), ratio, math.nan)
+
+
+def layer_noise(weights: Tensor, order: int = 8) -> float:
+    """Standard deviation of what is independent from layer to layer, whatever the smooth curve below it.
+
+    ``weights``: one tensor Z_k a layer along the first axis, any shape (L, ...). The root of the mean over layers
+    and entries of (Delta^n Z)^2 / binom(2n, n), where Delta is the difference of successive layers and n the
+    ``order``: independent noise of standard deviation sigma gives sigma, a smooth curve O(L^-n). Rounding is such
+    noise, seen here however small beside the curve.
+
+    Raises ValueError where L <= n.
+    """
+    flat = weights.flatten(1).double()
+    if len(flat) <= order:
+        raise ValueError(f"Noise by differences of order {order} needs more than {order} layers, found {len(flat)}.")
+    differences = torch.diff(flat, n=order, dim=0)
+    return math.sqrt(float(differences.square().mean()) / math.comb(2 * order, order))
+
+
+def noise_share(weights: Tensor, order: int = 6) -> float:
+    """Which share of the variance across layers is noise from layer to layer: `layer_noise` squared, over the mean
+    variance (unbiased) of the entries of ``weights`` (L, ...).
+
+    1 for independent layers, and next to 0 for a curve that the layers resolve, however steep: one that swings within
+    a dozen layers has a large von Neumann ratio, and no noise. A layer that stands out alone counts as noise. nan where
+    L <= ``order``, or where the weights do not vary with depth.
+    """
+    return noise_along_depth(weights, 1, order)[0]
+
+
+def noise_along_depth(weights: Tensor, parts: int = PARTS, order: int = 6) -> list[float]:
+    """`noise_share` in each of ``parts`` equal parts of the layers, from the input to the output, of the variance
+    across all layers; nan where a part has no more than ``order`` layers, or the weights do not vary with depth."""
+    if math.isnan(von_neumann_ratio(weights)):
+        return [math.nan] * parts
+    variance = float(weights.flatten(1).double().var(dim=0).mean())
+    return [
+        layer_noise(part, order) ** 2 / variance if len(part) > order else math.nan
+        for part in weights.tensor_split(parts)
+    ]
+
+
+LEVEL = 0.95  # of the confidence intervals
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A rate: y ~ C x^slope, fitted by least squares in log-log; ``low`` and ``high`` bound the slope's
+    95 % confidence interval (Student's t; nan with two points), ``constant`` is C."""
+
+    slope: float
+    low: float
+    high: float
+    constant: float
+
+    def __str__(self) -> str:
+        return f"{self.slope:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def fit_slope(x, y, at_least: float = 0.0) -> Slope:
+    """Fit y ~ C x^slope over the points with x >= ``at_least`` and y > 0.
+
+    Raises ValueError where fewer than two points remain.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    keep = (x >= at_least) & (y > 0)
+    if keep.sum() < 2:
+        raise ValueError(
+            f"A slope needs two points with x >= {at_least:g} and y > 0, found {int(keep.sum())}: "
+            "add depths, or lower the depth that the fit starts from."
+        )
+    fit = stats.linregress(np.log(x[keep]), np.log(y[keep]))
+    freedom = int(keep.sum()) - 2
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * fit.stderr) if freedom else math.nan
+    slope = float(fit.slope)
+    return Slope(slope, slope - half, slope + half, float(np.exp(fit.intercept)))

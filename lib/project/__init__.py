@@ -1,0 +1,1 @@
+"""The commands of the Makefile: running notebooks, checking parameters, the report."""

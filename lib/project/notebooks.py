@@ -1,0 +1,461 @@
+"""The runner: executes a notebook with papermill and keeps its results only if all went well.
+
+``make`` calls it as ``python -m lib.project.notebooks``; ``lib.project.parameters`` holds the checks before a run. Files that a
+notebook writes to ``paths.figures_output()`` land in a staging folder and move to
+
+    figures/             the profile ``paper`` (tracked by git),
+    figures/<profile>/   every other profile,
+    figures/custom/      a run with values set by hand,
+
+once the whole notebook has run. The executed notebook, ``.build/<profile>/<notebook>.ipynb``, is written last: it is
+the stamp that ``make`` goes by. Beside it, ``<notebook>.d`` tells ``make`` which files the result depends on, and
+``<notebook>.made`` lists the files that it made, one a line: if one of them is gone, the result is out of date.
+"""
+
+import argparse
+import ast
+import contextlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError, strip_color
+
+import lib
+from lib import checks, paths
+from lib.project import parameters
+
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+# The compiled engine computes what the PyTorch engine computes, and explorers show what there is: no result depends on
+# them.
+NO_DEPENDENCY = ("engine", "explore")
+# What a makefile can hold as a file's name, and which of it after a backslash ($ is doubled).
+_WRITABLE, _ESCAPED = re.compile(r"[\w $#,@^+./()~!'\"{}-]+"), re.compile(r"[ #]")
+TRACEBACK_LINES = 20
+SECONDS = "seconds"  # in the metadata of an executed notebook: how long it took
+# Errors whose sentence tells a reader everything: no traceback.
+SENTENCES = (
+    "Divergence", "DataNotFoundError", "CheckpointError", "LayerLogError", "TableError", "CannotWrite", "Busy",
+    "MemoryError",
+)  # fmt: skip
+
+
+class RunFailed(RuntimeError):
+    """A notebook that raised, or hid an error in a widget."""
+
+
+class Edited(RunFailed):
+    """A notebook that somebody saved while it ran."""
+
+
+# --- Dependencies -----------------------------------------------------------------------------------------------------
+
+
+def _module(name: str) -> Path | None:
+    # The file of a module or package of lib, named without the "lib." in front.
+    place = paths.ROOT.joinpath("lib", *name.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
+def _imports(tree: ast.AST) -> set[Path]:
+    # The files of lib that a piece of code names: modules, and the packages that they lie in.
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    exported = {lib.EXPORTS[name.removeprefix("lib.")] for name in names if name.removeprefix("lib.") in lib.EXPORTS}
+    return {file for name in names | exported for file in _files(name) if _counts(file)}
+
+
+def _files(name: str) -> Iterator[Path]:
+    # The file of "lib.dense.training", and the __init__ of every package around it; nothing for a name of another kind.
+    first, *others = name.split(".")
+    if first != "lib":
+        return
+    place = paths.ROOT / "lib"
+    for part in others:
+        if (place / "__init__.py").is_file():
+            yield place / "__init__.py"
+        place /= part
+    for file in (place.with_suffix(".py"), place / "__init__.py"):
+        if file.is_file():
+            yield file
+
+
+def _counts(file: Path) -> bool:
+    return not any(file.is_relative_to(paths.ROOT / "lib" / package) for package in NO_DEPENDENCY)
+
+
+def _reads(tree: ast.AST) -> set[str]:
+    # Which folders of results a piece of code names, as paths.CHECKPOINTS or paths.FIGURES.
+    named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return named & {"CHECKPOINTS", "FIGURES"}
+
+
+def dependencies(name: str, profile: str) -> list[Path]:
+    """The files that a result is made from: the notebook, its profile, the modules of ``lib`` that it imports, those
+    that they import in turn; the trained networks, and the folder that they come to, where one of them reads
+    ``paths.CHECKPOINTS``; the tracked tables of the other figures where one reads ``paths.FIGURES``."""
+    cells = [cell for cell in parameters.read(name).cells if cell.cell_type == "code"]
+    tree = ast.parse("\n".join(parameters.code(cell) for cell in cells))
+    reads = _reads(tree)
+    modules, waiting = set(), _imports(tree)
+    while waiting:
+        module = waiting.pop()
+        modules.add(module)
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        reads |= _reads(tree)
+        waiting |= _imports(tree) - modules
+    found = [paths.NOTEBOOKS / f"{name}.ipynb"]
+    if profile != parameters.QUICK:
+        found.append(paths.PROFILES / profile / f"{name}.yaml")
+    found += [_module(module) for module in sorted(modules)]
+    if "FIGURES" in reads:
+        found += sorted(path for path in paths.FIGURES.glob("*.csv") if not path.stem.startswith(name))
+    if "CHECKPOINTS" in reads:
+        found.append(paths.CHECKPOINTS)  # a folder changes when a file comes or goes
+        found += sorted(path for kind in ("*.csv", "*.safetensors") for path in paths.CHECKPOINTS.glob(kind))
+    return found
+
+
+def _make_rules(target: Path, prerequisites: Sequence[Path]) -> str:
+    # A folder by another name than that of a target: `make checkpoints` trains.
+    listed = [f"{paths.short(path)}/." if path.is_dir() else paths.short(path) for path in prerequisites]
+    unwritable = [path for path in listed if not _WRITABLE.fullmatch(path)]
+    for path in unwritable:
+        print(f"{path!r} is not watched for changes, since make cannot read such a name: rename it.", file=sys.stderr)
+    listed = [_ESCAPED.sub(r"\\\g<0>", path.replace("$", "$$")) for path in listed if path not in unwritable]
+    # An empty rule for each file, so that one that is deleted later does not stop make (like gcc -MP).
+    return "\n".join([f"{paths.short(target)}: {' '.join(listed)}", *(f"{path}:" for path in listed)]) + "\n"
+
+
+# --- Running ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def unattended_environment(output: Path) -> Iterator[None]:
+    """For a while, the environment of a kernel that no person looks at: its output folder, and NOTEBOOK_UNATTENDED."""
+    before = dict(os.environ)
+    os.environ |= {
+        "FIGURES_OUTPUT": str(output),
+        "NOTEBOOK_UNATTENDED": "1",
+        # This tree's lib, and this interpreter's kernel, whatever else is installed.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(paths.ROOT), before.get("PYTHONPATH")])),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+    # A backend from outside would keep the notebooks from drawing inline.
+    os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
+
+
+def normalise(notebook: NotebookNode, output: Path | None = None) -> NotebookNode:
+    """The notebook without what differs from run to run or machine to machine, changed in place.
+
+    Timestamps, papermill's notes, widget state, the kernel's version and absolute paths go (``output``, the staging
+    folder, included); a widget's view goes too, since it shows nothing without a kernel.
+    """
+    notebook.metadata = {"kernelspec": dict(KERNELSPEC), "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        for key in ("papermill", "execution", "ExecuteTime", "collapsed", "jupyter"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type != "code":
+            continue
+        kept = []
+        for item in cell.outputs:
+            data = item.get("data", {})
+            if data.pop(WIDGET_VIEW, None) is not None:
+                data.pop("text/plain", None)
+                if not data:
+                    continue
+            for holder, key in ((item, "text"), (data, "text/plain"), (data, "text/html"), (data, "text/markdown")):
+                if key in holder:
+                    holder[key] = _without_paths(holder[key], output)
+            # How a kernel cuts a text into messages is chance.
+            if kept and item.output_type == "stream" == kept[-1].output_type and item.name == kept[-1].name:
+                kept[-1].text += item.text
+            else:
+                kept.append(item)
+        cell.outputs = kept
+    return notebook
+
+
+def _without_paths(text: str, output: Path | None) -> str:
+    if output is not None:
+        text = text.replace(f"{output}{os.sep}", "").replace(str(output), "figures")
+    return text.replace(f"{paths.ROOT}{os.sep}", "").replace(str(paths.ROOT), ".")
+
+
+def hidden_errors(notebook: NotebookNode) -> list[str]:
+    """Errors of an executed notebook that papermill lets pass: in stored outputs and in the state of its widgets.
+
+    An explorer that raises writes its traceback into an Output widget, and the cell counts as run.
+    """
+    outputs = [item for cell in notebook.cells if cell.cell_type == "code" for item in cell.outputs]
+    for model in notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {}).values():
+        outputs += model.get("state", {}).get("outputs") or []
+    return [f"{item['ename']}: {strip_color(item['evalue'])}" for item in outputs if item.get("output_type") == "error"]
+
+
+def stderr_text(notebook: NotebookNode) -> str:
+    """What the executed notebook wrote to stderr: warnings, mostly."""
+    streams = [item for cell in notebook.cells if cell.cell_type == "code" for item in cell.outputs]
+    return "".join(item.text for item in streams if item.output_type == "stream" and item.name == "stderr")
+
+
+def execute_with(
+    name: str, values: Mapping[str, Any], output: Path, unfinished: Path, show_stderr: bool = False
+) -> NotebookNode:
+    """Run a notebook with these values; returns it executed, widget state and all.
+
+    ``output`` is the folder for its files, ``unfinished`` where papermill keeps it meanwhile, ``show_stderr`` passes on
+    what it writes to stderr as it comes. Raises parameters.WrongParameters with the sentence of its config, or
+    RunFailed with a sentence or a short traceback.
+    """
+    config = [cell.source for cell in parameters.tagged(parameters.read(name), "config")]
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with unattended_environment(output):
+            notebook = papermill.execute_notebook(
+                paths.NOTEBOOKS / f"{name}.ipynb",
+                unfinished,
+                parameters=dict(values),
+                kernel_name="python3",
+                language="python",
+                cwd=paths.NOTEBOOKS,
+                # papermill's own bar counts cells: for a person at a terminal only.
+                progress_bar=sys.stderr.isatty() and not show_stderr,
+                stderr_file=sys.stderr if show_stderr else None,
+                # The kernel's own notes on its transport are none of the reader's business.
+                extra_arguments=["--log-level=CRITICAL"],
+            )
+    except PapermillExecutionError as error:
+        if error.source in config and error.ename in ("ValueError", "TypeError"):
+            unfinished.unlink(missing_ok=True)
+            raise parameters.WrongParameters(f"{name}: {error.evalue}") from None
+        if error.ename in SENTENCES:
+            raise RunFailed(f"{name}: {error.evalue}") from None
+        lines = strip_color("\n".join(error.traceback)).splitlines()
+        raise RunFailed(
+            f"{name} stopped in its cell In [{error.exec_count}]; {paths.short(unfinished)} shows how far it came.\n"
+            + "\n".join(lines[-TRACEBACK_LINES:])
+        ) from None
+    except DeadKernelError:
+        raise RunFailed(f"{name}: its Python process died, as it does when memory runs out.") from None
+    if errors := hidden_errors(notebook):
+        raise RunFailed(f"{name} hides an error in an explorer: {'; '.join(errors)} ({paths.short(unfinished)}).")
+    unfinished.unlink(missing_ok=True)
+    return notebook
+
+
+@contextlib.contextmanager
+def _staging(name: str, kind: str) -> Iterator[Path]:
+    """The folder, empty, for the files of a run; paths.Busy where another process makes the same."""
+    folder = paths.BUILD / kind
+    busy = f"Another process is making {name} in {paths.short(folder)}: wait for it, or end it."
+    with paths.alone(paths.BUILD / "locks" / f"{kind}_{name}", busy):
+        staging = folder / f"{name}.outputs"
+        shutil.rmtree(staging, ignore_errors=True)
+        yield paths.make_folder(staging)
+        shutil.rmtree(staging)
+
+
+def destination(kind: str) -> Path:
+    """The folder that the files of a run come to: ``figures/`` for the profile ``paper``, else one below it."""
+    return paths.FIGURES if kind == parameters.PAPER else paths.FIGURES / kind
+
+
+def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] | None = None) -> list[Path]:
+    """Run one notebook with a profile's values, and ``by_hand`` in their place; returns the files it made.
+
+    Before anything is computed, raises parameters.WrongParameters, paths.CannotWrite for a folder that cannot take the
+    result, or paths.Busy if another process makes the same figure; else RunFailed. Nothing of such a run is kept.
+    """
+    values = parameters.profile_values(name, profile) | dict(by_hand or {})
+    kind = parameters.CUSTOM if by_hand else profile
+    result = paths.BUILD / kind / f"{name}.ipynb"
+    paths.check_writable(destination(kind), result.parent)
+    # The result carries the time of the start: what is edited during the run makes it out of date.
+    started = time.time()
+    rules = _make_rules(result, dependencies(name, profile))
+    with _staging(name, kind) as staging:
+        clock = time.monotonic()
+        notebook = execute_with(name, values, staging, result.with_suffix(".unfinished.ipynb"))
+        seconds = time.monotonic() - clock
+        if warnings := stderr_text(notebook):
+            print(f"{name} wrote to stderr:\n{warnings}", file=sys.stderr)
+        if kind == parameters.CUSTOM:
+            _write_values(staging / f"{name}.yaml", name, values)
+        # No stamp while files move: an interrupted move leaves new files beside old ones.
+        result.unlink(missing_ok=True)
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        made = {destination(kind) / path.relative_to(staging): path for path in files}
+        if kind != parameters.CUSTOM:
+            listed = "".join(f"{paths.short(path)}\n" for path in made)
+            for ending, text in ((".d", rules), (".made", listed)):
+                paths.write_atomically(result.with_suffix(ending), partial(_write_text, text))
+        _copy(made)
+        notebook = normalise(notebook, staging)
+        notebook.metadata[SECONDS] = round(seconds, 1)
+        _write(notebook, result, modified=started)
+    return list(made)
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _copy(files: Mapping[Path, Path]) -> None:
+    # By target. The target may be on another file system; all drafts are whole before the first takes its place.
+    with contextlib.ExitStack() as drafts:
+        for target, source in files.items():
+            paths.make_folder(target.parent)
+            if target.parent == paths.FIGURES and target.suffix == ".csv":
+                _keep_shipped(target)
+            shutil.copyfile(source, drafts.enter_context(paths.draft(target)))
+
+
+def _write_values(path: Path, name: str, values: Mapping[str, Any]) -> None:
+    # All of them, so that they make the same under every profile: the file lies beside the numbers that it made, and
+    # replaces that of an explorer, whose numbers this run replaces.
+    everything = {each.name: each.default for each in parameters.offered(name).values()} | dict(values)
+    head = f"# make {name} PARAMETERS={paths.short(paths.FIGURES / parameters.CUSTOM / path.name)}\n"
+    text = head + yaml.safe_dump(everything, sort_keys=False, width=1000)
+    path.write_text(text, encoding="utf-8")
+
+
+def _keep_shipped(table: Path) -> None:
+    # In a copy without git the tracked table is the one that it came with: `lib.project.verify` compares with it.
+    kept = paths.FIGURES / ".shipped" / table.name
+    if table.exists() and not kept.exists() and not (paths.ROOT / ".git").exists():
+        kept.parent.mkdir(exist_ok=True)
+        paths.write_atomically(kept, lambda draft: draft.write_bytes(table.read_bytes()))
+
+
+def _write(notebook: NotebookNode, path: Path, modified: float) -> None:
+    with paths.draft(path) as draft:
+        nbformat.write(notebook, draft)
+        os.utime(draft, (modified, modified))
+
+
+def execute(name: str) -> bool:
+    """Run a notebook with its defaults and store the outputs in it, normalised; returns whether they changed.
+
+    Warnings are errors here, since a stored notebook must show none. The file keeps its time of modification: its
+    cells are the same, so no figure that is made from them is out of date. Raises Edited, and keeps the file as it is,
+    if somebody saved it meanwhile.
+    """
+    path = paths.NOTEBOOKS / f"{name}.ipynb"
+    paths.check_writable(paths.NOTEBOOKS)
+    before = path.read_text(encoding="utf-8") if name in parameters.names() else ""
+    with _staging(name, "stored") as staging:
+        notebook = execute_with(name, {}, staging, paths.BUILD / "stored" / f"{name}.unfinished.ipynb")
+        if warnings := stderr_text(notebook):
+            raise RunFailed(f"{name} wrote to stderr, which a stored notebook must not show:\n{warnings}")
+        after = nbformat.writes(normalise(notebook, staging)).rstrip("\n") + "\n"
+        modified = path.stat().st_mtime
+        if path.read_text(encoding="utf-8") != before:
+            raise Edited(f"{name} was saved by somebody while it ran: it stays as it is now. Run it again to store it.")
+        changed = after != before
+        if changed:
+            _write(notebook, path, modified)
+    return changed
+
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+
+def _run_command(arguments: argparse.Namespace) -> None:
+    by_hand = parameters.by_hand(arguments.set, arguments.parameters)
+    values = parameters.profile_values(arguments.name, arguments.profile) | by_hand
+    # A profile has been checked as a whole; its ranges are checked again by the config cell of the run itself.
+    check = parameters.check_values if by_hand else parameters.check_types
+    check(arguments.name, values)
+    label = f"{arguments.name} ({parameters.CUSTOM if by_hand else arguments.profile})"
+    print(f"{label}: running", flush=True)
+    started = time.monotonic()
+    made = run(arguments.name, arguments.profile, by_hand)
+    listed = ", ".join(paths.short(path) for path in made) or "no files"
+    print(f"{label}: {time.monotonic() - started:.0f} s, wrote {listed}", flush=True)
+
+
+def _check_command(arguments: argparse.Namespace) -> None:
+    paths.check_writable(destination(arguments.profile), paths.BUILD / arguments.profile)
+    left_out = parameters.check_profile(arguments.profile)
+    print(f"The parameters of the profile {arguments.profile} are in order.")
+    if left_out:
+        print(f"Left out, since they have no counterpart in it: {', '.join(left_out)}.")
+    for sentence in parameters.left_out():
+        print(sentence)
+
+
+def _execute_command(arguments: argparse.Namespace) -> None:
+    edited = []
+    for name in arguments.names or parameters.names():
+        try:
+            print(f"{name}: {'stored anew' if execute(name) else 'unchanged'}", flush=True)
+        except Edited as error:  # the others are none the worse for it
+            edited.append(str(error))
+    if edited:
+        raise Edited("\n".join(edited))
+
+
+def _list_command(_: argparse.Namespace) -> None:
+    for name in parameters.names():
+        having = [profile for profile in parameters.profiles() if parameters.in_profile(name, profile)]
+        print(f"{name}: {', '.join(having)}")
+    for sentence in parameters.left_out():
+        print(sentence)
+
+
+def _command(arguments: argparse.Namespace) -> None:
+    paths.need_clone()
+    arguments.command(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns 2 for wrong parameters, 1 for a notebook that failed."""
+    parser = argparse.ArgumentParser(prog="python -m lib.project.notebooks", description="Run the project's notebooks.")
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run", help="run one notebook and keep what it makes")
+    one.add_argument("name")
+    one.add_argument("--profile", default=parameters.PAPER)
+    one.add_argument("--set", default="", metavar="'NAME=VALUE ...'", help="values for this run alone")
+    one.add_argument("--parameters", default="", metavar="FILE", help="YAML file with values for this run alone")
+    one.set_defaults(command=_run_command)
+    check = commands.add_parser("check", help="check all parameters of a profile, running nothing")
+    check.add_argument("--profile", default=parameters.PAPER)
+    check.set_defaults(command=_check_command)
+    store = commands.add_parser("execute", help="run notebooks with their defaults and store the outputs in them")
+    store.add_argument("names", nargs="*", metavar="name")
+    store.set_defaults(command=_execute_command)
+    commands.add_parser("list", help="list the notebooks and their profiles").set_defaults(command=_list_command)
+    chosen = parser.parse_args(arguments)
+    return checks.exit_code(
+        partial(_command, chosen),
+        "Interrupted; nothing of this run is kept.",
+        failures=(RunFailed, paths.Busy, paths.CannotWrite, paths.NotAClone),
+        misuses=(parameters.WrongParameters,),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

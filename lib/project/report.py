@@ -1,0 +1,216 @@
+"""One HTML document from the executed notebooks of a profile, to read or to mail: ``make report``.
+
+Every picture is inside the file and every formula is MathML: neither a kernel nor the network is needed. Code is folded
+away; explorer cells, which need a kernel, are left out; links from one notebook to another lead to its section. What
+could run or load something when the document is opened (raw HTML, scripts, addresses other than links) is taken out.
+"""
+
+import argparse
+import html
+import re
+import sys
+from collections.abc import Sequence, Set
+from pathlib import Path
+
+import latex2mathml.converter
+import nbformat
+import nh3
+from jinja2 import pass_context
+from jinja2.runtime import Context
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+from lib import paths
+from lib.project import notebooks, parameters
+
+# The order of the paper, then of what goes beyond it; notebooks that are not listed come after these.
+ORDER = (
+    "claims",
+    "figure_1_left",
+    "figure_1_right",
+    "figure_2",
+    "figure_3",
+    "table_1",
+    "figure_4",
+    "smoothness",
+    "rounding",
+    "stem",
+)
+TEMPLATE = """
+{%- extends 'basic/index.html.j2' -%}
+{%- block input_group -%}
+<details class="code"><summary>code</summary>{{ super() }}</details>
+{%- endblock input_group -%}
+"""
+STYLE = """
+body { max-width: 52rem; margin: 0 auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; }
+nav { border: 1px solid #ddd; border-radius: 6px; padding: .5rem 1rem; margin: 1rem 0 2rem; }
+nav ol { columns: 2; padding-left: 1.2rem; margin: .3rem 0; }
+section { border-top: 2px solid #0072B2; margin-top: 3rem; }
+img { max-width: 100%; height: auto; }
+pre { overflow-x: auto; background: #f6f8fa; padding: .6rem; border-radius: 6px; font-size: .85rem; line-height: 1.35; }
+table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; }
+details.code > summary { color: #777; cursor: pointer; font-size: .8rem; }
+.jp-InputPrompt, .jp-OutputPrompt, .anchor-link, .prompt { display: none; }
+a { color: #0072B2; }
+math[display="block"] { margin: .8rem 0; overflow-x: auto; }
+"""
+MATHML = {"math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mstyle", "mpadded", "mphantom", "menclose", "mtable"}
+MATHML |= {"mtr", "mtd", "mfrac", "msqrt", "mroot", "msub", "msup", "msubsup", "mover", "munder", "munderover"}
+MATHML_ATTRIBUTES = {"display", "displaystyle", "mathvariant", "stretchy", "fence", "form", "separator", "accent"}
+MATHML_ATTRIBUTES |= {"width", "height", "depth", "minsize", "maxsize", "linethickness", "columnalign", "notation"}
+ATTRIBUTES = {
+    **nh3.ALLOWED_ATTRIBUTES,
+    **dict.fromkeys(MATHML, MATHML_ATTRIBUTES),
+    "*": {"class", "id", "title"},
+    "details": {"open"},
+}
+LINK = re.compile(r'href="(?P<target>[^"#:]+)"')
+
+
+def executed(profile: str) -> list[Path]:
+    """The executed notebooks of a profile, in reading order.
+
+    Raises FileNotFoundError, one sentence, where there is none.
+    """
+    folder = paths.BUILD / profile
+    known = set(parameters.figures())
+    found = {path.stem: path for path in sorted(folder.glob("*.ipynb")) if path.stem in known}
+    if not found:
+        raise FileNotFoundError(
+            f"No executed notebook of the profile {profile!r} is there: `make figures PROFILE={profile}` makes them."
+        )
+    first = [name for name in ORDER if name in found]
+    return [found[name] for name in first + [name for name in found if name not in first]]
+
+
+def title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
+    """The first heading of a notebook, without the #."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for line in cell.source.splitlines():
+                if line.startswith("# "):
+                    return line[2:].strip()
+    return otherwise
+
+
+def mathml(formula: str, display: str = "inline") -> str:
+    """A LaTeX formula as MathML ("inline" or "block"); as it is written if that cannot be."""
+    try:
+        return latex2mathml.converter.convert(formula.replace(r"\|", "‖"), display=display)
+    except Exception:  # the package has no common class for what it cannot read
+        return f"<code>{html.escape(formula)}</code>"
+
+
+class _WithMathML(IPythonRenderer):
+    """Markdown as nbconvert renders it, formulas as MathML."""
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body)
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, "block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+
+
+def _markdown(text: str, attachments: dict | None = None) -> str:
+    renderer = _WithMathML(escape=False, attachments=attachments, exclude_anchor_links=True)
+    return MarkdownWithMath(renderer=renderer).render(text)
+
+
+@pass_context
+def _markdown_cell(context: Context, source: str) -> str:
+    return _markdown(source, context.get("cell", {}).get("attachments"))
+
+
+def sanitised(body: str, without: Set[str] = frozenset()) -> str:
+    """HTML that runs nothing and loads nothing, without these tags: no script, no style, no frame, no handler of an
+    event; links lead to web pages or files, and pictures are those inside the document."""
+
+    def kept(tag: str, attribute: str, value: str) -> str | None:
+        if attribute in ("src", "cite", "href"):
+            inside = re.match(r"data:image/(png|jpeg|gif|svg\+xml);base64,", value) is not None
+            link = tag == "a" and not value.startswith("data:")
+            return value if link or (tag == "img" and inside) else None
+        return value
+
+    tags = (nh3.ALLOWED_TAGS | MATHML) - without
+    schemes = {"http", "https", "mailto", "data"}
+    return nh3.clean(body, tags=tags, attributes=ATTRIBUTES, attribute_filter=kept, url_schemes=schemes, link_rel=None)
+
+
+def _without_explorers(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without its explorers, which need a kernel, and without the words that lead to them."""
+
+    def kept(cell: nbformat.NotebookNode) -> bool:
+        lead = cell.cell_type == "markdown" and cell.source.startswith("**Explore.**")
+        return not lead and "explorer" not in cell.metadata.get("tags", [])
+
+    return nbformat.from_dict({**notebook, "cells": [cell for cell in notebook.cells if kept(cell)]})
+
+
+def _with_inner_links(body: str, sections: Sequence[str]) -> str:
+    """Links to a notebook lead to its section; links to other files of the repository become plain text."""
+
+    def replaced(match: re.Match) -> str:
+        target = Path(match["target"])
+        if target.suffix == ".ipynb" and target.stem in sections:
+            return f'href="#{target.stem}"'
+        return f'title="{html.escape(match["target"])} in the repository"'
+
+    return LINK.sub(replaced, body)
+
+
+def render(profile: str) -> str:
+    """The document as text."""
+    exporter, sections, entries = HTMLExporter(raw_template=TEMPLATE), [], []
+    exporter.register_filter("markdown2html", _markdown_cell)
+    files = executed(profile)
+    names = [path.stem for path in files]
+    for path in files:
+        notebook = nbformat.read(path, as_version=4)
+        body, _ = exporter.from_notebook_node(_without_explorers(notebook))
+        seconds = notebook.metadata.get(notebooks.SECONDS)
+        took = f"<p>Made in {seconds:.0f} s.</p>\n" if seconds is not None else ""
+        sections.append(f'<section id="{path.stem}">\n{took}{_with_inner_links(sanitised(body), names)}\n</section>')
+        heading = sanitised(_markdown(title(notebook, path.stem)), without={"p", "a"}).strip()
+        entries.append(f'<li><a href="#{path.stem}">{heading}</a></li>')
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            "<title>Implicit regularization of deep residual networks towards neural ODEs: report</title>",
+            f"<style>{STYLE}</style>\n</head>\n<body>",
+            "<h1>Implicit regularization of deep residual networks towards neural ODEs</h1>",
+            "<p>The figures and tables of Marion, Wu, Sander and Biau (ICLR 2024), regenerated; the notebooks' code is "
+            f"folded under each step. Profile: {html.escape(profile)}.</p>",
+            f"<nav><ol>{''.join(entries)}</ol></nav>",
+            *sections,
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m lib.project.report [--profile paper]``: write the document and say where."""
+    parser = argparse.ArgumentParser(prog="python -m lib.project.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default=parameters.PAPER, help="whose executed notebooks (default: paper)")
+    profile = parser.parse_args(arguments).profile
+    target = paths.BUILD / f"report-{profile}.html"
+    try:
+        paths.need_clone()
+        paths.check_writable(target.parent)
+        document = render(profile)
+    except (FileNotFoundError, paths.CannotWrite, paths.NotAClone) as error:
+        print(error, file=sys.stderr)
+        return 2
+    paths.write_atomically(target, lambda draft: draft.write_text(document, encoding="utf-8"))
+    print(f"wrote {paths.short(target)} ({len(document.encode()) / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
