@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import checks, ode, paths, reversible, tables
+from lib import checks, paths, tables
 from lib.cifar import dataset, records, resampling
 from lib.cifar.dataset import Images
 from lib.cifar.network import ConvResNet
 from lib.cifar.records import Run
 from lib.cifar.resampling import ParallelForm, accuracy, branch, distance, folded, logits, resample
+from lib.ode import reversible
+from lib.ode import solvers as ode
 
 RESAMPLING, SOLVERS, REVERSIBLE = records.MEASURED
 # The rules for the weights and for the batch norms' statistics that are measured, a curve each.

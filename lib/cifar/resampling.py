@@ -1,7 +1,7 @@
 """Trained convolutional networks with fewer layers, or more: every r-th one, without any training.
 
 A network near a neural ODE discretises it with L steps of 1/L, and any n of them in steps of 1/n do about as well; so
-`resample` makes of its layers, by a rule of `lib.resampling`, a network of n layers. The parallel form
+`resample` makes of its layers, by a rule of `lib.ode.layers`, a network of n layers. The parallel form
 
     h_{j+1} = h_j + (1/L) sum over the layers k of group j of f_k(h_j),    j = 0..n-1
 
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import activations, checks, resampling
+from lib import activations, checks
 from lib.cifar import dataset
 from lib.cifar.checkpoints import Checkpoint
 from lib.cifar.dataset import Images
 from lib.cifar.network import BN_EPS, BN_MOMENTUM, ConvResNet
-from lib.ode import Branch
+from lib.ode import layers as depth_layers
+from lib.ode.solvers import Branch
 
 RECOMPUTED = "recomputed"
 BN_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -44,26 +45,26 @@ def resample(
 
     Other arguments: ``weights`` is the rule for everything that was trained (convolutions, and scale and shift of the
     batch norms), ``statistics`` the one for the means and variances of the batch norms: "kept", "averaged" or
-    "interpolated" as in `lib.resampling`, or "recomputed", those of the ``images`` (m, 3, 32, 32), normalised training
+    "interpolated" as in `lib.ode.layers`, or "recomputed", those of the ``images`` (m, 3, 32, 32), normalised training
     images, as one batch; by default that of the weights.
 
     Raises TypeError or ValueError, one sentence, for values that cannot be.
     """
     statistics = statistics or weights
-    checks.choice("statistics", statistics, (*resampling.RULES, RECOMPUTED))
+    checks.choice("statistics", statistics, (*depth_layers.RULES, RECOMPUTED))
     if statistics == RECOMPUTED and images is None:
         raise ValueError("statistics is 'recomputed' and images is None, expected the normalised images to do it on.")
     depth = network.config.depth
-    trained = resampling.matrix(depth, layers, weights)
+    trained = depth_layers.matrix(depth, layers, weights)
     rule = "kept" if statistics == RECOMPUTED else statistics
     # What a rule other than that of the weights says of n > L has been said.
-    counted = resampling.matrix(depth, layers, rule if layers <= depth else "interpolated")
+    counted = depth_layers.matrix(depth, layers, rule if layers <= depth else "interpolated")
     made = ConvResNet(replace(network.config, depth=layers))
     for part in ("conv1", "bn1", "linear"):
         getattr(made, part).load_state_dict(getattr(network, part).state_dict())
     for name in network.residual_layers.names():
         coefficients = counted if name.endswith(BN_STATISTICS) else trained
-        made.residual_layers.stacked(name).copy_(resampling.apply(coefficients, network.residual_layers.stacked(name)))
+        made.residual_layers.stacked(name).copy_(depth_layers.apply(coefficients, network.residual_layers.stacked(name)))
     made.eval()
     if statistics == RECOMPUTED:
         recompute_statistics(made, images)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import checks, paths, resampling, tables
+from lib import checks, paths, tables
 from lib.cifar import checkpoints, dataset, resampling
 from lib.cifar.checkpoints import Checkpoint
 from lib.cifar.network import ConvResNet
@@ -19,6 +19,7 @@ from lib.cifar.records import CONVOLUTIONS
 from lib.cifar.training import CifarConfig
 from lib.figures.figure_3 import draw_entries
 from lib.measures import von_neumann_ratios
+from lib.ode import layers as depth_layers
 
 Entry = tuple[int, int, int, int]  # out channel, in channel, row and column of the kernel
 HOW = ("random", "roughest", "smoothest", "index")
@@ -212,7 +213,7 @@ class Browsing:
             network.entry(replace(choice, how="index", index=entry))  # a smaller network may not have it
             layers, depth = network.layers(choice.layers), network.config.depth
             path = network.path(self.images, choice.image, layers) if self._has(choice) else None
-            kept = resampling.kept(depth, layers).numpy() if layers < depth else None
+            kept = depth_layers.kept(depth, layers).numpy() if layers < depth else None
             curve = network.weights(name)[(slice(None), *entry)].numpy()
             views.append(View(network.config, name, entry, curve, network.ratios(name), path, kept))
         return views

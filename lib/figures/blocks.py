@@ -25,7 +25,7 @@ NO_ACTIVATION = "none"
 
 
 @dataclass(frozen=True)
-class BlocksConfig:
+class Config:
     """Networks of several ``blocks`` on board, with every one of ``activations``, at several ``depths`` and ``seeds``.
 
     A block is named as in `lib.blocks.library.BLOCKS`, with a norm after a comma, as in "convolution, batch norm".
@@ -76,7 +76,7 @@ def factory(block: str, activation: str) -> partial:
     return make_block(name, activation, norm.removesuffix(" norm") or "none")
 
 
-def compute(config: BlocksConfig, progress: Progress = silent) -> dict[str, list]:
+def compute(config: Config, progress: Progress = silent) -> Data:
     """The table of ``blocks.csv``: for each block, activation, seed, depth and entry of ``iterations``, the columns of
     `lib.blocks.successive_distances`, and the training ``time`` t, which is the step times the learning rate."""
     runs = [(seed, *case) for seed in config.seeds for case in config.cases]

@@ -12,6 +12,7 @@ from lib.dense import conventions, limit
 from lib.dense.distances import distance
 from lib.dense.network import NetworkConfig
 from lib.dense.training import Record, lockstep, train
+from lib.digits import difference
 from lib.figures.claim import Claim, Read, fit_in_depth, judge_rate, maximise_over_time
 from lib.figures.experiment import Progress, last, silent, sorted_table
 from lib.figures.results import Data

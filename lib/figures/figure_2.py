@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lib import checks
 from lib.dense.network import NetworkConfig
 from lib.dense.training import train
-from lib.digits import square
+from lib.digits import difference, square
 from lib.figures.claim import Claim, Read, judge, select_last
 from lib.figures.experiment import Progress, entries, evenly, last, silent
 from lib.figures.results import Data

@@ -22,14 +22,16 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-from scipy.optimize import nnls
 from torch import Tensor
 
 from lib import activations, checks
 from lib.dense import limit
-from lib.dense.network import Data, NetworkConfig, Weights, hidden_states, initialise
+from lib.dense.network import Data as Samples
+from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise
 from lib.dense.training import Record, train
+from lib.figures.claim import BEYOND, LEAST_DEPTH, Claim, Read, judge, judge_rate, select_last
 from lib.figures.experiment import Progress, evenly, silent
+from lib.figures.results import Data
 from lib.figures.style import (
     BLUE,
     GREEN,
@@ -42,16 +44,15 @@ from lib.figures.style import (
     plain_ticks,
     styled,
 )
-from lib.measures import LEVEL, Slope, fit_slope
+from lib.rates import root_mean_squares, slope_in_depth, two_terms
 from lib.tables import Table, from_rows, select
 
 MEAN, OWN = "mean ODE", "own ODE"
 QUANTITIES = {"output": "outputs", "hidden_states": "hidden states", "loss": "loss"}
-RESAMPLES = 1000  # of the seeds, for an interval
 
 
 @dataclass(frozen=True)
-class MeanLimitConfig:
+class Config:
     """Networks of several ``depths`` and ``widths``, each with ``seeds`` draws of its weights, beside their limits.
 
     Main arguments: ``network`` gives everything else and, by its own seed and width, the data, which all share;
@@ -144,7 +145,7 @@ class Moment:
         }
 
 
-def _moments(config: MeanLimitConfig, network: NetworkConfig, data: Data) -> Iterator[tuple[Record, Moment]]:
+def _moments(config: Config, network: NetworkConfig, data: Samples) -> Iterator[tuple[Record, Moment]]:
     weights, _ = initialise(network)
     start = weights, data
     for record in train(network, config.learning_rate, config.iterations, config.times, start=start):
@@ -152,7 +153,7 @@ def _moments(config: MeanLimitConfig, network: NetworkConfig, data: Data) -> Ite
         yield record, Moment(record.loss, states[:: network.depth // config.depths[0]])
 
 
-def _own_limit(config: MeanLimitConfig, network: NetworkConfig, data: Data) -> list[Moment]:
+def _own_limit(config: Config, network: NetworkConfig, data: Samples) -> list[Moment]:
     s = torch.linspace(0, 1, config.depths[0] + 1, dtype=torch.float64)
     records = limit.train(
         network, config.learning_rate, config.iterations, config.times, tolerance=config.tolerance, data=data
@@ -160,7 +161,7 @@ def _own_limit(config: MeanLimitConfig, network: NetworkConfig, data: Data) -> l
     return [Moment(record.loss, record.ode.hidden_states(data.x, s)) for record in records]
 
 
-def mean_limit(config: MeanLimitConfig, progress: Progress = silent) -> tuple[dict[str, list], ...]:
+def compute(config: Config, progress: Progress = silent) -> Data:
     """Three tables: distances from the limits, and hidden states and weights to look at after training.
 
     The first has columns initialisation, reference ("mean ODE" or "own ODE"), width, depth, seed, iteration and the
@@ -203,95 +204,17 @@ def mean_limit(config: MeanLimitConfig, progress: Progress = silent) -> tuple[di
         for k, values in enumerate(states)
         for number, value in enumerate(values)
     ]
-    return from_rows(rows), from_rows(trajectories), from_rows(weights)
+    return {
+        "mean_limit": from_rows(rows),
+        "mean_limit_states": from_rows(trajectories),
+        "mean_limit_weights": from_rows(weights),
+    }
 
 
 def _few(network: NetworkConfig, weights: Weights, x: Tensor, points: int = 128) -> Tensor:
     """The first coordinate of the hidden states of a few inputs x: (k, d), at most ``points`` + 1 of them: (., k)."""
     states = hidden_states(network, weights, x)[..., 0]
     return states[:: max(1, network.depth // points)]
-
-
-# --- Rates ------------------------------------------------------------------------------------------------------------
-
-
-def _squared(table: Table, quantity: str, **chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The squared distances (k, seeds) of the chosen networks, by the k sizes: depths (k,), widths (k,)."""
-    rows = select(table, **chosen)
-    sizes = list(dict.fromkeys(zip(rows["width"].tolist(), rows["depth"].tolist(), strict=True)))
-    found = [select(rows, width=width, depth=depth)[quantity] for width, depth in sizes]
-    widths, depths = np.array(sizes).T
-    return depths, widths, np.square(found)
-
-
-def _resampled(squares: np.ndarray) -> np.ndarray:
-    """Root mean squares over draws with replacement among the seeds: (`RESAMPLES`, k)."""
-    seeds = squares.shape[1]
-    drawn = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
-    return np.sqrt(squares[:, drawn].mean(axis=2)).T
-
-
-def _interval(values: np.ndarray) -> np.ndarray:
-    """The bounds of the 95 % interval of the values along the first axis: (2, ...)."""
-    return np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-
-
-def root_mean_squares(table: Table, quantity: str, **chosen) -> dict[str, np.ndarray]:
-    """Of the distances of the chosen networks, over the seeds: columns depth, width, value, low, high (95 % intervals,
-    by resampling the seeds)."""
-    depths, widths, squares = _squared(table, quantity, **chosen)
-    low, high = _interval(_resampled(squares))
-    value = np.sqrt(squares.mean(axis=1))
-    return {"depth": depths, "width": widths, "value": value, "low": low, "high": high}
-
-
-def slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> Slope:
-    """The rate in L of the root mean square over the seeds, over depths of ``at_least``, for networks of one width; its
-    95 % interval by resampling the seeds."""
-    depths, _, squares = _squared(table, quantity, **chosen)
-    fit = fit_slope(depths, np.sqrt(squares.mean(axis=1)), at_least)
-    keep = depths >= at_least
-    centred = np.log(depths[keep]) - np.log(depths[keep]).mean()
-    low, high = _interval(np.log(_resampled(squares)[:, keep]) @ centred / (centred @ centred))
-    return Slope(fit.slope, float(low), float(high), fit.constant)
-
-
-@dataclass(frozen=True)
-class TwoTerms:
-    """The distance as sqrt((a/L)^2 + b^2/(L m)): ``a``, ``b``, 95 % intervals of both by resampling the seeds, and
-    ``residual``, the root mean square of the relative deviation over the sizes."""
-
-    a: float
-    b: float
-    a_interval: tuple[float, float]
-    b_interval: tuple[float, float]
-    residual: float
-
-    @property
-    def crossover(self) -> float:
-        """L/m at which the two terms are equal: a^2/b^2."""
-        return (self.a / self.b) ** 2
-
-    def value(self, depth, width):
-        """The fitted distance."""
-        return np.sqrt((self.a / depth) ** 2 + self.b**2 / (depth * width))
-
-
-def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
-    """Fit both terms to the root mean square over the seeds of all sizes, by non-negative least squares in the relative
-    deviation of the squares."""
-    depths, widths, squares = _squared(table, quantity, **chosen)
-    terms = np.stack([1.0 / depths**2, 1.0 / (depths * widths)], axis=1)
-
-    def fit(values: np.ndarray) -> np.ndarray:
-        return np.sqrt(nnls(terms / values[:, None] ** 2, np.ones(len(values)))[0])
-
-    values = np.sqrt(squares.mean(axis=1))
-    a, b = fit(values)
-    low, high = _interval(np.array([fit(drawn) for drawn in _resampled(squares)])).tolist()
-    deviation = np.sqrt((a / depths) ** 2 + b**2 / (depths * widths)) / values - 1
-    residual = float(np.sqrt(np.square(deviation).mean()))
-    return TwoTerms(float(a), float(b), *zip(low, high, strict=True), residual)
 
 
 # --- The picture ------------------------------------------------------------------------------------------------------
@@ -302,11 +225,13 @@ KINDS = {("iid", MEAN): ("-", "o"), ("weight-tied", OWN): ("--", "s")}
 
 
 @styled
-def draw(table: Table, states: Table, weights: Table, slope_from: int) -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Weights and hidden states across the layers, distances from the limits against depth and width, rates.
 
     The tables are those of `mean_limit`.
     """
+    table, states, weights = (data[f"mean_limit{name}"] for name in ("", "_states", "_weights"))
+    slope_from = config.slope_from
     figure, ((rough, smooth, slopes), (widths, together, kinds)) = panels(3, 2, height=5.6)
     narrow, last = min(table["width"]), max(table["iteration"])
     end = select(table, iteration=last)

@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib import checks, ode, reversible, tables
+from lib import checks, tables
+from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
 from lib.figures.experiment import Progress, silent
@@ -15,6 +16,7 @@ from lib.figures.resampling import layers_axis
 from lib.figures.solvers import cifar_rows
 from lib.figures.style import BLUE, COLORS, GREY, VERMILION, depth_axis, panels, styled
 from lib.measures import Slope, fit_slope
+from lib.ode import reversible
 from lib.tables import Table, select
 
 INITIALISATIONS = (("weight-tied", BLUE), ("iid", VERMILION))
@@ -48,7 +50,7 @@ def backwards(config: ReversibleConfig, progress: Progress = silent) -> dict[str
         network = replace(config.network, initialisation=initialisation, depth=depth)
         training = train(network, config.learning_rate, config.iterations, [config.iterations])
         weights, data = deque(training, maxlen=1).pop().weights, initialise(network)[1]
-        f, layers = ode.dense_branch(network), ode.dense_layers(weights)
+        f, layers = dense_branch(network), dense_layers(weights)
         for method in reversible.METHODS:
             exact, found = (
                 reversible.reversed_gradients(
@@ -102,7 +104,7 @@ def draw(dense: Table, cifar: Table) -> Figure:
     low, high = left.get_ylim()
     left.set_ylim(low * (low / high) ** 0.55, high)  # room for the legend
     left.legend(loc="lower left", fontsize=7, labelspacing=0.2)
-    names = list(dict.fromkeys(dataset.get("network", ())))
+    names = list(dict.fromkeys(cifar.get("network", ())))
     for name, color in zip(names, COLORS, strict=False):
         for method, line in LINES.items():
             rows = select(cifar, network=name, method=method)

@@ -8,13 +8,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib import checks, ode, tables
+from lib import checks, tables
 from lib.cifar import measured, records
+from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
 from lib.figures.experiment import Progress, silent
 from lib.figures.style import BLUE, GREEN, GREY, PURPLE, VERMILION, panels, styled
 from lib.measures import fit_slope
+from lib.ode import solvers as ode
 from lib.tables import Table, select
 
 # (initialisation, activation) of the fully connected networks.
@@ -53,7 +55,7 @@ def solvers(config: SolversConfig, progress: Progress = silent) -> dict[str, lis
         training = train(network, config.learning_rate, config.iterations, [config.iterations])
         weights, x = deque(training, maxlen=1).pop().weights, initialise(network)[1].x
         errors = ode.solver_errors(
-            ode.dense_branch(network), ode.dense_layers(weights), x, config.steps, config.tolerances
+            dense_branch(network), dense_layers(weights), x, config.steps, config.tolerances
         )
         name = f"{tables.word(activation)}, {tables.word(initialisation)}"
         rows += [{"network": name, "depth": network.depth, "kind": "dense", **row} for row in tables.rows(errors)]

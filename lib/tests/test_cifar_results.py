@@ -19,11 +19,12 @@ from lib.figures.smoothness import lost_by_depth, smoothness_along_depth
 from lib.figures.table_1 import compare, make_readable
 
 
-def test_figure_3_shows_the_drawn_entries(trained):
+def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
     networks = networks_by_schedule(records.read_runs(), trained)
     assert list(networks) == [(30, True), (30, False), (180, True)]
     assert all((run.config.epochs, run.config.smooth_init, run.config.seed) == (*of, 0) for of, run in networks.items())
     entries = {"conv1": (1, 2, 0, 2), "conv2": (15, 0, 1, 1)}
+    monkeypatch.setattr(figure_3, "draw_entries", lambda seed: entries)
     table = entries_across_layers(networks, entries)
     curve = tables.select(table, epochs=180, smooth_init=True, convolution="conv2")
     assert curve["layer"].tolist() == list(range(1, 65))
@@ -31,10 +32,12 @@ def test_figure_3_shows_the_drawn_entries(trained):
     noise = tables.select(table, smooth_init=False, convolution="conv1")["value"]
     layer = networks[30, False].load().network.state_dict()["residual_layers.7.conv1.weight"]
     assert noise[7] == layer[1, 2, 0, 2].item()
-    titles = {of: cifar_results.panel_title(run) for of, run in networks.items()}
+    config = figure_3.Config(trained)
+    data = {"figure_3": table, "figure_3_networks": figure_3.describe(networks)}
+    titles = {of: figure_3.panel_title(data, config, *of) for of in networks}
     assert titles[30, True] == "GELU, weight-tied: test 50.00 %\nown schedule of 30 epochs (paper: 180)"
-    panels = np.reshape(figure_3.draw(table, titles, entries).axes, (4, 2))
-    assert [panel.get_title() for panel in panels[::2].flat] == [*titles.values(), "i.i.d."]
+    panels = np.reshape(figure_3.draw(data, config).axes, (4, 2))
+    assert [panel.get_title() for panel in panels[::2].flat] == [*titles.values(), "GELU, i.i.d."]
     drawn = panels[3, 0]  # conv2 of the weight-tied network of 180 epochs
     np.testing.assert_array_equal(drawn.lines[0].get_ydata(), curve["value"])
     assert drawn.get_ylabel() == "conv2 $[15,0,1,1]$"
@@ -133,9 +136,9 @@ def test_figure_4_averages_over_layers_and_runs(trained):
     noise = np.median(tables.select(averages, smooth_init=False, convolution="conv2")["average"])
     assert factors["conv2"] == pytest.approx(noise / expected.mean(), rel=1e-4)
     assert closer_by(averages, 180) == {}
-    titles = schedule_titles(networks)
+    titles = schedule_titles(averages, "gelu")
     assert titles == {30: "GELU, own schedule of 30 epochs (paper: 180), 3 runs", 180: "GELU, 180 epochs, 1 run"}
-    curves, points, long_curves, _ = figure_4.draw(layers, averages, titles).axes
+    curves, points, long_curves, _ = figure_4.draw({"figure_4": averages, "figure_4_layers": layers}, figure_4.Config(trained)).axes
     assert [panel.get_title() for panel in (curves, long_curves)] == list(titles.values())
     assert [line.get_label() for line in long_curves.lines] == ["weight-tied, conv1", "weight-tied, conv2"]
     assert curves.lines[0].get_label() == "weight-tied, conv1"
@@ -146,18 +149,27 @@ def test_figure_4_averages_over_layers_and_runs(trained):
 def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     runs, choice = records.read_runs(tmp_path), NetworkChoice()
     assert runs == []
-    assert by_schedule(runs, choice) == schedule_titles({}) == {}
+    assert by_schedule(runs, choice) == {}
     assert set(make_readable(compare(runs, choice))["trained"]) == {"not yet"}
     layers, averages = successive_distance_tables({}, records.read_distances(tmp_path))
     assert layers["distance"] == averages["average"] == []
-    entries = {"conv1": (0,) * 4, "conv2": (0,) * 4}
-    figure = figure_3.draw(entries_across_layers({}, {}), {}, entries)
+    config = figure_3.Config(choice)
+    empty = {"figure_3": entries_across_layers({}, config.entries), "figure_3_networks": figure_3.describe({})}
+    figure = figure_3.draw(empty, config)
     assert [panel.texts[0].get_text() for panel in figure.axes] == ["no such network is here"] * 4
     nothing = smoothness_in_training([])
     lost = lost_by_depth(nothing)
     for figure in (
-        figure_4.draw(layers, averages, {}),
-        smoothness.draw(nothing, smoothness_along_depth([]), nothing, lost),
+        figure_4.draw({"figure_4": averages, "figure_4_layers": layers}, figure_4.Config(choice)),
+        smoothness.draw(
+            {
+                "smoothness": nothing,
+                "smoothness_depth": smoothness_along_depth([]),
+                "smoothness_depths": nothing,
+                "smoothness_lost": lost,
+            },
+            smoothness.Config(choice),
+        ),
     ):
         assert figure.axes[0].texts[0].get_text() == "no such network is trained yet"
     assert nothing_trained(NetworkChoice("relu", depth=128, learning_rate=0.1), seed=9) == (

@@ -103,16 +103,16 @@ def test_the_course_of_an_exponential_is_its_rate():
     # Falls first, then grows, and saturates far above what counts as smooth.
     ratio = np.minimum(np.maximum(2e-3 * np.exp(-0.5 * epochs), 1e-4 * np.exp(0.004 * 30 * epochs)), 1.5)
     table = {"run": ["one"] * 100, "epoch": epochs, "time": 30.0 * epochs, "von_neumann_conv1": ratio}
-    course = course(table, "one")
-    assert course.rate == pytest.approx(0.004)
-    assert course.lost_after == math.ceil(math.log(1e3) / 0.12)
-    assert course.lost_at == pytest.approx(math.log(1e3) / 0.004)  # between two epochs
-    assert (course.ratio, course.time) == (1.5, 3000)
+    found = course(table, "one")
+    assert found.rate == pytest.approx(0.004)
+    assert found.lost_after == math.ceil(math.log(1e3) / 0.12)
+    assert found.lost_at == pytest.approx(math.log(1e3) / 0.004)  # between two epochs
+    assert (found.ratio, found.time) == (1.5, 3000)
     flat = table | {"von_neumann_conv1": np.full(100, 2e-4)}
     assert course(flat, "one").lost_after is None
     assert math.isnan(course(flat, "one").rate)
     assert math.isnan(course(flat, "one").lost_at)
-    assert course.lost == f"above 0.1 after epoch {course.lost_after}"
+    assert found.lost == f"above 0.1 after epoch {found.lost_after}"
     assert course(flat, "one").lost == "smooth at every epoch"
     assert math.isnan(course(flat, "another").ratio)
 
@@ -140,7 +140,11 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     depth = smoothness_along_depth([run for run in runs if run.config.smooth_init])
     deeper = smoothness_in_training(longest_by_depth(records.read_runs(), trained))
     lost = {"run": ["a", "b"], "depth": [32, 64], "lost_after": [3, 6], "lost_at": [100.0, 200.0]}
-    course, parts, depths, times = smoothness.draw(training, depth, deeper, lost, "conv2", 0.1, 0.05).axes
+    names = ("smoothness", "smoothness_depth", "smoothness_depths", "smoothness_lost")
+    config = smoothness.Config(trained, "conv2")
+    course, parts, depths, times = smoothness.draw(
+        dict(zip(names, (training, depth, deeper, lost), strict=True)), config
+    ).axes
     assert [line.get_label() for line in depths.lines[:1]] == ["64 layers"]
     np.testing.assert_array_equal(depths.lines[0].get_ydata(), deeper["von_neumann_conv2"])
     assert times.lines[0].get_xydata().tolist() == [[32, 100], [64, 200]]
@@ -155,7 +159,8 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     assert not parts.texts[1:]
     nothing = smoothness_in_training([])
     nowhere = lost_by_depth(nothing)
-    _, *empty = smoothness.draw(training, smoothness_along_depth([]), nothing, nowhere).axes
+    empty_tables = training, smoothness_along_depth([]), nothing, nowhere
+    _, *empty = smoothness.draw(dict(zip(names, empty_tables, strict=True)), smoothness.Config(trained)).axes
     assert [panel.texts[-1].get_text() for panel in empty] == ["their weights are not here", *["none is here"] * 2]
 
 
@@ -219,7 +224,9 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
     training = {"run": ["a", "a", "b", "b"], "hold_stem": [False, False, True, True], "epoch": [1, 2] * 2}
     training |= {"depth": [32] * 4, "activation": ["gelu"] * 4, "von_neumann_conv1": [0.1, 0.2, 0.3, 0.4]}
     training |= {"relative_path_length": [1.0, 2.0, 3.0, 4.0]}
-    accuracy, loss, ratio, length, rougher, longer = stem.draw(networks, training, spike, 0.1).axes
+    accuracy, loss, ratio, length, rougher, longer = stem.draw(
+        {"stem": networks, "stem_training": training, "stem_spike": spike}, stem.Config(trained, trained)
+    ).axes
     assert [line.get_ydata().tolist() for line in longer.lines] == [[1.0, 2.0], [3.0, 4.0]]
     assert longer.get_legend_handles_labels()[1] == ["stem trains", "stem held"]
     assert [line.get_ydata()[1] for line in rougher.lines] == [0.2, 0.4, 0.1]
@@ -238,8 +245,9 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
     assert ratio.get_legend_handles_labels()[1] == labels
     assert [line.get_ydata()[0] for line in ratio.lines[:4]] == networks["von_neumann_conv1"]
     assert [line.get_ydata().tolist() for line in (*loss.lines, *length.lines)] == [[2.0, 1.0], [0.1, 3.0]]
-    nothing = relative_path_lengths([]), smoothness_in_training([])
-    empty = stem.draw(*nothing, {name: [] for name in spike}).axes
+    empty_tables = relative_path_lengths([]), smoothness_in_training([]), {name: [] for name in spike}
+    nothing = dict(zip(("stem", "stem_training", "stem_spike"), empty_tables, strict=True))
+    empty = stem.draw(nothing, stem.Config(trained, trained)).axes
     assert [text.get_text() for panel in empty for text in panel.texts] == ["none is here"] * 3
 
 
@@ -301,12 +309,16 @@ def test_noise_of_parts_is_that_of_each_part(trained):
 
 
 def test_rounding_is_drawn_as_it_is_tabled(tmp_path, trained):
-    empty = rounding.draw(smoothness_by_precision(), noise_of_parts([])).axes
+    empty = rounding.draw(
+        {"rounding": smoothness_by_precision(), "rounding_depth": noise_of_parts([])}, rounding.Config(trained)
+    ).axes
     assert [panel.texts[0].get_text() for panel in empty] == ["none is here"] * 3
     tables.write_csv(tmp_path / records.ROUNDING, watched())
     table = smoothness_by_precision()
     depth = noise_of_parts(trained.select(records.read_runs(), seed=0, smooth_init=True))
-    share, ratio, parts = rounding.draw(table, depth, "conv2").axes
+    share, ratio, parts = rounding.draw(
+        {"rounding": table, "rounding_depth": depth}, rounding.Config(trained, "conv2")
+    ).axes
     labels = [f"{layers} layers, {dtype}" for layers in (32, 64) for dtype in ("float32", "float64")]
     assert share.get_legend_handles_labels()[1] == labels
     assert [line.get_ydata().tolist() for line in share.lines] == [[1e-3], [1e-4], [1e-5], [1e-6]]

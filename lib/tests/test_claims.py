@@ -9,7 +9,7 @@ import pytest
 from lib import paths, tables
 from lib.cifar.choice import NAMES
 from lib.figures import claims
-from lib.figures.claim import FAILS, HOLDS, OPEN, RATE_WITHIN
+from lib.figures.claim import FAILS, HOLDS, OPEN
 from lib.figures.experiment import mean_log_loss_rate
 from lib.figures.table_1 import PAPER_TABLE
 from lib.tables import from_rows
@@ -179,7 +179,7 @@ def test_a_missing_table_is_named_with_what_makes_it(figures):
 
 def test_figure_draws_the_slopes(figures):
     found = claims.judge_all()
-    figure = claims.draw(from_rows(dataclasses.asdict(claim) for claim in found), RATE_WITHIN)
+    figure = claims.draw({"claims": from_rows(dataclasses.asdict(claim) for claim in found)}, claims.Config())
     line = next(line for line in figure.axes[0].lines if len(line.get_xdata()) > 2)
     assert list(line.get_xdata()) == [c.slope - c.expected for c in found if math.isfinite(c.slope)]
 

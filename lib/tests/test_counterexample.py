@@ -10,6 +10,8 @@ from lib.figures import relu_counterexample
 from lib.measures import fit_slope
 from lib.tables import select
 
+CONFIG = relu_counterexample.Config([4, 8, 16, 32], [2.0, 4.0], ["relu", "gelu"], 400)
+
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_a_step_follows_the_gradient(activation):
@@ -37,12 +39,12 @@ def test_closed_form_solves_its_equation():
 
 
 @pytest.fixture(scope="module")
-def tables():
-    return relu_counterexample.compute(relu_counterexample.Config([4, 8, 16, 32], [2.0, 4.0], ["relu", "gelu"], 400))
+def data():
+    return relu_counterexample.compute(CONFIG)
 
 
-def test_relu_ends_at_the_closed_form(tables):
-    rows = select(tables[0], activation="relu")
+def test_relu_ends_at_the_closed_form(data):
+    rows = select(data["relu_counterexample"], activation="relu")
     assert np.abs(rows["even"] - rows["limit_weight"]).max() < 1e-9
     assert rows["even_spread"].max() < 1e-12
     assert rows["odd_moved"].max() == 0
@@ -51,23 +53,25 @@ def test_relu_ends_at_the_closed_form(tables):
     assert rows["loss"].max() < 1e-12
 
 
-def test_gelu_stays_smooth(tables):
+def test_gelu_stays_smooth(data):
     for factor in (2.0, 4.0):
-        rows = select(tables[0], activation="gelu", factor=factor)
+        rows = select(data["relu_counterexample"], activation="gelu", factor=factor)
         assert fit_slope(rows["depth"], rows["end"], 16).slope == pytest.approx(-1, abs=0.1)
         assert rows["loss"].max() < 1e-12
 
 
-def test_figure_draws_its_tables(tables):
-    table, weights = tables
-    figure = relu_counterexample.draw(table, weights)
+def test_figure_draws_its_tables(data):
+    weights = data["relu_counterexample_weights"]
+    figure = relu_counterexample.draw(data, CONFIG)
     assert list(figure.axes[0].lines[0].get_ydata()) == list(select(weights, activation="relu")["weight"])
 
 
 @pytest.mark.parametrize("names", [["gelu"], ["tanh", "relu", "gelu"]])
 def test_figure_has_a_panel_for_each_activation(names):
-    table, weights = relu_counterexample.compute(relu_counterexample.Config([8, 16], [1.5, 2.0], names, 10))
-    *across, compared = relu_counterexample.draw(table, weights).axes
+    config = relu_counterexample.Config([8, 16], [1.5, 2.0], names, 10)
+    data = relu_counterexample.compute(config)
+    weights = data["relu_counterexample_weights"]
+    *across, compared = relu_counterexample.draw(data, config).axes
     for panel, name in zip(across, names, strict=True):
         assert list(panel.lines[0].get_ydata()) == list(select(weights, activation=name)["weight"])
     assert len({panel.get_ylim() for panel in across}) == 1

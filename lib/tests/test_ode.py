@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from lib import ode, reversible, tables
+from lib import tables
 from lib.cifar import dataset, measured, records
 from lib.cifar.network import ConvNetConfig, ConvResNet
+from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, hidden_states, initialise
 from lib.dense.training import train
 from lib.figures import reversible as reversible_room
 from lib.figures import solvers as solvers_room
 from lib.measures import fit_slope
+from lib.ode import reversible
+from lib.ode import solvers as ode
 
 
 def smooth(depth):
@@ -23,20 +26,20 @@ def smooth(depth):
     weights, data = initialise(config.at_depth(1))
     s = torch.arange(depth, dtype=torch.float64)[:, None, None] / depth
     layers = 0.3 * weights.V * torch.cos(3 * s), weights.W * torch.cos(2 * s + 1)
-    return ode.dense_branch(config), layers, data.x
+    return dense_branch(config), layers, data.x
 
 
 def rough(depth):
     """The same with layers of their own each."""
     config = NetworkConfig(depth=depth, width=8, dimension=4, samples=5, initial_V="drawn", initialisation="iid")
     weights, data = initialise(config)
-    return ode.dense_branch(config), (0.3 * weights.V, weights.W), data.x
+    return dense_branch(config), (0.3 * weights.V, weights.W), data.x
 
 
 def test_eulers_method_in_as_many_steps_is_the_network():
     config = NetworkConfig(depth=16, width=8, dimension=4, samples=5, convention="eq3", initial_V="drawn")
     weights, data = initialise(config)
-    branch, layers = ode.dense_branch(config), ode.dense_layers(weights)
+    branch, layers = dense_branch(config), dense_layers(weights)
     expected = hidden_states(config, weights, data.x)[-1]
     torch.testing.assert_close(ode.network(branch, layers, data.x), expected)
     torch.testing.assert_close(ode.LayersODE(branch, layers).solve(data.x, "Euler", 16), expected)
@@ -154,7 +157,7 @@ def test_a_trained_network_solved_as_an_ode():
     config = NetworkConfig(depth=32, width=16, dimension=8, samples=10)
     record = deque(train(config, 0.01, 50, [50]), maxlen=1).pop()
     errors = ode.solver_errors(
-        ode.dense_branch(config), ode.dense_layers(record.weights), initialise(config)[1].x, [8], reference_steps=128
+        dense_branch(config), dense_layers(record.weights), initialise(config)[1].x, [8], reference_steps=128
     )
     by_method = dict(zip(errors["method"], errors["error"], strict=True))
     assert by_method["RK4"] < by_method["Heun"] < by_method["network"] < by_method["Euler"]

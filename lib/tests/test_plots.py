@@ -5,6 +5,7 @@ import dataclasses
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from lib import tables
 from lib.dense.network import NetworkConfig
@@ -12,25 +13,28 @@ from lib.figures import figure_1_left, figure_1_right, figure_2
 from lib.figures.results import png, save
 
 NETWORK = NetworkConfig(depth=6, width=5, dimension=4, samples=8, seed=1)
+LEFT = figure_1_left.Config(NETWORK, [2, 4, 8, 16], [1, 3, 6], slope_from=4)
+RIGHT = figure_1_right.Config(NETWORK, [2, 4, 8], 6, reference_depth=64, slope_from=2)
+LONG = figure_2.Config(NETWORK, 20, recorded=5, loss_every=4, row=2, column=3)
 
 
 @pytest.fixture(scope="module")
 def left():
-    return figure_1_left.compute(figure_1_left.Config(NETWORK, [2, 4, 8, 16], [1, 3, 6], slope_from=4))
+    return figure_1_left.compute(LEFT)["figure_1_left"]
 
 
 @pytest.fixture(scope="module")
 def right():
-    return figure_1_right.compute(figure_1_right.Config(NETWORK, [2, 4, 8], 6, reference_depth=64, slope_from=2))
+    return figure_1_right.compute(RIGHT)["figure_1_right"]
 
 
 @pytest.fixture(scope="module")
 def long():
-    return figure_2.compute(figure_2.Config(NETWORK, 20, recorded=5, loss_every=4, row=2, column=3))
+    return figure_2.compute(LONG)
 
 
 def test_figure_1_left_draws_both_quantities(left):
-    figure = figure_1_left.draw(left, slope_from=4)
+    figure = figure_1_left.draw({"figure_1_left": left}, LEFT)
     paper, released = figure.axes[:2]
     for time, line in zip((3, 6), paper.lines[:2], strict=True):  # the curve of time 1 is 0 and not drawn
         rows = tables.select(left, iterations=time)
@@ -45,7 +49,7 @@ def test_rows_that_are_zero_stay_in_the_table(left):
 
 
 def test_figure_1_right_draws_the_images_of_its_table(right):
-    figure = figure_1_right.draw(right, slope_from=2)
+    figure = figure_1_right.draw({"figure_1_right": right}, RIGHT)
     image = figure.axes[0].collections[0].get_array()
     for row, depth in enumerate((2, 4, 8)):
         expected = tables.select(right, depth=depth)["distance_V"]
@@ -61,8 +65,8 @@ def test_figure_1_right_draws_the_images_of_its_table(right):
 
 
 def test_figure_2_draws_every_recorded_time(long):
-    loss, weights = long
-    figure = figure_2.draw(loss, weights)
+    loss, weights = long["figure_2"], long["figure_2_weights"]
+    figure = figure_2.draw(long, LONG)
     assert sorted(set(weights["iteration"])) == [0, 5, 10, 15, 20]
     for axes, name in zip(figure.axes, ("entry_V", "entry_W"), strict=False):
         assert len(axes.lines) == 5
@@ -74,7 +78,7 @@ def test_figure_2_records_the_entry_asked_for():
     from lib.dense.training import train
 
     config = figure_2.Config(NETWORK, 4, recorded=2, row=2, column=3)
-    _, weights = figure_2.compute(config)
+    weights = figure_2.compute(config)["figure_2_weights"]
     *_, last = train(NETWORK, config.learning_rate, 4)
     end = tables.select(weights, iteration=4)
     assert list(end["entry_V"]) == last.weights.V[:, 2, 3].tolist()
@@ -86,7 +90,7 @@ def test_the_same_figure_gives_the_same_bytes(long, tmp_path, monkeypatch):
     for folder in ("a", "b"):
         monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path / folder))
         with mpl.rc_context({"font.size": 5 if folder == "a" else 20}):  # the caller's style does not matter
-            written.append(save("figure_2", figure_2.draw(*long), {"figure_2": long[0]}))
+            written.append(save("figure_2", figure_2.draw(long, LONG), {"figure_2": long["figure_2"]}))
     for one, two in zip(*written, strict=True):
         assert one.read_bytes() == two.read_bytes(), one.suffix
     assert [path.name for path in written[0]] == ["figure_2.pdf", "figure_2.png", "figure_2.csv"]
@@ -97,14 +101,14 @@ def test_no_figure_is_left_in_a_global_list(left):
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
-    figure_1_left.draw(left)
+    figure_1_left.draw({"figure_1_left": left}, LEFT)
     assert plt.get_fignums() == before
 
 
 def test_saving_leaves_the_layout_as_it_is(tmp_path, monkeypatch):
     """Of a figure with a layout of its own too, in both files."""
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
-    figure = plots.Figure()
+    figure = Figure()
     figure.subplots_adjust(left=0.3, bottom=0.4)
     axes = figure.subplots()
     before = axes.get_position().bounds
@@ -116,7 +120,7 @@ def test_saving_leaves_the_layout_as_it_is(tmp_path, monkeypatch):
 
 def test_the_integral_and_the_left_rule_are_different_quantities(right):
     config = figure_1_right.Config(NETWORK, [2, 4, 8], 6, reference_depth=64, slope_from=2, sampling="left")
-    left_end = figure_1_right.compute(config)
+    left_end = figure_1_right.compute(config)["figure_1_right"]
     integral, left_rule = (np.array(t["distance_V"]) for t in (right, left_end))
     drawn = integral > 1e-12
     assert np.all(left_rule[drawn] / integral[drawn] > 1.05)  # left ends lag behind by half a cell

@@ -49,7 +49,7 @@ def test_figure_1_left():
     profile = released("figure_1_left")
     depths, times = profile["depths"][:2], profile["iterations"][:3]
     network = NetworkConfig(width=32, dimension=16, samples=100, seed=profile["seed"])
-    table = figure_1_left.compute(figure_1_left.Config(network, depths, times, 0.01, slope_from=2))
+    table = figure_1_left.compute(figure_1_left.Config(network, depths, times, 0.01, slope_from=2))["figure_1_left"]
     for depth in depths:
         states, _ = textbook_states(depth, 32, 16, 100, profile["seed"], 0.01, times[-1])
         for time in times:
@@ -68,7 +68,7 @@ def test_figure_1_right():
     network = NetworkConfig(width=32, dimension=16, samples=100, seed=profile["seed"])
     options = {"reference_depth": deep, "sampling": profile["sampling"], "slope_from": 2}
     config = figure_1_right.Config(network, depths, 8, **options)
-    table = figure_1_right.compute(config)
+    table = figure_1_right.compute(config)["figure_1_right"]
     reference, _ = textbook_states(deep, 32, 16, 100, profile["seed"], 0.01, 8)
     for depth in depths:
         states, _ = textbook_states(depth, 32, 16, 100, profile["seed"], 0.01, 8)
@@ -83,7 +83,8 @@ def test_figure_1_right():
 def test_figure_2():
     profile = released("figure_2")
     network = NetworkConfig(depth=64, width=64, samples=50, seed=profile["seed"], draw_order="W unused X Y")
-    loss, weights = figure_2.compute(figure_2.Config(network, 12, 0.005, recorded=3, row=3, column=5))
+    config = figure_2.Config(network, 12, 0.005, recorded=3, row=3, column=5)
+    loss, weights = figure_2.compute(config).values()
     states, losses = textbook_states(64, 64, 16, 50, profile["seed"], 0.005, 13, unused_draw=True)
     assert loss["loss"] == pytest.approx(losses, rel=TOLERANCE)
     for t in (0, 6, 12):
@@ -94,5 +95,5 @@ def test_figure_2():
 
 def test_the_first_loss_is_the_one_of_the_released_figure_2():
     network = NetworkConfig(depth=64, width=64, samples=50, seed=0, draw_order="W unused X Y")
-    loss, _ = figure_2.compute(figure_2.Config(network, 100, 0.005, recorded=2, loss_every=100))
+    loss, _ = figure_2.compute(figure_2.Config(network, 100, 0.005, recorded=2, loss_every=100)).values()
     assert loss["loss"] == pytest.approx([1.883, 0.972], abs=5e-4)

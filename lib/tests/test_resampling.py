@@ -8,7 +8,7 @@ import pytest
 import torch
 from finished_runs import finish
 
-from lib import paths, resampling, tables
+from lib import paths, tables
 from lib.cifar import checkpoints, dataset, measured, records, resampling
 from lib.cifar.network import ConvNetConfig, ConvResNet
 from lib.cifar.resampling import ParallelForm, folded, logits, resample
@@ -16,6 +16,7 @@ from lib.cifar.training import CifarConfig
 from lib.explore import trained
 from lib.figures import resampling as room
 from lib.figures.table_1 import compare, make_readable, resampling_distances
+from lib.ode import layers as depth_layers
 
 
 @pytest.fixture
@@ -37,26 +38,26 @@ def images():
 
 
 def test_the_rules_over_the_depth():
-    assert resampling.kept(256, 4).tolist() == [32, 96, 160, 224]
-    assert resampling.kept(7, 3).tolist() == [1, 3, 5]
-    assert resampling.matrix(6, 2, "averaged").tolist() == [[1 / 3] * 3 + [0] * 3, [0] * 3 + [1 / 3] * 3]
+    assert depth_layers.kept(256, 4).tolist() == [32, 96, 160, 224]
+    assert depth_layers.kept(7, 3).tolist() == [1, 3, 5]
+    assert depth_layers.matrix(6, 2, "averaged").tolist() == [[1 / 3] * 3 + [0] * 3, [0] * 3 + [1 / 3] * 3]
     # The cells of 2 of 3 layers: one and a half each.
-    np.testing.assert_allclose(resampling.matrix(3, 2, "averaged"), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]])
+    np.testing.assert_allclose(depth_layers.matrix(3, 2, "averaged"), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]])
     straight = (torch.arange(10) + 0.5) / 10
     for layers in (1, 3, 5, 10):
         middles = (torch.arange(layers) + 0.5) / layers
-        found = resampling.apply(resampling.matrix(10, layers, "interpolated"), straight[:, None])
+        found = depth_layers.apply(depth_layers.matrix(10, layers, "interpolated"), straight[:, None])
         torch.testing.assert_close(found[:, 0], middles)
-    for rule in resampling.RULES:
+    for rule in depth_layers.RULES:
         for layers in (1, 2, 5, 7):
-            torch.testing.assert_close(resampling.matrix(7, layers, rule).sum(dim=1), torch.ones(layers).double())
-        assert torch.equal(resampling.matrix(7, 7, rule), torch.eye(7).double())
-    assert resampling.matrix(1, 1, "interpolated").tolist() == [[1]]
+            torch.testing.assert_close(depth_layers.matrix(7, layers, rule).sum(dim=1), torch.ones(layers).double())
+        assert torch.equal(depth_layers.matrix(7, 7, rule), torch.eye(7).double())
+    assert depth_layers.matrix(1, 1, "interpolated").tolist() == [[1]]
 
 
 def test_more_layers_than_there_are_are_interpolated_and_say_so():
     with pytest.warns(UserWarning, match="4 layers are asked of a network of 2: they are interpolated, not kept"):
-        found = resampling.matrix(2, 4, "kept")
+        found = depth_layers.matrix(2, 4, "kept")
     assert found.tolist() == [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
 
 
@@ -76,13 +77,13 @@ def test_rules_that_cannot_be(network):
 
 
 def test_a_network_of_fewer_layers(network, images):
-    for rule in resampling.RULES:
+    for rule in depth_layers.RULES:
         assert torch.equal(resample(network, 8, rule)(images), network(images))
     three = resample(network, 3, "kept", "averaged")
     assert three.config == replace(network.config, depth=3)
     for name in ("conv1.weight", "bn2.bias", "bn1.num_batches_tracked"):
         assert torch.equal(
-            three.residual_layers.stacked(name), network.residual_layers.stacked(name)[resampling.kept(8, 3)]
+            three.residual_layers.stacked(name), network.residual_layers.stacked(name)[depth_layers.kept(8, 3)]
         )
     means = network.residual_layers.stacked("bn1.running_mean")
     expected = (means[0] + means[1] + means[2] * 2 / 3) * 3 / 8

@@ -13,7 +13,7 @@ from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise
 from lib.dense.training import train
 from lib.figures import clipping, initialisation, long_time, neural_ode
-from lib.figures.long_time import by_depth, by_width, polyak_lojasiewicz_ratio
+from lib.figures.long_time import polyak_lojasiewicz_ratio
 from lib.figures.neural_ode import scipy_output, uniform_distance
 from lib.measures import fit_slope
 from lib.tables import from_rows, select
@@ -25,6 +25,11 @@ TRAINED_ENDS = NetworkConfig(
 )  # fmt: skip
 
 
+BESIDE = neural_ode.Config(SMALL, [8, 16, 32, 64], [0, 10, 20], 0.05, inputs=20, tolerance=1e-7)
+LONG = long_time.Config(TRAINED_ENDS, [2, 8], [0, 1], [4, 8, 16], 10, 60, 0.05, recorded=7)
+CASES = initialisation.Config(dataclasses.replace(SMALL, convention="eq3"), [16, 32, 64, 128], [0.5], 5, tolerance=1e-4)
+
+
 def last(records):
     *_, record = records
     return record
@@ -34,28 +39,27 @@ def last(records):
 
 
 @pytest.fixture(scope="module")
-def neural_ode():
-    config = neural_ode.Config(SMALL, [8, 16, 32, 64], [0, 10, 20], 0.05, inputs=20, tolerance=1e-7)
-    return neural_ode.compute(config)
+def beside_ode():
+    return neural_ode.compute(BESIDE)
 
 
 @pytest.mark.parametrize("name", ["discretised", "weights", "hidden_states", "output", "scipy"])
-def test_errors_beside_the_neural_ode_have_slope_minus_one(neural_ode, name):
-    errors, _ = neural_ode
+def test_errors_beside_the_neural_ode_have_slope_minus_one(beside_ode, name):
+    errors = beside_ode["neural_ode"]
     rows = select(errors, iteration=20)
     assert fit_slope(rows["depth"], rows[name], 16).slope == pytest.approx(-1, abs=0.1)
 
 
-def test_networks_start_on_the_neural_ode(neural_ode):
-    errors, _ = neural_ode
+def test_networks_start_on_the_neural_ode(beside_ode):
+    errors = beside_ode["neural_ode"]
     start = select(errors, iteration=0)
     for name in ("weights", "hidden_states", "output", "discretised"):
         assert start[name].max() < 1e-12
     assert np.isnan(start["scipy"]).all()
 
 
-def test_shown_states_start_at_the_inputs_and_reach_the_outputs(neural_ode):
-    errors, states = neural_ode
+def test_shown_states_start_at_the_inputs_and_reach_the_outputs(beside_ode):
+    errors, states = beside_ode["neural_ode"], beside_ode["neural_ode_states"]
     assert sorted(set(states["depth"])) == [LIMIT, 16, 64]
     for number in range(5):
         at_zero = select(states, input=number, s=0.0)["value"]
@@ -65,10 +69,10 @@ def test_shown_states_start_at_the_inputs_and_reach_the_outputs(neural_ode):
             assert abs(end - limit_end) <= select(errors, iteration=20, depth=depth)["output"][0] + 1e-9
 
 
-def test_neural_ode_figure_draws_its_table(neural_ode):
-    errors, states = neural_ode
-    figure = neural_ode.draw(errors, states, 16)
-    drawn = next(line for line in figure.axes[1].lines if line.get_label() == plots_theory.ERRORS["output"])
+def test_neural_ode_figure_draws_its_table(beside_ode):
+    errors = beside_ode["neural_ode"]
+    figure = neural_ode.draw(beside_ode, BESIDE)
+    drawn = next(line for line in figure.axes[1].lines if line.get_label() == neural_ode.ERRORS["output"])
     assert list(drawn.get_ydata()) == list(select(errors, iteration=20)["output"])
 
 
@@ -119,13 +123,14 @@ def test_ratio_of_networks_converges_to_that_of_the_limit():
 
 
 @pytest.fixture(scope="module")
-def long_time():
-    config = long_time.Config(TRAINED_ENDS, [2, 8], [0, 1], [4, 8, 16], 10, 60, 0.05, recorded=7)
-    return by_width(config), *by_depth(config)
+def trained_long():
+    return long_time.compute(LONG)
 
 
-def test_curves_hold_every_run(long_time):
-    ratios, curves, weights, nearness = long_time
+def test_curves_hold_every_run(trained_long):
+    ratios, curves, weights, nearness = (
+        trained_long[f"long_time{name}"] for name in ("", "_depths", "_weights", "_limit")
+    )
     for width in (2, 8):
         for seed in (0, 1):
             rows = select(ratios, width=width, seed=seed)
@@ -143,9 +148,9 @@ def test_curves_hold_every_run(long_time):
     assert residual**2 / TRAINED_ENDS.samples <= end_loss <= residual**2
 
 
-def test_long_time_figure_draws_its_tables(long_time):
-    ratios, curves, weights, _ = long_time
-    figure = long_time.draw(ratios, curves, weights, TRAINED_ENDS.samples)
+def test_long_time_figure_draws_its_tables(trained_long):
+    curves = trained_long["long_time_depths"]
+    figure = long_time.draw(trained_long, LONG)
     loss = figure.axes[2].lines[1]
     assert list(loss.get_ydata()) == list(select(curves, depth=4)["loss"])
 
@@ -155,7 +160,8 @@ def test_long_time_figure_draws_every_depth_there_is():
     curves = from_rows({"depth": L, "time": t, "loss": 2.0**-t} for L in depths for t in (0.0, 1.0))
     weights = from_rows({"depth": L, "s": k / 2, "entry_V": 0.0} for L in depths for k in range(L or 3))
     ratios = from_rows({"width": 2, "seed": 0, "time": t, "ratio": 0.1} for t in (0.0, 1.0))
-    loss = long_time.draw(ratios, curves, weights, 5).axes[2]
+    data = {"long_time": ratios, "long_time_depths": curves, "long_time_weights": weights}
+    loss = long_time.draw(data, LONG).axes[2]
     assert loss.get_legend_handles_labels()[1] == [r"$L=\infty$", *(f"$L={L}$" for L in depths[1:])]
 
 
@@ -164,20 +170,19 @@ def test_long_time_figure_draws_every_depth_there_is():
 
 @pytest.fixture(scope="module")
 def initialisations():
-    network = dataclasses.replace(SMALL, convention="eq3")
-    return initialisation.compute(initialisation.Config(network, [16, 32, 64, 128], [0.5], 5, tolerance=1e-4))
+    return initialisation.compute(CASES)
 
 
 @pytest.mark.parametrize("case", ["weight-tied", "Gaussian process 0.5"])
 def test_smooth_initialisations_stay_smooth(initialisations, case):
-    table, _ = initialisations
+    table = initialisations["initialisation"]
     rows = select(table, case=case, iteration=5)
     for name in ("successive", "distance", "variation"):
         assert fit_slope(rows["depth"], rows[name]).slope == pytest.approx(-1, abs=0.1), name
 
 
 def test_independent_layers_stay_rough(initialisations):
-    table, _ = initialisations
+    table = initialisations["initialisation"]
     for case, variation in (("iid", -1), ("iid 1/sqrt(L)", 0)):
         rows = select(table, case=case, iteration=5)
         # Two independent standard Gaussian Z differ by the square root of twice their number of entries.
@@ -188,7 +193,7 @@ def test_independent_layers_stay_rough(initialisations):
 
 
 def test_variation_is_that_of_the_hidden_states(initialisations):
-    table, _ = initialisations
+    table = initialisations["initialisation"]
     config = dataclasses.replace(SMALL, convention="eq3", initialisation="iid", initial_V="drawn", depth=16)
     weights, data = initialise(config)
     states = hidden_states(config, weights, data.x)
@@ -198,8 +203,8 @@ def test_variation_is_that_of_the_hidden_states(initialisations):
 
 
 def test_initialisation_figure_draws_its_table(initialisations):
-    figure = initialisation.draw(*initialisations)
-    rows = select(initialisations[0], case="weight-tied", iteration=5)
+    figure = initialisation.draw(initialisations, CASES)
+    rows = select(initialisations["initialisation"], case="weight-tied", iteration=5)
     assert any(list(line.get_ydata()) == list(rows["successive"]) for line in figure.axes[0].lines)
 
 
@@ -208,13 +213,14 @@ def test_initialisation_figure_draws_its_table(initialisations):
 
 def test_clipping_figure_draws_every_clip_there_is():
     config = clipping.Config(SMALL, [0.01 * k for k in range(8)], [4, 8], 2, 0.05, recorded=2)
-    figure = clipping.draw(clipping.compute(config))
+    figure = clipping.draw(clipping.compute(config), config)
     assert len(figure.axes[0].lines) == 8
 
 
 def test_clipping_bounds_every_change_and_hardly_touches_a_high_ceiling():
     config = clipping.Config(SMALL, [0.0, 0.01, 100.0], [8, 16], 20, 0.05, recorded=5)
-    table = clipping.compute(config)
+    data = clipping.compute(config)
+    table = data["clipping"]
     clipped, free, high = (select(table, clip=clip) for clip in (0.01, 0.0, 100.0))
     assert (clipped["change"] <= 0.01 * clipped["time"] * (1 + 1e-12)).all()
     assert clipped["change"].max() == pytest.approx(0.01 * 20 * 0.05)  # some entry moves at the bound throughout
@@ -224,7 +230,7 @@ def test_clipping_bounds_every_change_and_hardly_touches_a_high_ceiling():
     for depth in (8, 16):
         for name in ("norm_V", "norm_W", "lipschitz", "change"):  # largest so far
             assert (np.diff(select(table, clip=0.01, depth=depth)[name]) >= 0).all()
-    figure = clipping.draw(table)
+    figure = clipping.draw(data, config)
     assert list(figure.axes[0].lines[1].get_ydata()) == list(select(table, clip=0.01, iteration=20)["norm_V"])
 
 

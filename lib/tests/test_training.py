@@ -122,7 +122,7 @@ def test_loss_falls(dtype):
 def test_successive_distance_falls_as_one_over_the_depth():
     network = NetworkConfig(width=12, dimension=6, samples=20, seed=2)
     config = figure_1_left.Config(network, [16, 32, 64, 128], [1, 10, 40])
-    table = figure_1_left.compute(config)
+    table = figure_1_left.compute(config)["figure_1_left"]
     assert all(value == 0 for value in select(table, iterations=1)["max_distance"])
     late = select(table, iterations=40)
     assert fit_slope(late["depth"], late["max_distance"]).slope == pytest.approx(-1, abs=0.03)
@@ -132,7 +132,7 @@ def test_successive_distance_falls_as_one_over_the_depth():
 
 def test_iid_layers_stay_apart():
     network = NetworkConfig(width=12, dimension=6, samples=20, seed=2, initialisation="iid")
-    table = figure_1_left.compute(figure_1_left.Config(network, [16, 64], [5]))
+    table = figure_1_left.compute(figure_1_left.Config(network, [16, 64], [5]))["figure_1_left"]
     assert abs(fit_slope(table["depth"], table["max_distance"]).slope) < 0.2
 
 
@@ -302,7 +302,7 @@ def test_a_device_that_is_not_there_gets_a_sentence():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device on this machine")
 def test_experiments_on_cuda_give_the_tables_of_the_cpu():
     for make in (
-        lambda network: figure_1_left.compute(figure_1_left.Config(network, [4, 8, 16], [5, 20], 0.05, slope_from=4)),
+        lambda network: (room := figure_1_left).compute(room.Config(network, [4, 8, 16], [5, 20], 0.05, slope_from=4)),
         lambda network: figure_1_right.compute(figure_1_right.Config(network, [4, 8], 10, learning_rate=0.05)),
         lambda network: figure_2.compute(figure_2.Config(network, 50, recorded=5))[1],
     ):

@@ -17,8 +17,7 @@ from scipy.integrate import solve_ivp
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from lib import activations, checks
-from lib.dense.network import NetworkConfig, Weights
+from lib import checks
 from lib.tables import from_rows
 
 # f(h, Z): the residual branch without its 1/L, of states h (n, ...) and the tensors Z of one layer.
@@ -147,14 +146,3 @@ def solver_errors(
         end, calls = ode.solve_adaptively(start, tolerance)
         rows.append(row(ADAPTIVE, 0, calls, end))
     return from_rows(rows)
-
-
-def dense_branch(config: NetworkConfig) -> Branch:
-    """f of the fully connected network, for Z = (V, W): L outer s(inner h W) V."""
-    s, outer = activations.get(config.activation).function, config.depth * config.outer_scale
-    return lambda h, layer: outer * s(config.inner_scale * (h @ layer[1])) @ layer[0]
-
-
-def dense_layers(weights: Weights) -> tuple[Tensor, Tensor]:
-    """The layers' parameters that `dense_branch` takes."""
-    return weights.V, weights.W

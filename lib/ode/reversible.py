@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lib import checks
-from lib.ode import Branch
+from lib.ode.solvers import Branch
 
 METHODS = ("Euler", "Heun")
 Layer = Sequence[Tensor]
