@@ -96,10 +96,16 @@ def listed_values(name: str, by_hand: Mapping[str, Any]) -> dict[str, Any]:
             f"{name} is listed in checkpoints/{records.SWEEP}, {fixed[0]} with it: train a run of other values with "
             f"make train."
         )
-    for config in records.sweep(by_hand.get("epochs")):
+    for config in _listed(by_hand):
         if config.name == name:
             return {**parameters.profile_values(NOTEBOOK, parameters.PAPER), **others, **asdict(config)}
     raise parameters.WrongParameters(f"checkpoints/{records.SWEEP} lists no run of the name {name}.")
+
+
+def _listed(by_hand: Mapping[str, Any]) -> list[CifarConfig]:
+    if "epochs" in by_hand:
+        checks.positive_int("epochs", by_hand["epochs"])
+    return records.sweep(by_hand.get("epochs"))
 
 
 # --- Several runs -----------------------------------------------------------------------------------------------------
@@ -114,9 +120,6 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
     anything is started, and RunFailed at the end with the names of those that failed.
     """
     checks.positive_int("jobs", jobs, least=0)
-    epochs = by_hand.get("epochs")
-    if epochs is not None:
-        checks.positive_int("epochs", epochs)
     try:
         prefix = shlex.split(launch)
     except ValueError as error:
@@ -124,9 +127,9 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
     if prefix and not shutil.which(prefix[0]):
         raise ValueError(f"LAUNCH is {launch!r}: there is no command {prefix[0]}.")
     done = records.finished()
-    waiting = [config.name for config in records.sweep(epochs) if config.name not in done]
-    for name in waiting[:1]:
-        listed_values(name, by_hand)  # what one run refuses, all do
+    waiting = [config.name for config in _listed(by_hand) if config.name not in done]
+    if waiting:
+        listed_values(waiting[0], by_hand)  # what one run refuses, all do
     running: dict[subprocess.Popen, str] = {}
     failed: list[str] = []
     ended = False
@@ -185,8 +188,9 @@ def _train_command(chosen: argparse.Namespace) -> None:
     if chosen.listed:
         if not chosen.launch:  # which may lead to another machine
             _check_place(by_hand)
-        settings = ["--set", chosen.set] if chosen.set else []
-        train_listed(by_hand, [*given, *settings], chosen.jobs, chosen.launch)
+        given += ["--set", chosen.set] if chosen.set else []
+        given += ["--parameters", chosen.parameters] if chosen.parameters else []
+        train_listed(by_hand, given, chosen.jobs, chosen.launch)
         return
     if names:
         values = listed_values(names[0], by_hand)

@@ -49,11 +49,13 @@ def values(given):
             raise WrongParameters(f"{variable} is empty: give it a value, or leave it out.")
         value, parameter = read_value(variable, text), PARAMETERS.get(variable, variable.lower())
         if variable == "INITIALISATION":
-            if value not in SMOOTH_INIT:
-                raise WrongParameters(f"{variable} is {value!r}, expected one of: {', '.join(SMOOTH_INIT)}.")
-            value, parameter = SMOOTH_INIT[value], "smooth_init"
+            if text not in SMOOTH_INIT:
+                raise WrongParameters(f"{variable} is {text!r}, expected one of: {', '.join(SMOOTH_INIT)}.")
+            value, parameter = SMOOTH_INIT[text], "smooth_init"
         if found.setdefault(parameter, value) != value:
-            raise WrongParameters(f"INITIALISATION and SMOOTH_INIT contradict each other: {' '.join(given)}.")
+            raise WrongParameters(
+                f"{parameter} is {found[parameter]!r} and {value!r} at the same time: {' '.join(given)}."
+            )
     return found
 
 

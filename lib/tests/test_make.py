@@ -340,7 +340,7 @@ def test_an_interrupted_run_is_not_taken_for_done_and_ends(project, stop, whom):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     staged = project / ".build" / "paper" / "figure_a.outputs" / "figure_a.csv"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not staged.exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert staged.exists()

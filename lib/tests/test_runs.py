@@ -126,6 +126,8 @@ def test_a_listed_run_has_the_values_of_the_list(capsys):
     name = records.sweep()[0].name
     assert runs.main([name, "DEVICE=cpu", "HOLD_STEM=True"]) == 2
     assert f"{name} is listed in checkpoints/sweep.csv, hold_stem with it" in capsys.readouterr().err
+    assert runs.main([name, "EPOCHS=0"]) == 2
+    assert "epochs is 0, expected" in capsys.readouterr().err
     assert runs.main([name, name]) == 2
     assert runs.main(["gelu"]) == 2
     assert "lists no run of the name gelu" in capsys.readouterr().err
@@ -137,7 +139,7 @@ def test_the_variables_of_make_are_the_parameters_of_the_run():
     }  # fmt: skip
     assert variables.values(["INITIALISATION=iid"]) == variables.values(["SMOOTH_INIT=False"]) == {"smooth_init": False}
     assert variables.values(["INITIALISATION=weight-tied", "SMOOTH_INIT=True"]) == {"smooth_init": True}
-    for given in (["INITIALISATION=iid", "SMOOTH_INIT=True"], ["INITIALISATION=tied"], ["LR=[1"], ["DEPTH= "]):
+    for given in (["INITIALISATION=iid", "SMOOTH_INIT=True"], ["INITIALISATION=[]"], ["LR=[1"], ["DEPTH= "]):
         with pytest.raises(parameters.WrongParameters, match=given[0].partition("=")[0]):
             variables.values(given)
     makefile = (paths.ROOT / "Makefile").read_text()

@@ -97,4 +97,4 @@ def environment(**changes: str) -> dict[str, str]:
 def make(root: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
     """Call make in the project with this interpreter, or with the one that the arguments name."""
     command = ["make", f"PYTHON={sys.executable}", *arguments]
-    return subprocess.run(command, cwd=root, env=environment(**changes), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=root, env=environment(**changes), capture_output=True, text=True, timeout=300)
