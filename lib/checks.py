@@ -22,6 +22,7 @@ LARGEST_INT = 2**63 - 1  # of a tensor; a seed may not be larger either
 ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 MOST_THREADS = 1024  # of one process: with many more, OpenMP ends the process instead of raising
 
+
 def plain(value: Any) -> Any:
     """Numbers of numpy and torch as Python's own, arrays of them as lists; lists and tuples entry by entry. Everything
     else as it is."""

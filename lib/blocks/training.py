@@ -1,4 +1,5 @@
-"""Training a residual network of any block by gradient flow: a generator of records, as `lib.dense.training.train` is."""
+"""Training a residual network of any block by gradient flow: a generator of records, as `lib.dense.training.train`
+is."""
 
 import math
 from collections.abc import Iterable, Iterator

@@ -33,8 +33,8 @@ class Checkpoint:
     """A network with what is known about it.
 
     ``summary`` holds epochs, last and best accuracies in %, smoothness, seconds, device and engine (see
-    `lib.cifar.records.summarise`); ``versions`` the libraries that trained it; ``origin`` "trained here" or the file it was
-    converted from.
+    `lib.cifar.records.summarise`); ``versions`` the libraries that trained it; ``origin`` "trained here" or the file
+    it was converted from.
     """
 
     config: CifarConfig
@@ -112,7 +112,8 @@ def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[s
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is a safetensors file whose header has format {header.get('format')!r}, expected "
-            f"{FORMAT!r}: it was not written by this project (python -m lib.cifar.checkpoints convert takes .pth files)."
+            f"{FORMAT!r}: it was not written by this project "
+            "(python -m lib.cifar.checkpoints convert takes .pth files)."
         )
     if header.get("format_version") != str(FORMAT_VERSION):
         raise CheckpointError(
@@ -339,7 +340,9 @@ def _fitted(
 def main(arguments: list[str] | None = None) -> int:
     """``python -m lib.cifar.checkpoints convert FILE.pth [TARGET] [--epochs N] [--name NAME] [--overwrite]``, or ``show
     FILE``."""
-    parser = argparse.ArgumentParser(prog="python -m lib.cifar.checkpoints", description="Look at and convert checkpoints.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.cifar.checkpoints", description="Look at and convert checkpoints."
+    )
     commands = parser.add_subparsers(required=True, dest="command")
     convert = commands.add_parser("convert", help="convert a .pth file of the released format to safetensors")
     convert.add_argument("source", type=Path)

@@ -245,7 +245,9 @@ def _write(name: str, rows: list[dict[str, Any]]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns 1 without the images, 2 for values that cannot be."""
-    parser = argparse.ArgumentParser(prog="python -m lib.cifar.measured", description="Measure the networks of checkpoints/.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.cifar.measured", description="Measure the networks of checkpoints/."
+    )
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(records.MEASURED)} (default: all)")
     parser.add_argument("--images", type=int, default=0, help="test images for resampling (default: all)")
     parser.add_argument("--policies", nargs="*", metavar="WEIGHTS-STATISTICS", help="of resampling (default: all)")

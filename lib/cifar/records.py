@@ -356,7 +356,7 @@ def finished(folder: Path | None = None) -> set[str]:
     return recorded | {str(row["run"]) for row in _rows(folder / RUNS)}
 
 
-# --- Command line: python -m lib.cifar.records pending | gather -------------------------------------------------------------
+# --- Command line: python -m lib.cifar.records pending | gather ---
 
 
 def main(arguments: list[str] | None = None) -> int:

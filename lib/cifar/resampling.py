@@ -64,7 +64,9 @@ def resample(
         getattr(made, part).load_state_dict(getattr(network, part).state_dict())
     for name in network.residual_layers.names():
         coefficients = counted if name.endswith(BN_STATISTICS) else trained
-        made.residual_layers.stacked(name).copy_(depth_layers.apply(coefficients, network.residual_layers.stacked(name)))
+        made.residual_layers.stacked(name).copy_(
+            depth_layers.apply(coefficients, network.residual_layers.stacked(name))
+        )
     made.eval()
     if statistics == RECOMPUTED:
         recompute_statistics(made, images)

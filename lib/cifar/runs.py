@@ -155,11 +155,14 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m lib.cifar.runs [NAME] [VARIABLE=VALUE ...] [--set "NAME=VALUE ..."]``, or ``--listed`` for all of a list.
+    """``python -m lib.cifar.runs [NAME] [VARIABLE=VALUE ...] [--set "NAME=VALUE ..."]``, or ``--listed`` for all of a
+    list.
 
     Returns 2 for wrong parameters, 1 for a run that failed, 130 for an interrupted one.
     """
-    parser = argparse.ArgumentParser(prog="python -m lib.cifar.runs", description="Train a network, or go on training it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.cifar.runs", description="Train a network, or go on training it."
+    )
     parser.add_argument(
         "words", nargs="*", metavar="WORD", help=f"a run of checkpoints/{records.SWEEP}, or a variable: DEPTH=256"
     )

@@ -576,8 +576,8 @@ def read_state(folder: Path | str) -> dict[str, Any] | None:
     """The state that a run left in the folder, on the CPU, or None where there is none.
 
     A dict with format, config, epoch (how many are complete), network, optimizer, generator, log, layers (a
-    `lib.cifar.layer_log`), versions. Raises ValueError with one sentence for a file that is not such a state, and OSError or
-    MemoryError where the system cannot read one that may well be.
+    `lib.cifar.layer_log`), versions. Raises ValueError with one sentence for a file that is not such a state, and
+    OSError or MemoryError where the system cannot read one that may well be.
     """
     folder = Path(folder)
     path = folder / STATE_FILE

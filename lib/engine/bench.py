@@ -370,7 +370,9 @@ def figures(profile: str = parameters.PAPER) -> dict[str, list]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib.engine.bench", description="What a training step costs, by engine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.engine.bench", description="What a training step costs, by engine."
+    )
     parser.add_argument(
         "--save", action="store_true", help="write figures/bench.csv, which is tracked, not .build/bench.csv"
     )

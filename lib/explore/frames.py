@@ -1,4 +1,5 @@
-"""Pictures that are brought up to date several times a second, in the style of `lib.figures.plots`, and what draws them."""
+"""Pictures that are brought up to date several times a second, in the style of `lib.figures.style`, and what draws
+them."""
 
 import io
 import math

@@ -16,6 +16,7 @@ from lib.blocks.distances import successive_distances
 from lib.blocks.library import BLOCKS, make_block
 from lib.blocks.training import gaussian_data
 from lib.figures.experiment import Progress, silent
+from lib.figures.results import Data
 from lib.figures.style import BLUE, GREEN, GREY, PURPLE, TEXT_WIDTH, VERMILION, depth_axis, rate_line, styled
 from lib.measures import LEVEL, fit_slope
 from lib.tables import Table, from_rows, rows, select, word
@@ -96,7 +97,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
         case = {"block": block, "activation": activation, "seed": seed}
         for row in rows(table):
             found.append(case | {"time": float(f"{row['step'] * config.learning_rate:.12g}")} | row)
-    return from_rows(found)
+    return {"blocks": from_rows(found)}
 
 
 def slopes(table: Table, slope_from: int) -> dict[str, list]:
@@ -117,7 +118,7 @@ def slopes(table: Table, slope_from: int) -> dict[str, list]:
         case |= {"slope": mean, "low": mean - half, "high": mean + half}
         case["slope_to_double"] = float(np.mean(doubles)) if doubles else math.nan
         found.append(case | {name: float(np.median(deepest[name])) for name in ("loss", "moved", "from_linear")})
-    return from_rows(found)
+    return {"blocks": from_rows(found)}
 
 
 def _name(activation: str) -> str:
@@ -175,10 +176,11 @@ HUES = {
 
 
 @styled
-def draw(table: Table, slope_from: int) -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Left, the slope of every block at the first and at the last training time, with its interval over seeds. Right,
     for the first and the last block, the largest successive distance at the first time and the distance to the network
     twice as deep at the last one, medians over seeds. ``table`` has the columns of ``blocks.csv``."""
+    table, slope_from = data["blocks"], config.slope_from
     fits = slopes(table, slope_from)
     blocks, times = list(dict.fromkeys(fits["block"])), np.unique(fits["time"])
     figure = Figure(figsize=(TEXT_WIDTH, 4.6), layout="constrained")

@@ -1,7 +1,7 @@
 """The mean ODE: networks whose layers are drawn independently have a limit in the depth too.
 
-In mean-field scaling (`lib.dense.conventions`) the residual branch of a network of L layers of m units is a mean over its
-L m units, and every unit moves by O(eta) a step. If all units (v, w) start as independent draws from one law rho_0,
+In mean-field scaling (`lib.dense.conventions`) the residual branch of a network of L layers of m units is a mean over
+its L m units, and every unit moves by O(eta) a step. If all units (v, w) start as independent draws from one law rho_0,
 then for L m -> infinity the network trains towards the mean ODE, with row vectors
 
     dH/ds = E[ s(H w / sqrt(q)) v ],      H(0) = x,      (v, w) ~ rho_t(s),      rho_0(s) = rho_0 for every s,
@@ -57,7 +57,8 @@ class Config:
 
     Main arguments: ``network`` gives everything else and, by its own seed and width, the data, which all share;
     networks of more than ``most_units`` units L m are left out; ``iterations`` and ``learning_rate`` as in
-    `lib.dense.training.train`. The mean ODE is a network of i.i.d. layers of ``reference_depth`` and ``reference_width``,
+    `lib.dense.training.train`. The mean ODE is a network of i.i.d. layers of ``reference_depth`` and
+    ``reference_width``,
     drawn independently of the others. The narrowest width is also trained from weight-tied layers, beside the limit of
     its own units and beside the mean ODE.
 

@@ -11,9 +11,11 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 
 from lib import checks, tables
 from lib.cifar import dataset, records
-from lib.cifar.choice import NetworkChoice
 from lib.cifar.records import Run
 from lib.cifar.resampling import accuracy, distance, logits, resample
+from lib.cifar.training import CifarConfig
+from lib.figures.experiment import Progress, silent
+from lib.figures.results import Data
 from lib.figures.style import ACTIVATION_COLORS, COLORS, GREY, MARKERS, PURPLE, TEXT_WIDTH, styled
 from lib.measures import Slope, fit_slope
 from lib.tables import Table, select
@@ -32,7 +34,7 @@ POLICY_LABELS = {
 
 
 @dataclass(frozen=True)
-class ResamplingConfig:
+class Config:
     """``shown`` are the networks whose policies are drawn, one to three, by activation, initialisation and epochs
     ("gelu weight-tied 30", of seed 0 and the paper's depth). Fewer layers may cost ``points`` of test accuracy;
     slopes of the logits' distance are fitted over the layers from ``slope_from`` to a quarter of the depth. The spot
@@ -45,6 +47,7 @@ class ResamplingConfig:
     layers: int = 8
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         if not 1 <= len(self.shown) <= 3:
             raise ValueError(f"shown lists {len(self.shown)} networks, expected one to three.")
         for words in self.shown:
@@ -56,11 +59,21 @@ class ResamplingConfig:
         checks.positive_int("layers", self.layers)
 
 
-def find(words: str, runs: Iterable[Run]) -> Run | None:
-    """The run that an entry of ``shown`` means, if there is one."""
+def run_name(words: str) -> str:
+    """The name of the run that an entry of ``shown`` means."""
     activation, initialisation, epochs = words.split()
-    choice = NetworkChoice(activation, epochs=int(epochs))
-    return next(iter(choice.select(runs, smooth_init=initialisation == "weight-tied", seed=0)), None)
+    return CifarConfig(activation, smooth_init=initialisation == "weight-tied", epochs=int(epochs)).name
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """The tables of `curves`, `summary` and `shallow`."""
+    runs = records.read_runs()
+    table = curves(runs)
+    return {
+        "resampling": table,
+        "resampling_summary": summary(table, config),
+        "resampling_shallow": shallow([run for run in runs if run.has_weights], table),
+    }
 
 
 def curves(runs: Iterable[Run]) -> dict[str, list]:
@@ -75,7 +88,7 @@ def curves(runs: Iterable[Run]) -> dict[str, list]:
     return tables.from_rows(rows)
 
 
-def summary(table: Table, config: ResamplingConfig) -> dict[str, list]:
+def summary(table: Table, config: Config) -> dict[str, list]:
     """The table of ``resampling_summary.csv``, a row for each run with its layers kept as they are: run, depth,
     accuracy_all, half (the logits' distance with half of the layers), slope, slope_low, slope_high (of that distance in
     the number of layers kept; nan with fewer than two) and fewest, the fewest layers down to which no number of layers
@@ -108,7 +121,7 @@ def summary(table: Table, config: ResamplingConfig) -> dict[str, list]:
     return tables.from_rows(rows)
 
 
-def slope(of: Table, config: ResamplingConfig) -> Slope:
+def slope(of: Table, config: Config) -> Slope:
     """The rate of the logits' distance in the number of layers kept, of one run's rows (nan: fewer than two above
     rounding)."""
     fitted = (of["layers"] >= config.slope_from) & (4 * of["layers"] <= of["depth"]) & (of["distance"] > ROUNDING)
@@ -117,10 +130,11 @@ def slope(of: Table, config: ResamplingConfig) -> Slope:
     return fit_slope(of["layers"][fitted], of["distance"][fitted])
 
 
-def spot_check(config: ResamplingConfig) -> str:
+def spot_check(config: Config) -> str:
     """The first of the networks shown measured anew, on the first test images, in a sentence; one that says why not, if
     there are no images or no weights."""
-    run = find(config.shown[0], records.read_runs())
+    runs = {run.config.name: run for run in records.read_runs()}
+    run = runs.get(run_name(config.shown[0]))
     if run is None or not run.has_weights:
         return f"The weights of {config.shown[0]} are not here."
     if not config.images:
@@ -188,12 +202,11 @@ def layers_axis(axes: Axes, layers: Iterable[int]) -> None:
 
 
 @styled
-def draw(table: Table, trained: Table, shown: Iterable[Run | None]) -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Above, accuracy and the logits' distance of every network against the layers kept; below, the policies, for the
-    networks ``shown``, one to three of them.
-
-    ``table`` is that of `curves`, ``trained`` that of `shallow`; distances outside of `DRAWN` are left out.
+    networks that the config shows. Distances outside of `DRAWN` are left out.
     """
+    table, trained = data["resampling"], data["resampling_shallow"]
     figure = Figure(figsize=(TEXT_WIDTH, 6.6), layout="constrained")
     grid = figure.add_gridspec(3, 6, height_ratios=[1, 0.3, 0.9])
     above = [figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])]
@@ -230,11 +243,11 @@ def draw(table: Table, trained: Table, shown: Iterable[Run | None]) -> Figure:
         panel.set_xlabel("layers kept")
     names.legend(*accuracies.get_legend_handles_labels(), loc="center", ncols=3, fontsize=7, columnspacing=1.2,
                  labelspacing=0.25)  # fmt: skip
-    found = [run for run in shown if run is not None]
-    for place, run in enumerate(found):
+    found = [name for name in map(run_name, config.shown) if name in table["run"]]
+    for place, name in enumerate(found):
         span = 6 // len(found)
         panel = figure.add_subplot(grid[2, span * place : span * (place + 1)])
-        _policies(panel, select(table, run=run.config.name), first=place == 0)
+        _policies(panel, select(table, run=name), first=place == 0)
         if place == 0:
             keys = panel.get_legend_handles_labels()
     if found:

@@ -13,6 +13,7 @@ from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
 from lib.figures.experiment import Progress, silent
 from lib.figures.resampling import layers_axis
+from lib.figures.results import Data
 from lib.figures.solvers import cifar_rows
 from lib.figures.style import BLUE, COLORS, GREY, VERMILION, depth_axis, panels, styled
 from lib.measures import Slope, fit_slope
@@ -24,7 +25,7 @@ LINES = {"Euler": "-", "Heun": "--"}
 
 
 @dataclass(frozen=True)
-class ReversibleConfig:
+class Config:
     """Fully connected networks of several ``depths``, trained for ``iterations`` with ``learning_rate``; slopes are
     fitted over the depths of at least ``slope_from``."""
 
@@ -35,13 +36,19 @@ class ReversibleConfig:
     slope_from: int = 16
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_ints("depths", self.depths, least=2)
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
         checks.two_sizes(self.slope_from, self.depths)
 
 
-def backwards(config: ReversibleConfig, progress: Progress = silent) -> dict[str, list]:
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """The tables of `backwards` and `convolutional`."""
+    return {"reversible": backwards(config, progress), "reversible_cifar": convolutional()}
+
+
+def backwards(config: Config, progress: Progress = silent) -> dict[str, list]:
     """The table of ``reversible.csv``: initialisation, method, depth, and `reversible.relative_errors`: state (of h_0)
     and gradient (of the loss, with respect to the layers)."""
     rows = []
@@ -86,11 +93,12 @@ def gradient_by_state(*found: Table) -> tuple[float, float]:
 
 
 @styled
-def draw(dense: Table, cifar: Table) -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Errors of gradients against the depth, of fully connected and of convolutional networks, and the memory.
 
-    ``dense`` is the table of `backwards`, ``cifar`` that of `convolutional`.
+    ``data``: what `compute` returns.
     """
+    dense, cifar = data["reversible"], data["reversible_cifar"]
     figure, (left, middle, right) = panels(3, height=3.5, width_ratios=[1, 1.1, 0.9])
     for initialisation, color in INITIALISATIONS:
         for method, line in LINES.items():

@@ -14,6 +14,7 @@ from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
 from lib.figures.experiment import Progress, silent
+from lib.figures.results import Data
 from lib.figures.style import BLUE, GREEN, GREY, PURPLE, VERMILION, panels, styled
 from lib.measures import fit_slope
 from lib.ode import solvers as ode
@@ -26,7 +27,7 @@ FLOOR = 1e-10
 
 
 @dataclass(frozen=True)
-class SolversConfig:
+class Config:
     """Fully connected networks as in Figure 2, trained for ``iterations`` with ``learning_rate``, then solved as ODEs
     in each of ``steps``, and adaptively to each of ``tolerances``. Orders are fitted over the steps from
     ``order_from`` to the depth."""
@@ -39,6 +40,7 @@ class SolversConfig:
     order_from: int = 8
 
     def __post_init__(self) -> None:
+        checks.make_plain(self)
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_ints("steps", self.steps)
@@ -46,7 +48,13 @@ class SolversConfig:
         checks.two_sizes(self.order_from, [count for count in self.steps if count <= self.network.depth])
 
 
-def solvers(config: SolversConfig, progress: Progress = silent) -> dict[str, list]:
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """The tables of `solve` and `orders`."""
+    table = solve(config, progress)
+    return {"solvers": table, "solvers_orders": orders(table, config.order_from)}
+
+
+def solve(config: Config, progress: Progress = silent) -> dict[str, list]:
     """The table of ``solvers.csv``: network (in words), depth, kind ("dense" or "cifar") and the columns of
     `ode.solver_errors`; the convolutional networks' rows are those of ``checkpoints/solvers.csv``."""
     rows = []
@@ -54,17 +62,15 @@ def solvers(config: SolversConfig, progress: Progress = silent) -> dict[str, lis
         network = replace(config.network, initialisation=initialisation, activation=activation)
         training = train(network, config.learning_rate, config.iterations, [config.iterations])
         weights, x = deque(training, maxlen=1).pop().weights, initialise(network)[1].x
-        errors = ode.solver_errors(
-            dense_branch(network), dense_layers(weights), x, config.steps, config.tolerances
-        )
+        errors = ode.solver_errors(dense_branch(network), dense_layers(weights), x, config.steps, config.tolerances)
         name = f"{tables.word(activation)}, {tables.word(initialisation)}"
         rows += [{"network": name, "depth": network.depth, "kind": "dense", **row} for row in tables.rows(errors)]
     return tables.from_rows(rows + cifar_rows("solvers"))
 
 
 def cifar_rows(name: str) -> list[dict[str, Any]]:
-    """The rows of a table of `lib.cifar.measured`, in the order of its networks, with network, depth and kind in the place of
-    the run."""
+    """The rows of a table of `lib.cifar.measured`, in the order of its networks, with network, depth and kind in the
+    place of the run."""
     table, rows = records.read_measured(name), []
     for run in measured.representatives(records.read_runs()):
         config = run.config
@@ -102,9 +108,10 @@ METHOD_COLORS = {"Euler": BLUE, "Heun": VERMILION, "RK4": GREEN, ode.ADAPTIVE: P
 
 
 @styled
-def draw(table: Table, limit: float = 30.0) -> Figure:
+def draw(data: Data, config: Config, limit: float = 30.0) -> Figure:
     """A panel for each network: distance to the ODE (full) and to the network itself (faint) against the evaluations,
     a colour for each solver; fully connected networks above. Errors above ``limit`` are not drawn."""
+    table = data["solvers"]
     rows = [[name for name in dict.fromkeys(table["network"]) if kind in select(table, network=name)["kind"]]
             for kind in ("dense", "cifar")]  # fmt: skip
     rows = [names[:: (len(names) + 1) // 3 or 1][:3] for names in rows]  # every other one of six

@@ -1,7 +1,7 @@
 """The exact versions that made the tracked figures, ``.locked/constraints.txt``: `make env LOCKED=yes` takes them.
 
-``python -m lib.project.locked`` writes the file from the environment that runs it: do so when the tracked figures were made
-anew in another one.
+``python -m lib.project.locked`` writes the file from the environment that runs it: do so when the tracked figures were
+made anew in another one.
 """
 
 import platform

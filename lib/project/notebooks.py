@@ -1,7 +1,7 @@
 """The runner: executes a notebook with papermill and keeps its results only if all went well.
 
-``make`` calls it as ``python -m lib.project.notebooks``; ``lib.project.parameters`` holds the checks before a run. Files that a
-notebook writes to ``paths.figures_output()`` land in a staging folder and move to
+``make`` calls it as ``python -m lib.project.notebooks``; ``lib.project.parameters`` holds the checks before a run.
+Files that a notebook writes to ``paths.figures_output()`` land in a staging folder and move to
 
     figures/             the profile ``paper`` (tracked by git),
     figures/<profile>/   every other profile,

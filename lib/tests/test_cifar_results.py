@@ -138,7 +138,9 @@ def test_figure_4_averages_over_layers_and_runs(trained):
     assert closer_by(averages, 180) == {}
     titles = schedule_titles(averages, "gelu")
     assert titles == {30: "GELU, own schedule of 30 epochs (paper: 180), 3 runs", 180: "GELU, 180 epochs, 1 run"}
-    curves, points, long_curves, _ = figure_4.draw({"figure_4": averages, "figure_4_layers": layers}, figure_4.Config(trained)).axes
+    curves, points, long_curves, _ = figure_4.draw(
+        {"figure_4": averages, "figure_4_layers": layers}, figure_4.Config(trained)
+    ).axes
     assert [panel.get_title() for panel in (curves, long_curves)] == list(titles.values())
     assert [line.get_label() for line in long_curves.lines] == ["weight-tied, conv1", "weight-tied, conv2"]
     assert curves.lines[0].get_label() == "weight-tied, conv1"

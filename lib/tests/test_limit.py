@@ -284,8 +284,12 @@ def test_reference_of_figure_1_right_agrees_with_a_deep_network(sampling):
     network = dataclasses.replace(SMALL, seed=0)
     deep = 512
     common = {"network": network, "depths": [4, 16, 64], "iterations": 21, "every": 5, "sampling": sampling}
-    by_limit = figure_1_right.compute(figure_1_right.Config(**common, reference="limit", tolerance=1e-8))["figure_1_right"]
-    by_network = figure_1_right.compute(figure_1_right.Config(**common, reference="network", reference_depth=deep))["figure_1_right"]
+    by_limit = figure_1_right.compute(figure_1_right.Config(**common, reference="limit", tolerance=1e-8))[
+        "figure_1_right"
+    ]
+    by_network = figure_1_right.compute(figure_1_right.Config(**common, reference="network", reference_depth=deep))[
+        "figure_1_right"
+    ]
     ode = last(limit.train(network, 0.01, 20, [20], tolerance=1e-8)).ode
     weights = last(train(network.at_depth(deep), 0.01, 20, [20])).weights
     accuracy = ode.distance_to_network(weights, sampling)

@@ -1,10 +1,10 @@
 """Several CIFAR-10 runs at once on one CUDA GPU: stacked on one more axis, a whole step captured as one CUDA graph.
 
 A lone run leaves a GPU nearly idle: a step launches some 6,000 small kernels, one after the other. Here the residual
-layers of R runs take one launch forward and one backward (`lib.cifar.stacked.layers`), and stem, head, loss and update are
-PyTorch's operations with the runs as first axis. Every run draws the initialisation, the order and the augmentation
-that it draws alone, and leaves the same files (`lib.cifar.training`, `lib.cifar.records`): it can be gone on with alone, on
-any device.
+layers of R runs take one launch forward and one backward (`lib.cifar.stacked.layers`), and stem, head, loss and update
+are PyTorch's operations with the runs as first axis. Every run draws the initialisation, the order and the augmentation
+that it draws alone, and leaves the same files (`lib.cifar.training`, `lib.cifar.records`): it can be gone on with
+alone, on any device.
 
 Runs of a stack share depth, schedule and batch size, and have batch norm; they differ in activation (GELU, ReLU,
 identity), initialisation and seed. All arithmetic has the accuracy of float32; nothing uses TF32.
