@@ -348,3 +348,17 @@ def test_parameters_cells_are_literals_with_one_equals_sign_a_line(name):
 @pytest.mark.parametrize("profile", parameters.profiles())
 def test_every_profile_fits_its_notebooks(profile):
     assert set(parameters.check_profile(profile)) <= set(parameters.figures())
+
+
+def test_notebooks_open_with_what_to_run_if_the_package_is_missing(monkeypatch):
+    guards = {}
+    for name in parameters.names():
+        first = next(cell for cell in parameters.read(name).cells if cell.cell_type == "code")
+        if first.get("id") == "package":  # a user's own notebook may do without
+            guards[name] = first.source
+    assert {"figure_2", "table_1", "explore_depth", "train_cifar"} <= guards.keys()
+    (source,) = set(guards.values())
+    exec(source, {})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="run `make lab` in the folder above"):
+        exec(source, {})
