@@ -359,9 +359,9 @@ def train(
     wanted = checked_schedule(learning_rate, iterations, record_at, clip)
     checks.positive_float("tolerance", tolerance)
     checks.positive_int("max_nodes", max_nodes, least=FIRST_NODES)
-    # The error that Picard sweeps leave in one step enters the weights times the learning rate. With ten times as much, a
-    # sweep less a step, extrapolation amplified rounding faster than the sweeps damped it: after 400 steps of Figure 1
-    # right weights that started an ulp apart were 1e-10 apart, and are 3e-15 apart now.
+    # The error that Picard sweeps leave in one step enters the weights times the learning rate. With ten times as much,
+    # a sweep less a step, extrapolation amplified rounding faster than the sweeps damped it: after 400 steps of Figure
+    # 1 right weights that started an ulp apart were 1e-10 apart, and are 3e-15 apart now.
     picard = min(1e-7, max(1e-13, 1e-4 * tolerance))
 
     def new_solver(nodes: int) -> SpectralSolver:
