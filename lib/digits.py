@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 DIGITS = 8  # significant ones
-DECIMALS = 10  # of a difference of numbers of order one; what is less is rounding
+DECIMALS = 13  # of a difference of numbers of order one; what is less is rounding
+ROOT_DECIMALS = 10  # of what a mean square is of: a sum over all samples and layers, and over a long training
 
 
 def significant(value: float, digits: int = DIGITS) -> float:
@@ -28,10 +29,10 @@ def difference(value: float) -> float:
 
 def of_square(value: float) -> int:
     """How many digits of a mean square of such differences (a loss) are known, at most `DIGITS`: as many as its root
-    has down to the last of `DECIMALS` decimals."""
+    has down to the last of `ROOT_DECIMALS` decimals."""
     if not 0 < value < math.inf:
         return DIGITS
-    return max(0, min(DIGITS, math.floor(math.log10(value) / 2) + DECIMALS + 1))
+    return max(0, min(DIGITS, math.floor(math.log10(value) / 2) + ROOT_DECIMALS + 1))
 
 
 def square(value: float) -> float:

@@ -131,6 +131,21 @@ def test_the_far_tail_of_gelu_is_zero(dtype):
 
 
 @needs_engine
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_overflow_is_not_hidden(dtype, sign):
+    # With one sample, W = sign and V = 1, z = W x overflows to an infinity of that sign.
+    config = NetworkConfig(depth=1, width=1, dimension=1, samples=1, dtype=dtype)
+    weights, data = initialise(config)
+    large = 0.9 * torch.finfo(config.torch_dtype).max
+    weights.V.fill_(1), weights.W.fill_(sign * 2), data.y.zero_(), data.x.fill_(large)
+    for solver in (Compiled(config, weights, data), Adjoint(config, weights, data)):
+        loss = solver.forward()
+        assert loss.isnan() if sign < 0 else loss.isinf(), solver.name
+        assert solver.gradients().W.isnan().all(), solver.name
+
+
+@needs_engine
 def test_auto_takes_the_compiled_engine_where_it_applies():
     config = NetworkConfig(depth=3, width=4, dimension=2, samples=5)
     weights, data = initialise(config)

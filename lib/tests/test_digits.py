@@ -21,6 +21,7 @@ def test_significant_digits():
 
 def test_a_difference_that_is_zero_up_to_rounding_is_zero():
     assert [digits.difference(value) for value in (8.9e-15, -8.9e-15, 0.0)] == [0.0, 0.0, 0.0]
+    assert digits.difference(2.6128723e-9) == 2.6129e-9
     assert str(digits.difference(-8.9e-15)) == "0.0"
     assert digits.difference(2.6979461536e-3) == 0.0026979462
     assert digits.difference(23.010776725) == 23.010777

@@ -13,10 +13,11 @@ from cifar_set import needs_cifar10
 from finished_runs import write_state
 
 from lib import paths
-from lib.cifar import records, runs, training
+from lib.cifar import dataset, records, runs, training
 from lib.cifar.network import ConvResNet
 from lib.cifar.training import CifarConfig
-from lib.project import parameters, variables
+from lib.engine import build as engine
+from lib.project import notebooks, parameters, variables
 
 # A scheduler's command that starts nothing: it notes what it was asked to run, and ends as it is told to.
 RECORDER = """#!/bin/sh
@@ -268,3 +269,24 @@ def test_make_train_on_real_images(project):
     assert "image/png" in executed
     assert "min left" not in executed
     assert not (project / "checkpoints" / "records").exists()  # a trial is no result
+
+
+@pytest.mark.parametrize(("built", "device", "said"), [(False, "cpu", 1), (True, "cpu", 0), (False, "cuda", 0)])
+def test_without_the_compiled_engine_a_training_says_once_what_to_run(
+    built, device, said, monkeypatch, tmp_path, capsys
+):
+    def stop(*arguments, **options):
+        raise notebooks.RunFailed("stopped before its kernel starts")
+
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr(dataset, "load", lambda train: None)
+    monkeypatch.setattr(notebooks, "execute_with", stop)
+    monkeypatch.setattr(engine, "_built", lambda: (object() if built else None, f"not built; {engine.ADVICE}"))
+    for name in ("LIB_ENGINE", "GOMP_SPINCOUNT", "TRAINING_PROGRESS"):
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    with pytest.raises(notebooks.RunFailed):
+        runs.train({"depth": 2, "epochs": 1, "device": device}, into=tmp_path)
+    out = capsys.readouterr().out
+    assert out.count("`make engine` builds it") == out.count("PyTorch trains") == said
+    assert os.environ["GOMP_SPINCOUNT"] == "5000"
