@@ -222,6 +222,9 @@ def successive_distances(
     - ``from_linear``: |F_t - F_0 - DF_0 (Z(t) - Z(0))| / |F_t - F_0|, near 0 if the network has stayed with its
       linearisation. Then layers are alike because they hardly move ("lazy training"), whatever the block.
 
+    Steps that are too long for the flow set layers apart by themselves, before they diverge: a slope that depends on
+    ``learning_rate`` at the same time t is not the flow's.
+
     Raises TypeError or ValueError, one sentence, for a block or values that do not fit; `Divergence` if the loss
     stops being finite.
     """

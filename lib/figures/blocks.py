@@ -39,7 +39,7 @@ class Config:
     depths: list[int]
     seeds: list[int]
     iterations: list[int]
-    learning_rate: float = 0.4
+    learning_rate: float = 0.2
     slope_from: int = 8
 
     def __post_init__(self) -> None:
@@ -132,14 +132,13 @@ def _cases(table: Table) -> Iterator[tuple[str, str, float]]:
 
 def readable(table: Table, slope_from: int) -> list[str]:
     """The slopes as lines of a table, one for each block, activation and time, below a line that names the columns."""
-    columns = "t    slope  interval        L to 2L   loss  moved  from linear"
-    lines = [f"{'block':24} {'activation':15} {columns}"]
+    line = "{:24} {:13} {:>5} {:>6}  {:15} {:>8} {:>6} {:>6} {:>12}"
+    lines = [line.format("block", "activation", "t", "slope", "interval", "L to 2L", "loss", "moved", "from linear")]
     for row in rows(slopes(table, slope_from)):
+        numbers = (f"{row[name]:.2f}" for name in ("slope_to_double", "loss", "moved", "from_linear"))
         interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
-        lines.append(
-            f"{row['block']:24} {_name(row['activation']):13} {row['time']:4g} {row['slope']:7.2f}  {interval:15} "
-            f"{row['slope_to_double']:6.2f} {row['loss']:7.2f} {row['moved']:6.2f} {row['from_linear']:8.2f}"
-        )
+        case = row["block"], _name(row["activation"]), f"{row['time']:g}"
+        lines.append(line.format(*case, f"{row['slope']:.2f}", interval, *numbers))
     return lines
 
 
