@@ -23,7 +23,7 @@ PROFILES = NOTEBOOKS / "profiles"
 FIGURES = Path(os.environ.get("RESULTS_ROOT") or ROOT) / "figures"
 CHECKPOINTS = Path(os.environ.get("RESULTS_ROOT") or ROOT) / "checkpoints"
 BUILD = ROOT / ".build"
-CSRC = _PACKAGE / "csrc"
+CSRC = Path(__file__).resolve().parent / "engine" / "csrc"
 
 STALE = 3600  # seconds; a draft that nobody has written to for so long is the leftover of a process that was killed
 

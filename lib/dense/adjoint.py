@@ -17,13 +17,11 @@ from torch import Tensor
 
 from lib import activations
 from lib.dense.network import Data, NetworkConfig, Weights
+from lib.dense.solver import take_steps
 
 
 class Adjoint:
-    """A network, its weights and its data, ready for gradient descent in place.
-
-    Call `forward` for the loss at the present weights, then `gradients` or `descend` for what follows from
-    the states that `forward` left; `run` does whole steps. The engine changes ``weights`` in place.
+    """The `lib.dense.solver.Solver` in PyTorch, the reference for the others.
 
     Arguments: ``config``; ``weights`` and ``data`` of its shapes, dtype and one device; ``chunk``, the number
     of layers whose gradients are formed in one batched product (0: chosen to stay in the cache).
@@ -33,6 +31,8 @@ class Adjoint:
 
     def __init__(self, config: NetworkConfig, weights: Weights, data: Data, chunk: int = 0) -> None:
         self.config, self.weights, self.data = config, weights, data
+        self.step_factor = config.step_factor
+        self.layer_weights = torch.ones(len(weights.V), dtype=weights.V.dtype, device=weights.V.device)
         self.activation = activations.get(config.activation)
         L, m, q = weights.V.shape
         n = len(data.x)
@@ -50,7 +50,7 @@ class Adjoint:
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        """The loss at the present weights, a tensor without axes; leaves states for the backward pass."""
+        """See `lib.dense.solver.Solver.forward`."""
         weights, s = self.weights, self.activation.function
         inner, outer = self.config.inner_scale, self.config.outer_scale
         if weights.A is None:
@@ -100,7 +100,7 @@ class Adjoint:
 
     @torch.no_grad()
     def gradients(self) -> Weights:
-        """The gradient of the loss at the states of the last `forward` (A, B: None where not trained)."""
+        """See `lib.dense.solver.Solver.gradients`."""
         gradient = Weights(torch.empty_like(self.weights.V), torch.empty_like(self.weights.W))
         outer, inner = self.config.outer_scale, self.config.inner_scale
         for layers, activated, P, U in self._chunks():
@@ -112,12 +112,7 @@ class Adjoint:
 
     @torch.no_grad()
     def descend(self, learning_rate: float, clip: float = 0.0) -> None:
-        """One step from the states of the last `forward`, in place.
-
-        V_k and W_k move by -eta dl/dV_k and -eta dl/dW_k times the config's step factor (L for the scaling 1/L), A
-        and B by -eta dl/dA and -eta dl/dB (eta = ``learning_rate``). With ``clip`` C > 0 every velocity is clipped to
-        [-C, C] first, entry by entry (the clipped flow).
-        """
+        """See `lib.dense.solver.Solver.descend`."""
         weights, outer, inner = self.weights, self.config.outer_scale, self.config.inner_scale
         factor = self.config.step_factor
         for layers, activated, P, U in self._chunks():
@@ -133,14 +128,5 @@ class Adjoint:
             getattr(weights, name).sub_(velocity, alpha=learning_rate)
 
     def run(self, learning_rate: float, count: int, clip: float = 0.0) -> Tensor:
-        """``count`` whole steps; returns the loss before each: (count,)."""
+        """See `lib.dense.solver.Solver.run`."""
         return take_steps(self, learning_rate, count, clip)
-
-
-def take_steps(solver, learning_rate: float, count: int, clip: float = 0.0) -> Tensor:
-    """``count`` times `forward` and `descend` of an engine; returns the loss before each: (count,)."""
-    losses = torch.empty(count, dtype=torch.float64, device=solver.residual.device)
-    for step in range(count):
-        losses[step] = solver.forward()
-        solver.descend(learning_rate, clip)
-    return losses

@@ -1,4 +1,4 @@
-"""The compiled engine for the fully connected network, behind the interface of `lib.dense.adjoint.Adjoint`.
+"""The compiled engine for the fully connected network, as a `lib.dense.solver.Solver`.
 
 The arithmetic is that of the adjoint, to rounding; results do not depend on the number of threads and repeat bit for
 bit. ``lib/engine/csrc/dense_stack.cpp`` says how it works, `lib.engine.build` where it comes from.
@@ -7,8 +7,8 @@ bit. ``lib/engine/csrc/dense_stack.cpp`` says how it works, `lib.engine.build` w
 import torch
 from torch import Tensor
 
-from lib.dense.adjoint import take_steps
 from lib.dense.network import Data, NetworkConfig, Weights
+from lib.dense.solver import take_steps
 from lib.engine import build as engine
 
 # Entries q m of the largest layer for each sample, up to 12 samples. Larger ones do not stay in the innermost caches,
@@ -43,7 +43,7 @@ KEEP_BYTES = 2**24
 
 
 class Compiled:
-    """A network, its weights and its data, ready for gradient descent in place: see `lib.dense.adjoint.Adjoint`.
+    """The `lib.dense.solver.Solver` in C++.
 
     Raises ValueError where `problem` finds one.
     """
@@ -54,6 +54,8 @@ class Compiled:
         if reason := problem(config, weights, data):
             raise ValueError(f"The compiled engine does not apply: {reason}.")
         self.config, self.weights, self.data = config, weights, data
+        self.step_factor = config.step_factor
+        self.layer_weights = torch.ones(len(weights.V), dtype=weights.V.dtype)
         self._module, _ = engine.load()
         L, m, q = weights.V.shape
         n, lanes = len(data.x), self._module.dense_lanes(weights.V.dtype == torch.float64)
@@ -77,7 +79,7 @@ class Compiled:
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        """The loss at the present weights, a tensor without axes; leaves states for the backward pass."""
+        """See `lib.dense.solver.Solver.forward`."""
         weights, data = self.weights, self.data
         self._input[:] = data.x if weights.A is None else data.x @ weights.A
         self._module.dense_forward(weights.V, weights.W, self._ends, self._kept, *self._constants)
@@ -103,7 +105,7 @@ class Compiled:
 
     @torch.no_grad()
     def gradients(self) -> Weights:
-        """The gradient of the loss at the states of the last `forward` (A, B: None where not trained)."""
+        """See `lib.dense.solver.Solver.gradients`."""
         gradient = Weights(torch.empty_like(self.weights.V), torch.empty_like(self.weights.W))
         for name, tensor in self._backward(gradient).items():
             setattr(gradient, name, tensor)
@@ -111,14 +113,14 @@ class Compiled:
 
     @torch.no_grad()
     def descend(self, learning_rate: float, clip: float = 0.0) -> None:
-        """One step from the states of the last `forward`, in place; see `lib.dense.adjoint.Adjoint.descend`."""
+        """See `lib.dense.solver.Solver.descend`."""
         for name, gradient in self._backward(self.weights, learning_rate, clip).items():
             velocity = gradient.clamp_(-clip, clip) if clip > 0 else gradient
             getattr(self.weights, name).sub_(velocity, alpha=learning_rate)
 
     @torch.no_grad()
     def run(self, learning_rate: float, count: int, clip: float = 0.0) -> Tensor:
-        """``count`` whole steps; returns the loss before each: (count,)."""
+        """See `lib.dense.solver.Solver.run`."""
         if not self.config.ends_are_identity:
             return take_steps(self, learning_rate, count, clip)
         losses = torch.empty(count, dtype=torch.float64)

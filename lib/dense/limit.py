@@ -27,6 +27,7 @@ from torch import Tensor
 from lib import activations, checks
 from lib.dense import conventions
 from lib.dense.network import Data, NetworkConfig, Weights, check_functions, initial_functions
+from lib.dense.solver import take_steps
 from lib.dense.training import Divergence, checked_schedule
 
 FIRST_NODES = 16
@@ -119,9 +120,11 @@ class SpectralSolver:
     """Gradient descent on V(s), W(s), A, B with a fixed number of ``nodes``; `train` chooses and checks it.
 
     ``weights`` holds V: (N, m, q) and W: (N, q, m) at the nodes. ``picard_tolerance`` is the largest change
-    of the last Picard sweep, relative to the largest entry. ``data`` is other than the config draws. The interface is
-    that of `lib.dense.adjoint.Adjoint`.
+    of the last Picard sweep, relative to the largest entry. ``data`` is other than the config draws. A
+    `lib.dense.solver.Solver` whose layers are the nodes.
     """
+
+    name = "spectral limit"
 
     def __init__(
         self,
@@ -136,6 +139,7 @@ class SpectralSolver:
         weights_at, drawn = initial_functions(config)
         self.weights = weights_at(self.grid.s.cpu()).to(device, torch.float64)
         self.data: Data = (data or drawn).to(device, torch.float64)
+        self.step_factor, self.layer_weights = 1.0, self.grid.quadrature
         self._past_H, self._past_P = (deque(maxlen=len(EXTRAPOLATION)) for _ in range(2))
 
     @torch.no_grad()
@@ -189,12 +193,9 @@ class SpectralSolver:
                 velocity.clamp_(-clip, clip)
             getattr(self.weights, name).sub_(velocity, alpha=learning_rate)
 
-    def run(self, learning_rate: float, count: int, clip: float = 0.0, fresh: bool = False) -> None:
-        """``count`` whole steps; ``fresh`` says that the states of the last `forward` are those of the weights."""
-        for step in range(count):
-            if step or not fresh:
-                self.forward()
-            self.descend(learning_rate, clip)
+    def run(self, learning_rate: float, count: int, clip: float = 0.0) -> Tensor:
+        """See `lib.dense.solver.Solver.run`."""
+        return take_steps(self, learning_rate, count, clip)
 
 
 def _outer(config: NetworkConfig) -> float:
@@ -396,8 +397,12 @@ def _records(new_solver, learning_rate, wanted, tolerance, clip, max_nodes) -> I
             # Looking every few steps keeps what a refinement has to repeat short.
             count = min(CHECK_EVERY, iteration - done)
             coarse.run(learning_rate, count, clip)
-            fine.run(learning_rate, count, clip, fresh)
-            fresh = fresh and count == 0
+            if fresh and count:
+                fine.descend(learning_rate, clip)
+                fine.run(learning_rate, count - 1, clip)
+                fresh = False
+            else:
+                fine.run(learning_rate, count, clip)
             done += count
             while (error := _difference(coarse, fine)) > tolerance and len(fine.grid) < max_nodes:
                 coarse, fine = fine, new_solver(min(max_nodes, len(fine.grid) * 3 // 2))

@@ -13,6 +13,7 @@ from lib import checks, paths
 from lib.dense import compiled
 from lib.dense.adjoint import Adjoint
 from lib.dense.network import Data, NetworkConfig, Weights, initialise, prepared_start
+from lib.dense.solver import Solver
 
 ENGINES = ("auto", "compiled", "adjoint")
 
@@ -31,7 +32,7 @@ class Record:
     iteration: int
     loss: float
     weights: Weights
-    solver: object
+    solver: Solver
 
     def gradients(self) -> Weights:
         """The gradient of the loss at these weights (valid until the generator moves on)."""
@@ -91,9 +92,7 @@ def checked_schedule(
     return wanted
 
 
-def make_solver(
-    config: NetworkConfig, weights: Weights, data: Data, engine: str = "auto"
-) -> Adjoint | compiled.Compiled:
+def make_solver(config: NetworkConfig, weights: Weights, data: Data, engine: str = "auto") -> Solver:
     """The engine that trains: "adjoint" is PyTorch's, "compiled" the C++ one (ValueError where it does not apply),
     "auto" the compiled one where it is built and applies, else the adjoint."""
     checks.choice("engine", engine, ENGINES)

@@ -13,6 +13,7 @@ from lib import checks
 from lib.dense import limit
 from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, hidden_states, initialise, outputs
+from lib.dense.solver import squared_speed
 from lib.dense.training import Record, lockstep, train
 from lib.digits import difference, of_square, significant, square
 from lib.figures.claim import Claim, Read, find_largest, fit_in_depth, judge, judge_rate
@@ -58,17 +59,9 @@ class Config:
 
 
 def polyak_lojasiewicz_ratio(record: Record | limit.LimitRecord) -> float:
-    """(|dl/dA|^2 + L sum_k |dl/dZ_k|^2 + |dl/dB|^2) / l, which Def. 1 bounds below by mu.
-
-    For the limit the middle term is the integral over s of the squared functional gradient.
-    """
-    gradients = record.gradients()
-    squares = {name: gradient.square().flatten(1).sum(dim=1) for name, gradient in gradients.items().items()}
-    if isinstance(record, limit.LimitRecord):
-        layers = record.solver.grid.quadrature @ (squares.pop("V") + squares.pop("W"))
-    else:
-        layers = len(gradients.V) * (squares.pop("V") + squares.pop("W")).sum()
-    return float(layers + sum(square.sum() for square in squares.values())) / record.loss
+    """(|dl/dA|^2 + L sum_k |dl/dZ_k|^2 + |dl/dB|^2) / l, which Def. 1 bounds below by mu; the same for the limit, whose
+    middle term is an integral over s (`lib.dense.solver.squared_speed`)."""
+    return squared_speed(record.solver) / record.loss
 
 
 def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:

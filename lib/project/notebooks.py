@@ -64,12 +64,6 @@ class Edited(RunFailed):
 # --- Dependencies -----------------------------------------------------------------------------------------------------
 
 
-def _module(name: str) -> Path | None:
-    # The file of a module or package of lib, named without the "lib." in front.
-    place = paths.ROOT.joinpath("lib", *name.split("."))
-    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
-
-
 def _imports(tree: ast.AST) -> set[Path]:
     # The files of lib that a piece of code names: modules, and the packages that they lie in.
     names = set()
@@ -124,7 +118,7 @@ def dependencies(name: str, profile: str) -> list[Path]:
     found = [paths.NOTEBOOKS / f"{name}.ipynb"]
     if profile != parameters.QUICK:
         found.append(paths.PROFILES / profile / f"{name}.yaml")
-    found += [_module(module) for module in sorted(modules)]
+    found += sorted(modules)
     if "FIGURES" in reads:
         found += sorted(path for path in paths.FIGURES.glob("*.csv") if not path.stem.startswith(name))
     if "CHECKPOINTS" in reads:

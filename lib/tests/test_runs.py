@@ -1,5 +1,6 @@
 """make train and make checkpoints; no run of these tests takes more than seconds."""
 
+import os
 import re
 import shlex
 import shutil

@@ -1,0 +1,72 @@
+"""The laws of the house: who may import whom, how long a module may be, and what an edit makes anew."""
+
+import ast
+
+import pytest
+
+from lib import paths
+from lib.project import notebooks
+
+LIB = paths.ROOT / "lib"
+WIDGETS = {"ipywidgets", "ipyevents"}
+NOTEBOOKS = {"IPython", "nbformat", "papermill", "nbclient", "nbconvert", "jupyterlab"} | WIDGETS
+DRAWING = {"matplotlib"}
+MOST_LINES = 400
+TRAINS = {"train", "Training", "Stack"}  # of lib.cifar.training and lib.cifar.stacked.training
+
+
+# The package's own files, without tests, by their dotted names.
+MODULES = {
+    ".".join(path.relative_to(LIB).with_suffix("").parts): path
+    for path in sorted(LIB.rglob("*.py"))
+    if path.relative_to(LIB).parts[0] != "tests"
+}
+
+
+def imported(path):
+    """Everything that a file names in an import, dotted: "lib.dense.training.train", "matplotlib"."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def outside(names, packages):
+    return {name for name in names if name.split(".")[0] in packages}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_keep_the_laws(name):
+    names = set(imported(MODULES[name]))
+    package = name.split(".")[0]
+    other = {"dense": "lib.cifar", "cifar": "lib.dense"}.get(package)
+    if other:
+        assert not {each for each in names if each.startswith(other)}, f"{package} does not import {other}"
+        assert not outside(names, DRAWING | NOTEBOOKS), f"{package} neither draws nor knows notebooks"
+    if package != "explore":
+        assert not outside(names, WIDGETS), "only explore knows widgets"
+    if package == "figures":
+        training = {each for each in names if each.startswith("lib.cifar") and each.rpartition(".")[2] in TRAINS}
+        assert not training, "figures do not train on CIFAR-10"
+    if package != "project":
+        assert not {each for each in names if each.startswith("lib.project")}, "nothing imports project"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_can_be_read_in_one_go(name):
+    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_a_figure_is_made_anew_by_its_own_room_alone():
+    """What make goes by: of the rooms, a figure depends on its own, and the claims on those that judge one."""
+    rooms = {path.stem for path in (LIB / "figures").glob("*.py")} - {
+        "__init__",
+        "claim",
+        "experiment",
+        "results",
+        "style",
+    }
+    for name in sorted(rooms & {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")} - {"claims", "train_cifar"}):
+        found = {path.stem for path in notebooks.dependencies(name, "paper") if path.parent == LIB / "figures"}
+        assert found & rooms == {name}, name
