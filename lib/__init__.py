@@ -26,7 +26,7 @@ EXPORTS = {
     "SuccessiveDistance": "lib.dense.distances",
     "fit_slope": "lib.measures",
     "von_neumann_ratio": "lib.measures",
-    "CifarConfig": "lib.cifar.training",
+    "CifarConfig": "lib.cifar.config",
     "load": "lib.cifar.checkpoints",
 }
 

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lib import checks, paths
-from lib.cifar import training
+from lib.cifar import states, training
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvResNet
-from lib.cifar.training import CifarConfig
 
 FORMAT = "convolutional residual network"
 FORMAT_VERSION = 1
@@ -254,8 +254,8 @@ def _read_released(source: Path) -> tuple[dict[str, Tensor], dict[str, list[floa
     empty one where it has none)."""
     with torch.serialization.safe_globals(_numpy_numbers()):
         try:
-            content = training.read_saved(source)
-        except training.DamagedFile as error:
+            content = states.read_saved(source)
+        except states.DamagedFile as error:
             raise CheckpointError(
                 f"{source} is not a whole file of tensors and numbers ({error}){_advice(source)}."
             ) from error
@@ -286,7 +286,7 @@ def _numpy_numbers() -> list[Any]:
 
 
 def _advice(source: Path) -> str:
-    """What to do about a file that `training.read_saved` refuses, as the end of a sentence."""
+    """What to do about a file that `states.read_saved` refuses, as the end of a sentence."""
     try:
         with torch.serialization.safe_globals(_numpy_numbers()):
             objects = torch.serialization.get_unsafe_globals_in_checkpoint(source)

@@ -6,9 +6,9 @@ from typing import Any
 
 from lib import checks, tables
 from lib.cifar import records
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvNetConfig
 from lib.cifar.records import Run
-from lib.cifar.training import CifarConfig
 
 NAMES = {True: "weight-tied", False: "i.i.d."}
 

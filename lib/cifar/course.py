@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lib import tables
-from lib.cifar import dataset, training
+from lib.cifar import dataset, schedule
 from lib.cifar.records import CONVOLUTIONS, Run
 from lib.measures import SMOOTH_BELOW
 
@@ -60,7 +60,7 @@ def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
     rows = []
     for run in runs:
         settings = describe_run(run) | {name: getattr(run.config, name) for name in ("depth", "hold_stem", "seed")}
-        time, steps = 0.0, training.steps(run.config, run.config.train_images or dataset.TRAIN_IMAGES)
+        time, steps = 0.0, schedule.steps(run.config, run.config.train_images or dataset.TRAIN_IMAGES)
         for line in run.log():
             time += steps * line["learning_rate"]
             reached = {"epoch": line["epoch"] + 1, "time": time, "train_accuracy": line["train_accuracy"]}

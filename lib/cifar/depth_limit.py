@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from lib import checks, paths, tables
-from lib.cifar import dataset
+from lib.cifar import dataset, schedule, states
 from lib.cifar import training as cifar_training
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import CONVOLUTIONS, ConvResNet
-from lib.cifar.training import CifarConfig, EpochRecord
+from lib.cifar.progress import EpochRecord
 from lib.dense.distances import integral_distance
 from lib.dense.training import Divergence
 
@@ -126,13 +127,13 @@ def measured(family: Family, networks: Sequence[ConvResNet], records: Sequence[E
     """The table's rows after an epoch, one a depth: what is known of it (nan: distances of the deepest)."""
     rows = []
     for place, (config, network, record) in enumerate(zip(family.configs, networks, records, strict=True)):
-        time = cifar_training.training_time(config, config.train_images or dataset.TRAIN_IMAGES, record.epoch + 1)
+        time = schedule.training_time(config, config.train_images or dataset.TRAIN_IMAGES, record.epoch + 1)
         rows.append(
             {
                 **family.columns,
                 "depth": config.depth,
                 "epoch": record.epoch + 1,
-                "flow_time": time / config.depth / (1 - cifar_training.MOMENTUM),
+                "flow_time": time / config.depth / (1 - schedule.MOMENTUM),
                 "train_loss": record.train_loss,
                 "test_accuracy": math.nan if record.test_accuracy is None else record.test_accuracy,
                 "steepness": steepness(network),
@@ -167,10 +168,10 @@ def _rows_with(old: Iterable[dict], new: Sequence[dict], family: Family) -> list
 def train(family: Family, *, threads: int = 0, folder: Path | None = None) -> Iterator[list[dict]]:
     """Train the networks, or go on; yields the rows of every epoch that all of them have reached.
 
-    States are in ``folder`` (default: where `cifar_training.run_folder` has them). Raises as `cifar_training.train`
+    States are in ``folder`` (default: where `states.run_folder` has them). Raises as `cifar_training.train`
     does; a family that was interrupted goes on with those of its networks that are behind.
     """
-    folders = [(folder / c.name) if folder else cifar_training.run_folder(c) for c in family.configs]
+    folders = [(folder / c.name) if folder else states.run_folder(c) for c in family.configs]
     trainings = [
         cifar_training.train(c, into, threads=threads) for c, into in zip(family.configs, folders, strict=True)
     ]
@@ -190,14 +191,14 @@ def train(family: Family, *, threads: int = 0, folder: Path | None = None) -> It
 
 
 def _epoch(folder: Path) -> int:
-    state = cifar_training.read_state(folder)
+    state = states.read_state(folder)
     return state["epoch"] if state else 0
 
 
 def _after_last_epoch(family: Family, folders: Sequence[Path]) -> tuple[list[ConvResNet], list[EpochRecord]]:
     networks, records = [], []
     for config, folder in zip(family.configs, folders, strict=True):
-        state = cifar_training.read_state(folder)
+        state = states.read_state(folder)
         network = ConvResNet(config.network)
         network.load_state_dict(state["network"])
         networks.append(network)

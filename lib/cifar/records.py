@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from lib import checks, paths, tables
-from lib.cifar import layer_log, training
+from lib.cifar import layer_log, states, training
 from lib.cifar.checkpoints import Checkpoint, CheckpointError, load, save
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import CONVOLUTIONS, ConvResNet
-from lib.cifar.training import CifarConfig
 from lib.dense.training import Divergence
 
 VERSION = 1
@@ -79,14 +79,14 @@ def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path,
     The layer log of the run is written beside its record. Raises ValueError where the run has not reached its last
     epoch, or the state is that of another run, and Divergence where its losses or weights are not finite.
     """
-    folder = Path(folder) if folder is not None else training.run_folder(config)
-    state = training.read_state(folder)
+    folder = Path(folder) if folder is not None else states.run_folder(config)
+    state = states.read_state(folder)
     complete = state["epoch"] if state else 0
     if complete < config.epochs:
         raise ValueError(
             f"The run {config.name} has {complete} of {config.epochs} epochs in {folder}: train it to the end first."
         )
-    training.check_same(state, config, folder)
+    states.check_same(state, config, folder)
     network = ConvResNet(config.network)
     network.load_state_dict(state["network"])
     summary = summarise(state["log"])
@@ -127,7 +127,7 @@ def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | 
 
     The record goes last, since it is what says that the run is finished.
     """
-    folder = Path(folder) if folder is not None else training.run_folder(config)
+    folder = Path(folder) if folder is not None else states.run_folder(config)
     into = into or paths.CHECKPOINTS
     record = record_path(config, into)
     paths.make_folder(record.parent)
@@ -249,7 +249,7 @@ class Run:
         return load(self.path)
 
     def log(self) -> list[dict[str, Any]]:
-        """A line an epoch (`training.EpochRecord`), out of its record; none where the record is not there."""
+        """A line an epoch (`progress.EpochRecord`), out of its record; none where the record is not there."""
         path = record_path(self.config, self.folder)
         return _read_record(path)["log"] if path.exists() else []
 

@@ -20,8 +20,8 @@ from typing import Any
 import nbformat
 
 from lib import checks, paths
-from lib.cifar import dataset, records, training
-from lib.cifar.training import CifarConfig
+from lib.cifar import dataset, records, states
+from lib.cifar.config import CifarConfig
 from lib.engine import build as engine
 from lib.project import notebooks, parameters, variables
 
@@ -44,7 +44,7 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
     read; paths.CannotWrite, before anything is computed, for a folder that cannot take the result.
     """
     config = config_of(values)
-    folder = training.run_folder(config)
+    folder = states.run_folder(config)
     if config.name in records.finished(into):
         print(f"{config.name} is finished: {paths.short(records.record_path(config, into))}.", flush=True)
         return folder
@@ -52,8 +52,8 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
         paths.check_writable(records.record_path(config, into).parent, into or paths.CHECKPOINTS)
     dataset.load(train=False)  # says in one sentence, and at once, where the images are missing
     values = {"start_anew": False} | dict(values)
-    with training.alone_in(folder):  # said here in one sentence, not out of the notebook
-        state = None if values["start_anew"] else training.read_state(folder)
+    with states.alone_in(folder):  # said here in one sentence, not out of the notebook
+        state = None if values["start_anew"] else states.read_state(folder)
     if config.trial and state and state["epoch"] == config.epochs and (folder / f"{config.name}.json").exists():
         print(f"{config.name} is finished, a trial that stays in {paths.short(folder)}.", flush=True)
         return folder

@@ -5,16 +5,12 @@ epoch, atomically, and starts from the state that it finds there: a run that was
 started again ends, on the CPU, with the same bits as one that was never interrupted.
 """
 
-import io
 import json
 import math
-import os
 import platform
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,165 +18,39 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from lib import checks, measures, paths
 from lib.cifar import dataset, layer_log
-from lib.cifar.network import CONVOLUTIONS, ConvNetConfig, ConvResNet
+from lib.cifar.config import CifarConfig
+from lib.cifar.network import CONVOLUTIONS, ConvResNet
+from lib.cifar.progress import EpochRecord, Progress
+from lib.cifar.schedule import (
+    MOMENTUM,
+    WEIGHT_DECAY,
+    end_learning_rate,
+    layer_weight_decay,
+    learning_rate,
+    steps,
+    tests_after,
+)
+from lib.cifar.states import (
+    LAYER_LOG_FILE,
+    LOG_FILE,
+    STATE_FILE,
+    STATE_FORMAT,
+    _aside,
+    alone_in,
+    check_same,
+    read_state,
+    run_folder,
+)
 from lib.dense.training import Divergence
 
-STATE_FORMAT = 1
-STATE_FILE = "state.pt"
-LOG_FILE = "log.json"
-LAYER_LOG_FILE = f"log{layer_log.ENDING}"
-MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4
-# With depth_scaling, layers move as in a network of that depth.
-SCALING_DEPTH = 256
-ADAPTIVE_LEARNING_RATE = 1e-2
 EVALUATION_BATCH = 250
 # The loss is looked at this often (in batches), so that a diverged run stops early in its epoch.
 CHECK_EVERY = 100
 # Images in all epochs of a trial that takes seconds, such as the notebook's own.
 TINY_TRIAL = 10_000
-STATE_ENTRIES = ("config", "epoch", "network", "optimizer", "generator", "log", "versions")
-
-
-@dataclass(frozen=True)
-class CifarConfig:
-    """One run. The defaults are the paper's setting; every field is part of the run's name or of its check.
-
-    ``smooth_init`` is the weight-tied initialisation. ``adaptive`` starts the step of the stem and the head at
-    0.01, whatever ``learning_rate``; it falls to 0 by the same cosine. ``hold_stem`` leaves the stem's batch norm at
-    scale 1 and shift 0, as it starts: an experiment that is not in the paper. So are ``depth_scaling``, with which the
-    layers' learning rate is L / 256 times as large and their weight decay 256 / L times, and ``norm_groups``, for group
-    norm (see `ConvNetConfig`). A layer's gradient is of order 1/L, so that with ``depth_scaling`` networks of every
-    depth follow the same flow in time, decay included. The cosine schedule always ends at ``epochs``, so that a run of
-    30 epochs is a short schedule of its own, not the beginning of one of 180.
-    ``train_images`` and ``test_images`` (0 means all) cut the sets for trials.
-    """
-
-    activation: str = "gelu"
-    smooth_init: bool = True
-    batch_norm: bool = True
-    depth: int = 256
-    channels: int = 16
-    learning_rate: float = 0.04
-    epochs: int = 180
-    batch_size: int = 64
-    adaptive: bool = False
-    hold_stem: bool = False
-    depth_scaling: bool = False
-    norm_groups: int = 0
-    seed: int = 0
-    test_every: int = 5
-    train_images: int = 0
-    test_images: int = 0
-
-    def __post_init__(self) -> None:
-        checks.make_plain(self)
-        network = self.network  # checks depth, channels, activation, batch_norm, smooth_init, seed and norm_groups
-        object.__setattr__(self, "activation", network.activation)
-        checks.positive_float("learning_rate", self.learning_rate)
-        object.__setattr__(self, "learning_rate", float(self.learning_rate))
-        checks.positive_int("epochs", self.epochs)
-        checks.positive_int("batch_size", self.batch_size)
-        checks.boolean("adaptive", self.adaptive)
-        checks.boolean("hold_stem", self.hold_stem)
-        checks.boolean("depth_scaling", self.depth_scaling)
-        checks.positive_int("test_every", self.test_every)
-        checks.positive_int("train_images", self.train_images, least=0)
-        checks.positive_int("test_images", self.test_images, least=0)
-
-    @property
-    def network(self) -> ConvNetConfig:
-        return ConvNetConfig(
-            self.depth, self.channels, self.activation, self.batch_norm, self.smooth_init, self.seed, self.norm_groups
-        )
-
-    @property
-    def trial(self) -> bool:
-        """Whether the run sees a part of the images only: not a result."""
-        return bool(self.train_images or self.test_images)
-
-    @property
-    def name(self) -> str:
-        """Name of the run's folder, record and checkpoint; rarer departures from the paper are appended."""
-        parts = [
-            self.activation,
-            "weight-tied" if self.smooth_init else "iid",
-            "bn" if self.batch_norm else f"gn{self.norm_groups}" if self.norm_groups else "nobn",
-            f"depth{self.depth}",
-            f"lr{self.learning_rate:g}",
-            f"epochs{self.epochs}",
-            f"seed{self.seed}",
-        ]
-        extras = {"channels": "channels", "batch_size": "batch", "test_every": "testevery"}
-        extras |= {"train_images": "train", "test_images": "test"}
-        parts += ["adaptive"] if self.adaptive else []
-        parts += ["holdstem"] if self.hold_stem else []
-        parts += ["depthscaling"] if self.depth_scaling else []
-        parts += [
-            f"{short}{getattr(self, field.name)}"
-            for field in fields(self)
-            if (short := extras.get(field.name)) and getattr(self, field.name) != field.default
-        ]
-        return "_".join(parts)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is inside an epoch (0-based); loss and accuracy (%) are the running ones of the epoch."""
-
-    epoch: int
-    batch: int
-    batches: int
-    loss: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One line of a run's log. Accuracies are in %, ``seconds`` are the epoch's, evaluation included.
-
-    Training loss and accuracy are the running averages of the epoch, in training mode on augmented images.
-    Test values are None at epochs without evaluation. ``von_neumann_conv1`` and ``_conv2`` are the smoothness
-    of the weights along depth after the epoch (`measures.von_neumann_ratio`; None where undefined),
-    ``noise_conv1`` and ``_conv2`` what in them is noise from layer to layer (`measures.noise_share`; likewise),
-    ``stem_scale`` and ``path_length`` the size of the hidden states (`ConvResNet.scales`).
-    """
-
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    train_accuracy: float
-    test_loss: float | None
-    test_accuracy: float | None
-    von_neumann_conv1: float | None
-    von_neumann_conv2: float | None
-    seconds: float
-    device: str
-    engine: str
-    threads: int
-    stem_scale: float | None = None
-    path_length: float | None = None
-    noise_conv1: float | None = None
-    noise_conv2: float | None = None
-
-
-def run_folder(config: CifarConfig) -> Path:
-    """Where the run of that config keeps its state: an ignored folder, so that a clone starts clean."""
-    return paths.BUILD / "training" / config.name
-
-
-def steps(config: CifarConfig, images: int) -> int:
-    """Steps of an epoch over so many images, the last one on those that are left (50,000 = 781 x 64 + 16)."""
-    return math.ceil(images / config.batch_size)
-
-
-def tests_after(config: CifarConfig, epoch: int) -> bool:
-    """Whether the network is evaluated on the test images after that epoch (0-based)."""
-    return (epoch + 1) % config.test_every == 0 or epoch + 1 == config.epochs
 
 
 def start_trial_anew(config: CifarConfig) -> bool:
@@ -192,44 +62,6 @@ def start_trial_anew(config: CifarConfig) -> bool:
     with alone_in(folder):
         (folder / STATE_FILE).unlink(missing_ok=True)
     return True
-
-
-def learning_rate(config: CifarConfig, epoch: int) -> float:
-    """That of the residual layers, one value an epoch (0-based): (eta/2) (1 + cos(pi epoch / epochs)), times L / 256 if
-    ``config.depth_scaling``."""
-    return config.learning_rate * _depth_factor(config) * _cosine(config, epoch)
-
-
-def layer_weight_decay(config: CifarConfig) -> float:
-    """That of the residual layers: lambda, times 256 / L if ``config.depth_scaling``, so that it takes the same share
-    of the weights in every depth."""
-    return WEIGHT_DECAY / _depth_factor(config)
-
-
-def _depth_factor(config: CifarConfig) -> float:
-    return config.depth / SCALING_DEPTH if config.depth_scaling else 1.0
-
-
-def end_learning_rate(config: CifarConfig, epoch: int) -> float:
-    """That of the stem and the head: the same schedule, from 0.01 on if ``config.adaptive``."""
-    return (ADAPTIVE_LEARNING_RATE if config.adaptive else config.learning_rate) * _cosine(config, epoch)
-
-
-def _cosine(config: CifarConfig, epoch: int) -> float:
-    return (1 + math.cos(math.pi * epoch / config.epochs)) / 2
-
-
-def training_time(config: CifarConfig, images: int, epochs: int | None = None) -> float:
-    """The sum of the learning rates of all steps of the run's first ``epochs`` (all of them where None), over so many
-    images an epoch."""
-    epochs = config.epochs if epochs is None else epochs
-    return steps(config, images) * sum(learning_rate(config, epoch) for epoch in range(epochs))
-
-
-def weight_decay_alone(time: float) -> float:
-    """The share of a weight that is left after the training time t where it has no gradient: a step of momentum mu and
-    weight decay lambda counts as 1/(1 - mu) steps of gradient descent, so that exp(-lambda t / (1 - mu)) is left."""
-    return math.exp(-WEIGHT_DECAY * time / (1 - MOMENTUM))
 
 
 def without_tf32() -> None:
@@ -533,103 +365,5 @@ def _diverged(run: "Training", found: str, folder: Path) -> str:
 
 # -------------------------------------------------------------------------------------- for whoever waits
 
-BAR = "{desc} {percentage:.0f} %|{bar}| epoch {n:.2f} of {total}, {elapsed} gone, {remaining} left{postfix}"
-
-
-def progress(reports: Iterable[Progress | EpochRecord], config: CifarConfig) -> Iterator[EpochRecord]:
-    """Pass on the EpochRecords, and show how far the run is.
-
-    A bar with loss, accuracy and time left for a person, nothing where nobody looks (`paths.unattended`); the
-    environment variable TRAINING_PROGRESS, which ``make train`` sets, chooses "bar", "lines" (one an epoch,
-    for the logs of a cluster) or "none".
-    """
-    kind = os.environ.get("TRAINING_PROGRESS") or ("none" if paths.unattended() else "bar")
-    checks.choice("TRAINING_PROGRESS", kind, ("bar", "lines", "none"))
-    started, first = time.perf_counter(), None
-    with tqdm(total=config.epochs, bar_format=BAR, desc="training", disable=kind != "bar", leave=False) as bar:
-        for report in reports:
-            if first is None:
-                first = bar.n = bar.initial = report.epoch
-            at_end = isinstance(report, EpochRecord)
-            bar.n = report.epoch + (1 if at_end else report.batch / report.batches)
-            loss, accuracy = (report.train_loss, report.train_accuracy) if at_end else (report.loss, report.accuracy)
-            bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1f} %")
-            if not at_end:
-                continue
-            if kind == "lines":
-                done = report.epoch + 1
-                left = (time.perf_counter() - started) / (done - first) * (config.epochs - done) / 60
-                test = "" if report.test_accuracy is None else f", test {report.test_accuracy:.2f} %"
-                print(
-                    f"{config.name}: epoch {done} of {config.epochs}, loss {loss:.4f}, train {accuracy:.2f} %"
-                    f"{test}, {left:.0f} min left",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            yield report
-
 
 # --------------------------------------------------------------------------------------------- the state
-
-
-def read_state(folder: Path | str) -> dict[str, Any] | None:
-    """The state that a run left in the folder, on the CPU, or None where there is none.
-
-    A dict with format, config, epoch (how many are complete), network, optimizer, generator, log, layers (a
-    `lib.cifar.layer_log`), versions. Raises ValueError with one sentence for a file that is not such a state, and
-    OSError or MemoryError where the system cannot read one that may well be.
-    """
-    folder = Path(folder)
-    path = folder / STATE_FILE
-    if not path.exists():
-        return None
-    try:
-        state = read_saved(path)
-    except DamagedFile as error:
-        raise ValueError(f"{path} cannot be read as a training state ({error}): {_aside(folder)}.") from error
-    found = state.get("format") if isinstance(state, dict) else None
-    if found != STATE_FORMAT:
-        raise ValueError(f"{path} has state format {found!r}, expected {STATE_FORMAT}: {_aside(folder)}.")
-    if lacking := [name for name in STATE_ENTRIES if name not in state]:
-        raise ValueError(f"{path} lacks {', '.join(lacking)}, expected with a state: {_aside(folder)}.")
-    return state
-
-
-def _aside(folder: Path) -> str:
-    return f"move {folder} aside to start anew"
-
-
-class DamagedFile(ValueError):
-    """A file that is not, or not wholly, what `torch.save` writes of tensors and plain values."""
-
-
-def read_saved(path: Path) -> Any:
-    """What `torch.save` wrote to the file, on the CPU; no code of the file is run.
-
-    Raises DamagedFile, or what the system says about a file that it cannot read: OSError, MemoryError (RuntimeError,
-    where PyTorch's allocator says it).
-    """
-    content = path.read_bytes()
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for damaged files
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise
-        raise DamagedFile(f"{type(error).__name__}, {len(content)} bytes") from error
-
-
-def check_same(state: dict[str, Any], config: CifarConfig, folder: Path) -> None:
-    """Raise ValueError where the state in the folder is that of another run than this config's."""
-    wanted = asdict(config)
-    found = asdict(CifarConfig()) | state["config"]  # an older state lacks the options that came later
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{folder} holds a run with {name} {found.get(name)!r}, expected {wanted.get(name)!r}: "
-                f"give this run another folder, or {_aside(folder)}."
-            )
-
-
-def alone_in(folder: Path) -> AbstractContextManager[None]:
-    """Be the one that trains the run in the folder; paths.Busy where another process does."""
-    return paths.alone(folder / "lock", f"Another process is training the run in {folder}: wait for it, or end it.")

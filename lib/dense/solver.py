@@ -1,7 +1,7 @@
 """What trains a network, or its large-depth limit: three implementations stand behind one interface.
 
 `lib.dense.adjoint.Adjoint` is the reference, in PyTorch; `lib.dense.compiled.Compiled` the same in C++;
-`lib.dense.limit.SpectralSolver` the limit, whose layers are the nodes of a grid in s.
+`lib.dense.spectral.SpectralSolver` the limit, whose layers are the nodes of a grid in s.
 """
 
 from typing import Protocol

@@ -14,9 +14,9 @@ from torch import Tensor
 from lib import checks, paths, tables
 from lib.cifar import checkpoints, dataset, resampling
 from lib.cifar.checkpoints import Checkpoint
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvResNet
 from lib.cifar.records import CONVOLUTIONS
-from lib.cifar.training import CifarConfig
 from lib.figures.figure_3 import draw_entries
 from lib.measures import von_neumann_ratios
 from lib.ode import layers as depth_layers

@@ -14,9 +14,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from lib.cifar.config import CifarConfig
 from lib.cifar.dataset import CLASSES
 from lib.cifar.records import CONVOLUTIONS
-from lib.cifar.training import CifarConfig
 from lib.explore import trained
 from lib.explore.controls import label, menu, scale, whole_number
 from lib.explore.explorer import Explorer, Values

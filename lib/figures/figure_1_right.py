@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from lib import checks
-from lib.dense import conventions, limit
+from lib.dense import conventions, limit, spectral
 from lib.dense.distances import distance
 from lib.dense.network import NetworkConfig
 from lib.dense.training import Record, lockstep, train
@@ -63,7 +63,7 @@ class Config:
         checks.positive_float("tolerance", self.tolerance)
         checks.two_sizes(self.slope_from, self.depths)
         if self.reference == "limit":
-            limit.check_exists(self.network)
+            spectral.check_exists(self.network)
         if self.reference == "network" and self.depths[-1] >= self.reference_depth:
             raise ValueError(
                 f"reference_depth is {self.reference_depth}, expected more than the deepest network's "

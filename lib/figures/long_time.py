@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lib import checks
-from lib.dense import limit
+from lib.dense import limit, spectral
 from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, hidden_states, initialise, outputs
 from lib.dense.solver import squared_speed
@@ -55,7 +55,7 @@ class Config:
         checks.positive_int("recorded", self.recorded, least=2)
         checks.positive_float("tolerance", self.tolerance)
         checks.positive_float("target_scale", self.network.target_scale)  # the ratio divides by the loss
-        limit.check_exists(self.network)
+        spectral.check_exists(self.network)
 
 
 def polyak_lojasiewicz_ratio(record: Record | limit.LimitRecord) -> float:

@@ -25,7 +25,7 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from lib import activations, checks
-from lib.dense import limit
+from lib.dense import limit, spectral
 from lib.dense.network import Data as Samples
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise
 from lib.dense.training import Record, train
@@ -92,7 +92,7 @@ class Config:
         checks.two_sizes(self.slope_from, self.depths)
         activations.check_smooth(self.network.activation)
         checks.choice("convention", self.network.convention, ["mean-field"])
-        limit.check_exists(dataclasses.replace(self.network, initialisation="weight-tied"))
+        spectral.check_exists(dataclasses.replace(self.network, initialisation="weight-tied"))
         if not self.network.ends_are_identity:
             raise ValueError(
                 "The network has matrices A and B that are not the identity: expected d = d' = q, none trained."

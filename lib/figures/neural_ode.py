@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from lib import activations, checks
-from lib.dense import limit
+from lib.dense import limit, spectral
 from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
 from lib.dense.training import lockstep, train
@@ -50,7 +50,7 @@ class Config:
         checks.positive_int("inputs", self.inputs)
         checks.positive_float("tolerance", self.tolerance)
         checks.two_sizes(self.slope_from, self.depths)
-        limit.check_exists(self.network)
+        spectral.check_exists(self.network)
         activations.check_smooth(self.network.activation)
 
     def draw_inputs(self) -> Tensor:

@@ -11,9 +11,9 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 
 from lib import checks, tables
 from lib.cifar import dataset, records
+from lib.cifar.config import CifarConfig
 from lib.cifar.records import Run
 from lib.cifar.resampling import accuracy, distance, logits, resample
-from lib.cifar.training import CifarConfig
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import ACTIVATION_COLORS, COLORS, GREY, MARKERS, PURPLE, TEXT_WIDTH, styled

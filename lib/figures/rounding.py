@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lib import checks, tables
-from lib.cifar import dataset, records, training
+from lib.cifar import dataset, records, schedule
 from lib.cifar.choice import NetworkChoice
+from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS, measure_parts
 from lib.cifar.records import CONVOLUTIONS, Run
-from lib.cifar.training import CifarConfig
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import ORANGE, PURPLE, SKY, leave_room_for_legend, panels, styled, tied_run_style
@@ -51,8 +51,8 @@ def smoothness_by_precision() -> dict[str, list]:
         *(watched[name].tolist() for name in ("depth", "batch_size", "epoch", "step")), strict=True
     ):
         config = CifarConfig(depth=depth, batch_size=batch_size)
-        before = training.training_time(config, dataset.TRAIN_IMAGES, epoch - 1)
-        time.append(before + step * training.learning_rate(config, epoch - 1))
+        before = schedule.training_time(config, dataset.TRAIN_IMAGES, epoch - 1)
+        time.append(before + step * schedule.learning_rate(config, epoch - 1))
     table = {name: watched[name].tolist() for name in ("depth", "dtype", "seed")} | {"time": time}
     return table | {name: watched[name].tolist() for name in ("loss", *RATIOS, *NOISES)}
 

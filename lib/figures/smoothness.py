@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib import checks, tables
-from lib.cifar import dataset, records, training
+from lib.cifar import dataset, records, schedule
 from lib.cifar.choice import NetworkChoice, longest_by_depth, with_repeats
 from lib.cifar.course import RATIOS, course, describe_run, make_columns, measure_parts, smoothness_in_training
 from lib.cifar.network import ConvResNet
@@ -79,12 +79,12 @@ def left_of_initialisation(runs: Iterable[Run]) -> dict[str, list]:
     least, and ``share`` that of |c Z(0)|^2 in |Z(t)|^2; both are nan where Z(0) is zero. ``chance`` is the share to be
     expected of an initialisation that has nothing to do with Z(t): 1/(L D) for i.i.d. layers of D entries, and
     |sum_k Z_k(t)|^2 / (L D |Z(t)|^2) for weight-tied ones, 1/D where all Z_k(t) are the same. ``weight_decay_alone`` is
-    what c would be without any gradient (`training.weight_decay_alone`).
+    what c would be without any gradient (`schedule.weight_decay_alone`).
     """
     rows = []
     for run in (run for run in runs if run.has_weights):
-        time = training.training_time(run.config, run.config.train_images or dataset.TRAIN_IMAGES)
-        row = describe_run(run) | {"time": time, "weight_decay_alone": training.weight_decay_alone(time)}
+        time = schedule.training_time(run.config, run.config.train_images or dataset.TRAIN_IMAGES)
+        row = describe_run(run) | {"time": time, "weight_decay_alone": schedule.weight_decay_alone(time)}
         started, trained = ConvResNet(run.config.network), run.load().network
         for name in CONVOLUTIONS:
             before, after = (

@@ -11,9 +11,9 @@ from finished_runs import finish
 from lib import paths
 from lib.cifar import records, training
 from lib.cifar.choice import NetworkChoice
+from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS
 from lib.cifar.network import ConvResNet
-from lib.cifar.training import CifarConfig
 
 matplotlib.use("agg")
 torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
 import torch
 
-from lib.cifar import records, training
+from lib.cifar import records, states, training
 from lib.cifar.network import ConvResNet
 
 
@@ -15,7 +15,7 @@ def write_state(folder, config, network, **changes):
     log[-1] |= {"test_loss": 1.5, "test_accuracy": 40.0, "von_neumann_conv1": 0.5, "von_neumann_conv2": 2.0} | changes
     state = {"format": 1, "config": vars(config), "epoch": config.epochs, "network": network.state_dict()}
     state |= {"optimizer": {}, "generator": torch.zeros(1), "log": log, "versions": training.versions()}
-    torch.save(state, folder / training.STATE_FILE)
+    torch.save(state, folder / states.STATE_FILE)
 
 
 def finish(tmp_path, config, network=None, **changes):

@@ -25,8 +25,8 @@ from PIL import Image
 
 from lib import paths
 from lib.cifar import checkpoints
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvResNet
-from lib.cifar.training import CifarConfig
 from lib.explore import trained
 
 SCREENSHOTS = paths.BUILD / "lab"

@@ -11,21 +11,21 @@ from lib import tables
 from lib.cifar.network import ConvNetConfig
 from lib.dense.adjoint import Adjoint
 from lib.dense.network import NetworkConfig, initialise
-from lib.engine import bench
+from lib.engine import bench, cases
 from lib.engine import build as engine
 from lib.project import notebooks
 
-DENSE = bench.Dense(NetworkConfig(depth=5, width=6, dimension=3, samples=7))
-CIFAR = bench.Cifar(ConvNetConfig(depth=2))
+DENSE = cases.Dense(NetworkConfig(depth=5, width=6, dimension=3, samples=7))
+CIFAR = cases.Cifar(ConvNetConfig(depth=2))
 
 
 @pytest.mark.parametrize("convention", ["released", "eq3"])
 def test_the_textbook_loop_descends_as_the_adjoint_does(convention):
     config = NetworkConfig(depth=5, width=6, dimension=3, samples=7, convention=convention)
     weights, data = initialise(config)
-    textbook, adjoint = bench.Textbook(config, weights, data), Adjoint(config, weights.clone(), data)
+    textbook, adjoint = cases.Textbook(config, weights, data), Adjoint(config, weights.clone(), data)
     textbook.run(3)
-    adjoint.run(bench.LEARNING_RATE, 3)
+    adjoint.run(cases.LEARNING_RATE, 3)
     for (W, V), expected_W, expected_V in zip(textbook.layers, adjoint.weights.W, adjoint.weights.V, strict=True):
         torch.testing.assert_close(W.detach(), expected_W)
         torch.testing.assert_close(V.detach(), expected_V)
@@ -33,7 +33,7 @@ def test_the_textbook_loop_descends_as_the_adjoint_does(convention):
 
 def test_operations_are_those_that_pytorch_counts():
     config = DENSE.config
-    textbook = bench.Textbook(config, *initialise(config))
+    textbook = cases.Textbook(config, *initialise(config))
     with FlopCounterMode(display=False) as counter:
         textbook.run(1)
     # The data take no gradient: one product less, in the first layer.
@@ -45,7 +45,7 @@ def test_operations_are_those_that_pytorch_counts():
         network(1)
     counts = counter.get_flop_counts()["Global"]
     total = sum(count for operation, count in counts.items() if "convolution" in str(operation))
-    stem = 2 * 2 * bench.CIFAR_BATCH * 10 * 10 * 3 * 5 * 5 * 16  # forward, and backward to its weights alone
+    stem = 2 * 2 * cases.CIFAR_BATCH * 10 * 10 * 3 * 5 * 5 * 16  # forward, and backward to its weights alone
     assert CIFAR.operations == total - stem
 
 
@@ -80,7 +80,7 @@ def test_ratios_are_taken_turn_by_turn():
 
 
 def test_the_table_has_a_row_for_each_engine_and_is_saved(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "cases", lambda: [DENSE, CIFAR])
+    monkeypatch.setattr(cases, "cases", lambda: [DENSE, CIFAR])
     monkeypatch.setattr(bench, "peak_memory", lambda case, name: math.nan)
     monkeypatch.setattr(bench.paths, "ROOT", tmp_path)
     monkeypatch.setattr(bench.paths, "BUILD", tmp_path / "build")
@@ -122,6 +122,6 @@ def test_an_experiment_that_does_not_exist_is_said(capsys):
 
 
 def test_peak_memory_sees_what_the_textbook_loop_keeps():
-    case = bench.Dense(NetworkConfig(depth=64, width=512, dimension=4, samples=500, dtype="float32"))
+    case = cases.Dense(NetworkConfig(depth=64, width=512, dimension=4, samples=500, dtype="float32"))
     kept = 2 * 64 * 512 * 500 * 4 / 1e6  # pre-activations and activations of all layers: 131 MB
     assert kept < bench.peak_memory(case, "textbook loop") < 4 * kept

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from lib.cifar import checkpoints, training
 from lib.cifar.checkpoints import Checkpoint, CheckpointError
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvResNet
-from lib.cifar.training import CifarConfig
 
 CONFIG = CifarConfig(depth=3, activation="relu", smooth_init=False, seed=4, epochs=2)
 SUMMARY = {"epochs": 2, "test_accuracy": 51.25, "von_neumann_conv1": None}

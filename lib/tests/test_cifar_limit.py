@@ -11,7 +11,8 @@ from lib import paths
 from lib.cifar import dataset, depth_limit
 from lib.cifar.depth_limit import Family
 from lib.cifar.network import ConvResNet
-from lib.cifar.training import Training, training_time
+from lib.cifar.schedule import training_time
+from lib.cifar.training import Training
 from lib.figures import conv_limit
 from lib.tables import from_rows, select
 

@@ -10,8 +10,8 @@ from finished_runs import finish
 from lib import tables
 from lib.cifar import records
 from lib.cifar.choice import NetworkChoice, by_schedule, longest_by_depth, nothing_trained, with_repeats
+from lib.cifar.config import CifarConfig
 from lib.cifar.course import smoothness_in_training
-from lib.cifar.training import CifarConfig
 from lib.figures import figure_3, figure_4, smoothness
 from lib.figures.figure_3 import draw_entries, entries_across_layers, networks_by_schedule
 from lib.figures.figure_4 import closer_by, schedule_titles, successive_distance_tables

@@ -11,9 +11,9 @@ from finished_runs import finish
 from lib import measures, paths, tables
 from lib.cifar import records
 from lib.cifar.choice import longest_by_depth
+from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS, SCALES, course, smoothness_in_training
 from lib.cifar.network import ConvResNet
-from lib.cifar.training import CifarConfig
 from lib.figures import rounding, smoothness, stem
 from lib.figures.rounding import NOISES, lost_in_precision, noise_of_parts, precisions_meet, smoothness_by_precision
 from lib.figures.smoothness import left_of_initialisation, lost_by_depth, smoothness_along_depth

@@ -14,8 +14,11 @@ from cifar_set import needs_cifar10, write_set
 from safetensors.torch import save_file
 
 from lib import checks, paths
-from lib.cifar import dataset, layer_log, training
-from lib.cifar.training import LAYER_LOG_FILE, CifarConfig, EpochRecord, Progress, Training, read_state, train
+from lib.cifar import dataset, layer_log, schedule, states, training
+from lib.cifar.config import CifarConfig
+from lib.cifar.progress import EpochRecord, Progress
+from lib.cifar.states import LAYER_LOG_FILE, read_state
+from lib.cifar.training import Training, train
 from lib.dense.training import Divergence
 from lib.measures import straight_line_ratio
 
@@ -168,7 +171,8 @@ import sys
 import torch
 from torchvision.datasets import CIFAR10
 torch.set_num_threads(1)
-from lib.cifar.training import CifarConfig, train
+from lib.cifar.training import train
+from lib.cifar.config import CifarConfig
 CIFAR10.train_list, CIFAR10.test_list, md5 = eval(sys.argv[1])
 CIFAR10.meta = {**CIFAR10.meta, "md5": md5}
 for report in train(CifarConfig(depth=4, epochs=3, batch_size=32, test_every=2), sys.argv[2], report_every=1):
@@ -207,7 +211,7 @@ def test_an_interrupted_write_keeps_the_last_state(tmp_path, monkeypatch):
     config = CifarConfig(**SMALL)
     run = train(config, tmp_path)
     next(run)
-    before = (tmp_path / training.STATE_FILE).read_bytes()
+    before = (tmp_path / states.STATE_FILE).read_bytes()
 
     def fails(state, path):
         Path(path).write_bytes(b"half a sta")
@@ -216,7 +220,7 @@ def test_an_interrupted_write_keeps_the_last_state(tmp_path, monkeypatch):
     monkeypatch.setattr(training.torch, "save", fails)
     with pytest.raises(OSError, match="No space left"):
         next(run)
-    assert (tmp_path / training.STATE_FILE).read_bytes() == before
+    assert (tmp_path / states.STATE_FILE).read_bytes() == before
     assert not list(tmp_path.glob(".*draft"))
 
 
@@ -225,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path, monk
     config = CifarConfig(**SMALL)
     run = train(config, tmp_path)
     next(run)
-    monkeypatch.setattr(training, "learning_rate", lambda config, epoch: 1e30)
+    monkeypatch.setattr(config, "learning_rate", lambda config, epoch: 1e30)
     with pytest.raises(Divergence, match=r"gelu_weight-tied\S* diverged: the loss is nan in epoch 2.*epoch 1 stays"):
         list(run)
     state = read_state(tmp_path)
@@ -240,7 +244,7 @@ def test_a_test_loss_that_is_not_finite_is_not_saved(tmp_path):
     with pytest.raises(Divergence, match=r"diverged: .* after epoch 1; no epoch was complete yet: try a learning rate"):
         list(train(config, tmp_path))
     assert read_state(tmp_path) is None
-    assert not (tmp_path / training.LOG_FILE).exists()
+    assert not (tmp_path / states.LOG_FILE).exists()
 
 
 @pytest.mark.usefixtures("generated_set")
@@ -267,13 +271,13 @@ def test_only_trials_of_seconds_begin_anew(tmp_path, monkeypatch):
     tiny = CifarConfig(depth=2, epochs=4, train_images=640, test_images=500)
     for options in ({}, {"train_images": 2501}, {"epochs": 60}, {"train_images": 0}):
         config = replace(tiny, **options)
-        folder = training.run_folder(config)
+        folder = states.run_folder(config)
         folder.mkdir(parents=True)
         Training(config, torch.device("cpu")).save(folder)
         assert training.start_trial_anew(config) == (not options)
         assert (read_state(folder) is None) == (not options)
     with (
-        training.alone_in(training.run_folder(tiny)),
+        states.alone_in(states.run_folder(tiny)),
         pytest.raises(paths.Busy, match="Another process is training the run in"),
     ):
         training.start_trial_anew(tiny)
@@ -289,7 +293,7 @@ def test_foreign_states_are_refused(tmp_path):
     run.close()
     with pytest.raises(ValueError, match=r"holds a run with seed 0, expected 5: give this run another folder, or move"):
         next(train(CifarConfig(**SMALL, seed=5), tmp_path))
-    path = tmp_path / training.STATE_FILE
+    path = tmp_path / states.STATE_FILE
     state, whole = read_state(tmp_path), path.read_bytes()
     aside = rf"move {tmp_path} aside to start anew\.$"
     for content in (whole[:1000], whole[:-1], b"", b"no state at all"):
@@ -314,7 +318,7 @@ def test_foreign_states_are_refused(tmp_path):
     "error", [OSError(116, "Stale file handle"), PermissionError(13, "Denied"), MemoryError("full")]
 )
 def test_a_state_that_the_system_cannot_read_is_not_called_damaged(tmp_path, monkeypatch, error):
-    (tmp_path / training.STATE_FILE).write_bytes(b"a sound state")
+    (tmp_path / states.STATE_FILE).write_bytes(b"a sound state")
     monkeypatch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)) as found:
         read_state(tmp_path)
@@ -322,7 +326,7 @@ def test_a_state_that_the_system_cannot_read_is_not_called_damaged(tmp_path, mon
 
 
 def test_a_state_that_memory_has_no_room_for_is_not_called_damaged(tmp_path, monkeypatch):
-    (tmp_path / training.STATE_FILE).write_bytes(b"a sound state")
+    (tmp_path / states.STATE_FILE).write_bytes(b"a sound state")
     no_room = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 8 bytes")
     monkeypatch.setattr(training.torch, "load", lambda *_, **__: (_ for _ in ()).throw(no_room))
     with pytest.raises(RuntimeError, match="can't allocate memory") as found:
@@ -332,7 +336,7 @@ def test_a_state_that_memory_has_no_room_for_is_not_called_damaged(tmp_path, mon
 
 def test_schedule_ends_at_zero_with_its_own_epochs():
     config = CifarConfig(epochs=30)
-    rates = [training.learning_rate(config, epoch) for epoch in range(31)]
+    rates = [schedule.learning_rate(config, epoch) for epoch in range(31)]
     assert rates[0] == 0.04
     assert rates[15] == pytest.approx(0.02)
     assert rates[30] == 0
@@ -347,14 +351,14 @@ def test_weight_decay_alone_is_what_the_optimizer_leaves_without_gradients():
     config = CifarConfig(epochs=20)
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = torch.optim.SGD(
-        [weight], lr=config.learning_rate, momentum=training.MOMENTUM, weight_decay=training.WEIGHT_DECAY
+        [weight], lr=config.learning_rate, momentum=schedule.MOMENTUM, weight_decay=schedule.WEIGHT_DECAY
     )
     weight.grad = torch.zeros_like(weight)
     for epoch in range(config.epochs):
-        optimizer.param_groups[0]["lr"] = training.learning_rate(config, epoch)
-        for _ in range(training.steps(config, 50_000)):
+        optimizer.param_groups[0]["lr"] = schedule.learning_rate(config, epoch)
+        for _ in range(schedule.steps(config, 50_000)):
             optimizer.step()
-    left = training.weight_decay_alone(training.training_time(config, 50_000))
+    left = schedule.weight_decay_alone(schedule.training_time(config, 50_000))
     assert left < 0.25
     assert weight.item() == pytest.approx(left, rel=0.01)
 
@@ -447,7 +451,7 @@ def test_states_from_before_an_option_go_on(tmp_path):
     finish(config, tmp_path)
     state = read_state(tmp_path)
     del state["config"]["hold_stem"]
-    torch.save(state, tmp_path / training.STATE_FILE)
+    torch.save(state, tmp_path / states.STATE_FILE)
     assert finish(config, tmp_path) == []  # read, and finished
     with pytest.raises(ValueError, match="holds a run with hold_stem False, expected True"):
         finish(CifarConfig(**SMALL, hold_stem=True), tmp_path)
@@ -528,7 +532,7 @@ def test_cuda_follows_the_cpu(tmp_path):
 
 @pytest.mark.parametrize(("images", "steps"), [(50_000, 782), (640, 10), (641, 11), (1, 1)])
 def test_every_image_is_in_a_batch(images, steps):
-    assert training.steps(CifarConfig(), images) == steps
+    assert schedule.steps(CifarConfig(), images) == steps
 
 
 @pytest.mark.usefixtures("generated_set")

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from lib import paths
-from lib.project import notebooks
+from lib.project import dependencies
 
 LIB = paths.ROOT / "lib"
 WIDGETS = {"ipywidgets", "ipyevents"}
@@ -68,5 +68,5 @@ def test_a_figure_is_made_anew_by_its_own_room_alone():
         "style",
     }
     for name in sorted(rooms & {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")} - {"claims", "train_cifar"}):
-        found = {path.stem for path in notebooks.dependencies(name, "paper") if path.parent == LIB / "figures"}
+        found = {path.stem for path in dependencies.dependencies(name, "paper") if path.parent == LIB / "figures"}
         assert found & rooms == {name}, name

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from lib.dense import limit
+from lib.dense import limit, spectral
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import train
 from lib.figures import figure_1_right
@@ -36,7 +36,7 @@ def trained(config, iterations, **options):
 
 
 def test_grid_integrates_differentiates_and_interpolates_polynomials_exactly():
-    grid = limit.Grid(9)
+    grid = spectral.Grid(9)
     points = torch.linspace(0, 1, 11, dtype=torch.float64)
     for degree in range(9):
         f = grid.s**degree
@@ -52,7 +52,7 @@ def test_grid_integrates_differentiates_and_interpolates_polynomials_exactly():
 def test_distance_to_a_network_is_exact_for_polynomials(depth):
     """Layers at the mean of s^p over their cell leave the variation within cells alone: closed form."""
     nodes, power = 12, 11  # the highest power that the nodes hold, whose square has the highest degree
-    grid = limit.grid_of(nodes)
+    grid = spectral.grid_of(nodes)
     edges = torch.arange(depth + 1, dtype=torch.float64) / depth
     # The layers lie ``offset`` off the means. Integral of s^(2p) minus that of the means squared, in fractions.
     exact_means = [
@@ -92,7 +92,7 @@ def test_scalar_linear_network_follows_its_closed_form():
 
 def test_hidden_states_of_constant_linear_weights_are_the_matrix_exponential():
     config = dataclasses.replace(SMALL, activation="identity", initial_V="drawn")
-    solver = limit.SpectralSolver(config, 16)
+    solver = spectral.SpectralSolver(config, 16)
     ode = limit.TrainedODE(config, solver.grid, solver.weights)
     x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     s = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
@@ -124,7 +124,7 @@ def test_gradient_is_the_derivative_of_the_loss(name):
     """Along a smooth direction D the loss changes by the integral of <gradient, D> (float64 differences)."""
 
     def loss_at(step):
-        solver = limit.SpectralSolver(GENERAL, 40)
+        solver = spectral.SpectralSolver(GENERAL, 40)
         tensor = getattr(solver.weights, name)
         generator = torch.Generator().manual_seed(2)
         direction = torch.randn(tensor.shape[-2:], generator=generator, dtype=torch.float64)
@@ -145,11 +145,11 @@ def test_gradient_is_the_derivative_of_the_loss(name):
 
 
 def test_more_nodes_converge_spectrally():
-    reference = limit.SpectralSolver(SMALL, 48, picard_tolerance=1e-14)
+    reference = spectral.SpectralSolver(SMALL, 48, picard_tolerance=1e-14)
     reference.run(0.05, 60)
     errors = []
     for nodes in (4, 8, 16, 32):
-        solver = limit.SpectralSolver(SMALL, nodes, picard_tolerance=1e-14)
+        solver = spectral.SpectralSolver(SMALL, nodes, picard_tolerance=1e-14)
         solver.run(0.05, 60)
         errors.append(limit._difference(solver, reference))
     # An algebraic order p would gain the same factor 2^-p from each doubling; here the gain itself grows.
@@ -165,7 +165,7 @@ def test_tolerance_is_met_and_reported():
         record = trained(SMALL, 60, tolerance=tolerance)
         assert record.error <= tolerance
         assert limit._difference(record.solver, reference.solver) <= record.error
-    assert reference.nodes > limit.FIRST_NODES  # refined on the way
+    assert reference.nodes > spectral.FIRST_NODES  # refined on the way
 
 
 def test_missed_tolerance_is_said():
@@ -186,7 +186,7 @@ def test_records_do_not_depend_on_where_one_looks():
 def test_looking_costs_no_sweeps(monkeypatch):
     """Records at every step, gradients among them, leave the extrapolation one solution a step as without them."""
     sweeps = []
-    integrals, states = limit._picard, []
+    integrals, states = spectral._picard, []
 
     def counted(right_side, start, *arguments):
         def count(f):
@@ -196,7 +196,7 @@ def test_looking_costs_no_sweeps(monkeypatch):
         states.append(1)
         return integrals(count, start, *arguments)
 
-    monkeypatch.setattr(limit, "_picard", counted)
+    monkeypatch.setattr(spectral, "_picard", counted)
     monkeypatch.setattr(limit, "CHECK_EVERY", 1)  # of the two solutions, at each step in both cases
     counts = []
     for recorded in ([40], range(41)):

@@ -13,7 +13,7 @@ import toy_project
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from lib import paths
-from lib.project import notebooks, parameters
+from lib.project import dependencies, notebooks, parameters
 from lib.project.parameters import WrongParameters
 
 
@@ -167,12 +167,14 @@ def test_extra_notebooks_are_left_out_with_a_sentence(toy):
 def test_dependencies_follow_imports_and_leave_the_engine_out(toy):
     (toy / "lib" / "engine.py").write_text("")
     (toy / "lib" / "tool.py").write_text("def scaled(n):\n    from lib import engine, helper\n")
-    found = [paths.short(path) for path in notebooks.dependencies("figure_a", "paper")]
+    found = [paths.short(path) for path in dependencies.dependencies("figure_a", "paper")]
     assert found == [
         "notebooks/figure_a.ipynb", "notebooks/profiles/paper/figure_a.yaml",
         "lib/__init__.py", "lib/checks.py", "lib/helper.py", "lib/paths.py", "lib/tool.py",
     ]  # fmt: skip
-    assert "notebooks/profiles/paper/figure_a.yaml" not in map(paths.short, notebooks.dependencies("figure_a", "quick"))
+    assert "notebooks/profiles/paper/figure_a.yaml" not in map(
+        paths.short, dependencies.dependencies("figure_a", "quick")
+    )
 
 
 def test_dependencies_follow_packages(toy):
@@ -183,15 +185,15 @@ def test_dependencies_follow_packages(toy):
     expected = {"__init__", "checks", "helper", "paths", "tool", "unused", "room/__init__", "room/inner"}
     for imported in ("import lib.room.inner", "from lib.room import inner", "from lib.room.inner import x"):
         (toy / "lib" / "helper.py").write_text(f"{imported}\n")
-        found = [paths.short(path) for path in notebooks.dependencies("figure_a", "quick")]
+        found = [paths.short(path) for path in dependencies.dependencies("figure_a", "quick")]
         assert {file.removeprefix("lib/").removesuffix(".py") for file in found if file.startswith("lib/")} == expected
 
 
 def test_what_reads_trained_networks_depends_on_them(toy):
     (toy / "checkpoints" / "runs.csv").write_text("")
     (toy / "lib" / "helper.py").write_text("from lib import paths\n\nFOLDER = paths.CHECKPOINTS\n")
-    assert toy / "checkpoints" / "runs.csv" in notebooks.dependencies("figure_a", "paper")
-    assert toy / "checkpoints" / "runs.csv" not in notebooks.dependencies("figure_b", "paper")
+    assert toy / "checkpoints" / "runs.csv" in dependencies.dependencies("figure_a", "paper")
+    assert toy / "checkpoints" / "runs.csv" not in dependencies.dependencies("figure_b", "paper")
 
 
 def test_what_reads_the_figures_depends_on_the_tables_of_the_others(toy):
@@ -199,7 +201,7 @@ def test_what_reads_the_figures_depends_on_the_tables_of_the_others(toy):
     for stem in ("figure_a", "figure_a_more", "figure_b"):
         (paths.FIGURES / f"{stem}.csv").write_text("")
     (toy / "lib" / "helper.py").write_text("from lib import paths\n\nFOLDER = paths.FIGURES\n")
-    found = notebooks.dependencies("figure_a", "paper")
+    found = dependencies.dependencies("figure_a", "paper")
     assert [path.name for path in found if path.suffix == ".csv"] == ["figure_b.csv"]
 
 

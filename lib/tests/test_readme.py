@@ -17,11 +17,12 @@ import lib
 from lib import activations, paths, tables
 from lib.cifar import checkpoints, records
 from lib.cifar.choice import NetworkChoice, by_schedule
+from lib.cifar.config import CifarConfig
 from lib.cifar.course import course
 from lib.cifar.dataset import TRAIN_IMAGES
 from lib.cifar.network import ConvNetConfig, ConvResNet
 from lib.cifar.records import CONVOLUTIONS
-from lib.cifar.training import CifarConfig, steps
+from lib.cifar.schedule import steps
 from lib.dense.network import NetworkConfig
 from lib.dense.training import train
 from lib.figures.claim import FAILS, HOLDS, OPEN

@@ -11,9 +11,9 @@ from finished_runs import finish, write_state
 
 from lib import tables
 from lib.cifar import records, training
+from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS
 from lib.cifar.network import ConvResNet
-from lib.cifar.training import CifarConfig
 from lib.dense.training import Divergence
 from lib.figures.table_1 import PAPER_TABLE
 

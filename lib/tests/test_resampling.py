@@ -10,9 +10,9 @@ from finished_runs import finish
 
 from lib import paths, tables
 from lib.cifar import checkpoints, dataset, measured, records, resampling
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvNetConfig, ConvResNet
 from lib.cifar.resampling import ParallelForm, folded, logits, resample
-from lib.cifar.training import CifarConfig
 from lib.explore import trained
 from lib.figures import resampling as room
 from lib.figures.table_1 import compare, make_readable, resampling_distances

@@ -14,9 +14,9 @@ from cifar_set import needs_cifar10
 from finished_runs import write_state
 
 from lib import paths
-from lib.cifar import dataset, records, runs, training
+from lib.cifar import dataset, records, runs, states, training
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvResNet
-from lib.cifar.training import CifarConfig
 from lib.engine import build as engine
 from lib.project import notebooks, parameters, variables
 
@@ -206,7 +206,7 @@ def test_a_run_that_is_training_already_is_not_started(tmp_path, monkeypatch, ca
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(runs.cifar, "load", lambda train: None)
     monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
-    with training.alone_in(training.run_folder(runs.config_of({"depth": 2, "seed": 5}))):
+    with states.alone_in(states.run_folder(runs.config_of({"depth": 2, "seed": 5}))):
         assert runs.main(["--profile", "quick", "--set", "depth=2 seed=5"]) == 1
     assert capsys.readouterr().err.startswith("Another process is training the run in ")
 
@@ -228,7 +228,7 @@ def test_a_run_that_was_stopped_says_where_it_goes_on(tmp_path, monkeypatch, cap
     monkeypatch.setattr(runs.cifar, "load", lambda train: None)
     run = training.Training(config, torch.device("cpu"))
     run.epoch = 3
-    folder = training.run_folder(config)
+    folder = states.run_folder(config)
     folder.mkdir(parents=True)
     run.save(folder)
 
@@ -247,9 +247,9 @@ def test_a_finished_trial_is_not_trained_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(runs.cifar, "load", lambda train: None)
     monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
-    write_state(training.run_folder(config), config, ConvResNet(config.network))
+    write_state(states.run_folder(config), config, ConvResNet(config.network))
     records.export(config)
-    assert runs.train(vars(config), tmp_path) == training.run_folder(config)
+    assert runs.train(vars(config), tmp_path) == states.run_folder(config)
     assert f"{config.name} is finished, a trial that stays in" in capsys.readouterr().out
 
 
@@ -262,7 +262,7 @@ def test_make_train_on_real_images(project):
     assert result.returncode == 0, result.stderr
     config = CifarConfig(depth=4, epochs=2, batch_size=32, train_images=320, test_images=100)
     folder = project / ".build" / "training" / config.name
-    assert training.read_state(folder)["epoch"] == 2
+    assert states.read_state(folder)["epoch"] == 2
     files = {path.name for path in folder.iterdir()}
     assert {f"{config.name}.safetensors", f"{config.name}.json", "log.json", "train_cifar.ipynb"} <= files
     assert "epoch 2 of 2, loss" in result.stderr  # a line an epoch where nobody looks at a bar

@@ -8,9 +8,9 @@ import torch
 from lib.dense import compiled
 from lib.dense.adjoint import Adjoint
 from lib.dense.compiled import Compiled
-from lib.dense.limit import SpectralSolver
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.solver import squared_speed
+from lib.dense.spectral import SpectralSolver
 
 PLAIN = NetworkConfig(depth=12, width=6, dimension=4, samples=9, initialisation="gaussian-process", initial_V="drawn")
 ENDS = dataclasses.replace(

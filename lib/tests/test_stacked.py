@@ -18,14 +18,17 @@ import pytest
 import torch
 
 from lib import paths
-from lib.cifar import dataset, records
+from lib.cifar import dataset, records, states
 from lib.cifar import training as cifar_training
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvNetConfig, ConvResNet
+from lib.cifar.schedule import MOMENTUM, WEIGHT_DECAY
 from lib.cifar.stacked import layers as stacked_layers
+from lib.cifar.stacked import stack
 from lib.cifar.stacked import training as stacked_training
 from lib.cifar.stacked.layers import StackedLayers
-from lib.cifar.stacked.training import Stack
-from lib.cifar.training import MOMENTUM, WEIGHT_DECAY, CifarConfig, Training
+from lib.cifar.stacked.stack import Stack
+from lib.cifar.training import Training
 from lib.dense.training import Divergence
 
 CPU = torch.device("cpu")
@@ -197,7 +200,7 @@ def test_sizes_are_those_of_the_source(kernels, library):
 
 
 def test_a_block_fits_into_the_shared_memory_of_a_multiprocessor():
-    for blocks in stacked_training.BLOCKS_A_RUN:
+    for blocks in stack.BLOCKS_A_RUN:
         assert stacked_layers.shared_bytes(blocks)[1] <= 227 * 1024
 
 
@@ -352,20 +355,20 @@ def test_a_stacked_run_is_saved_and_gone_on_with(kernels, tmp_path, monkeypatch)
     train_set, test_set = sets(config)
     monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     whole = list(stacked_training.train([config], device="cpu", kernels=kernels))
-    folder = cifar_training.run_folder(config)
-    finished = cifar_training.read_state(folder)
+    folder = states.run_folder(config)
+    finished = states.read_state(folder)
     assert [written[0].epoch for written in whole] == [0, 1]
     assert whole[0][0].test_accuracy is None
     assert whole[1][0].test_accuracy is not None
     assert whole[1][0].engine == "stacked (1 runs)"
     assert list(stacked_training.train([config], device="cpu", kernels=kernels)) == []  # it is finished
 
-    (folder / cifar_training.STATE_FILE).unlink()
+    (folder / states.STATE_FILE).unlink()
     first = list(stacked_training.train([config], device="cpu", kernels=kernels, minutes=0.0))
     assert len(first) == 1
-    assert cifar_training.read_state(folder)["epoch"] == 1
+    assert states.read_state(folder)["epoch"] == 1
     list(stacked_training.train([config], device="cpu", kernels=kernels))
-    again = cifar_training.read_state(folder)
+    again = states.read_state(folder)
     for name, tensor in finished["network"].items():
         assert torch.equal(tensor, again["network"][name]), name
 
@@ -388,8 +391,8 @@ def test_a_diverged_run_leaves_the_others_alone(kernels, tmp_path, monkeypatch):
     assert len(next(training)) == 1
     with pytest.raises(stacked_training.Divergence, match=r"diverged: relu_\S* \(.* in epoch 1\)\. Try a smaller"):
         next(training)
-    assert cifar_training.read_state(cifar_training.run_folder(configs[0]))["epoch"] == 1
-    assert cifar_training.read_state(cifar_training.run_folder(configs[1])) is None
+    assert states.read_state(states.run_folder(configs[0]))["epoch"] == 1
+    assert states.read_state(states.run_folder(configs[1])) is None
 
 
 @needs_compiler
@@ -425,7 +428,7 @@ def test_nothing_that_is_not_finite_is_saved_of_a_stack(kernels, tmp_path, monke
     found = r"relu_\S* \(residual_layers.conv1_bias holds inf in epoch 1\), identity_\S* \(the test loss is nan in"
     with pytest.raises(Divergence, match=found):
         next(training)
-    assert [cifar_training.read_state(cifar_training.run_folder(config)) is None for config in configs] == [
+    assert [states.read_state(states.run_folder(config)) is None for config in configs] == [
         False, True, True,
     ]  # fmt: skip
 
@@ -466,9 +469,9 @@ def test_a_network_that_the_kernels_do_not_know_is_refused(config, words):
 
 def test_a_last_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="1001 training images leave 41 for the last batch, expected a multiple of 8"):
-        stacked_training._check_batches(1001, 8)
-    for blocks in stacked_training.BLOCKS_A_RUN:
-        stacked_training._check_batches(dataset.TRAIN_IMAGES, blocks)
+        stack._check_batches(1001, 8)
+    for blocks in stack.BLOCKS_A_RUN:
+        stack._check_batches(dataset.TRAIN_IMAGES, blocks)
 
 
 def test_without_cuda_a_sentence_says_so(capsys, monkeypatch):
@@ -534,8 +537,8 @@ def test_runs_of_a_stack_are_equally_far(tmp_path, monkeypatch):
     for config in configs[1:3]:
         run = Training(config, CPU)
         run.epoch = 5
-        cifar_training.run_folder(config).mkdir(parents=True)
-        run.save(cifar_training.run_folder(config))
+        states.run_folder(config).mkdir(parents=True)
+        run.save(states.run_folder(config))
     stacks = [[(config.depth, config.seed) for config in stack] for stack in stacked_training._stacks(configs, 15)]
     assert stacks == [[(2, 0), (2, 3)], [(2, 1), (2, 2)], [(3, 0)]]
     assert [len(stack) for stack in stacked_training._stacks(configs, 1)] == [1] * 5
@@ -558,14 +561,14 @@ def test_a_run_that_diverges_leaves_the_other_stacks_alone(tmp_path, monkeypatch
 
 
 def test_few_runs_have_more_blocks_each():
-    assert [stacked_training.blocks_a_run(runs, 132) for runs in (1, 7, 8, 15, 40)] == [16, 16, 8, 8, 8]
+    assert [stack.blocks_a_run(runs, 132) for runs in (1, 7, 8, 15, 40)] == [16, 16, 8, 8, 8]
 
 
 # ---- On a GPU ----
 
 
 @needs_cuda
-@pytest.mark.parametrize("blocks", stacked_training.BLOCKS_A_RUN)
+@pytest.mark.parametrize("blocks", stack.BLOCKS_A_RUN)
 def test_the_kernels_on_a_gpu_agree_with_float64_autograd(blocks):
     device = torch.device("cuda")
     nets = networks("gelu", "relu", "identity", depth=16)

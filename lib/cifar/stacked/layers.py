@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lib import paths
 from lib.cifar.network import BN_EPS, BN_MOMENTUM, CONVOLUTIONS, ConvResNet
-from lib.cifar.training import MOMENTUM, WEIGHT_DECAY
+from lib.cifar.schedule import MOMENTUM, WEIGHT_DECAY
 from lib.engine import build as engine
 
 SOURCE = paths.CSRC / "conv_stack.cu"

@@ -6,8 +6,8 @@ from playing import IID, SMALL, sketch
 
 from lib.cifar import checkpoints
 from lib.cifar.checkpoints import Checkpoint
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvResNet
-from lib.cifar.training import CifarConfig
 from lib.explore import explorer as module
 from lib.explore import frames, live
 from lib.explore.depth import explore_depth

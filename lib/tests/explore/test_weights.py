@@ -11,10 +11,10 @@ from cifar_set import write_set
 from playing import axes, finish
 
 from lib import tables
-from lib.cifar import checkpoints, training
+from lib.cifar import checkpoints
 from lib.cifar.checkpoints import Checkpoint
+from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvNetConfig, ConvResNet
-from lib.cifar.training import CifarConfig
 from lib.explore import trained
 from lib.explore.weights import draw_weights, explore_weights
 from lib.measures import von_neumann_ratio, von_neumann_ratios
@@ -146,7 +146,7 @@ def test_the_entry_that_figure_3_shows_and_its_parameters(folder):
     explorer = explore_weights(folder, trained.Choice(seed=3))
     shown = yaml.safe_load(explorer.parameters.value)
     parameters.check_values("figure_3", shown)
-    assert (shown["entry_seed"], shown["depth"], shown["seed"]) == (3, 12, training.CifarConfig().seed)
+    assert (shown["entry_seed"], shown["depth"], shown["seed"]) == (3, 12, CifarConfig().seed)
 
 
 def test_without_checkpoints_a_sentence(tmp_path):
