@@ -45,7 +45,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help figures $(FIGURES) train checkpoints sweep stack test lab report env engine bench notebooks clean distclean
+.PHONY: help figures $(FIGURES) train train-depths checkpoints sweep stack test lab report env engine bench notebooks clean distclean
 
 help: ## This list
 	@echo 'make TARGET [PROFILE=paper|released|quick] [PYTHON=interpreter to use as it is]'
@@ -94,6 +94,9 @@ NETWORK = $(if $(ACTIVATION),activation=$(ACTIVATION)) $(if $(SMOOTH_INIT),smoot
 
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
 	@$(LAUNCH) $(PYTHON) -m lib.runs --profile $(PROFILE) --set "$(strip $(NETWORK) $(PLACE) $(SET))"
+
+train-depths: | $(READY) ## Networks of growing depth, for conv_limit, that are not finished (FAMILIES="gelu_none_epochs15_seed0 ...", THREADS)
+	@$(LAUNCH) $(PYTHON) -m lib.cifar_limit $(FAMILIES) $(if $(THREADS),--threads $(THREADS))
 
 # The images are fetched before runs start side by side; a run that fails leaves the others alone. Values other than of
 # the place are handed on to be refused: those of a listed run are the list's.

@@ -16,7 +16,7 @@ from lib import checks, parameters, paths, tables
 from lib.cifar_results import PAPER_CLOSER, SMOOTH_BELOW, closer_by
 from lib.distances import Slope, fit_slope, von_neumann_ratio
 from lib.experiments import mean_log_loss_rate
-from lib.figures import mean_limit
+from lib.figures import conv_limit, mean_limit
 from lib.records import PAPER_EPOCHS, training_length
 from lib.tables import Table, select
 from lib.theory import LIMIT
@@ -370,15 +370,42 @@ def _mean_limit(profile: str) -> Iterator[Claim]:
     )
 
 
+def _conv_limit(profile: str) -> Iterator[Claim]:
+    """That trained convolutional networks converge, where a family of them has been trained; nothing for the others."""
+    rates = read(profile, "conv_limit_slopes")
+    for activation, normalisation in conv_limit.FAMILIES:
+        for measure in ("weights_conv1", "logits"):
+            rows = select(rates, activation=activation, normalisation=normalisation, measure=measure)
+            if not len(rows["epoch"]):
+                continue
+            last, end = conv_limit.converges_until(rates, activation, normalisation, measure), rows["epoch"][-1]
+            slope, low, high = (rows[name][-1] for name in ("slope", "low", "high"))
+            yield Claim(
+                f"CIFAR-10, {conv_limit.family_name(activation, normalisation)}: {measure} of depth L and 2L come together",
+                BEYOND,
+                f"{_runs(rows['seeds'][-1])}, slope in L {slope:.2f} after {end} epochs; at most "
+                f"-{conv_limit.CONVERGES:g} up to epoch {last}",
+                f"slope at most -{conv_limit.CONVERGES:g} after every epoch",
+                f"[{low:.2f}, {high:.2f}]",
+                _judge(last == end),
+                "conv_limit",
+            )
+
+
 def _length(epochs: int, runs: int) -> str:
-    return f"{training_length(epochs)}, {runs} run{'' if runs == 1 else 's'}"
+    return f"{training_length(epochs)}, {_runs(runs)}"
+
+
+def _runs(runs: int) -> str:
+    return f"{runs} run{'' if runs == 1 else 's'}"
 
 
 PARTS = (_neural_ode, _figure_1, _clipping, _long_time, _figure_2, _initialisation, _counterexample, _cifar,
-         _mean_limit)  # fmt: skip
+         _mean_limit, _conv_limit)  # fmt: skip
 # The figures whose tables they are judged from.
 JUDGED = ("neural_ode", "figure_1_left", "figure_1_right", "clipping", "long_time", "figure_2", "initialisation",
-          "relu_counterexample", "table_1", "figure_4", "mean_limit")  # fmt: skip
+          "relu_counterexample", "table_1", "figure_4", "mean_limit",
+          "conv_limit")  # fmt: skip
 
 
 def claims(profile: str = "paper") -> list[Claim]:
