@@ -374,14 +374,15 @@ def _conv_limit(profile: str) -> Iterator[Claim]:
     """That trained convolutional networks converge, where a family of them has been trained; nothing for the others."""
     rates = read(profile, "conv_limit_slopes")
     for activation, normalisation in conv_limit.FAMILIES:
-        for measure in ("weights_conv1", "logits"):
+        for measure, words in (("weights_conv1", "weights of conv1"), ("logits", "logits")):
             rows = select(rates, activation=activation, normalisation=normalisation, measure=measure)
             if not len(rows["epoch"]):
                 continue
+            family = conv_limit.family_name(activation, normalisation)
             last, end = conv_limit.converges_until(rates, activation, normalisation, measure), rows["epoch"][-1]
             slope, low, high = (rows[name][-1] for name in ("slope", "low", "high"))
             yield Claim(
-                f"CIFAR-10, {conv_limit.family_name(activation, normalisation)}: {measure} of depth L and 2L come together",
+                f"CIFAR-10, {family}: {words} of depths L and 2L come together",
                 BEYOND,
                 f"{_runs(rows['seeds'][-1])}, slope in L {slope:.2f} after {end} epochs; at most "
                 f"-{conv_limit.CONVERGES:g} up to epoch {last}",

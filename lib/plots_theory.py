@@ -295,7 +295,8 @@ def claims(table: Table, within: float) -> Figure:
     rows = {name: np.asarray(column)[keep] for name, column in table.items()}
     figure, axes = panels(1, height=0.6 + 0.2 * keep.sum())
     places = np.arange(keep.sum())[::-1]
-    reach = [rows["slope"] - rows["low"], rows["high"] - rows["slope"]]
+    # An interval by resampling may leave its slope out.
+    reach = np.maximum([rows["slope"] - rows["low"], rows["high"] - rows["slope"]], 0)
     axes.axvspan(-within, within, color="#E8EEF4", zorder=0)
     axes.axvline(0, color=GREY, linewidth=1, zorder=1)
     axes.errorbar(
