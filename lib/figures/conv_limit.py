@@ -19,9 +19,9 @@ from lib.tables import Table, from_rows, select, word
 
 FAMILIES = (("gelu", "batch"), ("gelu", "none"), ("gelu", "group"), ("relu", "batch"))
 ROWS = {
-    "weights_conv1": "weights of conv1, relative",
-    "hidden_states": "hidden states, relative",
-    "logits": "logits, relative",
+    "weights_conv1": "weights of conv1",
+    "hidden_states": "hidden states",
+    "logits": "logits",
     "steepness": r"$L\,\max_k\,\|Z_{k+1}-Z_k\|_F$",
 }
 COLUMNS = ("activation", "normalisation", "epoch", "measure", "seeds", "slope", "low", "high")  # of `slopes`
@@ -109,6 +109,7 @@ def _lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color)
                 drawn = True
     if not drawn:
         panel.text(0.5, 0.5, "not trained yet", ha="center", color=GREY, transform=panel.transAxes)
+        panel.set_axis_off()
     elif measure != "steepness":  # 1/L, to compare with
         depths, values = _means(runs, measure, epoch=max(set(epochs) & set(runs["epoch"].tolist())))
         panel.plot(depths, 1.5 * values[0] * depths[0] / depths, "--", color=GREY, linewidth=1, zorder=0)
