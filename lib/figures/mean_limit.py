@@ -34,7 +34,7 @@ from lib.tables import Table, from_rows, select
 from lib.training import Record, train
 
 MEAN, OWN = "mean ODE", "own ODE"
-QUANTITIES = {"output": "outputs", "hidden_states": "hidden states", "loss": "loss"}
+QUANTITIES = {"output": "outputs", "hidden_states": "hidden states", "loss": "losses"}
 RESAMPLES = 1000  # of the seeds, for an interval
 
 
