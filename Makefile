@@ -5,7 +5,7 @@
 TRAINING := ACTIVATION SMOOTH_INIT INITIALISATION BATCH_NORM DEPTH SEED LR ADAPTIVE HOLD_STEM DEPTH_SCALING NORM_GROUPS \
   EPOCHS BATCH_SIZE DEVICE THREADS
 # LAUNCH goes before each training's command: make -j30 checkpoints LAUNCH="srun -n1 --gres=gpu:1"
-VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH MEASURE VERIFY LOCKED $(TRAINING)
+VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH MEASURE VERIFY LOCKED FAMILIES $(TRAINING)
 # What programs read from the environment may be given to make too.
 ENVIRONMENTAL := CIFAR10_ROOT CUDA_VISIBLE_DEVICES CXX GOMP_SPINCOUNT LAB_PICTURE LIB_ENGINE OMP_NUM_THREADS TRAINING_PROGRESS
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -71,7 +71,7 @@ endif
 endif
 READY := $(ENVIRONMENT) $(ENGINE)
 
-TARGETS := help figures verify train checkpoints stack measure test test-style test-units test-figures test-notebooks test-lab lab report \
+TARGETS := help figures verify train train-depths checkpoints stack measure test test-style test-units test-figures test-notebooks test-lab lab report \
   env engine bench notebooks clean distclean
 # A notebook of the project has a cell tagged `parameters`: in its file, in quotes without a backslash.
 NOTEBOOKS := $(filter-out $(TARGETS),$(basename $(filter $(call fitting,notebooks),$(notdir $(shell \
@@ -177,6 +177,9 @@ VALUES = $(foreach name,$(filter $(TRAINING),$(GIVEN)),$(call quoted,$(name)=$($
 
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
 	@$(call before,LAUNCH) $(PYTHON) -m lib.cifar.runs --profile $(PROFILE) $(BY_HAND) $(VALUES)
+
+train-depths: | $(READY) ## Networks of growing depth, for conv_limit, that are not finished (FAMILIES="gelu_none_epochs15_seed0 ...", THREADS)
+	@$(call before,LAUNCH) $(PYTHON) -m lib.cifar.depth_limit $(foreach name,$(FAMILIES),$(call quoted,$(name))) $(if $(THREADS),--threads=$(call quoted,$(THREADS)))
 
 # The images are fetched before runs start side by side.
 checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not finished (-j, LAUNCH, EPOCHS, DEVICE, THREADS)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from lib import checks, paths, tables
 from lib.figures import (
     clipping,
+    conv_limit,
     figure_1_left,
     figure_1_right,
     figure_2,
@@ -40,6 +41,7 @@ ROOMS = (
     table_1,
     figure_4,
     mean_limit,
+    conv_limit,
 )
 
 
@@ -106,7 +108,8 @@ def draw(data: Data, config: Config) -> Figure:
     rows = {name: np.asarray(column)[keep] for name, column in table.items()}
     figure, axes = panels(1, height=0.6 + 0.2 * keep.sum())
     places = np.arange(keep.sum())[::-1]
-    reach = [rows["slope"] - rows["low"], rows["high"] - rows["slope"]]
+    # An interval by resampling may leave its slope out.
+    reach = np.maximum([rows["slope"] - rows["low"], rows["high"] - rows["slope"]], 0)
     axes.axvspan(-within, within, color="#E8EEF4", zorder=0)
     axes.axvline(0, color=GREY, linewidth=1, zorder=1)
     axes.errorbar(

@@ -1,28 +1,28 @@
 """Do the networks that are trained on CIFAR-10 converge as their depth grows? Measured, since no theorem says so.
 
 `lib.cifar.depth_limit` trains weight-tied networks of growing depth along the same flow and measures how far depth L
-is from
-depth 2L; this module reads the table and draws it. If distances of successive depths fall as L^-p, p > 0, their sum is
+is from depth 2L; this module reads the table and draws it. If distances of successive depths fall as L^-p, p > 0, their sum is
 finite and the networks converge, with an error of order L^-p.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.cifar.depth_limit import MEASURES
+from lib.figures.claim import BEYOND, Claim, Read, judge
 from lib.figures.style import GREY, color_scale, depth_axis, panels, styled
 from lib.measures import Slope, fit_slope
 from lib.tables import Table, from_rows, select, word
 
 FAMILIES = (("gelu", "batch"), ("gelu", "none"), ("gelu", "group"), ("relu", "batch"))
 ROWS = {
-    "weights_conv1": "weights of conv1, relative",
-    "hidden_states": "hidden states, relative",
-    "logits": "logits, relative",
+    "weights_conv1": "weights of conv1",
+    "hidden_states": "hidden states",
+    "logits": "logits",
     "steepness": r"$L\,\max_k\,\|Z_{k+1}-Z_k\|_F$",
 }
 COLUMNS = ("activation", "normalisation", "epoch", "measure", "seeds", "slope", "low", "high")  # of `slopes`
@@ -110,6 +110,31 @@ def _lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color)
                 drawn = True
     if not drawn:
         panel.text(0.5, 0.5, "not trained yet", ha="center", color=GREY, transform=panel.transAxes)
+        panel.set_axis_off()
     elif measure != "steepness":  # 1/L, to compare with
         depths, values = _means(runs, measure, epoch=max(set(epochs) & set(runs["epoch"].tolist())))
         panel.plot(depths, 1.5 * values[0] * depths[0] / depths, "--", color=GREY, linewidth=1, zorder=0)
+
+
+def claims(read: Read) -> Iterator[Claim]:
+    """That trained convolutional networks converge, if a family of them has been trained; nothing for the others."""
+    rates = read("conv_limit_slopes")
+    for activation, normalisation in FAMILIES:
+        for measure, words in (("weights_conv1", "weights of conv1"), ("logits", "logits")):
+            rows = select(rates, activation=activation, normalisation=normalisation, measure=measure)
+            if not len(rows["epoch"]):
+                continue
+            family = family_name(activation, normalisation)
+            last, end = converges_until(rates, activation, normalisation, measure), rows["epoch"][-1]
+            slope, low, high = (rows[name][-1] for name in ("slope", "low", "high"))
+            seeds = rows["seeds"][-1]
+            yield Claim(
+                f"CIFAR-10, {family}: {words} of depths L and 2L come together",
+                BEYOND,
+                f"{seeds} run{'' if seeds == 1 else 's'}, slope in L {slope:.2f} after {end} epochs; at most "
+                f"-{CONVERGES:g} up to epoch {last}",
+                f"slope at most -{CONVERGES:g} after every epoch",
+                f"[{low:.2f}, {high:.2f}]",
+                judge(last == end),
+                "conv_limit",
+            )

@@ -48,7 +48,7 @@ from lib.rates import root_mean_squares, slope_in_depth, two_terms
 from lib.tables import Table, from_rows, select
 
 MEAN, OWN = "mean ODE", "own ODE"
-QUANTITIES = {"output": "outputs", "hidden_states": "hidden states", "loss": "loss"}
+QUANTITIES = {"output": "outputs", "hidden_states": "hidden states", "loss": "losses"}
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _slopes_in_time(axes: Axes, table: Table, narrow: int, slope_from: int) -> N
                 if rows[quantity].min() > 1e-12:  # networks that start on their limit are nowhere yet
                     times.append(iteration + shift * 0.012 * iterations[-1])
                     fits.append(slope_in_depth(rows, quantity, slope_from, **chosen))
-            bars = [[fit.slope - fit.low for fit in fits], [fit.high - fit.slope for fit in fits]]
+            bars = np.maximum([[fit.slope - fit.low for fit in fits], [fit.high - fit.slope for fit in fits]], 0)
             style = {"linewidth": 1, "capsize": 2, "markersize": 3.5}
             axes.errorbar(times, [fit.slope for fit in fits], bars, fmt=marker + line, color=color, **style)
     for slope, text in ((-0.5, "i.i.d."), (-1, "weight-tied")):
@@ -303,7 +303,7 @@ def _by_width(alone: Axes, together: Axes, table: Table) -> None:
             (alone, rows["depth"], 1.0),
             (together, rows["depth"] / width, np.sqrt(rows["depth"] * width)),
         ):
-            bars = [(rows["value"] - rows["low"]) * scale, (rows["high"] - rows["value"]) * scale]
+            bars = np.maximum([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0) * scale
             axes.errorbar(x, rows["value"] * scale, bars, label=f"$m={width}$", **style)
         alone.plot(rows["depth"], fit.value(rows["depth"], width), color=color(width), linewidth=1, zorder=0)
     ratios = np.geomspace(*np.quantile(points["depth"] / points["width"], [0, 1]), 100)

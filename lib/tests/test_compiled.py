@@ -44,7 +44,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_gradients_and_steps_are_those_of_the_adjoint(shape, activation, dtype):
-    for convention in ("released", "eq3"):
+    for convention in ("released", "eq3", "mean-field"):
         config = NetworkConfig(activation=activation, convention=convention, dtype=dtype, **shape)
         weights, data = problem(config)
         reference, found = Adjoint(config, weights.clone(), data), Compiled(config, weights.clone(), data)

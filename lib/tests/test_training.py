@@ -158,7 +158,7 @@ def test_the_end_factor_keeps_the_outputs_speed():
         ("depth", 0, "depth is 0, expected a whole number of at least 1"),
         ("depth", 2.5, "depth is 2.5, expected a whole number"),
         ("activation", "swish", "activation is 'swish', expected one of: gelu, relu, tanh, identity"),
-        ("convention", "mine", "convention is 'mine', expected one of: released, eq3"),
+        ("convention", "mine", "convention is 'mine', expected one of: released, eq3, mean-field"),
         ("initialisation", "zero", "initialisation is 'zero', expected one of: weight-tied, gaussian-process, iid"),
         ("dtype", "float16", "dtype is 'float16', expected one of: float32, float64"),
         ("hidden_dimension", 3, r"hidden_dimension q is 3, expected at least max\(d, d'\) = 4"),
