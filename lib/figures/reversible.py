@@ -84,10 +84,10 @@ def gradient_by_state(*found: Table) -> tuple[float, float]:
 
 
 @styled
-def draw(dense: Table, cifar: Table) -> Figure:
+def draw(dense: Table, cifar: Table, memory: Table) -> Figure:
     """Errors of gradients against the depth, of fully connected and of convolutional networks, and the memory.
 
-    ``dense`` is the table of `backwards`, ``cifar`` that of `convolutional`.
+    ``dense`` is the table of `backwards`, ``cifar`` that of `convolutional`, ``memory`` ``checkpoints/memory.csv``.
     """
     figure, (left, middle, right) = panels(3, height=3.5, width_ratios=[1, 1.1, 0.9])
     for initialisation, color in INITIALISATIONS:
@@ -110,24 +110,19 @@ def draw(dense: Table, cifar: Table) -> Figure:
                         label=name if method == "Euler" else None)  # fmt: skip
     middle.axhline(1, color=GREY, linestyle=":", linewidth=1, zorder=0)
     middle.set(yscale="log", title="CIFAR-10 (dashed: Heun)")
-    _memory(right, cifar)
-    for panel in (middle, right):
+    _memory(right, memory)
+    for panel, table in ((middle, cifar), (right, memory)):
         panel.set_xlabel("layers")
-        if names:
-            layers_axis(panel, cifar["layers"])
+        if len(table.get("layers", ())):
+            layers_axis(panel, table["layers"])
         else:
             panel.text(0.5, 0.5, "nothing is measured yet:\nmake measure", ha="center", transform=panel.transAxes)
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
 
 
-def _memory(axes: Axes, cifar: Table) -> None:
-    if "layers" in cifar:
-        rows = select(cifar, network=cifar["network"][0], method="Euler")
-        for column, label, color in (
-            ("memory_stored", "stored", GREY),
-            ("memory_backwards", "computed backwards", BLUE),
-        ):
-            axes.plot(rows["layers"], np.maximum(rows[column], 0), "o-", color=color, label=f"states {label}")
-        axes.legend(loc="upper left")
+def _memory(axes: Axes, memory: Table) -> None:
+    for column, label, color in (("stored", "stored", GREY), ("backwards", "computed backwards", BLUE)):
+        axes.plot(memory["layers"], memory[column], "o-", color=color, label=f"states {label}")
+    axes.legend(loc="upper left")
     axes.set(ylabel="memory (MB)", title="memory of a gradient")

@@ -143,7 +143,7 @@ def test_the_rooms_of_solvers_and_of_gradients(tmp_path, monkeypatch):
     dense, cifar_table = reversible_room.backwards(config), reversible_room.convolutional()
     assert cifar_table == {}
     assert reversible_room.slope(dense, "weight-tied", "Euler", 4).slope == pytest.approx(-1, abs=0.2)
-    figure = reversible_room.draw(dense, cifar_table)
+    figure = reversible_room.draw(dense, cifar_table, records.read_measured("memory"))
     rows = tables.select(dense, initialisation="weight-tied", method="Euler")
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), rows["gradient"])
     assert "make measure" in figure.axes[1].texts[0].get_text()
