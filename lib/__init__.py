@@ -5,9 +5,12 @@ The modules, from the mathematics outwards:
     the network     network, activations, conventions, gaussian_process
     gradients       adjoint (PyTorch, the reference), compiled and engine (C++ in csrc)
     training        training (depth L), limit (infinite depth)
+    as an ODE       ode (layers as functions of s, solvers), reversible (gradients without stored states),
+                    resampling (rules over the depth)
     what is shown   distances, experiments (Figures 1 and 2), theory, counterexample, claims
     CIFAR-10        cifar, convnet, cifar_training, checkpoints, records, runs, cifar_results,
-                    cifar_smoothness, stacked_layers and stacked_training (many runs on a GPU, CUDA in csrc)
+                    cifar_smoothness, cifar_resampling (fewer layers), measured (what takes long, into tables),
+                    stacked_layers and stacked_training (many runs on a GPU, CUDA in csrc)
     pictures        plots, plots_theory, pictures (of the explorers), tables
     explorers       explorers (the widgets), live (their threads), depths and trained (what they show)
     the house       paths, checks, parameters, notebooks (the runner), report, bench
