@@ -84,10 +84,11 @@ def gradient_by_state(*found: Table) -> tuple[float, float]:
 
 
 @styled
-def draw(dense: Table, cifar: Table, memory: Table) -> Figure:
+def draw(dense: Table, cifar: Table, memory: Table, limit: float = 1e3) -> Figure:
     """Errors of gradients against the depth, of fully connected and of convolutional networks, and the memory.
 
-    ``dense`` is the table of `backwards`, ``cifar`` that of `convolutional`, ``memory`` ``checkpoints/memory.csv``.
+    ``dense`` is the table of `backwards`, ``cifar`` that of `convolutional`, ``memory`` ``checkpoints/memory.csv``;
+    errors above ``limit`` are not drawn.
     """
     figure, (left, middle, right) = panels(3, height=3.5, width_ratios=[1, 1.1, 0.9])
     for initialisation, color in INITIALISATIONS:
@@ -106,7 +107,8 @@ def draw(dense: Table, cifar: Table, memory: Table) -> Figure:
     for name, color in zip(names, COLORS, strict=False):
         for method, line in LINES.items():
             rows = select(cifar, network=name, method=method)
-            middle.plot(rows["layers"], rows["gradient"], "o", linestyle=line, color=color, markersize=3,
+            error = np.where(rows["gradient"] < limit, rows["gradient"], np.nan)
+            middle.plot(rows["layers"], error, "o", linestyle=line, color=color, markersize=3,
                         label=name if method == "Euler" else None)  # fmt: skip
     middle.axhline(1, color=GREY, linestyle=":", linewidth=1, zorder=0)
     middle.set(yscale="log", title="CIFAR-10 (dashed: Heun)")
@@ -122,7 +124,7 @@ def draw(dense: Table, cifar: Table, memory: Table) -> Figure:
 
 
 def _memory(axes: Axes, memory: Table) -> None:
-    for column, label, color in (("stored", "stored", GREY), ("backwards", "computed backwards", BLUE)):
-        axes.plot(memory["layers"], memory[column], "o-", color=color, label=f"states {label}")
-    axes.legend(loc="upper left")
+    for column, label, color in (("stored", "stored", GREY), ("backwards", "backwards", BLUE)):
+        axes.plot(memory["layers"], memory[column], "o-", color=color, label=label)
+    axes.legend(loc="upper left", title="states", title_fontsize=8)
     axes.set(ylabel="memory (MB)", title="memory of a gradient")
