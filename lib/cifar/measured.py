@@ -2,7 +2,8 @@
 
     checkpoints/resampling.csv    every network with fewer layers: accuracy, and how far its logits are off
     checkpoints/solvers.csv       some of them as ODEs: errors of solvers against evaluations of the layers
-    checkpoints/reversible.csv    the same ones: errors of gradients whose states are computed backwards, and memory
+    checkpoints/reversible.csv    the same ones: errors of gradients whose states are computed backwards
+    checkpoints/memory.csv        what memory a gradient takes, with states that are stored and without
 
 What a table holds already is not measured again: delete a file, or its rows of a run, to have them anew.
 """
@@ -29,7 +30,7 @@ from lib.cifar.resampling import ParallelForm, accuracy, branch, distance, folde
 from lib.ode import reversible
 from lib.ode import solvers as ode
 
-RESAMPLING, SOLVERS, REVERSIBLE = records.MEASURED
+RESAMPLING, SOLVERS, REVERSIBLE, MEMORY = records.MEASURED
 # The rules for the weights and for the batch norms' statistics that are measured, a curve each.
 PARALLEL = "parallel"
 POLICIES = (
@@ -44,16 +45,17 @@ STATISTICS_IMAGES = 1000  # training images that batch norms' statistics are rec
 # Of the networks of the paper's depth and seed 0 with batch norm: activation, weight-tied, epochs.
 REPRESENTATIVES = (
     ("gelu", True, 30),
-    ("identity", True, 180),
     ("gelu", False, 30),
-    ("identity", False, 180),
     ("gelu", True, 180),
+    ("identity", True, 180),
+    ("identity", False, 180),
     ("relu", False, 180),
 )
 ODE_IMAGES = 4  # test images that solvers start from, in float64
 STEPS = [2**power for power in range(1, 11)]
 TOLERANCES = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6]
-MEMORY_BATCH = 64
+MEMORY_BATCH = 32
+MEMORY_LAYERS = [2**power for power in range(3, 9)]
 
 
 # ------------------------------------------------------------------------------------------------ fewer layers
@@ -152,7 +154,7 @@ def solver_rows(network: ConvResNet, pixels: Tensor) -> list[dict[str, Any]]:
 
 
 def reversible_rows(network: ConvResNet, images: Images, layers: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of ``reversible.csv`` without the memory, of one network in float64 with so many ``layers`` of its own:
+    """Rows of ``reversible.csv``, of one network in float64 with so many ``layers`` of its own:
     `reversible.relative_errors` of the gradients of the cross-entropy on these images, in evaluation mode."""
     rows = []
     for count in layers:
@@ -173,30 +175,41 @@ def _cross_entropy(network: ConvResNet, labels: Tensor, h: Tensor) -> Tensor:
     return F.cross_entropy(network.head(h), labels)
 
 
-def _grow(depth: int, stored: bool, answer) -> None:
-    # In a process of its own: the most memory that gradients take beyond what the network alone takes, in MB.
+def _grow(stored: bool, answer) -> None:
+    # In a process of its own, from few layers to many: its peak so far is then that of the present number.
     unit = 1 if sys.platform == "darwin" else 1024
-    layers = [0.01 * torch.randn(depth, 16, 16, 3, 3), torch.zeros(depth, 16)] * 2
     start, f = torch.randn(MEMORY_BATCH, 16, 10, 10), branch("gelu")
-    gradients = partial(reversible.reversed_gradients, "Euler", f, loss=lambda h: h.square().mean(), stored=stored)
-    gradients([layer[:2] for layer in layers], start)  # the libraries' own buffers
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    gradients(layers, start)
-    answer.send(unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6)
+    gradients = partial(reversible.reversed_gradients, "Euler", f, loss=_mean_square, stored=stored)
+    grown: list[float] = []
+    for depth in [1, *MEMORY_LAYERS]:  # 1: the libraries' own buffers
+        gradients([0.01 * torch.randn(depth, 16, 16, 3, 3), torch.zeros(depth, 16)] * 2, start)
+        grown.append(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    answer.send([peak - grown[0] for peak in grown[1:]])
 
 
-def memory(depth: int, stored: bool) -> float:
-    """Megabytes that gradients of a batch of `MEMORY_BATCH` images in float32 add to a fresh process, with states that
-    are stored or computed backwards."""
+def _mean_square(h: Tensor) -> Tensor:
+    return h.square().mean()
+
+
+def memory(stored: bool) -> list[float]:
+    """Megabytes that gradients of `MEMORY_BATCH` images in float32 add to a fresh process, by `MEMORY_LAYERS`, with
+    states that are stored or computed backwards."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_grow, args=(depth, stored, sender))
+    process = context.Process(target=_grow, args=(stored, sender))
     process.start()
     sender.close()
     try:
         return receiver.recv()
     finally:
         process.join()
+
+
+def measure_memory() -> None:
+    """Write ``memory.csv``, if there is none."""
+    if not len(records.read_measured(MEMORY)["layers"]):
+        table = {"layers": MEMORY_LAYERS, "stored": memory(True), "backwards": memory(False)}
+        tables.write_csv(paths.CHECKPOINTS / f"{MEMORY}.csv", table)
 
 
 def measure_solvers(runs: Sequence[Run]) -> None:
@@ -212,14 +225,11 @@ def measure_solvers(runs: Sequence[Run]) -> None:
 def measure_reversible(runs: Sequence[Run]) -> None:
     """Measure the `representatives` that are not in ``reversible.csv`` yet."""
     images = dataset.load(train=False, limit=ODE_IMAGES)
-    grown: dict[int, dict[str, float]] = {}
     for run in _missing(REVERSIBLE, representatives(runs)):
-        started, rows = time.monotonic(), []
-        for row in reversible_rows(run.load().network, images, [run.config.depth, *halvings(run.config.depth)[:-3]]):
-            depth = row["layers"]
-            if depth not in grown:
-                grown[depth] = {"memory_stored": memory(depth, True), "memory_backwards": memory(depth, False)}
-            rows.append({"run": run.config.name, **row, **grown[depth]})
+        started, depth = time.monotonic(), run.config.depth
+        # With fewer than eight layers there is little to run backwards.
+        counts = [count for count in (depth, *halvings(depth)) if count >= 8]
+        rows = [{"run": run.config.name, **row} for row in reversible_rows(run.load().network, images, counts)]
         _write(REVERSIBLE, tables.rows(records.read_measured(REVERSIBLE)) + rows)
         _say(run, REVERSIBLE, started)
 
@@ -267,6 +277,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in chosen.tables or records.MEASURED:
             if name == RESAMPLING:
                 measure_resampling(runs, [names[policy] for policy in chosen.policies or names], chosen.images)
+            elif name == MEMORY:
+                measure_memory()
             else:
                 {SOLVERS: measure_solvers, REVERSIBLE: measure_reversible}[name](runs)
 

@@ -300,7 +300,8 @@ def read_rounding() -> dict[str, np.ndarray]:
 MEASURED = {
     "resampling": ("run", "layers", "weights", "statistics", "images", "accuracy", "accuracy_all", "distance"),
     "solvers": ("run", "method", "steps", "evaluations", "error", "error_network"),
-    "reversible": ("run", "method", "layers", "state", "gradient", "memory_stored", "memory_backwards"),
+    "reversible": ("run", "method", "layers", "state", "gradient"),
+    "memory": ("layers", "stored", "backwards"),
 }
 
 

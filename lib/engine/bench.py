@@ -33,13 +33,10 @@ TURN_SECONDS = 0.05  # a turn of an engine is as many steps as last about this l
 PEAK_SIZE = 2048  # rows of the square product that the machine's peak is measured with
 
 
-
 # ---- The fully connected network ----
 
 
 # ---- CIFAR-10 ----
-
-
 
 
 # ---- Measuring ----

@@ -1,8 +1,8 @@
 """Do the networks that are trained on CIFAR-10 converge as their depth grows? Measured, since no theorem says so.
 
 `lib.cifar.depth_limit` trains weight-tied networks of growing depth along the same flow and measures how far depth L
-is from depth 2L; this module reads the table and draws it. If distances of successive depths fall as L^-p, p > 0, their sum is
-finite and the networks converge, with an error of order L^-p.
+is from depth 2L; this module reads the table and draws it. If distances of successive depths fall as L^-p, p > 0, their
+sum is finite and the networks converge, with an error of order L^-p.
 """
 
 import math

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib import checks, tables
+from lib.cifar import records
 from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
@@ -44,8 +45,12 @@ class Config:
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """The tables of `backwards` and `convolutional`."""
-    return {"reversible": backwards(config, progress), "reversible_cifar": convolutional()}
+    """The tables of `backwards` and `convolutional`, and ``checkpoints/memory.csv``."""
+    return {
+        "reversible": backwards(config, progress),
+        "reversible_cifar": convolutional(),
+        "reversible_memory": records.read_measured("memory"),
+    }
 
 
 def backwards(config: Config, progress: Progress = silent) -> dict[str, list]:
@@ -93,12 +98,12 @@ def gradient_by_state(*found: Table) -> tuple[float, float]:
 
 
 @styled
-def draw(data: Data, config: Config) -> Figure:
+def draw(data: Data, config: Config, limit: float = 1e3) -> Figure:
     """Errors of gradients against the depth, of fully connected and of convolutional networks, and the memory.
 
-    ``data``: what `compute` returns.
+    ``data``: what `compute` returns; errors above ``limit`` are not drawn.
     """
-    dense, cifar = data["reversible"], data["reversible_cifar"]
+    dense, cifar, memory = (data[f"reversible{name}"] for name in ("", "_cifar", "_memory"))
     figure, (left, middle, right) = panels(3, height=3.5, width_ratios=[1, 1.1, 0.9])
     for initialisation, color in INITIALISATIONS:
         for method, line in LINES.items():
@@ -116,28 +121,24 @@ def draw(data: Data, config: Config) -> Figure:
     for name, color in zip(names, COLORS, strict=False):
         for method, line in LINES.items():
             rows = select(cifar, network=name, method=method)
-            middle.plot(rows["layers"], rows["gradient"], "o", linestyle=line, color=color, markersize=3,
+            error = np.where(rows["gradient"] < limit, rows["gradient"], np.nan)
+            middle.plot(rows["layers"], error, "o", linestyle=line, color=color, markersize=3,
                         label=name if method == "Euler" else None)  # fmt: skip
     middle.axhline(1, color=GREY, linestyle=":", linewidth=1, zorder=0)
     middle.set(yscale="log", title="CIFAR-10 (dashed: Heun)")
-    _memory(right, cifar)
-    for panel in (middle, right):
+    _memory(right, memory)
+    for panel, table in ((middle, cifar), (right, memory)):
         panel.set_xlabel("layers")
-        if names:
-            layers_axis(panel, cifar["layers"])
+        if len(table.get("layers", ())):
+            layers_axis(panel, table["layers"])
         else:
             panel.text(0.5, 0.5, "nothing is measured yet:\nmake measure", ha="center", transform=panel.transAxes)
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
 
 
-def _memory(axes: Axes, cifar: Table) -> None:
-    if "layers" in cifar:
-        rows = select(cifar, network=cifar["network"][0], method="Euler")
-        for column, label, color in (
-            ("memory_stored", "stored", GREY),
-            ("memory_backwards", "computed backwards", BLUE),
-        ):
-            axes.plot(rows["layers"], np.maximum(rows[column], 0), "o-", color=color, label=f"states {label}")
-        axes.legend(loc="upper left")
+def _memory(axes: Axes, memory: Table) -> None:
+    for column, label, color in (("stored", "stored", GREY), ("backwards", "backwards", BLUE)):
+        axes.plot(memory["layers"], memory[column], "o-", color=color, label=label)
+    axes.legend(loc="upper left", title="states", title_fontsize=8)
     axes.set(ylabel="memory (MB)", title="memory of a gradient")

@@ -110,11 +110,11 @@ METHOD_COLORS = {"Euler": BLUE, "Heun": VERMILION, "RK4": GREEN, ode.ADAPTIVE: P
 @styled
 def draw(data: Data, config: Config, limit: float = 30.0) -> Figure:
     """A panel for each network: distance to the ODE (full) and to the network itself (faint) against the evaluations,
-    a colour for each solver; fully connected networks above. Errors above ``limit`` are not drawn."""
+    a colour for each solver; fully connected networks above, the first three of each kind. Errors above ``limit`` are
+    not drawn."""
     table = data["solvers"]
     rows = [[name for name in dict.fromkeys(table["network"]) if kind in select(table, network=name)["kind"]]
             for kind in ("dense", "cifar")]  # fmt: skip
-    rows = [names[:: (len(names) + 1) // 3 or 1][:3] for names in rows]  # every other one of six
     figure, axes = panels(3, rows=2, height=5.2, sharex="row")
     for line, names in zip(axes, rows, strict=True):
         for place, panel in enumerate(line):

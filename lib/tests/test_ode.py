@@ -135,19 +135,20 @@ def test_rows_of_a_convolutional_network():
 
 def test_the_rooms_of_solvers_and_of_gradients(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.paths.CHECKPOINTS", tmp_path)  # no tables: fully connected networks alone
-    network = NetworkConfig(depth=16, width=16, dimension=8, samples=10)
-    config = solvers_room.SolversConfig(network, 30, 0.01, [4, 8, 16, 32], [1e-2])
-    table = solvers_room.solvers(config)
-    orders = solvers_room.orders(table, 4)
+    network = NetworkConfig(depth=16, width=8, dimension=4, samples=10)
+    config = solvers_room.Config(network, 20, 0.01, [4, 8, 16], [1e-2], order_from=4)
+    data = solvers_room.compute(config)
+    orders = data["solvers_orders"]
     first = {row["method"]: row["order"] for row in tables.rows(orders)[:3]}
     assert [round(order) for order in first.values()] == [1, 2, 4]
     assert tables.select(orders, method="Euler")["stays"].max() < 1e-12
-    assert solvers_room.draw(table).axes[0].get_title() == "GELU, weight-tied"
-    config = reversible_room.ReversibleConfig(network, [4, 8, 16], 30, slope_from=4)
-    dense, cifar_table = reversible_room.backwards(config), reversible_room.convolutional()
-    assert cifar_table == {}
+    assert solvers_room.draw(data, config).axes[0].get_title() == "GELU, weight-tied"
+    config = reversible_room.Config(network, [4, 8], 20, slope_from=4)
+    data = reversible_room.compute(config)
+    dense = data["reversible"]
+    assert data["reversible_cifar"] == {}
     assert reversible_room.slope(dense, "weight-tied", "Euler", 4).slope == pytest.approx(-1, abs=0.2)
-    figure = reversible_room.draw(dense, cifar_table)
+    figure = reversible_room.draw(data, config)
     rows = tables.select(dense, initialisation="weight-tied", method="Euler")
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), rows["gradient"])
     assert "make measure" in figure.axes[1].texts[0].get_text()

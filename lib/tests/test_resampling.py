@@ -10,6 +10,7 @@ from finished_runs import finish
 
 from lib import paths, tables
 from lib.cifar import checkpoints, dataset, measured, records, resampling
+from lib.cifar.choice import NetworkChoice
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvNetConfig, ConvResNet
 from lib.cifar.resampling import ParallelForm, folded, logits, resample
@@ -172,41 +173,42 @@ def rows_of(run, distances, accuracies, policy=("kept", "kept")):
     ]
 
 
-def test_what_the_figure_says(trained):
-    run = next(run for run in records.read_runs() if run.config.smooth_init and run.config.seed == 0)
-    layers = np.array(measured.halvings(64))
-    # The third within half a point again, after the second was not: that does not count.
-    accuracies = [60.0, 59.5, 59.4, 60.0, 50.0, 40.0]
-    rows = rows_of(run.config.name, 2.0 / layers, accuracies) + rows_of("unknown", [1.0], [10.0])
+def test_what_the_figure_says(small_runs):
+    run = next(run for run in small_runs if run.config.batch_norm)
+    # The second is within half a point again, after the first was not: that does not count.
+    rows = rows_of(run.config.name, [0.5, 1.0, 2.0], [59.5, 59.4, 60.0]) + rows_of("unknown", [1.0], [10.0])
     tables.write_csv(paths.CHECKPOINTS / "resampling.csv", tables.from_rows(rows))
-    config = room.ResamplingConfig([f"gelu weight-tied {run.config.epochs}"])
-    table = room.curves(records.read_runs())
+    config = room.Config(["gelu weight-tied 30"], slope_from=1)
+    table = room.curves(small_runs)
     assert set(table["run"]) == {run.config.name}
     (line,) = tables.rows(room.summary(table, config))
-    assert (line["run"], line["fewest"], line["half"]) == (run.config.name, 16, 2.0 / 32)
+    assert (line["run"], line["fewest"], line["half"]) == (run.config.name, 4, 0.5)
     assert line["slope"] == pytest.approx(-1)
-    figure = room.draw(table, {"layers": [32], "accuracy": [85.0], "activation": ["gelu"]}, [run])
-    drawn = {tuple(line.get_xdata()): line.get_ydata() for panel in figure.axes for line in panel.lines}
-    assert drawn[1, 2, 4, 8, 16, 32, 64].tolist() == [*accuracies[::-1], 60.0]
-    (row,) = (row for row in tables.rows(compare(records.read_runs(), trained)) if row["runs"] == 1)
-    assert np.isnan(row["resampling"]) == (run.config.epochs != row["epochs"])
-    distances = resampling_distances()
-    assert distances[run.config.name] == 2.0 / 32
+    trained = {"layers": [2], "accuracy": [85.0], "activation": ["gelu"]}
+    figure = room.draw({"resampling": table, "resampling_shallow": trained}, config)
+    drawn = {tuple(line.get_xdata()): list(line.get_ydata()) for panel in figure.axes for line in panel.lines}
+    assert drawn[1, 2, 4, 8] == [60.0, 59.4, 59.5, 60.0]
+    assert resampling_distances() == {run.config.name: 0.5, "unknown": 1.0}
+    table_1 = compare(small_runs, NetworkChoice(depth=8))
+    (ours,) = (row for row in tables.rows(table_1) if row["runs"])
+    assert ours["resampling"] == 0.5
+    assert make_readable(table_1)["resampling distance"].count("0.5") == 1
 
 
-def test_without_anything_measured_there_is_a_sentence(trained):
-    table = room.curves(records.read_runs())
-    assert table == room.summary(table, room.ResamplingConfig(["gelu iid 30"])) == {}
-    figure = room.draw(table, room.shallow(records.read_runs(), table), [])
+def test_without_anything_measured_there_is_a_sentence(small_runs):
+    table = room.curves(small_runs)
+    assert table == room.summary(table, room.Config(["gelu iid 30"])) == {}
+    data = {"resampling": table, "resampling_shallow": room.shallow(small_runs, table)}
+    figure = room.draw(data, room.Config(["gelu iid 30"]))
     assert "make measure" in figure.axes[0].texts[0].get_text()
-    readable = make_readable(compare(records.read_runs(), trained))
+    readable = make_readable(compare(small_runs, NetworkChoice(depth=8)))
     assert set(readable["resampling distance"]) == {"-"}
 
 
 @pytest.mark.parametrize("shown", [[], ["gelu"], ["gelu weight-tied 30"] * 4, [3]])
 def test_networks_that_cannot_be_shown(shown):
     with pytest.raises(ValueError, match="expected"):
-        room.ResamplingConfig(shown)
+        room.Config(shown)
 
 
 def test_the_explorer_follows_the_layers_that_are_kept(network):
