@@ -201,6 +201,8 @@ def draw(data: Data, config: Config) -> Figure:
         depth_axis(axes[name], np.unique(table["depth"]))
         axes[name].set_yscale("log")
         axes[name].yaxis.set_minor_formatter(NullFormatter())
+        if np.ptp(np.log10(axes[name].get_ylim())) < 1.5:
+            plots.plain_ticks(axes[name].yaxis)
         axes[name].set_title(title)
     for activation in dict.fromkeys(fits["activation"]):
         axes["layers"].plot([], [], color=HUES[activation], label=_name(activation))
