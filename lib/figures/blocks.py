@@ -17,7 +17,18 @@ from lib.blocks.library import BLOCKS, make_block
 from lib.blocks.training import gaussian_data
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, GREEN, GREY, PURPLE, TEXT_WIDTH, VERMILION, depth_axis, rate_line, styled
+from lib.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    TEXT_WIDTH,
+    VERMILION,
+    depth_axis,
+    plain_ticks,
+    rate_line,
+    styled,
+)
 from lib.measures import LEVEL, fit_slope
 from lib.tables import Table, from_rows, rows, select, word
 
@@ -202,7 +213,7 @@ def draw(data: Data, config: Config) -> Figure:
         axes[name].set_yscale("log")
         axes[name].yaxis.set_minor_formatter(NullFormatter())
         if np.ptp(np.log10(axes[name].get_ylim())) < 1.5:
-            plots.plain_ticks(axes[name].yaxis)
+            plain_ticks(axes[name].yaxis)
         axes[name].set_title(title)
     for activation in dict.fromkeys(fits["activation"]):
         axes["layers"].plot([], [], color=HUES[activation], label=_name(activation))

@@ -7,13 +7,18 @@ sum is finite and the networks converge, with an error of order L^-p.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lib import checks
+from lib.cifar import depth_limit
 from lib.cifar.depth_limit import MEASURES
 from lib.figures.claim import BEYOND, Claim, Read, judge
+from lib.figures.experiment import Progress, silent
+from lib.figures.results import Data
 from lib.figures.style import GREY, color_scale, depth_axis, panels, styled
 from lib.measures import Slope, fit_slope
 from lib.tables import Table, from_rows, select, word
@@ -27,6 +32,23 @@ ROWS = {
 }
 COLUMNS = ("activation", "normalisation", "epoch", "measure", "seeds", "slope", "low", "high")  # of `slopes`
 CONVERGES = 0.5  # the exponent p from which on distances count as falling with the depth
+
+
+@dataclass(frozen=True)
+class Config:
+    """The ``epochs`` (complete) after which distances are drawn, a line each."""
+
+    epochs: list[int]
+
+    def __post_init__(self) -> None:
+        checks.make_plain(self)
+        checks.positive_ints("epochs", self.epochs)
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """``checkpoints/depth_limit.csv``, and its `slopes`."""
+    table = depth_limit.read()
+    return {"conv_limit": table, "conv_limit_slopes": slopes(table)}
 
 
 def family_name(activation: str, normalisation: str) -> str:
@@ -78,9 +100,10 @@ def converges_until(rates: Table, activation: str, normalisation: str, measure: 
 
 
 @styled
-def draw(table: Table, epochs: Sequence[int]) -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Distances between depth L and 2L, and L times the largest successive distance, against L after several epochs: a
-    column a family, a line an epoch and a seed. ``table`` has the columns of ``conv_limit.csv``."""
+    column a family, a line an epoch and a seed. ``data``: what `compute` returns."""
+    table, epochs = data["conv_limit"], config.epochs
     figure, axes = panels(len(FAMILIES), len(ROWS), height=7.6, sharex=True, sharey="row")
     color, mappable = color_scale(epochs)
     for column, (activation, normalisation) in zip(axes.T, FAMILIES, strict=True):

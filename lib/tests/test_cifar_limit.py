@@ -89,7 +89,7 @@ def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monke
     assert table["epoch"].tolist() == [1, 1, 1, 2, 2, 2]
     assert table["flow_time"][0] == pytest.approx(table["flow_time"][2])
     assert set(table["normalisation"]) == {"group"}
-    figure = conv_limit.draw(table, [1, 2])
+    figure = conv_limit.draw({"conv_limit": table}, conv_limit.Config([1, 2]))
     logits = figure.axes[2 * 4 + 2]  # GELU with group norm
     expected = select(table, epoch=2)["logits"][:2]
     assert any(list(line.get_ydata()) == pytest.approx(list(expected)) for line in logits.lines)
@@ -140,7 +140,7 @@ def test_until_when_a_family_converges(table):
 
 
 def test_families_that_are_not_trained_are_open(table):
-    axes = conv_limit.draw(table, [1, 5]).axes
+    axes = conv_limit.draw({"conv_limit": table}, conv_limit.Config([1, 5])).axes
     texts = [[text.get_text() for text in panel.texts] for panel in axes[:4]]
     assert texts == [[], ["not trained yet"], [], ["not trained yet"]]
 
