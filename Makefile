@@ -20,7 +20,7 @@ quoted = '$(subst ','\'',$(subst $(newline), ,$(1)))'
 # The words of a variable before or after a command, quotes heeded; no shell reads them.
 before = $(if $($(1)),$(PYTHON) lib/project/variables.py run $(1) $(call quoted,$($(1))) '')
 after = $(if $($(1)),$(PYTHON) lib/project/variables.py run $(1) '' $(call quoted,$($(1))))
-# The files in a folder whose names make, a shell and a link take as they are; lib.project.parameters has the same rule.
+# The files in a folder whose names make, a shell and a link take as they are; lib.parameters has the same rule.
 fitting = $(shell ls $(1) 2>/dev/null | LC_ALL=C grep -x '[A-Za-z0-9_][A-Za-z0-9_.-]*')
 
 ifneq ($(filter-out $(VARIABLES) $(ENVIRONMENTAL) PYTHON SHELL,$(GIVEN)),)
@@ -176,7 +176,7 @@ LAUNCHED = $(if $(LAUNCH),--launch=$(call quoted,$(LAUNCH)))
 VALUES = $(foreach name,$(filter $(TRAINING),$(GIVEN)),$(call quoted,$(name)=$($(name))))
 
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
-	@$(call before,LAUNCH) $(PYTHON) -m lib.cifar.runs --profile $(PROFILE) $(BY_HAND) $(VALUES)
+	@$(call before,LAUNCH) $(PYTHON) -m lib.project.runs --profile $(PROFILE) $(BY_HAND) $(VALUES)
 
 train-depths: | $(READY) ## Networks of growing depth, for conv_limit, that are not finished (FAMILIES="gelu_none_epochs15_seed0 ...", THREADS)
 	@$(call before,LAUNCH) $(PYTHON) -m lib.cifar.depth_limit $(foreach name,$(FAMILIES),$(call quoted,$(name))) $(if $(THREADS),--threads=$(call quoted,$(THREADS)))
@@ -184,7 +184,7 @@ train-depths: | $(READY) ## Networks of growing depth, for conv_limit, that are 
 # The images are fetched before runs start side by side.
 checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not finished (-j, LAUNCH, EPOCHS, DEVICE, THREADS)
 	@$(PYTHON) -m lib.cifar.dataset
-	@$(PYTHON) -m lib.cifar.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(LAUNCHED) $(BY_HAND) $(VALUES)
+	@$(PYTHON) -m lib.project.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(LAUNCHED) $(BY_HAND) $(VALUES)
 
 stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
 	@$(PYTHON) -m lib.cifar.dataset
@@ -227,7 +227,7 @@ engine: | $(ENVIRONMENT) ## The compiled engine (`make env` builds it where it f
 	$(PYTHON) -m lib.engine.build build
 
 bench: | $(READY) ## What a training step costs, by engine, into .build (BENCH="--save" into figures, "--only CIFAR", "--figures")
-	env -u GOMP_SPINCOUNT $(call after,BENCH) $(PYTHON) -m lib.engine.bench
+	env -u GOMP_SPINCOUNT $(call after,BENCH) $(PYTHON) -m lib.project.bench
 
 notebooks: | $(READY) ## Run the notebooks with their own values and store the outputs in them
 	$(RUN) execute

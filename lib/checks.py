@@ -23,6 +23,10 @@ ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 MOST_THREADS = 1024  # of one process: with many more, OpenMP ends the process instead of raising
 
 
+class Divergence(ArithmeticError):
+    """A training whose loss is no longer a finite number."""
+
+
 def plain(value: Any) -> Any:
     """Numbers of numpy and torch as Python's own, arrays of them as lists; lists and tuples entry by entry. Everything
     else as it is."""

@@ -100,6 +100,25 @@ def noise_along_depth(weights: Tensor, parts: int = PARTS, order: int = 6) -> li
     ]
 
 
+def integral_distance(f: Tensor, g: Tensor) -> float:
+    """( int_0^1 |f(s) - g(s)|_F^2 ds )^(1/2) of two piecewise constant functions of depth.
+
+    ``f``: (L, ...) holds the value on each cell [(k-1)/L, k/L), ``g``: (R, ...) likewise on R cells; the
+    integral is exact for any L and R.
+    """
+    L, R = len(f), len(g)
+    if R % L == 0:
+        # Each cell of f holds R/L cells of g: no gather needed.
+        difference = g.reshape(L, R // L, -1) - f.reshape(L, 1, -1)
+        return math.sqrt(float(difference.square_().sum()) / R)
+    # On the common refinement, in exact integer arithmetic: breakpoints in units of 1/(L R).
+    breaks = np.union1d(np.arange(L + 1) * R, np.arange(R + 1) * L)
+    left, width = breaks[:-1], np.diff(breaks)
+    difference = (f[left // R] - g[left // L]).flatten(1)
+    weights = torch.as_tensor(width / (L * R), dtype=f.dtype, device=f.device)
+    return math.sqrt(float(weights @ difference.square_().sum(dim=1)))
+
+
 LEVEL = 0.95  # of the confidence intervals
 
 

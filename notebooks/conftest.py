@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lib import paths
+from lib import parameters, paths
 from lib.cifar import dataset
-from lib.project import notebooks, parameters
+from lib.project import notebooks
 from lib.tests import shipped
 
 

@@ -10,7 +10,8 @@
 from lib.blocks.distances import DistancesConfig, compare_depths, distance_steps, successive_distances
 from lib.blocks.library import make_block
 from lib.blocks.network import BlockNetwork
-from lib.blocks.training import Divergence, gaussian_data, train
+from lib.blocks.training import gaussian_data, train
+from lib.checks import Divergence
 from lib.measures import fit_slope
 
 __all__ = [

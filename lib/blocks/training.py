@@ -10,12 +10,9 @@ from torch import Tensor, nn
 
 from lib import checks
 from lib.blocks.network import Block, BlockNetwork, Loss
+from lib.checks import Divergence
 
 OPTIMIZERS = ("sgd",)
-
-
-class Divergence(ArithmeticError):
-    """The loss is no longer a finite number."""
 
 
 @dataclass

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from lib import checks, paths, tables
+from lib.checks import Divergence
 from lib.cifar import dataset, schedule, states
 from lib.cifar import training as cifar_training
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import CONVOLUTIONS, ConvResNet
 from lib.cifar.progress import EpochRecord
-from lib.dense.distances import integral_distance
-from lib.dense.training import Divergence
+from lib.measures import integral_distance
 
 DEPTHS = (16, 32, 64, 128)
 TABLE = "depth_limit.csv"

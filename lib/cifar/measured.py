@@ -253,6 +253,19 @@ def _write(name: str, rows: list[dict[str, Any]]) -> None:
 # ---------------------------------------------------------------------------------------------------- command line
 
 
+def named_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of one of these tables, in the order of its networks, with network, depth and kind in the
+    place of the run."""
+    table, rows = records.read_measured(name), []
+    for run in representatives(records.read_runs()):
+        config = run.config
+        words = f"{tables.word(config.activation)}, {'weight-tied' if config.smooth_init else 'i.i.d.'}"
+        which = {"network": f"{words}, {config.epochs} epochs", "depth": config.depth, "kind": "cifar"}
+        found = tables.rows(tables.select(table, run=config.name))
+        rows += [which | {key: value for key, value in row.items() if key != "run"} for row in found]
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns 1 without the images, 2 for values that cannot be."""
     parser = argparse.ArgumentParser(

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from lib import checks, paths, tables
+from lib.checks import Divergence
 from lib.cifar import layer_log, states, training
 from lib.cifar.checkpoints import Checkpoint, CheckpointError, load, save
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import CONVOLUTIONS, ConvResNet
-from lib.dense.training import Divergence
 
 VERSION = 1
 ENTRIES = ("run", "config", "summary", "versions", "successive_distance", "log")

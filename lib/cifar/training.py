@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib import checks, measures, paths
+from lib.checks import Divergence
 from lib.cifar import dataset, layer_log
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import CONVOLUTIONS, ConvResNet
@@ -44,7 +45,6 @@ from lib.cifar.states import (
     read_state,
     run_folder,
 )
-from lib.dense.training import Divergence
 
 EVALUATION_BATCH = 250
 # The loss is looked at this often (in batches), so that a diverged run stops early in its epoch.

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from lib import checks
+from lib.checks import Divergence
 from lib.dense import conventions
 from lib.dense.network import Data, NetworkConfig, Weights
 from lib.dense.spectral import FIRST_NODES, Grid, SpectralSolver, _cells, _states, check_exists, grid_of
-from lib.dense.training import Divergence, checked_schedule
+from lib.dense.training import checked_schedule
 
 MAX_NODES = 256
 CHECK_EVERY = 10  # training steps between two looks at the tolerance

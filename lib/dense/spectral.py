@@ -11,9 +11,9 @@ from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from lib import activations, checks
+from lib.checks import Divergence
 from lib.dense.network import Data, NetworkConfig, Weights, check_functions, initial_functions
 from lib.dense.solver import take_steps
-from lib.dense.training import Divergence
 
 FIRST_NODES = 16
 MAX_SWEEPS = 200

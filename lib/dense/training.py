@@ -10,16 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib import checks, paths
+from lib.checks import Divergence
 from lib.dense import compiled
 from lib.dense.adjoint import Adjoint
 from lib.dense.network import Data, NetworkConfig, Weights, initialise, prepared_start
 from lib.dense.solver import Solver
 
 ENGINES = ("auto", "compiled", "adjoint")
-
-
-class Divergence(ArithmeticError):
-    """The loss is no longer a finite number."""
 
 
 @dataclass

@@ -8,11 +8,10 @@ import ipywidgets as widgets
 import torch
 import yaml
 
-from lib import activations, tables
+from lib import activations, parameters, tables
 from lib.dense import conventions
 from lib.dense.network import DTYPES, INITIAL_V, INITIALISATIONS
 from lib.figures.figure_1_right import REFERENCES
-from lib.project import parameters
 
 
 def _decades(low: int, high: int) -> list[float]:

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lib import checks
+from lib.checks import Divergence
 from lib.dense.distances import SuccessiveDistance
 from lib.dense.network import NetworkConfig, Weights
-from lib.dense.training import Divergence, lockstep, one_thread, train
+from lib.dense.training import lockstep, one_thread, train
 from lib.figures.experiment import Progress, entries, silent
 from lib.measures import Slope, fit_slope
 from lib.tables import from_rows

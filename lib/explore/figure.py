@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
+from lib import parameters
 from lib.explore.controls import for_parameter
 from lib.explore.explorer import Explorer, Values
 from lib.explore.live import Run, in_thread
 from lib.figures.results import Data
-from lib.project import parameters
 
 
 def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -> Explorer:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib import checks
 from lib.dense import limit
-from lib.dense.distances import integral_distance, successive_squares
+from lib.dense.distances import successive_squares
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import lockstep, train
 from lib.digits import difference
@@ -20,6 +20,7 @@ from lib.figures.claim import LEAST_DEPTH, Claim, Read, fit_in_depth, judge_rate
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, GREY, MARKERS, depth_axis, panels, styled
+from lib.measures import integral_distance
 from lib.tables import from_rows, select
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from lib import checks, tables
 from lib.cifar import dataset, records
@@ -16,7 +15,7 @@ from lib.cifar.records import Run
 from lib.cifar.resampling import accuracy, distance, logits, resample
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import ACTIVATION_COLORS, COLORS, GREY, MARKERS, PURPLE, TEXT_WIDTH, styled
+from lib.figures.style import ACTIVATION_COLORS, COLORS, GREY, MARKERS, PURPLE, TEXT_WIDTH, layers_axis, styled
 from lib.measures import Slope, fit_slope
 from lib.tables import Table, select
 
@@ -189,16 +188,6 @@ def _style(row: Table) -> dict:
         "markersize": 4,
         "alpha": 1 if row["depth"] == DEEPEST else 0.4,
     }
-
-
-def layers_axis(axes: Axes, layers: Iterable[int]) -> None:
-    """A logarithmic axis of layers, a plain number at every second power of two."""
-    ticks = sorted({int(count) for count in layers})
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(ticks[::-2][::-1]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 @styled

@@ -9,14 +9,13 @@ from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import records
+from lib.cifar.measured import named_rows
 from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
 from lib.figures.experiment import Progress, silent
-from lib.figures.resampling import layers_axis
 from lib.figures.results import Data
-from lib.figures.solvers import cifar_rows
-from lib.figures.style import BLUE, COLORS, GREY, VERMILION, depth_axis, panels, styled
+from lib.figures.style import BLUE, COLORS, GREY, VERMILION, depth_axis, layers_axis, panels, styled
 from lib.measures import Slope, fit_slope
 from lib.ode import reversible
 from lib.tables import Table, select
@@ -78,7 +77,7 @@ def backwards(config: Config, progress: Progress = silent) -> dict[str, list]:
 def convolutional() -> dict[str, list]:
     """The table of ``reversible_cifar.csv``: network (in words), depth, kind, and the columns of
     ``checkpoints/reversible.csv`` but the run (none of them without that file)."""
-    return tables.from_rows(cifar_rows("reversible"))
+    return tables.from_rows(named_rows("reversible"))
 
 
 def slope(table: Table, initialisation: str, method: str, slope_from: int, quantity: str = "gradient") -> Slope:

@@ -2,14 +2,13 @@
 
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib import checks, tables
-from lib.cifar import measured, records
+from lib.cifar.measured import named_rows
 from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
@@ -65,20 +64,7 @@ def solve(config: Config, progress: Progress = silent) -> dict[str, list]:
         errors = ode.solver_errors(dense_branch(network), dense_layers(weights), x, config.steps, config.tolerances)
         name = f"{tables.word(activation)}, {tables.word(initialisation)}"
         rows += [{"network": name, "depth": network.depth, "kind": "dense", **row} for row in tables.rows(errors)]
-    return tables.from_rows(rows + cifar_rows("solvers"))
-
-
-def cifar_rows(name: str) -> list[dict[str, Any]]:
-    """The rows of a table of `lib.cifar.measured`, in the order of its networks, with network, depth and kind in the
-    place of the run."""
-    table, rows = records.read_measured(name), []
-    for run in measured.representatives(records.read_runs()):
-        config = run.config
-        words = f"{tables.word(config.activation)}, {'weight-tied' if config.smooth_init else 'i.i.d.'}"
-        which = {"network": f"{words}, {config.epochs} epochs", "depth": config.depth, "kind": "cifar"}
-        found = tables.rows(select(table, run=config.name))
-        rows += [which | {key: value for key, value in row.items() if key != "run"} for row in found]
-    return rows
+    return tables.from_rows(rows + named_rows("solvers"))
 
 
 def orders(table: Table, order_from: int = 8) -> dict[str, list]:

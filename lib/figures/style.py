@@ -4,7 +4,7 @@ Figures are `matplotlib.figure.Figure` objects without pyplot, so none stays beh
 gives the same bytes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -15,7 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from lib import digits, tables
 from lib.dense.limit import LIMIT
@@ -152,3 +152,13 @@ def tied_run_style(rows: tables.Table, longest: int) -> tuple[str, dict[str, str
 
 def depth_label(depth: int) -> str:
     return r"$L=\infty$" if depth == LIMIT else f"$L={depth}$"
+
+
+def layers_axis(axes: Axes, layers: Iterable[int]) -> None:
+    """A logarithmic axis of layers, a plain number at every second power of two."""
+    ticks = sorted({int(count) for count in layers})
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(ticks[::-2][::-1]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())

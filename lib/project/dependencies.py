@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lib
-from lib import paths
-from lib.project import parameters
+from lib import parameters, paths
 
 # What a makefile can hold as a file's name, and which of it after a backslash ($ is doubled).
 _WRITABLE, _ESCAPED = re.compile(r"[\w $#,@^+./()~!'\"{}-]+"), re.compile(r"[ #]")

@@ -1,6 +1,6 @@
 """The runner: executes a notebook with papermill and keeps its results only if all went well.
 
-``make`` calls it as ``python -m lib.project.notebooks``; ``lib.project.parameters`` holds the checks before a run.
+``make`` calls it as ``python -m lib.project.notebooks``; ``lib.parameters`` holds the checks before a run.
 Files that a notebook writes to ``paths.figures_output()`` land in a staging folder and move to
 
     figures/             the profile ``paper`` (tracked by git),
@@ -30,8 +30,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
 
-from lib import checks, paths
-from lib.project import parameters
+from lib import checks, parameters, paths
 from lib.project.dependencies import _make_rules, dependencies
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}

@@ -20,8 +20,8 @@ from jinja2.runtime import Context
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from lib import paths
-from lib.project import notebooks, parameters
+from lib import parameters, paths
+from lib.project import notebooks
 
 # The order of the paper, then of what goes beyond it; notebooks that are not listed come after these.
 ORDER = (

@@ -41,7 +41,7 @@ def values(given):
     SMOOTH_INIT=True and INITIALISATION=weight-tied mean the same, and so do False and iid. Raises
     parameters.WrongParameters for an empty value, one that is not YAML, or two that contradict each other.
     """
-    from lib.project.parameters import WrongParameters, read_value
+    from lib.parameters import WrongParameters, read_value
 
     found = {}
     for variable, _, text in (one.partition("=") for one in given):

@@ -11,9 +11,8 @@ from lib import tables
 from lib.cifar.network import ConvNetConfig
 from lib.dense.adjoint import Adjoint
 from lib.dense.network import NetworkConfig, initialise
-from lib.engine import bench, cases
 from lib.engine import build as engine
-from lib.project import notebooks
+from lib.project import bench, cases, notebooks
 
 DENSE = cases.Dense(NetworkConfig(depth=5, width=6, dimension=3, samples=7))
 CIFAR = cases.Cifar(ConvNetConfig(depth=2))

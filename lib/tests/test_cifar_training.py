@@ -14,12 +14,12 @@ from cifar_set import needs_cifar10, write_set
 from safetensors.torch import save_file
 
 from lib import checks, paths
+from lib.checks import Divergence
 from lib.cifar import dataset, layer_log, schedule, states, training
 from lib.cifar.config import CifarConfig
 from lib.cifar.progress import EpochRecord, Progress
 from lib.cifar.states import LAYER_LOG_FILE, read_state
 from lib.cifar.training import Training, train
-from lib.dense.training import Divergence
 from lib.measures import straight_line_ratio
 
 SMALL = {"depth": 4, "epochs": 3, "batch_size": 32, "test_every": 2}

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from lib.dense.distances import SuccessiveDistance, distance, integral_distance, left_end_distance, successive_squares
+from lib.dense.distances import SuccessiveDistance, distance, left_end_distance, successive_squares
 from lib.dense.network import Weights
-from lib.measures import fit_slope, layer_noise, noise_share, ratios_along_depth, straight_line_ratio, von_neumann_ratio
+from lib.measures import (
+    fit_slope,
+    integral_distance,
+    layer_noise,
+    noise_share,
+    ratios_along_depth,
+    straight_line_ratio,
+    von_neumann_ratio,
+)
 
 
 def random_weights(depth, width=3, hidden=2, seed=0):

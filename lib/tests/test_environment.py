@@ -11,8 +11,7 @@ import pytest
 import toy_project
 import yaml
 
-from lib import paths
-from lib.project import parameters
+from lib import parameters, paths
 
 # The names that differ between the package index and conda-forge, and between a package and its import.
 CONDA_NAMES = {"torch": "pytorch"}

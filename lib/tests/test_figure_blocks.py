@@ -8,12 +8,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from lib import tables
+from lib import parameters, tables
 from lib.blocks import DistancesConfig, compare_depths, fit_slope, gaussian_data, make_block, successive_distances
 from lib.explore import blocks as explore
 from lib.explore import frames
 from lib.figures import blocks as room
-from lib.project import parameters
 
 SMALL = {"depths": [2, 4], "seeds": [0, 1], "iterations": [2, 3], "slope_from": 2}
 

@@ -22,7 +22,7 @@ def test_it_names_packages_and_versions_alone():
 
 
 def test_it_holds_what_made_the_tracked_figures():
-    """`lib.engine.bench --figures` wrote down with which PyTorch the seconds of the tracked figures were measured."""
+    """`lib.project.bench --figures` wrote down with which PyTorch the seconds of the tracked figures were measured."""
     (machine,) = set(tables.read_csv(paths.FIGURES / "figure_seconds.csv")["machine"].tolist())
     assert f"PyTorch {locked.read()['torch']}" in machine
 

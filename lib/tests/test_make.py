@@ -133,7 +133,7 @@ def test_a_new_network_remakes_what_reads_the_networks(project):
     (project / "checkpoints" / "runs.csv").write_text("")
     touch(project / "checkpoints")
     assert would_run(project, "figures") == ["figure_a"]
-    assert "lib.cifar.runs" not in make(project, "-n", "figures").stdout  # the folder, not the target of its name
+    assert "lib.project.runs" not in make(project, "-n", "figures").stdout  # the folder, not the target of its name
 
 
 def test_a_new_notebook_is_a_new_figure(project):
@@ -237,7 +237,7 @@ def test_a_variable_that_would_be_lost_stops_every_target(finished, arguments, s
 def test_values_out_of_the_environment_change_no_run(finished):
     result = make(finished, "-n", "train", "SEED=1", DEPTH="4", PROFILE="quick", SET="epochs=1")
     *said, command = result.stdout.splitlines()
-    assert shlex.split(command)[1:] == ["-m", "lib.cifar.runs", "--profile", "paper", "SEED=1"]
+    assert shlex.split(command)[1:] == ["-m", "lib.project.runs", "--profile", "paper", "SEED=1"]
     assert {line.split()[0] for line in said} == {"DEPTH", "PROFILE", "SET"}
 
 
@@ -254,7 +254,7 @@ def test_values_go_on_to_the_letter_and_no_shell_reads_them(project):
     ):
         assert make(project, *arguments).returncode == 2
     launched = make(project, "train", "DEPTH=3", f"LAUNCH=echo {shlex.quote(odd)}").stdout
-    assert launched.startswith(f"{kept} {sys.executable} -m lib.cifar.runs")
+    assert launched.startswith(f"{kept} {sys.executable} -m lib.project.runs")
     assert not (project / "P").exists()
 
 

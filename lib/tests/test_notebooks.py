@@ -12,9 +12,9 @@ import pytest
 import toy_project
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from lib import paths
-from lib.project import dependencies, notebooks, parameters
-from lib.project.parameters import WrongParameters
+from lib import parameters, paths
+from lib.parameters import WrongParameters
+from lib.project import dependencies, notebooks
 
 
 @pytest.fixture

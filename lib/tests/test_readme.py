@@ -154,7 +154,7 @@ def test_every_variable_of_a_command_is_known():
 
 
 def test_values_of_settings_are_parameters():
-    from lib.project import parameters
+    from lib import parameters
 
     for name, settings in re.findall(r"make (\w+) SET=\"([^\"]*)\"", README):
         values = parameters.parse_settings(settings)

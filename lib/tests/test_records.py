@@ -10,11 +10,11 @@ from cifar_set import needs_cifar10, write_set
 from finished_runs import finish, write_state
 
 from lib import tables
+from lib.checks import Divergence
 from lib.cifar import records, training
 from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS
 from lib.cifar.network import ConvResNet
-from lib.dense.training import Divergence
 from lib.figures.table_1 import PAPER_TABLE
 
 SMALL = {"depth": 4, "epochs": 2, "test_every": 2}

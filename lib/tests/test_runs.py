@@ -13,12 +13,12 @@ import toy_project
 from cifar_set import needs_cifar10
 from finished_runs import write_state
 
-from lib import paths
-from lib.cifar import dataset, records, runs, states, training
+from lib import parameters, paths
+from lib.cifar import dataset, records, states, training
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvResNet
 from lib.engine import build as engine
-from lib.project import notebooks, parameters, variables
+from lib.project import notebooks, runs, variables
 
 # A scheduler's command that starts nothing: it notes what it was asked to run, and ends as it is told to.
 RECORDER = """#!/bin/sh
@@ -80,7 +80,16 @@ def test_a_sweep_launches_each_run_that_is_not_finished_once(sweep):
     names = [words[3] for words in sweep.launched()]
     assert sorted(names) == sorted({config.name for config in records.sweep(30)} - {in_table, in_record})
     for words, name in zip(sweep.launched(), names, strict=True):
-        assert words == [sys.executable, "-m", "lib.cifar.runs", name, "EPOCHS=30", "DEVICE=cpu", "--set", "threads=1"]
+        assert words == [
+            sys.executable,
+            "-m",
+            "lib.project.runs",
+            name,
+            "EPOCHS=30",
+            "DEVICE=cpu",
+            "--set",
+            "threads=1",
+        ]
 
 
 def test_a_listed_run_that_fails_leaves_the_others_alone(sweep, monkeypatch, capsys):
@@ -120,7 +129,7 @@ def test_make_calls_the_sweep_with_its_jobs(project):
     images, sweep = result.stdout.splitlines()
     assert images.endswith("-m lib.cifar.dataset")
     words = shlex.split(sweep)[1:]
-    assert words[:6] == ["-m", "lib.cifar.runs", "--listed", "--jobs", "4", "--launch=srun -n1 'a b'"]
+    assert words[:6] == ["-m", "lib.project.runs", "--listed", "--jobs", "4", "--launch=srun -n1 'a b'"]
     assert sorted(words[6:]) == ["DEVICE=cpu", "EPOCHS=30"]
 
 

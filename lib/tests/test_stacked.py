@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from lib import paths
+from lib.checks import Divergence
 from lib.cifar import dataset, records, states
 from lib.cifar import training as cifar_training
 from lib.cifar.config import CifarConfig
@@ -29,7 +30,6 @@ from lib.cifar.stacked import training as stacked_training
 from lib.cifar.stacked.layers import StackedLayers
 from lib.cifar.stacked.stack import Stack
 from lib.cifar.training import Training
-from lib.dense.training import Divergence
 
 CPU = torch.device("cpu")
 BLOCKS, IMAGES = 2, 4

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from lib.checks import Divergence
 from lib.dense.network import DTYPES, Data, NetworkConfig, Weights, hidden_states, initialise, outputs
-from lib.dense.training import Divergence, lockstep, train
+from lib.dense.training import lockstep, train
 from lib.figures import figure_1_left, figure_1_right, figure_2
 from lib.measures import fit_slope
 from lib.tables import select

@@ -21,13 +21,13 @@ from functools import partial
 import torch
 
 from lib import checks, paths, tables
+from lib.checks import Divergence
 from lib.cifar import dataset, records, schedule, states
 from lib.cifar import training as cifar_training
 from lib.cifar.config import CifarConfig
 from lib.cifar.progress import EpochRecord
 from lib.cifar.stacked.stack import Stack, _common, _shared, _why_alone
 from lib.cifar.training import Training
-from lib.dense.training import Divergence
 
 MOST = 15
 

@@ -11,13 +11,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from playing import IID, NETWORK, SMALL, axes, finish, iteration, until
 
+from lib import parameters
+from lib.checks import Divergence
 from lib.dense.network import NetworkConfig
-from lib.dense.training import Divergence, train
+from lib.dense.training import train
 from lib.explore import explorer as module
 from lib.explore import frames
 from lib.explore.depth import KIND, STORIES, draw_depths, explore_depth
 from lib.explore.depth_training import growing_depths
-from lib.project import parameters
 
 
 def test_the_first_picture_is_the_initialisation(real_pictures, explorer):

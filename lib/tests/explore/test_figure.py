@@ -10,11 +10,10 @@ import yaml
 from PIL import Image
 from playing import finish, threads
 
-from lib import paths, tables
+from lib import parameters, paths, tables
 from lib.dense.network import NetworkConfig
 from lib.dense.training import train
 from lib.explore.weights import explore_weights
-from lib.project import parameters
 
 # Values that make each figure in a moment.
 FIGURES = {

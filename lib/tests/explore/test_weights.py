@@ -10,7 +10,7 @@ import yaml
 from cifar_set import write_set
 from playing import axes, finish
 
-from lib import tables
+from lib import parameters, tables
 from lib.cifar import checkpoints
 from lib.cifar.checkpoints import Checkpoint
 from lib.cifar.config import CifarConfig
@@ -18,7 +18,6 @@ from lib.cifar.network import ConvNetConfig, ConvResNet
 from lib.explore import trained
 from lib.explore.weights import draw_weights, explore_weights
 from lib.measures import von_neumann_ratio, von_neumann_ratios
-from lib.project import parameters
 
 
 def test_the_ratio_of_every_entry_is_that_of_the_entry_alone():

@@ -1,4 +1,4 @@
-"""What a training step costs: `make bench`, or ``python -m lib.engine.bench``.
+"""What a training step costs: `make bench`, or ``python -m lib.project.bench``.
 
 The engines of one experiment take turns, so that what disturbs the machine disturbs all of them, and a ratio is the
 median over the turns. The baseline is what one would write first: for the fully connected network the textbook loop
@@ -24,10 +24,10 @@ from pathlib import Path
 import nbformat
 import torch
 
-from lib import paths, tables
+from lib import parameters, paths, tables
 from lib.engine import build as engine
-from lib.engine.cases import Case, Steps, _dtype, cases
-from lib.project import notebooks, parameters, report
+from lib.project import notebooks, report
+from lib.project.cases import Case, Steps, _dtype, cases
 
 TURN_SECONDS = 0.05  # a turn of an engine is as many steps as last about this long
 PEAK_SIZE = 2048  # rows of the square product that the machine's peak is measured with
@@ -209,7 +209,7 @@ def figures(profile: str = parameters.PAPER) -> dict[str, list]:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m lib.engine.bench", description="What a training step costs, by engine."
+        prog="python -m lib.project.bench", description="What a training step costs, by engine."
     )
     parser.add_argument(
         "--save", action="store_true", help="write figures/bench.csv, which is tracked, not .build/bench.csv"

@@ -19,11 +19,11 @@ from typing import Any
 
 import nbformat
 
-from lib import checks, paths
+from lib import checks, parameters, paths
 from lib.cifar import dataset, records, states
 from lib.cifar.config import CifarConfig
 from lib.engine import build as engine
-from lib.project import notebooks, parameters, variables
+from lib.project import notebooks, variables
 
 NOTEBOOK = "train_cifar"
 INTERRUPTED = "Interrupted; the same command goes on after the last complete epoch."
@@ -136,7 +136,7 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
     while running or (waiting and not ended):
         while waiting and not ended and len(running) < (jobs or os.cpu_count() or 1):
             name = waiting.pop(0)
-            running[subprocess.Popen([*prefix, sys.executable, "-m", "lib.cifar.runs", name, *given])] = name
+            running[subprocess.Popen([*prefix, sys.executable, "-m", "lib.project.runs", name, *given])] = name
         for process in [process for process in running if process.poll() is not None]:
             name, status = running.pop(process), process.returncode
             failed += [name] if status else []
@@ -155,13 +155,13 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m lib.cifar.runs [NAME] [VARIABLE=VALUE ...] [--set "NAME=VALUE ..."]``, or ``--listed`` for all of a
+    """``python -m lib.project.runs [NAME] [VARIABLE=VALUE ...] [--set "NAME=VALUE ..."]``, or ``--listed`` for all of a
     list.
 
     Returns 2 for wrong parameters, 1 for a run that failed, 130 for an interrupted one.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m lib.cifar.runs", description="Train a network, or go on training it."
+        prog="python -m lib.project.runs", description="Train a network, or go on training it."
     )
     parser.add_argument(
         "words", nargs="*", metavar="WORD", help=f"a run of checkpoints/{records.SWEEP}, or a variable: DEPTH=256"
