@@ -5,6 +5,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import ipywidgets as widgets
 import yaml
 
 from lib import parameters
@@ -55,9 +56,19 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
         lambda state, values, _: room.draw(*state[1:]),
         table=lambda state, values: {stem.removeprefix(name).lstrip("_"): table for stem, table in state[1].items()},
         reproduce=lambda values: (name, read(values), ""),
+        hint=_hint(controls),
         first=(0, data, configure({key: control.value for key, control in controls.items()})),
         follow=True,
     )
+
+
+def _hint(controls: Mapping[str, widgets.Widget]) -> str:
+    """What to try first: another value of what tells most, as far as the figure has such a parameter."""
+    telling = [name for name in ("activation", "initialisation", "seed") if name in controls]
+    name = next(iter([*telling, *controls]), None)
+    if name is None:
+        return "<b>Start</b>, which makes the figure anew."
+    return f"another <b>{name.replace('_', ' ')}</b>; Reset brings back the figure of this notebook."
 
 
 def _list(name: str, text: str) -> list:

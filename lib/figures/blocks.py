@@ -129,7 +129,7 @@ def slopes(table: Table, slope_from: int) -> dict[str, list]:
         case |= {"slope": mean, "low": mean - half, "high": mean + half}
         case["slope_to_double"] = float(np.mean(doubles)) if doubles else math.nan
         found.append(case | {name: float(np.median(deepest[name])) for name in ("loss", "moved", "from_linear")})
-    return {"blocks": from_rows(found)}
+    return from_rows(found)
 
 
 def _name(activation: str) -> str:

@@ -132,7 +132,8 @@ def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
 def leave_room_for_legend(axes: Axes, share: float) -> None:
     """Lengthen a logarithmic y axis downwards by this share of its length."""
     low, high = axes.get_ylim()
-    axes.set_ylim(low * (low / high) ** share, high)
+    if low > 0:  # else nothing is drawn on it
+        axes.set_ylim(low * (low / high) ** share, high)
 
 
 def cell_edges(centres: np.ndarray) -> np.ndarray:

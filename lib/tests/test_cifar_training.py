@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path, monk
     config = CifarConfig(**SMALL)
     run = train(config, tmp_path)
     next(run)
-    monkeypatch.setattr(config, "learning_rate", lambda config, epoch: 1e30)
+    monkeypatch.setattr(training, "learning_rate", lambda config, epoch: 1e30)
     with pytest.raises(Divergence, match=r"gelu_weight-tied\S* diverged: the loss is nan in epoch 2.*epoch 1 stays"):
         list(run)
     state = read_state(tmp_path)

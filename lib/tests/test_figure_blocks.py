@@ -28,7 +28,7 @@ def output(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def table():
-    return room.compute(room.BlocksConfig(["perceptron", "self-attention"], ["gelu", "relu"], **SMALL))
+    return room.compute(room.Config(["perceptron", "self-attention"], ["gelu", "relu"], **SMALL))["blocks"]
 
 
 def test_rows_are_those_of_the_function(table):
@@ -66,7 +66,9 @@ def test_the_conclusion_counts():
 
 
 def test_the_picture_draws_its_table(table):
-    slope, layers, double = room.draw(table, 2).axes
+    slope, layers, double = room.draw(
+        {"blocks": table}, room.Config(["perceptron", "self-attention"], ["gelu", "relu"], **SMALL)
+    ).axes
     fits = room.slopes(table, 2)
     drawn = [line.get_xdata()[0] for line in slope.lines if line.get_marker() == "o"]
     assert sorted(drawn) == pytest.approx(sorted(fits["slope"]))
@@ -92,7 +94,7 @@ def test_the_picture_draws_its_table(table):
 )
 def test_values_that_cannot_be(values, sentence):
     with pytest.raises(ValueError, match=sentence):
-        room.BlocksConfig(**({"blocks": ["perceptron"], "activations": ["gelu"]} | SMALL | values))
+        room.Config(**({"blocks": ["perceptron"], "activations": ["gelu"]} | SMALL | values))
 
 
 def test_a_moved_control_makes_the_figure_anew():
@@ -100,7 +102,7 @@ def test_a_moved_control_makes_the_figure_anew():
     for cell in parameters.read("blocks").cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "code" and "nbval-check-output" not in tags and "explorer" not in tags:
-            exec(re.sub(r"plots\.(save|show)\(", "(lambda *_: None)(", cell.source), namespace)
+            exec(re.sub(r"results\.(save|show)\(", "(lambda *_: None)(", cell.source), namespace)
             if "parameters" in tags:
                 namespace |= SMALL | {"blocks": ["perceptron"], "seeds": [0]}
     call = parameters.tagged(parameters.read("blocks"), "explorer")[0].source
@@ -109,7 +111,7 @@ def test_a_moved_control_makes_the_figure_anew():
     while explorer.live.advance(1.0):
         pass
     assert explorer.message.value == ""
-    assert set(explorer.live.state[1]["seed"]) == {3}
+    assert set(explorer.live.state[1]["blocks"]["seed"]) == {3}
 
 
 # --- The explorer -----------------------------------------------------------------------------------------------------

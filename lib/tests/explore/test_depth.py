@@ -123,7 +123,9 @@ def test_numbers_of_a_diverging_network_are_not_drawn(real_pictures):
 
 
 def test_every_story_can_be_told(explorer, single_steps):
-    buttons = {getattr(child, "description", ""): child for child in explorer.children[0].children}
+    buttons = {
+        getattr(child, "description", ""): child for row in explorer.children for child in getattr(row, "children", ())
+    }
 
     async def play():
         for story, (first, second, _) in STORIES.items():

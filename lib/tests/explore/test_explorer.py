@@ -129,7 +129,7 @@ def test_saving_writes_the_picture_its_tables_and_its_parameters(explorer, outpu
     assert (output / "mine.yaml").read_text() == explorer.parameters.value
     assert "PARAMETERS=figures/custom/mine.yaml" in explorer.parameters.value
     table = tables.select(tables.read_csv(output / "mine_first_weights.csv"), depth=16)
-    assert list(table["entry_W"]) == explorer.live.state.states[0].weights[16].W[:, 1, 2].tolist()
+    assert list(table["entry_W"]) == pytest.approx(explorer.live.state.states[0].weights[16].W[:, 1, 2].tolist())
     explorer.save_name.value = "../mine"
     explorer.save_button.click()
     assert "is no file name" in explorer.saved.value

@@ -108,7 +108,7 @@ def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatc
     assert "curve1" not in axes(explorer)
     explorer.save()
     table = tables.read_csv(output / "explore_weights.csv")
-    assert list(table["value"]) == networks[0].weights("conv2")[:, 3, 0, 0, 0].tolist()
+    assert list(table["value"]) == pytest.approx(networks[0].weights("conv2")[:, 3, 0, 0, 0].tolist())
     trained.test_images.cache_clear()
 
 
