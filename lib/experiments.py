@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib import checks, conventions, limit
-from lib.digits import difference, square
+from lib.digits import DECIMALS, LIMIT_DECIMALS, difference, square
 from lib.distances import SuccessiveDistance, distance
 from lib.network import NetworkConfig, Weights
 from lib.tables import from_rows
@@ -173,10 +173,11 @@ def limit_distance_steps(config: LimitDistanceConfig) -> Iterator[dict[str, list
         train(config.network.at_depth(depth), config.learning_rate, config.recorded[-1], config.recorded)
         for depth in config.depths
     ]
+    decimals = LIMIT_DECIMALS if config.reference == "limit" else DECIMALS
     rows = []
     for distances, records in zip(REFERENCES[config.reference](config), lockstep(trainings), strict=True):
         for depth, record in zip(config.depths, records, strict=True):
-            V, W = map(difference, distances(record))
+            V, W = (difference(value, decimals) for value in distances(record))
             rows.append({"depth": depth, "iteration": record.iteration, "distance_V": V, "distance_W": W})
         yield _sorted_table(rows, "depth", "iteration")
 

@@ -5,6 +5,7 @@ table depth 0 stands for the large-depth limit of `lib.limit`.
 """
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from lib import activations, checks, limit
-from lib.digits import difference, of_square, significant, square
+from lib.digits import LIMIT_DECIMALS, STATE_DECIMALS, difference, of_square, significant, square
 from lib.distances import integral_distance, successive_squares
 from lib.experiments import Progress, evenly, silent
 from lib.network import NetworkConfig, Weights, hidden_states, initialise, outputs
@@ -104,7 +105,7 @@ def neural_ode(config: NeuralODEConfig, progress: Progress = silent) -> tuple[di
     for depth, grid, other in list(zip(config.depths, grids, records, strict=True))[1:4:2]:
         shown.append((depth, grid, hidden_states(config.network.at_depth(depth), other.weights, few)))
     trajectories = [
-        {"depth": depth, "s": float(s), "input": number, "value": difference(float(value))}
+        {"depth": depth, "s": float(s), "input": number, "value": difference(float(value), STATE_DECIMALS)}
         for depth, grid, states in shown
         for s, values in zip(grid, states[:, :, 0], strict=True)
         for number, value in enumerate(values)
@@ -129,7 +130,7 @@ def _errors(network, ode, exact, weights, x, last) -> dict[str, float]:
         "discretised": largest_norm(discretised - output),
         "scipy": largest_norm(scipy - outputs(weights, states)) if last else math.nan,
     }
-    return {name: difference(error) for name, error in errors.items()}
+    return {name: difference(error, STATE_DECIMALS) for name, error in errors.items()}
 
 
 def uniform_distance(ode: limit.TrainedODE, weights: Weights) -> float:
@@ -147,7 +148,8 @@ def scipy_output(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: 
     """F(x): (n, d') of the neural ODE whose V(s), W(s) interpolate a network's layers, by SciPy.
 
     Layer k stands for the middle of its cell, s = (k - 1/2)/L, with straight lines between and constants at both
-    ends; solved by scipy.integrate.solve_ivp (DOP853) to ``tolerance``.
+    ends; solved by scipy.integrate.solve_ivp (DOP853) to ``tolerance``, from one bend of the weights to the next: over
+    a bend, an ulp in a state can change which steps are accepted, and the result by more than the tolerance.
     """
     s = activations.get(config.activation).function
     depth, outer = len(weights.V), config.at_depth(1).outer_scale
@@ -161,10 +163,11 @@ def scipy_output(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: 
         h = torch.from_numpy(flat).view(start.shape)
         return (outer * s(config.inner_scale * (h @ W)) @ V).flatten().numpy()
 
-    solution = solve_ivp(
-        right_side, (0, 1), start.flatten().numpy(), method="DOP853", rtol=tolerance, atol=tolerance, t_eval=[1.0]
-    )
-    end = torch.from_numpy(solution.y[:, -1]).view(start.shape)
+    state = start.flatten().numpy()
+    bends = (np.arange(depth) + 0.5) / depth
+    for ends in itertools.pairwise([0.0, *bends.tolist(), 1.0]):
+        state = solve_ivp(right_side, ends, state, method="DOP853", rtol=tolerance, atol=tolerance).y[:, -1]
+    end = torch.from_numpy(state).view(start.shape)
     return end if weights.B is None else end @ weights.B
 
 
@@ -265,7 +268,7 @@ def by_depth(config: PolyakLojasiewiczConfig, progress: Progress = silent) -> tu
         entries = [values.flatten(1)[:, entry].tolist() for values, entry in zip((Z.V, Z.W), liveliest, strict=True)]
         for position, V, W in zip(s.tolist(), *entries, strict=True):
             weights.append({"depth": depth, "s": position, "entry_V": difference(V), "entry_W": difference(W)})
-        away = {f"distance_{name}": difference(distance) for name, distance in distances.items()}
+        away = {f"distance_{name}": difference(distance, LIMIT_DECIMALS) for name, distance in distances.items()}
         nearness.append({"depth": depth, **away, "residual": difference(largest_norm(output - data.y))})
     return (
         from_rows(sorted(rows, key=lambda row: (row["depth"], row["iteration"]))),
