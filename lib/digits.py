@@ -15,7 +15,7 @@ DIGITS = 8  # significant ones
 DECIMALS = 13  # of a difference of numbers of order one; what is less is rounding
 LIMIT_DECIMALS = 10  # if one of them is the large-depth limit's, at the end of many sums and sweeps
 STATE_DECIMALS = 8  # if it is a hidden state of the limit, which is solved to 1e-10
-ROOT_DECIMALS = 10  # of what a mean square is of: a sum over all samples and layers, and over a long training
+ROOT_DECIMALS = 11  # of what a mean square is of: a sum over all samples and layers, and over a long training
 
 
 def significant(value: float, digits: int = DIGITS) -> float:

@@ -220,8 +220,8 @@ def polyak_lojasiewicz_ratio(record: Record | limit.LimitRecord) -> float:
 
 
 def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
-    # The ratio divides by the loss: it has no more digits.
-    ratio = significant(polyak_lojasiewicz_ratio(record), of_square(record.loss))
+    # The ratio divides by the loss: it has no more digits, but two of them even next to where the loss is rounding.
+    ratio = significant(polyak_lojasiewicz_ratio(record), max(2, of_square(record.loss)))
     time = learning_rate * record.iteration
     return {"iteration": record.iteration, "time": time, "loss": square(record.loss), "ratio": ratio}
 

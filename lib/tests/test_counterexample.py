@@ -48,7 +48,7 @@ def test_relu_ends_at_the_closed_form(tables):
     assert rows["even_spread"].max() < 1e-12
     assert rows["odd_moved"].max() == 0
     # Neighbours end w* + 1/(2L) apart: no smaller at larger depth than 2 log C.
-    assert rows["end"] == pytest.approx(rows["limit_weight"] + 1 / rows["depth"], rel=1e-9)
+    assert rows["end"] == pytest.approx(rows["limit_weight"] + 1 / rows["depth"], rel=1e-7)
     assert rows["loss"].max() < 1e-12
 
 
@@ -62,7 +62,7 @@ def test_gelu_stays_smooth(tables):
 def test_figure_draws_its_tables(tables):
     table, weights = tables
     figure = plots_theory.relu_counterexample(table, weights)
-    assert list(figure.axes[0].lines[0].get_ydata()) == list(select(weights, activation="relu")["weight"])
+    assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx(select(weights, activation="relu")["weight"])
 
 
 @pytest.mark.parametrize("names", [["gelu"], ["tanh", "relu", "gelu"]])
@@ -70,7 +70,7 @@ def test_figure_has_a_panel_for_each_activation(names):
     table, weights = example.counterexample(example.CounterexampleConfig([8, 16], [1.5, 2.0], names, 10))
     *across, compared = plots_theory.relu_counterexample(table, weights).axes
     for panel, name in zip(across, names, strict=True):
-        assert list(panel.lines[0].get_ydata()) == list(select(weights, activation=name)["weight"])
+        assert list(panel.lines[0].get_ydata()) == pytest.approx(select(weights, activation=name)["weight"])
     assert len({panel.get_ylim() for panel in across}) == 1
     curves = [line for line in compared.lines if line.get_linestyle() != "None"]
     assert len(curves) == 2 * len(names)

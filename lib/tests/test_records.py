@@ -76,10 +76,10 @@ def test_a_record_that_comes_while_the_tables_are_written_is_in_them(tmp_path, m
     finish(tmp_path, first)
     write = tables.write_csv
 
-    def write_late(path, table):
+    def write_late(path, table, **options):
         if not records.record_path(second, tmp_path).exists():
             finish(tmp_path, second)
-        write(path, table)
+        write(path, table, **options)
 
     monkeypatch.setattr(tables, "write_csv", write_late)
     assert records.gather(tmp_path) == 2
