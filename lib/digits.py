@@ -13,7 +13,9 @@ import numpy as np
 
 DIGITS = 8  # significant ones
 DECIMALS = 13  # of a difference of numbers of order one; what is less is rounding
-ROOT_DECIMALS = 10  # of what a mean square is of: a sum over all samples and layers, and over a long training
+LIMIT_DECIMALS = 10  # if one of them is the large-depth limit's, at the end of many sums and sweeps
+STATE_DECIMALS = 8  # if it is a hidden state of the limit, which is solved to 1e-10
+ROOT_DECIMALS = 11  # of what a mean square is of: a sum over all samples and layers, and over a long training
 
 
 def significant(value: float, digits: int = DIGITS) -> float:
@@ -21,10 +23,10 @@ def significant(value: float, digits: int = DIGITS) -> float:
     return float(f"{value:.{digits - 1}e}") if digits > 0 else 0.0
 
 
-def difference(value: float) -> float:
-    """A difference of numbers of order one (a distance, a change), which is known to `DECIMALS` decimals: 0 stands for
-    all that is zero up to rounding."""
-    return significant(round(value, DECIMALS)) + 0.0  # which makes -0.0 of it 0.0
+def difference(value: float, decimals: int = DECIMALS) -> float:
+    """A difference of numbers of order one (a distance, a change), which is known to so many decimals: 0 stands for all
+    that is zero up to rounding."""
+    return significant(round(value, decimals)) + 0.0  # which makes -0.0 of it 0.0
 
 
 def of_square(value: float) -> int:

@@ -12,7 +12,7 @@ from lib.dense import conventions, limit, spectral
 from lib.dense.distances import distance
 from lib.dense.network import NetworkConfig
 from lib.dense.training import Record, lockstep, train
-from lib.digits import difference
+from lib.digits import DECIMALS, LIMIT_DECIMALS, difference
 from lib.figures.claim import Claim, Read, fit_in_depth, judge_rate, maximise_over_time
 from lib.figures.experiment import Progress, last, silent, sorted_table
 from lib.figures.results import Data
@@ -116,10 +116,11 @@ def steps(config: Config) -> Iterator[Data]:
         train(config.network.at_depth(depth), config.learning_rate, config.recorded[-1], config.recorded)
         for depth in config.depths
     ]
+    decimals = LIMIT_DECIMALS if config.reference == "limit" else DECIMALS
     rows = []
     for distances, records in zip(REFERENCES[config.reference](config), lockstep(trainings), strict=True):
         for depth, record in zip(config.depths, records, strict=True):
-            V, W = map(difference, distances(record))
+            V, W = (difference(value, decimals) for value in distances(record))
             rows.append({"depth": depth, "iteration": record.iteration, "distance_V": V, "distance_W": W})
         yield {"figure_1_right": sorted_table(rows, "depth", "iteration")}
 

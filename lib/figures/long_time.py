@@ -15,7 +15,7 @@ from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, hidden_states, initialise, outputs
 from lib.dense.solver import squared_speed
 from lib.dense.training import Record, lockstep, train
-from lib.digits import difference, of_square, significant, square
+from lib.digits import LIMIT_DECIMALS, difference, of_square, significant, square
 from lib.figures.claim import Claim, Read, find_largest, fit_in_depth, judge, judge_rate
 from lib.figures.experiment import Progress, evenly, largest_norm, mean_log_loss_rate, silent
 from lib.figures.results import Data
@@ -65,8 +65,8 @@ def polyak_lojasiewicz_ratio(record: Record | limit.LimitRecord) -> float:
 
 
 def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
-    # The ratio divides by the loss: it has no more digits.
-    ratio = significant(polyak_lojasiewicz_ratio(record), of_square(record.loss))
+    # The ratio divides by the loss: it has no more digits, but two of them even next to where the loss is rounding.
+    ratio = significant(polyak_lojasiewicz_ratio(record), max(2, of_square(record.loss)))
     time = learning_rate * record.iteration
     return {"iteration": record.iteration, "time": time, "loss": square(record.loss), "ratio": ratio}
 
@@ -113,7 +113,7 @@ def by_depth(config: Config, progress: Progress = silent) -> tuple[dict[str, lis
         entries = [values.flatten(1)[:, entry].tolist() for values, entry in zip((Z.V, Z.W), liveliest, strict=True)]
         for position, V, W in zip(s.tolist(), *entries, strict=True):
             weights.append({"depth": depth, "s": position, "entry_V": difference(V), "entry_W": difference(W)})
-        away = {f"distance_{name}": difference(distance) for name, distance in distances.items()}
+        away = {f"distance_{name}": difference(distance, LIMIT_DECIMALS) for name, distance in distances.items()}
         nearness.append({"depth": depth, **away, "residual": difference(largest_norm(output - data.y))})
     return (
         from_rows(sorted(rows, key=lambda row: (row["depth"], row["iteration"]))),

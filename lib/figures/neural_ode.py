@@ -1,5 +1,6 @@
 """Networks beside the neural ODE that they converge to (Prop. 2 and Thm 4)."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from lib.dense import limit, spectral
 from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
 from lib.dense.training import lockstep, train
-from lib.digits import difference
+from lib.digits import STATE_DECIMALS, difference
 from lib.figures.claim import Claim, Read, fit_in_depth, judge_rate, maximise_over_time, select_last
 from lib.figures.experiment import Progress, largest_norm, silent
 from lib.figures.results import Data
@@ -97,7 +98,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     for depth, grid, other in list(zip(config.depths, grids, records, strict=True))[1:4:2]:
         shown.append((depth, grid, hidden_states(config.network.at_depth(depth), other.weights, few)))
     trajectories = [
-        {"depth": depth, "s": float(s), "input": number, "value": difference(float(value))}
+        {"depth": depth, "s": float(s), "input": number, "value": difference(float(value), STATE_DECIMALS)}
         for depth, grid, states in shown
         for s, values in zip(grid, states[:, :, 0], strict=True)
         for number, value in enumerate(values)
@@ -122,7 +123,7 @@ def _errors(network, ode, exact, weights, x, last) -> dict[str, float]:
         "discretised": largest_norm(discretised - output),
         "scipy": largest_norm(scipy - outputs(weights, states)) if last else math.nan,
     }
-    return {name: difference(error) for name, error in errors.items()}
+    return {name: difference(error, STATE_DECIMALS) for name, error in errors.items()}
 
 
 def uniform_distance(ode: limit.TrainedODE, weights: Weights) -> float:
@@ -140,7 +141,8 @@ def scipy_output(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: 
     """F(x): (n, d') of the neural ODE whose V(s), W(s) interpolate a network's layers, by SciPy.
 
     Layer k stands for the middle of its cell, s = (k - 1/2)/L, with straight lines between and constants at both
-    ends; solved by scipy.integrate.solve_ivp (DOP853) to ``tolerance``.
+    ends; solved by scipy.integrate.solve_ivp (DOP853) to ``tolerance``, from one bend of the weights to the next: over
+    a bend, an ulp in a state can change which steps are accepted, and the result by more than the tolerance.
     """
     s = activations.get(config.activation).function
     depth, outer = len(weights.V), config.at_depth(1).outer_scale
@@ -154,10 +156,11 @@ def scipy_output(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: 
         h = torch.from_numpy(flat).view(start.shape)
         return (outer * s(config.inner_scale * (h @ W)) @ V).flatten().numpy()
 
-    solution = solve_ivp(
-        right_side, (0, 1), start.flatten().numpy(), method="DOP853", rtol=tolerance, atol=tolerance, t_eval=[1.0]
-    )
-    end = torch.from_numpy(solution.y[:, -1]).view(start.shape)
+    state = start.flatten().numpy()
+    bends = (np.arange(depth) + 0.5) / depth
+    for ends in itertools.pairwise([0.0, *bends.tolist(), 1.0]):
+        state = solve_ivp(right_side, ends, state, method="DOP853", rtol=tolerance, atol=tolerance).y[:, -1]
+    end = torch.from_numpy(state).view(start.shape)
     return end if weights.B is None else end @ weights.B
 
 

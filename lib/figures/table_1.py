@@ -191,7 +191,7 @@ def draw(data: Data, config: Config) -> Figure:
     rows = list(zip(*readable.values(), strict=True))
     wide = [2 + max(map(len, [*name.split(), *column])) for name, column in readable.items()]
     lines = max(len(name.split()) for name in readable)
-    figure = Figure(figsize=(max(8.0, 0.085 * sum(wide)), 0.3 * len(rows) + 0.22 * lines))
+    figure = Figure(figsize=(max(8.0, 0.085 * sum(wide)), 0.3 * len(rows) + 0.22 * lines), layout="none")
     axes = figure.add_axes([0.01, 0.01, 0.98, 0.98])
     axes.set_axis_off()
     drawn = axes.table(

@@ -62,7 +62,7 @@ def _distance(tracked: str, found: str) -> float:
         return 0.0 if one == other else math.inf
     gap, places = abs(one - other), max(_places(tracked), _places(found))
     # With that many decimals a number is a computed one; 82.5 is not 82.6.
-    if places >= digits.ROOT_DECIMALS and gap < 1.5 * 10.0**-places:
+    if places >= digits.STATE_DECIMALS and gap < 1.5 * 10.0**-places:
         return 0.0
     return gap / max(abs(one), abs(other))
 

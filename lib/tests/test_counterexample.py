@@ -49,7 +49,7 @@ def test_relu_ends_at_the_closed_form(data):
     assert rows["even_spread"].max() < 1e-12
     assert rows["odd_moved"].max() == 0
     # Neighbours end w* + 1/(2L) apart: no smaller at larger depth than 2 log C.
-    assert rows["end"] == pytest.approx(rows["limit_weight"] + 1 / rows["depth"], rel=1e-9)
+    assert rows["end"] == pytest.approx(rows["limit_weight"] + 1 / rows["depth"], rel=1e-7)
     assert rows["loss"].max() < 1e-12
 
 
@@ -63,7 +63,7 @@ def test_gelu_stays_smooth(data):
 def test_figure_draws_its_tables(data):
     weights = data["relu_counterexample_weights"]
     figure = relu_counterexample.draw(data, CONFIG)
-    assert list(figure.axes[0].lines[0].get_ydata()) == list(select(weights, activation="relu")["weight"])
+    assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx(select(weights, activation="relu")["weight"])
 
 
 @pytest.mark.parametrize("names", [["gelu"], ["tanh", "relu", "gelu"]])
@@ -73,7 +73,7 @@ def test_figure_has_a_panel_for_each_activation(names):
     weights = data["relu_counterexample_weights"]
     *across, compared = relu_counterexample.draw(data, config).axes
     for panel, name in zip(across, names, strict=True):
-        assert list(panel.lines[0].get_ydata()) == list(select(weights, activation=name)["weight"])
+        assert list(panel.lines[0].get_ydata()) == pytest.approx(select(weights, activation=name)["weight"])
     assert len({panel.get_ylim() for panel in across}) == 1
     curves = [line for line in compared.lines if line.get_linestyle() != "None"]
     assert len(curves) == 2 * len(names)

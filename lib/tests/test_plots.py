@@ -81,8 +81,8 @@ def test_figure_2_records_the_entry_asked_for():
     weights = figure_2.compute(config)["figure_2_weights"]
     *_, last = train(NETWORK, config.learning_rate, 4)
     end = tables.select(weights, iteration=4)
-    assert list(end["entry_V"]) == last.weights.V[:, 2, 3].tolist()
-    assert list(end["entry_W"]) == last.weights.W[:, 2, 3].tolist()
+    assert list(end["entry_V"]) == pytest.approx(last.weights.V[:, 2, 3].tolist(), rel=1e-7)
+    assert list(end["entry_W"]) == pytest.approx(last.weights.W[:, 2, 3].tolist(), rel=1e-7)
 
 
 def test_the_same_figure_gives_the_same_bytes(long, tmp_path, monkeypatch):
