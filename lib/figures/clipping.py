@@ -78,7 +78,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """The clipped flow: weight norms and Lipschitz constants against depth and time, and the bound C t.
 
     ``table`` has the columns of ``clipping.csv``.

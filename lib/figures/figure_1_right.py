@@ -131,7 +131,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Distance to the limit: images over (iteration, depth) for V and W, and the rate at the last iteration.
 
     ``table`` has the columns of ``figure_1_right.csv``; entries that are 0 stay white.
@@ -168,7 +168,8 @@ def draw(data: Data, config: "Config") -> Figure:
         else:
             rate.plot(depths, np.where(final > 0, final, np.nan), marker + "-", color=color, label=f"${Z}$")
     depth_axis(rate, depths)
-    rate.set_yscale("log")
+    if any((image[:, -1] > 0).any() for image in images.values()):  # at t = 0 all depths agree
+        rate.set_yscale("log")
     rate.set_title(f"at iteration {iterations[-1]}")
     leave_room_for_legend(rate, 0.35)
     rate.legend(loc="lower left")

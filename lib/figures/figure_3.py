@@ -103,7 +103,7 @@ def entries_across_layers(
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """One entry of conv1 and of conv2 across the layers, weight-tied beside i.i.d., two rows for each schedule.
 
     ``data``: what `compute` returns.

@@ -96,7 +96,7 @@ def closer_along_depth(layers: Mapping[str, list], epochs: int, convolution: str
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Successive Frobenius distance of conv1 and conv2, a row a schedule: across the layers, and on average with a dot
     a run.
 

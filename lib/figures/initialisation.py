@@ -147,7 +147,7 @@ COLUMNS = ("successive", "distance", "output", "variation")  # of the table, a p
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Successive distance, distances of weights and of outputs to the limit and quadratic variation against depth, for
     each initialisation.
 

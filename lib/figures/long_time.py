@@ -134,7 +134,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """PL ratios for several widths, then losses and final weights for several depths and the limit.
 
     ``ratios``, ``curves`` and ``weights`` have the columns of ``long_time.csv``, ``long_time_depths.csv`` and

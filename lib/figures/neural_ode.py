@@ -174,7 +174,7 @@ ERRORS = {
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Networks beside the limit: hidden states, errors against depth at the end, slopes during training.
 
     ``errors`` has the columns of ``neural_ode.csv``, ``trajectories`` those of ``neural_ode_states.csv``.

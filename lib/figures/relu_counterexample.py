@@ -131,7 +131,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Weights across the layers with ReLU and with GELU, and the largest successive distance against depth.
 
     ``table`` and ``weights`` have the columns of ``relu_counterexample.csv`` and ``..._weights.csv``; there is a panel

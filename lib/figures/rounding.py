@@ -96,7 +96,7 @@ def noise_of_parts(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """The share of noise from layer to layer in a convolution and its von Neumann ratio along training in two
     precisions, and the share at the end of training in equal parts of the layers.
 

@@ -110,7 +110,7 @@ def lost_by_depth(table: Mapping[str, list], convolution: str = "conv1") -> dict
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """The von Neumann ratio of a convolution along training, and at its end in equal parts of the layers; then along
     training in networks of several depths, and the training time at which each stops being smooth.
 

@@ -74,7 +74,7 @@ def loss_spike(every: int) -> dict[str, list]:
 
 
 @styled
-def draw(data: Data, config: "Config") -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """What the size of the stem goes with, what comes of keeping it, and a spike of the loss step by step.
 
     ``networks``, ``training`` and ``spike`` have the columns of ``stem.csv``, ``stem_training.csv`` and

@@ -74,7 +74,7 @@ def test_the_picture_draws_its_table(table):
     assert sorted(drawn) == pytest.approx(sorted(fits["slope"]))
     rows = tables.select(table, block="perceptron", activation="gelu", time=0.4)
     middle = [np.median(tables.select(rows, depth=depth)["max_distance"]) for depth in (2, 4)]
-    assert any(list(line.get_ydata()) == middle for line in layers.lines)
+    assert any(list(line.get_ydata()) == pytest.approx(middle) for line in layers.lines)
     assert [list(line.get_xdata()) for line in double.lines if len(line.get_xdata())] == [[2]] * 3
 
 
