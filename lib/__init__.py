@@ -1,12 +1,16 @@
 """Companion of Marion, Wu, Sander, Biau, "Implicit regularization of deep residual networks towards neural ODEs".
 
-    checks paths tables activations measures    values, places, tables, functions, smoothness and rates
+    checks paths parameters    values, places and files, the parameters of notebooks
+    tables digits              tables, and the digits that another machine finds too
+    activations measures rates functions, smoothness along the depth, rates in it
     dense       the fully connected network of eq. (3): weights, training, large-depth limit
     cifar       the convolutional network of Section 5.2: images, training, checkpoints, records
+    blocks      any residual block of one's own (section 4.3)
+    ode         the layers of a network as an ODE: solvers, states computed backwards, fewer layers
     engine      the compiled engine (C++ and CUDA) and what it costs
     figures     a room for each figure, of the same name as its notebook: config, computation, drawing, claims
     explore     the explorers: the only package that knows widgets
-    project     the Makefile's commands: notebooks, parameters, report
+    project     the Makefile's commands: notebooks, runs, report, verify
 
 ``dense`` and ``cifar`` do not import each other; ``figures`` never trains on CIFAR-10; nothing imports ``project``.
 Equation and section numbers are the paper's (ICLR 2024, arXiv 2309.01213). What most users need is here by name.

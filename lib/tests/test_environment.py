@@ -216,7 +216,7 @@ def test_a_given_interpreter_is_used_as_it_is(tmp_path):
 
 def test_the_compiled_engine_comes_with_the_environment_where_there_is_a_compiler(tmp_path):
     machine = Machine(tmp_path)
-    (machine.root / "lib" / "engine.py").write_text("")
+    (machine.root / "lib" / "engine" / "build.py").write_text("")
     machine.make("env")
     assert "python -m lib.engine.build build" not in machine.calls()
     compiler = machine.tools / "c++"

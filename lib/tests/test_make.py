@@ -403,7 +403,9 @@ def test_nbval_writes_into_the_build_folder_and_skips_what_needs_the_images(proj
     shutil.copy(paths.NOTEBOOKS / "conftest.py", project / "notebooks")
     (project / "lib" / "tests").mkdir()
     shutil.copy(paths.ROOT / "lib" / "tests" / "shipped.py", project / "lib" / "tests")
-    shutil.copy(paths.ROOT / "lib" / "cifar.py", project / "lib")
+    (project / "lib" / "cifar").mkdir()
+    for module in ("__init__", "dataset"):
+        shutil.copy(paths.ROOT / "lib" / "cifar" / f"{module}.py", project / "lib" / "cifar")
     needing = project / "notebooks" / "figure_b.ipynb"
     needing.write_text(needing.read_text().replace('"config"', '"config", "needs-cifar10"'))
     options = ["-rs", "--nbval-lax", "--nbval-current-env"]

@@ -12,7 +12,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from lib import paths
 
 KEPT = ("Makefile", "pyproject.toml", "environment.yml", ".gitignore")
-MODULES = ("__init__", "checks", "clean", "notebooks", "parameters", "paths", "variables")
+MODULES = ("__init__", "checks", "parameters", "paths", "engine/__init__", "project/__init__")
+MODULES += tuple(f"project/{name}" for name in ("clean", "dependencies", "notebooks", "variables"))
 # What a make that calls this one, or a person's shell, may set and these tests must not inherit.
 OUTSIDE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "PROFILE", "SET", "PARAMETERS", "PYTHONPATH")
 
@@ -74,8 +75,10 @@ def write(root: Path) -> Path:
     for file in KEPT:
         shutil.copy(paths.ROOT / file, root / file)
     for module in MODULES:
-        shutil.copy(paths.ROOT / "lib" / f"{module}.py", root / "lib")
-    (root / "lib" / "engine.py").write_text("print('engine: none')\n")  # make reports the engine; there is none here
+        (root / "lib" / module).parent.mkdir(exist_ok=True)
+        shutil.copy(paths.ROOT / "lib" / f"{module}.py", root / "lib" / f"{module}.py")
+    # make reports the engine; there is none here
+    (root / "lib" / "engine" / "build.py").write_text("print('engine: none')\n")
     (root / "lib" / "helper.py").write_text("FACTOR = 10\n")
     (root / "lib" / "tool.py").write_text("from lib.helper import FACTOR\n\n\ndef scaled(n):\n    return FACTOR * n\n")
     (root / "lib" / "unused.py").write_text("")
