@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lib import digits, tables
+from lib.cifar.choice import NetworkChoice
 from lib.figures import figure_3
 from lib.figures.results import save
 
@@ -45,14 +46,16 @@ def test_rounding_noise_reaches_neither_a_table_nor_its_picture(tmp_path, monkey
     table = {"epochs": [30] * 4, "smooth_init": [True] * 4, "convolution": ["conv1", "conv1", "conv2", "conv2"]}
     table |= {"layer": [1, 2, 1, 2], "value": [0.1, 1 / 3, 2 / 3, 0.7]}
     noisy = {**table, "value": np.nextafter(table["value"], 1)}
-    entries = {"conv1": (0, 0, 0, 0), "conv2": (0, 0, 0, 0)}
+    config = figure_3.Config(NetworkChoice())
+    networks = figure_3.describe({})
 
     def files(data):
-        save("figure_3", figure_3.draw(data, {}, entries), {"figure_3": data})
+        save("figure_3", figure_3.draw({"figure_3": data, "figure_3_networks": networks}, config), {"figure_3": data})
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     assert noisy["value"].tolist() != table["value"]
     assert files(table) == files(noisy)
     # The picture of what was written is the same again.
-    save("figure_3", figure_3.draw(tables.read_csv(tmp_path / "figure_3.csv"), {}, entries))
+    read = tables.read_csv(tmp_path / "figure_3.csv")
+    save("figure_3", figure_3.draw({"figure_3": read, "figure_3_networks": networks}, config))
     assert files(table)["figure_3.pdf"] == (tmp_path / "figure_3.pdf").read_bytes()

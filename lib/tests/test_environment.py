@@ -18,7 +18,7 @@ CONDA_NAMES = {"torch": "pytorch"}
 IMPORT_NAMES = {"yaml": "pyyaml"}
 # These come with jupyterlab, papermill and matplotlib, whose files, kernels, pages and images they are, and with
 # PyTorch's CUDA build.
-COMES_ALONG = {"IPython", "PIL", "cuda", "nbclient", "nbconvert", "nbformat", "packaging"}
+COMES_ALONG = {"IPython", "PIL", "cuda", "jinja2", "nbclient", "nbconvert", "nbformat", "packaging"}
 TOOLS = ("sh", "bash", "make", "rm", "cp", "mv", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
 TOOLS += ("ls", "grep", "tr", "cksum")
 
@@ -54,7 +54,7 @@ def test_every_import_is_a_declared_dependency(project):
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.partition(".")[0])
-    own = {"lib", *(path.stem for path in (paths.ROOT / "lib" / "tests").glob("*.py"))}
+    own = {"lib", *(path.stem for path in (paths.ROOT / "lib" / "tests").rglob("*.py"))}
     others = imported - own - set(sys.stdlib_module_names) - COMES_ALONG
     optional = [name for group in project.get("optional-dependencies", {}).values() for name in group]
     declared = {split(requirement)[0] for requirement in project["dependencies"] + optional}
