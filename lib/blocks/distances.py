@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lib import checks
 from lib.blocks.network import INITIALISATIONS, Block, BlockNetwork, Loss
 from lib.blocks.training import check_optimizer, check_times, train
-from lib.distances import integral_distance
+from lib.measures import integral_distance
 from lib.tables import from_rows
 
 ALL = "all"  # the parameter's name in rows on all of them together

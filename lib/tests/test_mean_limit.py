@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from lib.distances import fit_slope
 
 from lib.dense import limit
 from lib.dense.network import NetworkConfig, Weights, initialise
 from lib.dense.training import train
 from lib.figures import mean_limit
 from lib.figures.mean_limit import MEAN, OWN, Config
+from lib.measures import fit_slope
 from lib.rates import root_mean_squares, slope_in_depth, two_terms
 from lib.tables import from_rows, select
 
