@@ -79,7 +79,7 @@ def test_ratios_are_taken_turn_by_turn():
 
 
 def test_the_table_has_a_row_for_each_engine_and_is_saved(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cases, "cases", lambda: [DENSE, CIFAR])
+    monkeypatch.setattr(bench, "cases", lambda: [DENSE, CIFAR])
     monkeypatch.setattr(bench, "peak_memory", lambda case, name: math.nan)
     monkeypatch.setattr(bench.paths, "ROOT", tmp_path)
     monkeypatch.setattr(bench.paths, "BUILD", tmp_path / "build")

@@ -39,7 +39,7 @@ def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
     panels = np.reshape(figure_3.draw(data, config).axes, (4, 2))
     assert [panel.get_title() for panel in panels[::2].flat] == [*titles.values(), "GELU, i.i.d."]
     drawn = panels[3, 0]  # conv2 of the weight-tied network of 180 epochs
-    np.testing.assert_array_equal(drawn.lines[0].get_ydata(), curve["value"])
+    np.testing.assert_allclose(drawn.lines[0].get_ydata(), curve["value"], rtol=1e-6)
     assert drawn.get_ylabel() == "conv2 $[15,0,1,1]$"
     assert [panel.texts[0].get_text() for panel in panels[2:, 1]] == ["no such network is here"] * 2
     networks[30, True].path.unlink()

@@ -213,7 +213,7 @@ def test_a_run_is_the_one_that_the_notebook_trains(profile):
 
 def test_a_run_that_is_training_already_is_not_started(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
-    monkeypatch.setattr(runs.cifar, "load", lambda train: None)
+    monkeypatch.setattr(runs.dataset, "load", lambda train: None)
     monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
     with states.alone_in(states.run_folder(runs.config_of({"depth": 2, "seed": 5}))):
         assert runs.main(["--profile", "quick", "--set", "depth=2 seed=5"]) == 1
@@ -234,7 +234,7 @@ def test_a_finished_run_is_never_trained_again(tmp_path, monkeypatch, capsys):
 def test_a_run_that_was_stopped_says_where_it_goes_on(tmp_path, monkeypatch, capsys, trial):
     config = CifarConfig(depth=2, epochs=7, **trial)
     monkeypatch.setattr(paths, "BUILD", tmp_path)
-    monkeypatch.setattr(runs.cifar, "load", lambda train: None)
+    monkeypatch.setattr(runs.dataset, "load", lambda train: None)
     run = training.Training(config, torch.device("cpu"))
     run.epoch = 3
     folder = states.run_folder(config)
@@ -254,7 +254,7 @@ def test_a_run_that_was_stopped_says_where_it_goes_on(tmp_path, monkeypatch, cap
 def test_a_finished_trial_is_not_trained_again(tmp_path, monkeypatch, capsys):
     config = CifarConfig(depth=2, epochs=1, train_images=100)
     monkeypatch.setattr(paths, "BUILD", tmp_path)
-    monkeypatch.setattr(runs.cifar, "load", lambda train: None)
+    monkeypatch.setattr(runs.dataset, "load", lambda train: None)
     monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
     write_state(states.run_folder(config), config, ConvResNet(config.network))
     records.export(config)
