@@ -200,7 +200,7 @@ def test_sizes_are_those_of_the_source(kernels, library):
 
 
 def test_a_block_fits_into_the_shared_memory_of_a_multiprocessor():
-    for blocks in stack.BLOCKS_A_RUN:
+    for blocks in stack_module.BLOCKS_A_RUN:
         assert stacked_layers.shared_bytes(blocks)[1] <= 227 * 1024
 
 
@@ -469,9 +469,9 @@ def test_a_network_that_the_kernels_do_not_know_is_refused(config, words):
 
 def test_a_last_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="1001 training images leave 41 for the last batch, expected a multiple of 8"):
-        stack._check_batches(1001, 8)
-    for blocks in stack.BLOCKS_A_RUN:
-        stack._check_batches(dataset.TRAIN_IMAGES, blocks)
+        stack_module._check_batches(1001, 8)
+    for blocks in stack_module.BLOCKS_A_RUN:
+        stack_module._check_batches(dataset.TRAIN_IMAGES, blocks)
 
 
 def test_without_cuda_a_sentence_says_so(capsys, monkeypatch):
@@ -561,14 +561,14 @@ def test_a_run_that_diverges_leaves_the_other_stacks_alone(tmp_path, monkeypatch
 
 
 def test_few_runs_have_more_blocks_each():
-    assert [stack.blocks_a_run(runs, 132) for runs in (1, 7, 8, 15, 40)] == [16, 16, 8, 8, 8]
+    assert [stack_module.blocks_a_run(runs, 132) for runs in (1, 7, 8, 15, 40)] == [16, 16, 8, 8, 8]
 
 
 # ---- On a GPU ----
 
 
 @needs_cuda
-@pytest.mark.parametrize("blocks", stack.BLOCKS_A_RUN)
+@pytest.mark.parametrize("blocks", stack_module.BLOCKS_A_RUN)
 def test_the_kernels_on_a_gpu_agree_with_float64_autograd(blocks):
     device = torch.device("cuda")
     nets = networks("gelu", "relu", "identity", depth=16)
