@@ -4,11 +4,12 @@
     table = successive_distances(MyBlock, depths=[8, 16, 32, 64], x=x, y=y, iterations=60)
     print(fit_slope(table["depth"], table["max_distance"]))   # -1: its layers sample a Lipschitz function of s = k/L
 
-`network` stacks the layers of a block, `training` trains one depth, `distances` compares depths, `library` has blocks.
+`network` stacks the layers of a block, `training` trains one depth, `distances` compares depths; `catalogue` has blocks
+by name.
 """
 
+from lib.blocks.catalogue import make_block
 from lib.blocks.distances import DistancesConfig, compare_depths, distance_steps, successive_distances
-from lib.blocks.library import make_block
 from lib.blocks.network import BlockNetwork
 from lib.blocks.training import gaussian_data, train
 from lib.checks import Divergence

@@ -1,14 +1,14 @@
 """Which trained networks a figure shows: a choice of settings, and the runs that have them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lib import checks, tables
 from lib.cifar import records
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvNetConfig
-from lib.cifar.records import Run
+from lib.cifar.records import CONVOLUTIONS, Run
 
 NAMES = {True: "weight-tied", False: "i.i.d."}
 
@@ -30,13 +30,16 @@ class NetworkChoice:
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_int("epochs", self.epochs, least=0)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the choice says of a run's configuration; None where it says nothing."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"epochs": self.epochs or None}
+
     def select(self, runs: Iterable[Run], **conditions: Any) -> list[Run]:
         """The runs of this choice, in the paper's setting otherwise (16 channels, batches of 64, whole set, a stem that
         trains with the rest, no group norm), as far as the conditions say nothing else; one of None is left out. How
         often a run was evaluated is no part of its training: of runs that differ in nothing else, one counts."""
-        wanted = {name: getattr(self, name) for name in ("activation", "batch_norm", "depth", "learning_rate")}
-        wanted |= {
-            "epochs": self.epochs or None,
+        paper = {
             "channels": 16,
             "batch_size": 64,
             "adaptive": False,
@@ -44,8 +47,22 @@ class NetworkChoice:
             "depth_scaling": False,
             "norm_groups": 0,
         }
-        found = records.select((run for run in runs if not run.config.trial), **wanted | conditions)
+        found = records.select((run for run in runs if not run.config.trial), **paper | self.settings | conditions)
         return list({replace(run.config, test_every=1): run for run in reversed(found)}.values())[::-1]
+
+
+@dataclass(frozen=True)
+class ConvolutionChoice:
+    """Which trained networks (``choice``, and the ``seed`` of those that have no repeats), and which ``convolution`` of
+    their layers."""
+
+    choice: NetworkChoice
+    convolution: str = "conv1"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.choice("convolution", self.convolution, CONVOLUTIONS)
+        checks.positive_int("seed", self.seed, least=0)
 
 
 def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[int, dict[bool, list[Run]]]:
@@ -88,8 +105,7 @@ VARIABLES = {
 
 def nothing_trained(choice: NetworkChoice, **conditions: Any) -> str:
     """The sentence for a figure that has nothing to show; ``conditions`` as for `NetworkChoice.select`."""
-    wanted = {name: getattr(choice, name) for name in ("activation", "batch_norm", "depth", "learning_rate")}
-    wanted |= {"epochs": choice.epochs or None} | conditions
+    wanted = choice.settings | conditions
     known = {name: wanted[name] for name in VARIABLES if wanted.get(name) is not None}
     default = CifarConfig()
     settings = [f"{VARIABLES[name]}={value}" for name, value in known.items() if value != getattr(default, name)]

@@ -43,9 +43,8 @@ class Solver(Protocol):
 
     def descend(self, learning_rate: float, clip: float = 0.0) -> None:
         """One step of gradient descent, in place: V_k and W_k move by -eta * ``step_factor`` * gradient, A and B by
-        -eta *
-        gradient, eta = ``learning_rate``. With ``clip`` C > 0 every velocity is clipped to [-C, C] first, entry by
-        entry (the clipped flow of Prop. 3)."""
+        -eta * gradient, eta = ``learning_rate``. With ``clip`` C > 0 every velocity is clipped to [-C, C] first, entry
+        by entry (the clipped flow of Prop. 3)."""
 
     def run(self, learning_rate: float, count: int, clip: float = 0.0) -> Tensor:
         """``count`` times `forward` and `descend`; returns the loss before each: (count,), float64."""

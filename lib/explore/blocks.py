@@ -9,8 +9,8 @@ from IPython.core.getipython import get_ipython
 from matplotlib.figure import Figure
 
 from lib import tables
+from lib.blocks.catalogue import ACTIVATIONS, BLOCKS, TOKENS, make_block
 from lib.blocks.distances import DistancesConfig, DistancesState, distance_steps
-from lib.blocks.library import ACTIVATIONS, BLOCKS, TOKENS, make_block
 from lib.blocks.network import INITIALISATIONS
 from lib.blocks.training import gaussian_data
 from lib.explore import frames

@@ -12,8 +12,8 @@ from matplotlib.ticker import NullFormatter
 from scipy import stats
 
 from lib import checks
+from lib.blocks.catalogue import BLOCKS, make_block
 from lib.blocks.distances import successive_distances
-from lib.blocks.library import BLOCKS, make_block
 from lib.blocks.training import gaussian_data
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
@@ -40,7 +40,7 @@ NO_ACTIVATION = "none"
 class Config:
     """Networks of several ``blocks`` on board, with every one of ``activations``, at several ``depths`` and ``seeds``.
 
-    A block is named as in `lib.blocks.library.BLOCKS`, with a norm after a comma, as in "convolution, batch norm".
+    A block is named as in `lib.blocks.catalogue.BLOCKS`, with a norm after a comma, as in "convolution, batch norm".
     ``iterations`` lists the training times that are looked at, in steps of ``learning_rate`` (times L for the layers).
     A seed draws the block and its Gaussian data. ``slope_from``: the smallest depth that slopes are fitted over.
     """

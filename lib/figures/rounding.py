@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from lib import checks, tables
+from lib import tables
 from lib.cifar import dataset, records, schedule
-from lib.cifar.choice import NetworkChoice
+from lib.cifar.choice import ConvolutionChoice
 from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS, measure_parts
 from lib.cifar.records import CONVOLUTIONS, Run
@@ -22,17 +21,8 @@ from lib.measures import PARTS, SMOOTH_BELOW, noise_along_depth
 NOISES = tuple(f"noise_{name}" for name in CONVOLUTIONS)
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(ConvolutionChoice):
     """The ``convolution``, and which weight-tied networks (``choice``, of every activation and one ``seed``)."""
-
-    choice: NetworkChoice
-    convolution: str = "conv1"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks.choice("convolution", self.convolution, CONVOLUTIONS)
-        checks.positive_int("seed", self.seed, least=0)
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:

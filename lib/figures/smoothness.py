@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib import checks, tables
+from lib import tables
 from lib.cifar import dataset, records, schedule
-from lib.cifar.choice import NetworkChoice, longest_by_depth, with_repeats
+from lib.cifar.choice import ConvolutionChoice, longest_by_depth, with_repeats
 from lib.cifar.course import RATIOS, course, describe_run, make_columns, measure_parts, smoothness_in_training
 from lib.cifar.network import ConvResNet
 from lib.cifar.records import CONVOLUTIONS, Run
@@ -34,18 +33,9 @@ from lib.measures import PARTS, SMOOTH_BELOW, fit_slope, ratios_along_depth, str
 LEFT = tuple(f"{what}_{name}" for name in CONVOLUTIONS for what in ("left", "share", "chance"))
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(ConvolutionChoice):
     """Which networks (``choice``, of every activation; of the longest schedule all seeds, of others one ``seed``), and
     which ``convolution``."""
-
-    choice: NetworkChoice
-    convolution: str = "conv1"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks.choice("convolution", self.convolution, CONVOLUTIONS)
-        checks.positive_int("seed", self.seed, least=0)
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:

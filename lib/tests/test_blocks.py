@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lib.blocks import BlockNetwork, Divergence, fit_slope, gaussian_data, make_block, successive_distances, train
-from lib.blocks.library import ACTIVATIONS, BLOCKS
+from lib.blocks.catalogue import ACTIVATIONS, BLOCKS
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train as train_dense
 
