@@ -22,10 +22,10 @@ after = $(if $($(1)),$(PYTHON) lib/project/variables.py run $(1) '' $(call quote
 # The files in a folder whose names make, a shell and a link take as they are; lib.parameters has the same rule.
 fitting = $(shell ls $(1) 2>/dev/null | LC_ALL=C grep -x '[A-Za-z0-9_][A-Za-z0-9_.-]*')
 
-ifneq ($(filter-out $(VARIABLES) $(ENVIRONMENTAL) PYTHON SHELL,$(GIVEN)),)
-UNKNOWN := $(call quoted,$(firstword $(filter-out $(VARIABLES) $(ENVIRONMENTAL) PYTHON SHELL,$(GIVEN))))
-$(error $(shell $(or $(PYTHON),python3) lib/project/variables.py unknown $(UNKNOWN) $(VARIABLES) $(ENVIRONMENTAL) PYTHON 2>/dev/null || \
-  printf 'There is no variable %s, but: %s' $(UNKNOWN) '$(VARIABLES) $(ENVIRONMENTAL) PYTHON'))
+UNKNOWN := $(firstword $(filter-out $(VARIABLES) $(ENVIRONMENTAL) PYTHON SHELL,$(GIVEN)))
+ifneq ($(UNKNOWN),)
+$(error $(shell $(or $(PYTHON),python3) lib/project/variables.py unknown $(call quoted,$(UNKNOWN)) $(VARIABLES) $(ENVIRONMENTAL) PYTHON 2>/dev/null || \
+  printf 'There is no variable %s, but: %s' $(call quoted,$(UNKNOWN)) '$(VARIABLES) $(ENVIRONMENTAL) PYTHON'))
 endif
 $(foreach name,$(filter-out PYTHON SHELL,$(GIVEN)),$(eval override $(name) := $$(value $(name))))
 EMPTY := $(firstword $(foreach name,$(filter $(VARIABLES),$(GIVEN)),$(if $(strip $($(name))),,$(name))))

@@ -35,6 +35,7 @@ def von_neumann_ratio(weights: Tensor) -> float:
 
 
 PARTS = 8  # of the layers, for smoothness along the depth
+NOISE_ORDER = 6  # of the differences that a share of noise is measured by
 
 
 def ratios_along_depth(weights: Tensor, parts: int = PARTS) -> list[float]:
@@ -77,25 +78,25 @@ def layer_noise(weights: Tensor, order: int = 8) -> float:
     return math.sqrt(float(differences.square().mean()) / math.comb(2 * order, order))
 
 
-def noise_share(weights: Tensor, order: int = 6) -> float:
+def noise_share(weights: Tensor) -> float:
     """Which share of the variance across layers is noise from layer to layer: `layer_noise` squared, over the mean
     variance (unbiased) of the entries of ``weights`` (L, ...).
 
     1 for independent layers, and next to 0 for a curve that the layers resolve, however steep: one that swings within
     a dozen layers has a large von Neumann ratio, and no noise. A layer that stands out alone counts as noise. nan where
-    L <= ``order``, or where the weights do not vary with depth.
+    L <= `NOISE_ORDER`, or where the weights do not vary with depth.
     """
-    return noise_along_depth(weights, 1, order)[0]
+    return noise_along_depth(weights, 1)[0]
 
 
-def noise_along_depth(weights: Tensor, parts: int = PARTS, order: int = 6) -> list[float]:
+def noise_along_depth(weights: Tensor, parts: int = PARTS) -> list[float]:
     """`noise_share` in each of ``parts`` equal parts of the layers, from the input to the output, of the variance
-    across all layers; nan where a part has no more than ``order`` layers, or the weights do not vary with depth."""
+    across all layers; nan where a part has no more than `NOISE_ORDER` layers, or the weights do not vary with depth."""
     if math.isnan(von_neumann_ratio(weights)):
         return [math.nan] * parts
     variance = float(weights.flatten(1).double().var(dim=0).mean())
     return [
-        layer_noise(part, order) ** 2 / variance if len(part) > order else math.nan
+        layer_noise(part, NOISE_ORDER) ** 2 / variance if len(part) > NOISE_ORDER else math.nan
         for part in weights.tensor_split(parts)
     ]
 

@@ -23,7 +23,7 @@ PROFILES = NOTEBOOKS / "profiles"
 FIGURES = Path(os.environ.get("RESULTS_ROOT") or ROOT) / "figures"
 CHECKPOINTS = Path(os.environ.get("RESULTS_ROOT") or ROOT) / "checkpoints"
 BUILD = ROOT / ".build"
-CSRC = Path(__file__).resolve().parent / "engine" / "csrc"
+CSRC = _PACKAGE / "engine" / "csrc"
 
 STALE = 3600  # seconds; a draft that nobody has written to for so long is the leftover of a process that was killed
 
@@ -157,6 +157,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file with ``write``, which is given the `draft` of it."""
     with draft(path) as beside:
         write(beside)
+
+
+def write_content(path: Path, content: str | bytes) -> None:
+    """Write a file of this content, as `write_atomically`; text in UTF-8."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    write_atomically(path, lambda draft: draft.write_bytes(data))
 
 
 def remove_drafts(folder: Path, older_than: float) -> None:

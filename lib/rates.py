@@ -70,7 +70,11 @@ class TwoTerms:
 
     def value(self, depth, width):
         """The fitted distance."""
-        return np.sqrt((self.a / depth) ** 2 + self.b**2 / (depth * width))
+        return _two_terms(self.a, self.b, depth, width)
+
+
+def _two_terms(a, b, depth, width):
+    return np.sqrt((a / depth) ** 2 + b**2 / (depth * width))
 
 
 def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
@@ -85,6 +89,6 @@ def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
     values = np.sqrt(squares.mean(axis=1))
     a, b = fit(values)
     low, high = _interval(np.array([fit(drawn) for drawn in _resampled(squares)])).tolist()
-    deviation = np.sqrt((a / depths) ** 2 + b**2 / (depths * widths)) / values - 1
+    deviation = _two_terms(a, b, depths, widths) / values - 1
     residual = float(np.sqrt(np.square(deviation).mean()))
     return TwoTerms(float(a), float(b), *zip(low, high, strict=True), residual)

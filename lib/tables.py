@@ -151,5 +151,5 @@ def write(folder: Path, name: str, table: Table, readable: Table) -> list[Path]:
     written = [write_csv(folder / f"{name}.csv", table)]
     for ending, text in (("md", markdown(readable)), ("tex", latex(readable))):
         written.append(folder / f"{name}.{ending}")
-        paths.write_atomically(written[-1], lambda draft, text=text: draft.write_text(text + "\n", encoding="utf-8"))
+        paths.write_content(written[-1], text + "\n")
     return written

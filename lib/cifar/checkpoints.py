@@ -71,7 +71,7 @@ def save(path: Path | str, checkpoint: Checkpoint) -> Path:
     paths.make_folder(path.parent)
     # `save_file` writes files that nobody else may read, whatever the umask says.
     content = safetensors.torch.save(tensors, metadata=header)
-    paths.write_atomically(path, lambda draft: draft.write_bytes(content))
+    paths.write_content(path, content)
     return path
 
 

@@ -193,9 +193,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     with tarfile.open(archive) as members:
         for member in filter(tarfile.TarInfo.isfile, members):
-            content = members.extractfile(member).read()
-            target = folder / Path(member.name).name
-            paths.write_atomically(target, lambda draft, content=content: draft.write_bytes(content))
+            paths.write_content(folder / Path(member.name).name, members.extractfile(member).read())
 
 
 # ------------------------------------------------------------------------------------------ one epoch

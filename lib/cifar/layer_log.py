@@ -56,7 +56,7 @@ def write(path: Path, log: LayerLog, run: str) -> None:
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "run": json.dumps(run)}
     tensors = {name: values.contiguous() for name, values in log.items()}
     content = save(tensors, metadata=header)  # `save_file` keeps to itself what it writes, whatever the umask
-    paths.write_atomically(path, lambda draft: draft.write_bytes(content))
+    paths.write_content(path, content)
 
 
 def read(path: Path, run: str) -> LayerLog:

@@ -111,7 +111,7 @@ def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path,
     layers = state.get("layers")
     if layers:
         layer_log.write(folder / f"{config.name}{layer_log.ENDING}", layers, config.name)
-    paths.write_atomically(record, lambda draft: draft.write_text(_json(entries)))
+    paths.write_content(record, _json(entries))
     return weights, record
 
 
@@ -138,8 +138,7 @@ def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | 
     ):
         if source.name.endswith(layer_log.ENDING) and not source.exists():
             continue  # a run that ended before there was such a log
-        content = source.read_bytes()
-        paths.write_atomically(target, lambda draft, content=content: draft.write_bytes(content))
+        paths.write_content(target, source.read_bytes())
     return record
 
 

@@ -268,7 +268,7 @@ class Training:
         }
         paths.write_atomically(folder / STATE_FILE, lambda draft: torch.save(state, draft))
         text = json.dumps({"config": state["config"], "log": self.log}, indent=1)
-        paths.write_atomically(folder / LOG_FILE, lambda draft: draft.write_text(text + "\n"))
+        paths.write_content(folder / LOG_FILE, text + "\n")
         layer_log.write(folder / LAYER_LOG_FILE, self.layers, self.config.name)
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:

@@ -47,6 +47,7 @@ def _sources() -> list[Path]:
     return sorted(paths.CSRC.glob("*.cpp"))
 
 
+@functools.cache
 def _processor() -> str:
     """What -march=native depends on: the processor's instruction sets, where the system lists them."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -75,7 +76,8 @@ def name() -> str:
 
 def path() -> Path:
     """Where the built engine lies, or would."""
-    return paths.engines() / name() / f"{name()}.so"
+    extension = name()
+    return paths.engines() / extension / f"{extension}.so"
 
 
 def _note(library: Path) -> Path:
@@ -156,7 +158,7 @@ def build() -> Path:
         made = Path(draft) / target.name
         note = {"sha256": _digest(made), "compiler": compiler}
         # A process that reads in between finds a library that is not the noted one, and goes on without it.
-        paths.write_atomically(_note(target), lambda draft: draft.write_text(json.dumps(note) + "\n", encoding="utf-8"))
+        paths.write_content(_note(target), json.dumps(note) + "\n")
         os.replace(made, target)
     _built.cache_clear()
     return target

@@ -317,7 +317,7 @@ class Explorer(widgets.VBox):
         try:
             data = dict(zip((path.stem for path in tables), kinds.values(), strict=True))
             save(stem, self._draw(state, values, None), data)
-            paths.write_atomically(parameters, lambda draft: draft.write_text("\n".join(lines) + "\n", "utf-8"))
+            paths.write_content(parameters, "\n".join(lines) + "\n")
         except OSError:
             for path in files(stem):  # none of them was there before
                 path.unlink(missing_ok=True)

@@ -2,10 +2,10 @@
 
 The engines of one experiment take turns, so that what disturbs the machine disturbs all of them, and a ratio is the
 median over the turns. The baseline is what one would write first: for the fully connected network the textbook loop
-below (autograd and `torch.optim.SGD`), for CIFAR-10 stock PyTorch. Operations are counted for the textbook's products
-alone, two for a multiply-add, whatever an engine recomputes or saves: Winograd's convolutions do with fewer, and their
-share of the measured matrix peak may exceed 1. Peak memory is what the resident memory of a fresh process
-grows by, from the imports to the third step.
+of `lib.project.cases` (autograd and `torch.optim.SGD`), for CIFAR-10 stock PyTorch. Operations are counted for the
+textbook's products alone, two for a multiply-add, whatever an engine recomputes or saves: Winograd's convolutions do
+with fewer, and their share of the measured matrix peak may exceed 1. Peak memory is what the resident memory of a fresh
+process grows by, from the imports to the third step.
 """
 
 import argparse
@@ -27,19 +27,10 @@ import torch
 from lib import parameters, paths, tables
 from lib.engine import build as engine
 from lib.project import notebooks, report
-from lib.project.cases import Case, Steps, _dtype, cases
+from lib.project.cases import Case, Steps, cases, dtype_name
 
 TURN_SECONDS = 0.05  # a turn of an engine is as many steps as last about this long
 PEAK_SIZE = 2048  # rows of the square product that the machine's peak is measured with
-
-
-# ---- The fully connected network ----
-
-
-# ---- CIFAR-10 ----
-
-
-# ---- Measuring ----
 
 
 def take_turns(
@@ -125,14 +116,14 @@ def machine() -> str:
 
 def rows(case: Case, turns: Mapping[str, list[float]], peak: float, memory: Mapping[str, float]) -> list[dict]:
     """The table's rows of one experiment from the seconds of its turns."""
-    result = []
+    result, here = [], machine()
     for name, seconds in turns.items():
         ratios = [base / own for base, own in zip(turns[case.baseline], seconds, strict=True)]
         rate = case.operations / statistics.median(seconds)
         result.append(
             {
                 "experiment": case.name,
-                "dtype": _dtype(case),
+                "dtype": dtype_name(case),
                 "engine": name,
                 "ms": 1e3 * statistics.median(seconds),
                 "ms_min": 1e3 * min(seconds),
@@ -144,7 +135,7 @@ def rows(case: Case, turns: Mapping[str, list[float]], peak: float, memory: Mapp
                 "ratio_max": max(ratios),
                 "memory_mb": memory[name],
                 "turns": len(seconds),
-                "machine": machine(),
+                "machine": here,
             }
         )
     return result
@@ -185,7 +176,7 @@ def measure(
 
 def beside_others(measured: tables.Table, path: Path) -> dict[str, list]:
     """The measured rows, and the file's rows of experiments that were not measured now, in the order of `cases`."""
-    place = {(case.name, _dtype(case)): place for place, case in enumerate(cases())}
+    place = {(case.name, dtype_name(case)): place for place, case in enumerate(cases())}
     new = tables.rows(measured)
     old = tables.rows(tables.read_csv(path)) if path.exists() else []
 
@@ -200,10 +191,10 @@ def beside_others(measured: tables.Table, path: Path) -> dict[str, list]:
 def figures(profile: str = parameters.PAPER) -> dict[str, list]:
     """What each executed notebook of a profile took, in seconds, the start of its kernel included: columns notebook,
     seconds, machine. Worth as much as the machine was idle meanwhile. Raises FileNotFoundError where none was run."""
+    here = machine()
     found = {path.stem: nbformat.read(path, as_version=4).metadata for path in report.executed(profile)}
     return tables.from_rows(
-        {"notebook": name, "seconds": metadata[notebooks.SECONDS], "machine": machine()}
-        for name, metadata in found.items()
+        {"notebook": name, "seconds": metadata[notebooks.SECONDS], "machine": here} for name, metadata in found.items()
     )
 
 

@@ -170,5 +170,6 @@ def cases() -> list[Case]:
     return [*dense, Cifar(ConvNetConfig()), Cifar(ConvNetConfig(batch_norm=False))]
 
 
-def _dtype(case: Case) -> str:
+def dtype_name(case: Case) -> str:
+    """The name of the case's dtype, as NumPy has it."""
     return str(case.dtype).removeprefix("torch.")

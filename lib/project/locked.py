@@ -66,7 +66,7 @@ def read() -> dict[str, str]:
 def main() -> int:
     """Write the constraints file."""
     CONSTRAINTS.parent.mkdir(exist_ok=True)
-    paths.write_atomically(CONSTRAINTS, lambda draft: draft.write_text(text(), encoding="utf-8"))
+    paths.write_content(CONSTRAINTS, text())
     print(f"{paths.short(CONSTRAINTS)}: {len(read())} packages")
     return 0
 

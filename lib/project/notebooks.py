@@ -53,9 +53,6 @@ class Edited(RunFailed):
     """A notebook that somebody saved while it ran."""
 
 
-# --- Dependencies -----------------------------------------------------------------------------------------------------
-
-
 # --- Running ----------------------------------------------------------------------------------------------------------
 
 
@@ -116,12 +113,16 @@ def _without_paths(text: str, output: Path | None) -> str:
     return text.replace(f"{paths.ROOT}{os.sep}", "").replace(str(paths.ROOT), ".")
 
 
+def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
+    return [item for cell in notebook.cells if cell.cell_type == "code" for item in cell.outputs]
+
+
 def hidden_errors(notebook: NotebookNode) -> list[str]:
     """Errors of an executed notebook that papermill lets pass: in stored outputs and in the state of its widgets.
 
     An explorer that raises writes its traceback into an Output widget, and the cell counts as run.
     """
-    outputs = [item for cell in notebook.cells if cell.cell_type == "code" for item in cell.outputs]
+    outputs = _outputs(notebook)
     for model in notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {}).values():
         outputs += model.get("state", {}).get("outputs") or []
     return [f"{item['ename']}: {strip_color(item['evalue'])}" for item in outputs if item.get("output_type") == "error"]
@@ -129,8 +130,7 @@ def hidden_errors(notebook: NotebookNode) -> list[str]:
 
 def stderr_text(notebook: NotebookNode) -> str:
     """What the executed notebook wrote to stderr: warnings, mostly."""
-    streams = [item for cell in notebook.cells if cell.cell_type == "code" for item in cell.outputs]
-    return "".join(item.text for item in streams if item.output_type == "stream" and item.name == "stderr")
+    return "".join(item.text for item in _outputs(notebook) if item.output_type == "stream" and item.name == "stderr")
 
 
 def execute_with(
@@ -223,16 +223,12 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
         if kind != parameters.CUSTOM:
             listed = "".join(f"{paths.short(path)}\n" for path in made)
             for ending, text in ((".d", rules), (".made", listed)):
-                paths.write_atomically(result.with_suffix(ending), partial(_write_text, text))
+                paths.write_content(result.with_suffix(ending), text)
         _copy(made)
         notebook = normalise(notebook, staging)
         notebook.metadata[SECONDS] = round(seconds, 1)
         _write(notebook, result, modified=started)
     return list(made)
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _copy(files: Mapping[Path, Path]) -> None:
@@ -259,7 +255,7 @@ def _keep_shipped(table: Path) -> None:
     kept = paths.FIGURES / ".shipped" / table.name
     if table.exists() and not kept.exists() and not (paths.ROOT / ".git").exists():
         kept.parent.mkdir(exist_ok=True)
-        paths.write_atomically(kept, lambda draft: draft.write_bytes(table.read_bytes()))
+        paths.write_content(kept, table.read_bytes())
 
 
 def _write(notebook: NotebookNode, path: Path, modified: float) -> None:

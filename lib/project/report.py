@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FileNotFoundError, paths.CannotWrite, paths.NotAClone) as error:
         print(error, file=sys.stderr)
         return 2
-    paths.write_atomically(target, lambda draft: draft.write_text(document, encoding="utf-8"))
+    paths.write_content(target, document)
     print(f"wrote {paths.short(target)} ({len(document.encode()) / 1e6:.1f} MB)")
     return 0
 

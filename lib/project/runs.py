@@ -139,10 +139,11 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
             running[subprocess.Popen([*prefix, sys.executable, "-m", "lib.project.runs", name, *given])] = name
         for process in [process for process in running if process.poll() is not None]:
             name, status = running.pop(process), process.returncode
-            failed += [name] if status else []
             # A shell's status for a signal, or Popen's.
             ended = ended or -status in checks.ENDING or status - 128 in checks.ENDING
-            if not status:
+            if status:
+                failed.append(name)
+            else:
                 records.gather()
         time.sleep(0.1)
     print(f"checkpoints/{records.RUNS}: {records.gather()} runs", flush=True)
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return checks.exit_code(
         partial(_train_command, chosen),
         "No further run is started." if chosen.listed else INTERRUPTED,
-        failures=(notebooks.RunFailed, RuntimeError, OSError, MemoryError, records.CheckpointError),
+        failures=(RuntimeError, OSError, MemoryError, records.CheckpointError),
         misuses=(ValueError, TypeError),
     )
 
