@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -137,6 +137,16 @@ def usable_device(device: "str | torch.device") -> "torch.device":
 def thread_count(name: str, value: Any) -> None:
     """Raise unless ``value`` is a number of threads, 0 for PyTorch's own choice."""
     positive_int(name, value, least=0, most=MOST_THREADS)
+
+
+def moments(record_at: Iterable[int] | None, iterations: int) -> Sequence[int]:
+    """The iterations to record, in order (None: all of 0..``iterations``); raise ValueError for others than these."""
+    wanted = range(iterations + 1) if record_at is None else sorted(set(plain(list(record_at))))
+    if len(wanted) and not 0 <= wanted[0] <= wanted[-1] <= iterations:
+        raise ValueError(
+            f"record_at asks for iterations {wanted[0]} to {wanted[-1]}, expected them within 0 to {iterations}."
+        )
+    return wanted
 
 
 # --- How a command ends -----------------------------------------------------------------------------------------------

@@ -25,13 +25,19 @@ def von_neumann_ratio(weights: Tensor) -> float:
     variance", 1941.
     """
     flat = weights.flatten(1).double()
+    variances = _variances(flat)
+    if variances is None:
+        return math.nan
+    return float(torch.diff(flat, dim=0).square().mean(dim=0).sum()) / float(variances.sum())
+
+
+def _variances(flat: Tensor) -> Tensor | None:
+    # Of every entry across layers; None where the weights do not vary with depth.
     if len(flat) < 2:
-        return math.nan
-    variance = float(flat.var(dim=0).sum())
+        return None
+    variances = flat.var(dim=0)
     # Identical layers leave rounding noise of the mean behind, relative to the entries' size.
-    if variance <= 1e-28 * float(flat.square().sum()):
-        return math.nan
-    return float(torch.diff(flat, dim=0).square().mean(dim=0).sum()) / variance
+    return None if float(variances.sum()) <= 1e-28 * float(flat.square().sum()) else variances
 
 
 PARTS = 8  # of the layers, for smoothness along the depth
@@ -92,9 +98,10 @@ def noise_share(weights: Tensor) -> float:
 def noise_along_depth(weights: Tensor, parts: int = PARTS) -> list[float]:
     """`noise_share` in each of ``parts`` equal parts of the layers, from the input to the output, of the variance
     across all layers; nan where a part has no more than `NOISE_ORDER` layers, or the weights do not vary with depth."""
-    if math.isnan(von_neumann_ratio(weights)):
+    variances = _variances(weights.flatten(1).double())
+    if variances is None:
         return [math.nan] * parts
-    variance = float(weights.flatten(1).double().var(dim=0).mean())
+    variance = float(variances.mean())
     return [
         layer_noise(part, NOISE_ORDER) ** 2 / variance if len(part) > NOISE_ORDER else math.nan
         for part in weights.tensor_split(parts)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lib import checks
 from lib.blocks.network import INITIALISATIONS, Block, BlockNetwork, Loss
-from lib.blocks.training import check_optimizer, check_times, train
+from lib.blocks.training import check_optimizer, train
 from lib.measures import integral_distance
 from lib.tables import from_rows
 
@@ -49,7 +49,7 @@ class DistancesConfig:
         checks.positive_float("learning_rate", self.learning_rate)
         checks.choice("initialisation", self.initialisation, INITIALISATIONS)
         check_optimizer(self.optimizer)
-        check_times(self.record_at, self.iterations)
+        checks.moments(self.record_at, self.iterations)
         if not isinstance(self.x, Tensor) or not self.x.is_floating_point():
             raise TypeError("x is no tensor of floating-point numbers, expected inputs (n, ...), one sample a row.")
 
@@ -166,7 +166,7 @@ def distance_steps(config: DistancesConfig) -> Iterator[DistancesState]:
         )
         for depth in config.depths
     ]  # fmt: skip
-    state = DistancesState(config)
+    state, recorded = DistancesState(config), config.recorded
     for records in zip(*trainings, strict=True):
         for depth, record in zip(config.depths, records, strict=True):
             if depth not in state.measured:
@@ -176,7 +176,7 @@ def distance_steps(config: DistancesConfig) -> Iterator[DistancesState]:
             state.losses.setdefault(depth, []).append(record.loss)
             state.weights[depth] = record.weights
         state.iteration = records[0].iteration
-        if state.iteration in config.recorded:
+        if state.iteration in recorded:
             state._measure()
         yield state
 

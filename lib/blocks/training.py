@@ -47,16 +47,6 @@ def check_optimizer(optimizer: str) -> None:
         )
 
 
-def check_times(record_at: Iterable[int] | None, iterations: int) -> set[int]:
-    """The iterations to record (default: all of 0..``iterations``); ValueError unless they are among these."""
-    wanted = set(range(iterations + 1) if record_at is None else record_at)
-    if wanted and not 0 <= min(wanted) <= max(wanted) <= iterations:
-        raise ValueError(
-            f"record_at asks for iterations {min(wanted)} to {max(wanted)}, expected them within 0 to {iterations}."
-        )
-    return wanted
-
-
 def train(
     block: Block,
     depth: int,
@@ -83,7 +73,7 @@ def train(
     checks.positive_float("learning_rate", learning_rate)
     checks.positive_int("iterations", iterations, least=0)
     check_optimizer(optimizer)
-    wanted = check_times(record_at, iterations)
+    wanted = set(checks.moments(record_at, iterations))
     network = BlockNetwork(block, depth, x, y, loss, initialisation=initialisation, seed=seed, chunk=chunk)
     return _records(network, learning_rate, wanted)
 

@@ -69,9 +69,7 @@ def save(path: Path | str, checkpoint: Checkpoint) -> Path:
     }
     path = Path(path)
     paths.make_folder(path.parent)
-    # `save_file` writes files that nobody else may read, whatever the umask says.
-    content = safetensors.torch.save(tensors, metadata=header)
-    paths.write_content(path, content)
+    paths.write_atomically(path, lambda draft: safetensors.torch.save_file(tensors, draft, metadata=header))
     return path
 
 

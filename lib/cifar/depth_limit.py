@@ -177,7 +177,7 @@ def train(family: Family, *, threads: int = 0, folder: Path | None = None) -> It
     ]
     test = dataset.load(False, "cpu", family.test_images or None)
     images = dataset.normalise(test.pixels[:COMPARED_IMAGES])
-    done = [_epoch(into) for into in folders]
+    done = [states.epochs_done(into) for into in folders]
     while True:
         if min(done) == max(done) > 0:  # the last epochs of an interrupted training may not be measured yet
             yield measured(family, *_after_last_epoch(family, folders), images)
@@ -188,11 +188,6 @@ def train(family: Family, *, threads: int = 0, folder: Path | None = None) -> It
             while done[place] < target:
                 next(training)
                 done[place] += 1
-
-
-def _epoch(folder: Path) -> int:
-    state = states.read_state(folder)
-    return state["epoch"] if state else 0
 
 
 def _after_last_epoch(family: Family, folders: Sequence[Path]) -> tuple[list[ConvResNet], list[EpochRecord]]:

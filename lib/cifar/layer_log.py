@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lib import paths
@@ -55,8 +55,7 @@ def write(path: Path, log: LayerLog, run: str) -> None:
     """Write the log of the run of that name, atomically."""
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "run": json.dumps(run)}
     tensors = {name: values.contiguous() for name, values in log.items()}
-    content = save(tensors, metadata=header)  # `save_file` keeps to itself what it writes, whatever the umask
-    paths.write_content(path, content)
+    paths.write_atomically(path, lambda draft: save_file(tensors, draft, metadata=header))
 
 
 def read(path: Path, run: str) -> LayerLog:

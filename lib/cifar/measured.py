@@ -164,10 +164,8 @@ def reversible_rows(network: ConvResNet, images: Images, layers: Sequence[int]) 
             start = part.stem(dataset.normalise(images.pixels))
         loss = partial(_cross_entropy, part, images.labels)
         for method in reversible.METHODS:
-            exact, found = (
-                reversible.reversed_gradients(method, f, folded_layers, start, loss, stored) for stored in (True, False)
-            )
-            rows.append({"method": method, "layers": count, **reversible.relative_errors(found, exact)})
+            errors = reversible.errors(method, f, folded_layers, start, loss)
+            rows.append({"method": method, "layers": count, **errors})
     return rows
 
 
@@ -284,6 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in chosen.tables:
             checks.choice("a table", name, records.MEASURED)
         checks.positive_int("images", chosen.images, least=0)
+        checks.thread_count("threads", chosen.threads)
         if chosen.threads:
             torch.set_num_threads(chosen.threads)
         runs = [run for run in records.read_runs() if run.has_weights]

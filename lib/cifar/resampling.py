@@ -109,8 +109,14 @@ def resample_checkpoint(checkpoint: Checkpoint, layers: int, **rules) -> Checkpo
 @torch.no_grad()
 def folded(network: ConvResNet) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The layers in evaluation mode as two convolutions each, with their batch norms inside:
-    f_k(h) = conv2(s(conv1(h))). Weights and biases, (L, C, C, 3, 3) and (L, C) twice, conv1's first."""
+    f_k(h) = conv2(s(conv1(h))). Weights and biases, (L, C, C, 3, 3) and (L, C) twice, conv1's first. Raises ValueError
+    for a network with group norm, which cannot be folded."""
     layers, found = network.residual_layers, []
+    if layers.norm_groups:
+        raise ValueError(
+            f"norm_groups is {layers.norm_groups}, expected 0: a group norm depends on its image, and is no part of a "
+            "convolution."
+        )
     for convolution, bn in (("conv1", "bn1"), ("conv2", "bn2")):
         weight, bias = (layers.stacked(f"{convolution}.{name}") for name in ("weight", "bias"))
         if layers.batch_norm:

@@ -24,6 +24,12 @@ def run_folder(config: CifarConfig) -> Path:
     return paths.BUILD / "training" / config.name
 
 
+def epochs_done(folder: Path | str) -> int:
+    """How many epochs the run in the folder has complete; raises as `read_state`."""
+    state = read_state(folder)
+    return state["epoch"] if state else 0
+
+
 def read_state(folder: Path | str) -> dict[str, Any] | None:
     """The state that a run left in the folder, on the CPU, or None where there is none.
 

@@ -114,7 +114,7 @@ def train(
     """
     folder = Path(folder) if folder is not None else run_folder(config)
     device = checks.usable_device(device)
-    checks.positive_int("threads", threads, least=0)
+    checks.thread_count("threads", threads)
     if threads:
         torch.set_num_threads(checks.plain(threads))
     without_tf32()
@@ -361,9 +361,3 @@ def _diverged(run: "Training", found: str, folder: Path) -> str:
     kept = f"the state after epoch {run.epoch} stays in {folder}" if run.epoch else "no epoch was complete yet"
     rate = run.config.learning_rate
     return f"{run.config.name} diverged: {found}; {kept}: try a learning rate below {rate:g}."
-
-
-# -------------------------------------------------------------------------------------- for whoever waits
-
-
-# --------------------------------------------------------------------------------------------- the state

@@ -15,13 +15,14 @@ from lib.dense.network import Data, NetworkConfig, Weights
 class Solver(Protocol):
     """A network with its weights and its data, ready for gradient descent in place.
 
-    Call `forward` for the loss at the present weights, then `gradients`, `speed` or `descend` for what follows from
+    Call `forward` for the loss at the present weights, then `gradients` or `descend` for what follows from
     the states that `forward` left. Shapes are those of `Weights`, with row vectors: V (L, m, q), W (L, q, m), A (d, q),
     B (q, d'); for the limit L is the number of nodes. All tensors have one dtype and one device.
 
     ``layer_weights`` w (L,) are those in dl = sum_k w_k <g_k, dZ_k> for the `gradients` g: 1 for a network, the
     quadrature's over s for the limit. ``step_factor`` is what a step multiplies g_k by: L for a network with the
-    scaling 1/L, 1 for the limit. ``residual`` (n, d') is F(X) - Y after a `forward`.
+    scaling 1/L, 1 for the limit (each times m in mean-field scaling). ``residual`` (n, d') is F(X) - Y after a
+    `forward`.
     """
 
     name: str

@@ -116,7 +116,8 @@ class SpectralSolver:
         weights_at, drawn = initial_functions(config)
         self.weights = weights_at(self.grid.s.cpu()).to(device, torch.float64)
         self.data: Data = (data or drawn).to(device, torch.float64)
-        self.step_factor, self.layer_weights = 1.0, self.grid.quadrature
+        self.step_factor = config.at_depth(1).step_factor  # the network's, without its L
+        self.layer_weights = self.grid.quadrature
         self._past_H, self._past_P = (deque(maxlen=len(EXTRAPOLATION)) for _ in range(2))
 
     @torch.no_grad()
@@ -162,10 +163,9 @@ class SpectralSolver:
 
         With ``clip`` C > 0 every velocity is clipped to [-C, C] first, entry by entry.
         """
-        factor = self.config.at_depth(1).step_factor  # the network's, without its L
         for name, velocity in self.gradients().items().items():
             if name in ("V", "W"):
-                velocity.mul_(factor)
+                velocity.mul_(self.step_factor)
             if clip > 0:
                 velocity.clamp_(-clip, clip)
             getattr(self.weights, name).sub_(velocity, alpha=learning_rate)

@@ -81,12 +81,7 @@ def checked_schedule(
     checks.positive_float("learning_rate", learning_rate)
     checks.positive_int("iterations", iterations, least=0)
     checks.positive_float("clip", clip, zero_allowed=True)
-    wanted = range(iterations + 1) if record_at is None else sorted(set(checks.plain(list(record_at))))
-    if len(wanted) and not 0 <= wanted[0] <= wanted[-1] <= iterations:
-        raise ValueError(
-            f"record_at asks for iterations {wanted[0]} to {wanted[-1]}, expected them within 0 to {iterations}."
-        )
-    return wanted
+    return checks.moments(record_at, iterations)
 
 
 def make_solver(config: NetworkConfig, weights: Weights, data: Data, engine: str = "auto") -> Solver:

@@ -1,5 +1,6 @@
 """The explorer of residual blocks: those on board, and one that the notebook defines."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,11 @@ from lib.blocks.network import INITIALISATIONS
 from lib.blocks.training import gaussian_data
 from lib.explore import frames
 from lib.explore.controls import CONTROLS, menu, scale, whole_number
-from lib.explore.depth_training import ROUNDING
+from lib.explore.depth_training import ROUNDING, fit_above_rounding
 from lib.explore.explorer import Explorer
 from lib.explore.live import Run
 from lib.figures.style import GREY, depth_axis, minus
-from lib.measures import Slope, fit_slope
+from lib.measures import Slope
 
 OWN = "MyBlock"  # what the notebook's own block is called
 NORMS = tuple(dict.fromkeys(norm for block in BLOCKS.values() for norm in block.normalisations))
@@ -141,9 +142,7 @@ def chosen(state: DistancesState, parameter: int, entry: int) -> tuple[str, tupl
 
 def slope(state: DistancesState) -> Slope | None:
     """The rate in L of the largest successive distance so far; None as long as layers are equal up to rounding."""
-    pairs = zip(state.config.depths, state.max_distances(), strict=True)
-    found = [pair for pair in pairs if pair[1] > ROUNDING]
-    return fit_slope(*zip(*found, strict=True)) if len(found) > 1 else None
+    return fit_above_rounding(state.config.depths, state.max_distances())
 
 
 def distance_table(state: DistancesState) -> tables.Table:
@@ -157,13 +156,16 @@ def draw(state: DistancesState, parameter: int = 0, entry: int = 0, figure: Figu
     """Above, one entry of one parameter over s = k/L, a curve for each depth (dotted: where the deepest started);
     below, the loss and the largest successive distance against the depth, with its slope.
 
-    ``figure``, from an earlier call with the same run and entry, is brought up to date and returned.
+    ``figure``, from an earlier call, is brought up to date and returned if everything but its data is the same.
     """
     name, index = chosen(state, parameter, entry)
     depths = state.config.depths
-    with mpl.rc_context(frames.LIVE_STYLE):
-        new = figure is None
-        figure = figure or _axes(state, f"{name}[{', '.join(map(str, index))}]")
+    what = repr((name, index, depths, state.config.iterations))
+    new = figure is None or figure.get_label() != what
+    with mpl.rc_context(frames.LIVE_STYLE) if new else contextlib.nullcontext():
+        if new:
+            figure = _axes(state, f"{name}[{', '.join(map(str, index))}]")
+            figure.set_label(what)
         axes = {panel.get_label(): panel for panel in figure.axes}
         for depth, color in zip(depths, frames.hue(0, len(depths)), strict=True):
             wide = 1.9 if depth == depths[-1] else 1.1
@@ -205,8 +207,8 @@ def _axes(state: DistancesState, title: str) -> Figure:
     depth_axis(axes["distance"], depths)
     for label in ("loss", "distance"):
         axes[label].set_yscale("log")
-    for axis in (axes["loss"].yaxis.set_major_formatter, axes["loss"].yaxis.set_minor_formatter):
-        axis(frames.PlainLogFormatter())
+    axes["loss"].yaxis.set_major_formatter(frames.PlainLogFormatter())
+    axes["loss"].yaxis.set_minor_formatter(frames.PlainLogFormatter())
     keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in frames.hue(0, len(depths))]
     axes["loss"].legend(keys, depths, title="depth $L$", title_fontsize=8, loc="upper right", ncols=2)
     return figure

@@ -1,7 +1,6 @@
 """Networks that differ in nothing but their depth, trained side by side: what `explore_depth` shows."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lib import checks
@@ -9,12 +8,18 @@ from lib.checks import Divergence
 from lib.dense.distances import SuccessiveDistance
 from lib.dense.network import NetworkConfig, Weights
 from lib.dense.training import lockstep, one_thread, train
-from lib.figures.experiment import Progress, entries, silent
+from lib.figures.experiment import Progress, entries, last, silent
 from lib.measures import Slope, fit_slope
 from lib.tables import from_rows
 
 # Layers at most this far apart are equal up to rounding (of float64, for weights of order 1).
 ROUNDING = 1e-12
+
+
+def fit_above_rounding(depths: Iterable[int], distances: Iterable[float]) -> Slope | None:
+    """The rate in L of successive distances; None if fewer than two are more than rounding."""
+    found = [pair for pair in zip(depths, distances, strict=True) if pair[1] > ROUNDING]
+    return fit_slope(*zip(*found, strict=True)) if len(found) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,11 @@ class DepthsState:
     distances: dict[int, dict[str, float]]
     start: Weights | None = None
 
-    def slope(self, at_least: int = 8) -> Slope | None:
-        """The rate in L of max over k and t of |Z_{k+1}(t) - Z_k(t)|_F, fitted over the depths of ``at_least``;
+    def slope(self) -> Slope | None:
+        """The rate in L of max over k and t of |Z_{k+1}(t) - Z_k(t)|_F, fitted over the depths of at least 8;
         None as long as layers are equal up to rounding, or with fewer than two such depths."""
-        found = [(depth, self.distances[depth]["max_distance"]) for depth in self.config.depths if depth >= at_least]
-        found = [(depth, distance) for depth, distance in found if distance > ROUNDING]
-        return fit_slope(*zip(*found, strict=True)) if len(found) > 1 else None
+        depths = [depth for depth in self.config.depths if depth >= 8]
+        return fit_above_rounding(depths, [self.distances[depth]["max_distance"] for depth in depths])
 
     def tables(self, row: int, column: int) -> dict[str, dict[str, list]]:
         """As tidy tables: "loss", the entry (``row``, ``column``) of V_k and W_k as "weights", and "distance"."""
@@ -96,7 +100,7 @@ def depths_steps(config: DepthsConfig) -> Iterator[DepthsState]:
 def growing_depths(config: DepthsConfig, progress: Progress = silent) -> DepthsState:
     """The state of `depths_steps` after the last iteration."""
     with one_thread():
-        return deque(progress(depths_steps(config), config.iterations + 1), maxlen=1).pop()
+        return last(progress(depths_steps(config), config.iterations + 1))
 
 
 @dataclass

@@ -14,6 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from lib.cifar.choice import NAMES
 from lib.cifar.config import CifarConfig
 from lib.cifar.dataset import CLASSES
 from lib.cifar.records import CONVOLUTIONS
@@ -126,7 +127,7 @@ def _norm(config: CifarConfig) -> str:
 
 def trained_name(config: CifarConfig) -> str:
     """A trained network in words: initialisation, activation, schedule and what else differs from the paper."""
-    parts = ["weight-tied" if config.smooth_init else "i.i.d.", word(config.activation)]
+    parts = [NAMES[config.smooth_init], word(config.activation)]
     parts += [_norm(config), f"L = {config.depth}", f"{config.epochs} epochs"]
     return " · ".join([*filter(None, parts), f"seed {config.seed}"])
 

@@ -18,6 +18,7 @@ from lib.blocks.training import gaussian_data
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import (
+    BLACK,
     BLUE,
     GREEN,
     GREY,
@@ -181,7 +182,7 @@ HUES = {
     "relu": VERMILION,
     "silu": GREEN,
     "tanh": PURPLE,
-    NO_ACTIVATION: "#222222",
+    NO_ACTIVATION: BLACK,
 }
 
 

@@ -19,7 +19,7 @@ from lib.cifar.depth_limit import MEASURES
 from lib.figures.claim import BEYOND, Claim, Read, judge
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import GREY, color_scale, depth_axis, panels, styled
+from lib.figures.style import GREY, color_scale, depth_axis, panels, styled, write_across
 from lib.measures import Slope, fit_slope
 from lib.tables import Table, from_rows, select, word
 
@@ -132,7 +132,7 @@ def _lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color)
                 panel.plot(depths, values, "o-", color=color(epoch), markersize=3, linewidth=1)
                 drawn = True
     if not drawn:
-        panel.text(0.5, 0.5, "not trained yet", ha="center", color=GREY, transform=panel.transAxes)
+        write_across(panel, "not trained yet", color=GREY)
         panel.set_axis_off()
     elif measure != "steepness":  # 1/L, to compare with
         depths, values = _means(runs, measure, epoch=max(set(epochs) & set(runs["epoch"].tolist())))

@@ -13,7 +13,7 @@ from lib.cifar.choice import NAMES, NetworkChoice, by_schedule
 from lib.cifar.records import CONVOLUTIONS, Run
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import INITIALISATIONS, panels, styled
+from lib.figures.style import INITIALISATIONS, panels, styled, write_across
 from lib.measures import PARTS, layer_noise, ratios_along_depth, von_neumann_ratio
 
 
@@ -119,7 +119,7 @@ def draw(data: Data, config: Config) -> Figure:
         for panel, (smooth, _, color) in zip(row, INITIALISATIONS, strict=True):
             curve = tables.select(table, epochs=epochs, smooth_init=smooth, convolution=convolution)
             if len(curve["layer"]) == 0:
-                panel.text(0.5, 0.5, "no such network is here", ha="center", transform=panel.transAxes)
+                write_across(panel, "no such network is here")
                 panel.set_axis_off()
                 continue
             # A scale of its own for each: what matters is whether a curve is smooth, not where it lies.

@@ -13,8 +13,7 @@ from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 from lib.figures.claim import OPEN, Claim, Read, judge
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import HEIGHT, INITIALISATIONS, panels, styled
-from lib.tables import select
+from lib.figures.style import HEIGHT, INITIALISATIONS, panels, styled, write_across
 
 PAPER_CLOSER = 10  # "about ten times": how much closer the paper's weight-tied layers are than its i.i.d. ones
 
@@ -108,7 +107,7 @@ def draw(data: Data, config: Config) -> Figure:
     rows = max(len(titles), 1)
     figure, axes = panels(2, rows=rows, height=HEIGHT * rows, width_ratios=[1.5, 1], sharey=True)
     if not titles:
-        axes[0].text(0.5, 0.5, "no such network is trained yet", ha="center", transform=axes[0].transAxes)
+        write_across(axes[0], "no such network is trained yet")
         for panel in axes:
             panel.set_axis_off()
         return figure
@@ -144,7 +143,7 @@ def claims(read: Read) -> Iterator[Claim]:
     epochs = PAPER_EPOCHS if PAPER_EPOCHS in whole else max(whole, default=0)
     measured = " and ".join(f"{factor:.3g} ({name})" for name, factor in factors.get(epochs, {}).items())
     near = all(PAPER_CLOSER / 2 <= factor <= 2 * PAPER_CLOSER for factor in factors.get(epochs, {}).values())
-    sides = (select(averages, epochs=epochs, smooth_init=side)["seed"] for side in (True, False))
+    sides = (tables.select(averages, epochs=epochs, smooth_init=side)["seed"] for side in (True, False))
     runs = min(len(np.unique(seeds)) for seeds in sides)
     yield Claim(
         f"CIFAR-10, GELU: layers are about {PAPER_CLOSER} times closer from weight-tied than from i.i.d. ones",

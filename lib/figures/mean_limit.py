@@ -40,6 +40,8 @@ from lib.figures.style import (
     VERMILION,
     color_scale,
     depth_axis,
+    leave_room_above,
+    leave_room_for_legend,
     panels,
     plain_ticks,
     styled,
@@ -252,7 +254,7 @@ def _across_layers(rough: Axes, smooth: Axes, states: Table, weights: Table, nar
         rough.plot(rows["s"], rows["entry"], label=label, **style)
     rough.set(xlabel="$s=k/L$", title=f"one entry of $W_k$, trained, $L={len(rows['s'])}$")
     rough.legend(loc="upper right", ncols=2, handlelength=1.2, columnspacing=1)
-    _room_above(rough, 0.15)
+    leave_room_above(rough, 0.15)
     depths = np.unique(states["depth"])
     colors = [GREY, VERMILION][-len(depths) + 1 :]
     for depth, color in [*zip(depths[1:], colors, strict=True), (0, "black")]:
@@ -263,12 +265,7 @@ def _across_layers(rough: Axes, smooth: Axes, states: Table, weights: Table, nar
             smooth.plot(rows["s"], rows["value"], **{"color": color} | style, label=label)
     smooth.set(xlabel="$s=k/L$", title=f"hidden states, i.i.d., $m={narrow}$")
     smooth.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=0.8, fontsize=7)
-    _room_above(smooth, 0.15)
-
-
-def _room_above(axes: Axes, share: float) -> None:
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + share * (high - low))
+    leave_room_above(smooth, 0.15)
 
 
 def _slopes_in_time(axes: Axes, table: Table, narrow: int, slope_from: int) -> None:
@@ -348,8 +345,7 @@ def _by_kind(axes: Axes, end: Table, narrow: int, slope_from: int) -> None:
 
 def _room_below(axes: Axes, share: float) -> None:
     """Lengthen a logarithmic y axis downwards by this share of its length, for a legend."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low * (low / high) ** share, high)
+    leave_room_for_legend(axes, share)
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -20,7 +20,19 @@ from lib.digits import STATE_DECIMALS, difference
 from lib.figures.claim import Claim, Read, fit_in_depth, judge_rate, maximise_over_time, select_last
 from lib.figures.experiment import Progress, largest_norm, silent
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, GREY, LIGHT, MARKERS, depth_axis, depth_label, panels, rate_line, styled
+from lib.figures.style import (
+    BLACK,
+    COLORS,
+    GREY,
+    LIGHT,
+    MARKERS,
+    depth_axis,
+    depth_label,
+    leave_room_above,
+    panels,
+    rate_line,
+    styled,
+)
 from lib.measures import fit_slope
 from lib.tables import from_rows, select
 
@@ -84,7 +96,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
         for depth in config.depths
     ]
     grids = [torch.arange(depth + 1, dtype=torch.float64) / depth for depth in config.depths]
-    rows, shown = [], []
+    rows = []
     steps = zip(reference, lockstep(trainings), strict=True)
     for record, records in progress(steps, len(config.compared)):
         ode, last = record.ode, record.iteration == config.compared[-1]
@@ -194,8 +206,7 @@ def draw(data: Data, config: Config) -> Figure:
             states.plot(rows["s"], rows["value"], color=color, label=label, **style)
     states.set_xlabel("$s=k/L$")
     states.set_title("first coordinate of $h_k$, a few inputs")
-    low, high = states.get_ylim()
-    states.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    leave_room_above(states, 0.3)
     states.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=1)
     iterations = np.unique(errors["iteration"])
     last = select(errors, iteration=iterations[-1])

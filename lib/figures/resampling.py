@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import dataset, records
+from lib.cifar.choice import NAMES
 from lib.cifar.config import CifarConfig
 from lib.cifar.records import Run
 from lib.cifar.resampling import accuracy, distance, logits, resample
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import ACTIVATION_COLORS, COLORS, GREY, MARKERS, PURPLE, TEXT_WIDTH, layers_axis, styled
+from lib.figures.style import COLORS, GREY, MARKERS, TEXT_WIDTH, activation_color, layers_axis, styled, write_across
 from lib.measures import Slope, fit_slope
 from lib.tables import Table, select
 
@@ -164,7 +165,7 @@ def shallow(runs: Iterable[Run], table: Table) -> dict[str, list]:
 
 def label(row: Table) -> str:
     """A network in words, from a row of `curves`."""
-    name = f"{tables.word(row['activation'])}, {'weight-tied' if row['smooth_init'] else 'i.i.d.'}, {row['epochs']} ep."
+    name = f"{tables.word(row['activation'])}, {NAMES[row['smooth_init']]}, {row['epochs']} ep."
     name += "" if row["batch_norm"] else ", no bn"
     name += "" if row["depth"] == DEEPEST else f", L = {row['depth']}"
     return name + (", stem held" if row["hold_stem"] else "")
@@ -172,16 +173,15 @@ def label(row: Table) -> str:
 
 # ------------------------------------------------------------------------------------------------- the picture
 
-LONG = 180  # epochs: solid lines
 DEEPEST = 256  # layers: networks of fewer are drawn faint
 DRAWN = (1e-4, 10.0)  # distances of logits
 
 
 def _style(row: Table) -> dict:
-    color = ACTIVATION_COLORS.get(row["activation"], PURPLE)
+    color = activation_color(row["activation"])
     return {
         "color": color,
-        "linestyle": "-" if row["epochs"] >= LONG else (0, (4, 1.2)),
+        "linestyle": "-" if row["epochs"] >= records.PAPER_EPOCHS else (0, (4, 1.2)),
         "marker": "o" if row["batch_norm"] else "s",
         "markerfacecolor": color if row["smooth_init"] else "white",
         "linewidth": 1.1,
@@ -202,7 +202,7 @@ def draw(data: Data, config: Config) -> Figure:
     names = figure.add_subplot(grid[1, :])
     names.set_axis_off()
     if not len(table.get("run", ())):
-        above[0].text(0.5, 0.5, "nothing is measured yet: make measure", ha="center", transform=above[0].transAxes)
+        write_across(above[0], "nothing is measured yet: make measure")
         for panel in above:
             panel.set_axis_off()
         return figure
@@ -218,7 +218,7 @@ def draw(data: Data, config: Config) -> Figure:
         distances.plot(layers, np.where((off > DRAWN[0]) & (off < DRAWN[1]), off, np.nan), **style)
     star = {"markersize": 9, "markeredgecolor": "black", "markeredgewidth": 0.6, "linestyle": "none", "zorder": 5}
     for row in tables.rows(trained):
-        color = ACTIVATION_COLORS.get(row["activation"], PURPLE)
+        color = activation_color(row["activation"])
         accuracies.plot(row["layers"], row["accuracy"], marker="*", color=color, **star)
     if len(trained["layers"]):
         accuracies.plot([], [], marker="*", color=GREY, label="trained with that many layers", **star)

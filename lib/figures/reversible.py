@@ -1,6 +1,5 @@
 """Gradients with states computed backwards instead of stored: how exact they are, and what memory they take."""
 
-from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,15 +12,27 @@ from lib.cifar.measured import named_rows
 from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
-from lib.figures.experiment import Progress, silent
+from lib.figures.experiment import Progress, last, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, COLORS, GREY, VERMILION, depth_axis, layers_axis, panels, styled
+from lib.figures.style import (
+    BLUE,
+    COLORS,
+    GREY,
+    VERMILION,
+    depth_axis,
+    layers_axis,
+    leave_room_for_legend,
+    panels,
+    styled,
+    write_across,
+)
 from lib.measures import Slope, fit_slope
 from lib.ode import reversible
 from lib.tables import Table, select
 
 INITIALISATIONS = (("weight-tied", BLUE), ("iid", VERMILION))
 LINES = {"Euler": "-", "Heun": "--"}
+SHOWN_BELOW = 1e3  # a relative error
 
 
 @dataclass(frozen=True)
@@ -60,16 +71,10 @@ def backwards(config: Config, progress: Progress = silent) -> dict[str, list]:
     for initialisation, depth in progress(cases, len(cases)):
         network = replace(config.network, initialisation=initialisation, depth=depth)
         training = train(network, config.learning_rate, config.iterations, [config.iterations])
-        weights, data = deque(training, maxlen=1).pop().weights, initialise(network)[1]
+        weights, data = last(training).weights, initialise(network)[1]
         f, layers = dense_branch(network), dense_layers(weights)
         for method in reversible.METHODS:
-            exact, found = (
-                reversible.reversed_gradients(
-                    method, f, layers, data.x, lambda h, y=data.y: (h - y).square().mean(), stored
-                )
-                for stored in (True, False)
-            )
-            errors = reversible.relative_errors(found, exact)
+            errors = reversible.errors(method, f, layers, data.x, lambda h, y=data.y: (h - y).square().mean())
             rows.append({"initialisation": initialisation, "method": method, "depth": depth, **errors})
     return tables.from_rows(rows)
 
@@ -97,10 +102,10 @@ def gradient_by_state(*found: Table) -> tuple[float, float]:
 
 
 @styled
-def draw(data: Data, config: Config, limit: float = 1e3) -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """Errors of gradients against the depth, of fully connected and of convolutional networks, and the memory.
 
-    ``data``: what `compute` returns; errors above ``limit`` are not drawn.
+    ``data``: what `compute` returns; errors above `SHOWN_BELOW` are not drawn.
     """
     dense, cifar, memory = (data[f"reversible{name}"] for name in ("", "_cifar", "_memory"))
     figure, (left, middle, right) = panels(3, height=3.5, width_ratios=[1, 1.1, 0.9])
@@ -113,14 +118,13 @@ def draw(data: Data, config: Config, limit: float = 1e3) -> Figure:
     left.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: of $h_0$")
     left.set(yscale="log", ylabel="relative error of the gradient", title="fully connected")
     depth_axis(left, dense["depth"])
-    low, high = left.get_ylim()
-    left.set_ylim(low * (low / high) ** 0.55, high)  # room for the legend
+    leave_room_for_legend(left, 0.55)
     left.legend(loc="lower left", fontsize=7, labelspacing=0.2)
     names = list(dict.fromkeys(cifar.get("network", ())))
     for name, color in zip(names, COLORS, strict=False):
         for method, line in LINES.items():
             rows = select(cifar, network=name, method=method)
-            error = np.where(rows["gradient"] < limit, rows["gradient"], np.nan)
+            error = np.where(rows["gradient"] < SHOWN_BELOW, rows["gradient"], np.nan)
             middle.plot(rows["layers"], error, "o", linestyle=line, color=color, markersize=3,
                         label=name if method == "Euler" else None)  # fmt: skip
     middle.axhline(1, color=GREY, linestyle=":", linewidth=1, zorder=0)
@@ -131,7 +135,7 @@ def draw(data: Data, config: Config, limit: float = 1e3) -> Figure:
         if len(table.get("layers", ())):
             layers_axis(panel, table["layers"])
         else:
-            panel.text(0.5, 0.5, "nothing is measured yet:\nmake measure", ha="center", transform=panel.transAxes)
+            write_across(panel, "nothing is measured yet:\nmake measure")
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
 

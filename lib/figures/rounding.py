@@ -15,7 +15,7 @@ from lib.cifar.course import RATIOS, measure_parts
 from lib.cifar.records import CONVOLUTIONS, Run
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import ORANGE, PURPLE, SKY, leave_room_for_legend, panels, styled, tied_run_style
+from lib.figures.style import ORANGE, PURPLE, SKY, leave_room_for_legend, panels, styled, tied_run_style, write_across
 from lib.measures import PARTS, SMOOTH_BELOW, noise_along_depth
 
 NOISES = tuple(f"noise_{name}" for name in CONVOLUTIONS)
@@ -121,7 +121,7 @@ def draw(data: Data, config: Config) -> Figure:
     parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
     for panel, rows in ((share, precision["depth"]), (ratio, precision["depth"]), (parts, depth["run"])):
         if not len(rows):
-            panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+            write_across(panel, "none is here")
         elif panel is share:
             panel.legend(loc="lower right", handlelength=1.6)
         elif panel is parts:

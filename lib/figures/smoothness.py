@@ -16,10 +16,9 @@ from lib.cifar.records import CONVOLUTIONS, Run
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import (
-    ACTIVATION_COLORS,
     BLUE,
     GREY,
-    PURPLE,
+    activation_color,
     color_scale,
     depth_axis,
     minus,
@@ -27,6 +26,7 @@ from lib.figures.style import (
     plain_ticks,
     styled,
     tied_run_style,
+    write_across,
 )
 from lib.measures import PARTS, SMOOTH_BELOW, fit_slope, ratios_along_depth, straight_line_ratio
 
@@ -106,16 +106,16 @@ def draw(data: Data, config: Config) -> Figure:
 
     ``training``, ``depth``, ``deeper`` and ``lost`` have the columns of ``smoothness.csv``, ``smoothness_depth.csv``,
     ``smoothness_depths.csv`` and ``smoothness_lost.csv``: a line a seed, weight-tied runs in the colour of their
-    activation, solid for the longest schedule and dashed for shorter ones, i.i.d. runs grey. ``below`` is the ratio
-    under which weights count as smooth, ``straight`` that of a straight line over a part.
+    activation, solid for the longest schedule and dashed for shorter ones, i.i.d. runs grey. `SMOOTH_BELOW` is the
+    ratio under which weights count as smooth, ``straight`` that of a straight line over a part.
     """
     training, depth, deeper, lost = (data[f"smoothness{name}"] for name in ("", "_depth", "_depths", "_lost"))
-    convolution, below, straight = config.convolution, SMOOTH_BELOW, straight_line_ratio(config.choice.depth // PARTS)
+    convolution, straight = config.convolution, straight_line_ratio(config.choice.depth // PARTS)
     figure, ((course, parts), (depths, times)) = panels(2, rows=2, width_ratios=[1.4, 1], height=5.4)
     parts.sharey(course)
     parts.tick_params(labelleft=False)
     if len(training["run"]) == 0:
-        course.text(0.5, 0.5, "no such network is trained yet", ha="center", transform=course.transAxes)
+        write_across(course, "no such network is trained yet")
         for panel in (course, parts, depths, times):
             panel.set_axis_off()
         return figure
@@ -131,14 +131,14 @@ def draw(data: Data, config: Config) -> Figure:
             marker = {"markerfacecolor": "white", "markersize": 5 + 2 * (ends["activation"][0] == "identity")}
             parts.plot(ends["part"], ends[f"von_neumann_{convolution}"], "o", **style, **marker)
     for activation in dict.fromkeys(tables.select(training, smooth_init=True)["activation"].tolist()):
-        course.plot([], [], color=ACTIVATION_COLORS.get(activation, PURPLE), label=tables.word(activation))
+        course.plot([], [], color=activation_color(activation), label=tables.word(activation))
     for epochs in np.unique(training["epochs"])[::-1]:
         course.plot([], [], "-" if epochs == longest else "--", color="black", label=f"{epochs} epochs")
     if not all(training["smooth_init"]):
         course.plot([], [], color=GREY, linewidth=0.8, label="i.i.d.")
     for panel in (course, parts):
-        panel.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
-    course.annotate("below: smooth", (1, below), (0, -3), xycoords=("axes fraction", "data"),
+        panel.axhline(SMOOTH_BELOW, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    course.annotate("below: smooth", (1, SMOOTH_BELOW), (0, -3), xycoords=("axes fraction", "data"),
                     textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
     course.set_yscale("log")
     course.set_xlabel(r"training time $t$: sum of the learning rates of all steps")
@@ -154,25 +154,23 @@ def draw(data: Data, config: Config) -> Figure:
     parts.set_xlabel("part of the layers, from input to output")
     parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
     if not len(depth["part"]):
-        parts.text(0.5, 0.5, "their weights are not here", ha="center", transform=parts.transAxes)
-    _by_depth(depths, times, deeper, lost, convolution, below)
+        write_across(parts, "their weights are not here")
+    _by_depth(depths, times, deeper, lost, convolution)
     return figure
 
 
-def _by_depth(
-    depths: Axes, times: Axes, deeper: tables.Table, lost: tables.Table, convolution: str, below: float
-) -> None:
+def _by_depth(depths: Axes, times: Axes, deeper: tables.Table, lost: tables.Table, convolution: str) -> None:
     # The lower panels of `smoothness`.
     for panel, rows in ((depths, deeper["run"]), (times, lost["depth"])):
         if not len(rows):
-            panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+            write_across(panel, "none is here")
     if len(deeper["run"]):
         color, _ = color_scale(deeper["depth"], log=True)
         for layers in np.unique(deeper["depth"]):
             rows = tables.select(deeper, depth=layers)
             ratio, label = rows[f"von_neumann_{convolution}"], f"{layers} layers"
             depths.plot(rows["time"], ratio, color=color(layers), label=label)
-        depths.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
+        depths.axhline(SMOOTH_BELOW, color=GREY, linestyle=":", linewidth=1, zorder=0)
         depths.legend(loc="lower right")
         depths.set(yscale="log", xlabel="training time $t$", ylabel=f"von Neumann ratio of {convolution}")
         depths.set_title(f"{tables.word(deeper['activation'][0])}, weight-tied, by depth")

@@ -1,6 +1,5 @@
 """Trained networks integrated as ODEs: errors of solvers against evaluations of the layers, and their orders."""
 
-from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +11,9 @@ from lib.cifar.measured import named_rows
 from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
-from lib.figures.experiment import Progress, silent
+from lib.figures.experiment import Progress, last, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, GREEN, GREY, PURPLE, VERMILION, panels, styled
+from lib.figures.style import BLUE, GREEN, GREY, PURPLE, VERMILION, panels, styled, write_across
 from lib.measures import fit_slope
 from lib.ode import solvers as ode
 from lib.tables import Table, select
@@ -23,6 +22,7 @@ from lib.tables import Table, select
 DENSE = (("weight-tied", "gelu"), ("iid", "gelu"), ("weight-tied", "relu"))
 # Errors below are rounding, or that of the reference.
 FLOOR = 1e-10
+SHOWN_BELOW = 30.0  # a relative error
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def solve(config: Config, progress: Progress = silent) -> dict[str, list]:
     for initialisation, activation in progress(DENSE, len(DENSE)):
         network = replace(config.network, initialisation=initialisation, activation=activation)
         training = train(network, config.learning_rate, config.iterations, [config.iterations])
-        weights, x = deque(training, maxlen=1).pop().weights, initialise(network)[1].x
+        weights, x = last(training).weights, initialise(network)[1].x
         errors = ode.solver_errors(dense_branch(network), dense_layers(weights), x, config.steps, config.tolerances)
         name = f"{tables.word(activation)}, {tables.word(initialisation)}"
         rows += [{"network": name, "depth": network.depth, "kind": "dense", **row} for row in tables.rows(errors)]
@@ -94,10 +94,10 @@ METHOD_COLORS = {"Euler": BLUE, "Heun": VERMILION, "RK4": GREEN, ode.ADAPTIVE: P
 
 
 @styled
-def draw(data: Data, config: Config, limit: float = 30.0) -> Figure:
+def draw(data: Data, config: Config) -> Figure:
     """A panel for each network: distance to the ODE (full) and to the network itself (faint) against the evaluations,
-    a colour for each solver; fully connected networks above, the first three of each kind. Errors above ``limit`` are
-    not drawn."""
+    a colour for each solver; fully connected networks above, the first three of each kind. Errors above `SHOWN_BELOW`
+    are not drawn."""
     table = data["solvers"]
     rows = [[name for name in dict.fromkeys(table["network"]) if kind in select(table, network=name)["kind"]]
             for kind in ("dense", "cifar")]  # fmt: skip
@@ -105,9 +105,9 @@ def draw(data: Data, config: Config, limit: float = 30.0) -> Figure:
     for line, names in zip(axes, rows, strict=True):
         for place, panel in enumerate(line):
             if place < len(names):
-                _solvers(panel, select(table, network=names[place]), limit)
+                _solvers(panel, select(table, network=names[place]))
             else:
-                panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+                write_across(panel, "none is here")
                 panel.set_axis_off()
         line[0].set_ylabel("relative distance of $H(1)$")
     for panel in axes[1]:
@@ -117,7 +117,7 @@ def draw(data: Data, config: Config, limit: float = 30.0) -> Figure:
     return figure
 
 
-def _solvers(axes: Axes, table: Table, limit: float) -> None:
+def _solvers(axes: Axes, table: Table) -> None:
     for (method, color), marker in zip(METHOD_COLORS.items(), "osD^", strict=True):
         rows = select(table, method=method)
         order = np.argsort(rows["evaluations"])
@@ -125,7 +125,7 @@ def _solvers(axes: Axes, table: Table, limit: float) -> None:
             if column == "error_network" and method == ode.ADAPTIVE:
                 continue
             found = rows[column][order]
-            found = np.where((found < limit) & (found > FLOOR / 10), found, np.nan)
+            found = np.where((found < SHOWN_BELOW) & (found > FLOOR / 10), found, np.nan)
             axes.plot(rows["evaluations"][order], found, marker=marker, markersize=3, color=color,
                       **{"linewidth": 1.1, "linestyle": "-"} | style)  # fmt: skip
     own = select(table, method="network")

@@ -13,7 +13,7 @@ from lib.cifar.course import RATIOS, SCALES, describe_run, make_columns, smoothn
 from lib.cifar.records import Run
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import ACTIVATION_COLORS, BLUE, GREY, PURPLE, panels, plain_ticks, styled
+from lib.figures.style import BLUE, GREY, PURPLE, activation_color, panels, plain_ticks, styled, write_across
 from lib.measures import SMOOTH_BELOW
 
 
@@ -79,10 +79,9 @@ def draw(data: Data, config: Config) -> Figure:
 
     ``networks``, ``training`` and ``spike`` have the columns of ``stem.csv``, ``stem_training.csv`` and
     ``stem_spike.csv``: networks in the colour of their activation, weight-tied ones full, i.i.d. ones hollow, squares
-    where the stem was held, the larger the longer their schedule; in training a line a run, and one at ``below``.
+    where the stem was held, the larger the longer their schedule; in training a line a run, and one at `SMOOTH_BELOW`.
     """
     networks, training, spike = data["stem"], data["stem_training"], data["stem_spike"]
-    below = SMOOTH_BELOW
     figure, axes = panels(2, rows=3, height=6.4, width_ratios=[1.25, 1])
     (accuracy, ratio, rougher), (loss, length, longer) = axes.T
     for above, under in ((accuracy, ratio), (loss, length)):
@@ -92,7 +91,7 @@ def draw(data: Data, config: Config) -> Figure:
     sizes = dict(zip(lengths[::-1], (7, 4.5, 3), strict=False))
     for name, panel in (("test_accuracy", accuracy), ("von_neumann_conv1", ratio)):
         for row in tables.rows(networks):
-            color = ACTIVATION_COLORS.get(row["activation"], PURPLE)
+            color = activation_color(row["activation"])
             face = color if row["smooth_init"] else "white"
             marker = "s" if row["hold_stem"] else "o"
             place = row["relative_path_length"], row[name]
@@ -101,7 +100,7 @@ def draw(data: Data, config: Config) -> Figure:
     accuracy.set(ylabel="test accuracy (%)", title="networks at the end of training")
     ratio.set(yscale="log", xlabel="relative path length", ylabel="von Neumann ratio of conv1")
     for activation in dict.fromkeys(networks["activation"]):
-        label, color = tables.word(activation), ACTIVATION_COLORS.get(activation, PURPLE)
+        label, color = tables.word(activation), activation_color(activation)
         ratio.plot([], [], "o", color=color, label=label)
     ratio.plot([], [], "o", color=GREY, label="full: weight-tied")
     ratio.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: i.i.d.")
@@ -117,8 +116,7 @@ def draw(data: Data, config: Config) -> Figure:
             longer.plot(line["epoch"], line["relative_path_length"], color=color, linewidth=1, label=label)
             rougher.plot(line["epoch"], line["von_neumann_conv1"], color=color, linewidth=1)
             label = None  # one of the runs stands for all
-    if below:
-        rougher.axhline(below, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    rougher.axhline(SMOOTH_BELOW, color=GREY, linestyle=":", linewidth=1, zorder=0)
     for panel, name in ((rougher, "von Neumann ratio of conv1"), (longer, "relative path length")):
         panel.set(yscale="log", xlabel="epochs complete", ylabel=name)
     if len(training["run"]):
@@ -135,5 +133,5 @@ def draw(data: Data, config: Config) -> Figure:
         plain_ticks(axis)
     for panel, rows in ((ratio, networks["run"]), (rougher, training["run"]), (length, spike["epochs"])):
         if not len(rows):
-            panel.text(0.5, 0.5, "none is here", ha="center", transform=panel.transAxes)
+            write_across(panel, "none is here")
     return figure

@@ -136,6 +136,22 @@ def leave_room_for_legend(axes: Axes, share: float) -> None:
         axes.set_ylim(low * (low / high) ** share, high)
 
 
+def leave_room_above(axes: Axes, share: float) -> None:
+    """Lengthen a linear y axis upwards by this share of its length."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + share * (high - low))
+
+
+def write_across(axes: Axes, text: str, **style: Any) -> None:
+    """A sentence in the place of data that are not here."""
+    axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes, **style)
+
+
+def activation_color(activation: str) -> str:
+    """The colour of a network with that activation; those that have none share purple."""
+    return ACTIVATION_COLORS.get(activation, PURPLE)
+
+
 def cell_edges(centres: np.ndarray) -> np.ndarray:
     """Cell edges around sorted centres, for pcolormesh."""
     if len(centres) < 2:
@@ -147,7 +163,7 @@ def cell_edges(centres: np.ndarray) -> np.ndarray:
 def tied_run_style(rows: tables.Table, longest: int) -> tuple[str, dict[str, str]]:
     """Label and line of a weight-tied run: the colour of its activation, solid for the longest schedule."""
     activation, epochs = str(rows["activation"][0]), int(rows["epochs"][0])
-    style = {"color": ACTIVATION_COLORS.get(activation, PURPLE), "linestyle": "-" if epochs == longest else "--"}
+    style = {"color": activation_color(activation), "linestyle": "-" if epochs == longest else "--"}
     return f"{tables.word(activation)}, {epochs} epochs", style
 
 

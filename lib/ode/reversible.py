@@ -112,3 +112,11 @@ def relative_errors(found: Gradients, exact: Gradients) -> dict[str, float]:
         "state": float((found.start - exact.start).norm() / exact.start.norm()),
         "gradient": float((gradients[0] - gradients[1]).norm() / gradients[1].norm()),
     }
+
+
+def errors(
+    method: str, branch: Branch, layers: Sequence[Tensor], start: Tensor, loss: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
+    """`relative_errors` of a pass whose states are computed backwards, beside one with stored states."""
+    exact, found = (reversed_gradients(method, branch, layers, start, loss, stored) for stored in (True, False))
+    return relative_errors(found, exact)

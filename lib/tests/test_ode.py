@@ -1,7 +1,6 @@
 """Layers as functions of s: orders of solvers, and gradients with states that are computed backwards."""
 
 import math
-from collections import deque
 
 import numpy as np
 import pytest
@@ -156,7 +155,7 @@ def test_the_rooms_of_solvers_and_of_gradients(tmp_path, monkeypatch):
 
 def test_a_trained_network_solved_as_an_ode():
     config = NetworkConfig(depth=32, width=16, dimension=8, samples=10)
-    record = deque(train(config, 0.01, 50, [50]), maxlen=1).pop()
+    (record,) = train(config, 0.01, 50, [50])
     errors = ode.solver_errors(
         dense_branch(config), dense_layers(record.weights), initialise(config)[1].x, [8], reference_steps=128
     )

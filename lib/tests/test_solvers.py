@@ -16,6 +16,7 @@ PLAIN = NetworkConfig(depth=12, width=6, dimension=4, samples=9, initialisation=
 ENDS = dataclasses.replace(
     PLAIN, convention="eq3", train_ends=True, output_dimension=3, hidden_dimension=7, target_scale=0.5
 )
+MEAN_FIELD = dataclasses.replace(PLAIN, convention="mean-field")
 
 
 def make(kind: str, config: NetworkConfig):
@@ -32,7 +33,9 @@ def copy(weights):
 
 
 solvers = pytest.mark.parametrize("kind", ["adjoint", "compiled", "limit"])
-configs = pytest.mark.parametrize("config", [PLAIN, ENDS], ids=["identity ends", "trained ends"])
+configs = pytest.mark.parametrize(
+    "config", [PLAIN, ENDS, MEAN_FIELD], ids=["identity ends", "trained ends", "mean-field"]
+)
 
 
 @solvers

@@ -24,7 +24,7 @@ STEM, HEAD = ("conv1.weight", "bn1.weight", "bn1.bias"), ("linear.weight", "line
 
 
 class Stack:
-    """R runs that train together: see the module's docstring.
+    """R runs that train together: see `lib.cifar.stacked.training`.
 
     Main arguments: ``runs``, R `Training` states on the CPU at the same epoch, which `give_back` brings up to date;
     the sets, on the ``device``. ``kernels`` stands in for `Kernels` in tests on a CPU, where nothing is captured.
@@ -142,9 +142,8 @@ class Stack:
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
         # A capture runs nothing, but needs a step before it outside; whatever that changed is put back.
-        changed = [*self.layers.parameters.values(), *self.layers.running.values(), *self.running.values()]
-        changed += [*self._end_momenta.values(), *self._layer_momenta.values(), self._start, self._loss, self._correct]
-        changed += [*(parameter.detach() for parameter in self.ends.values()), self.layers.buffers["weight"]]
+        changed = [*self.tensors().values(), *self._end_momenta.values(), *self._layer_momenta.values()]
+        changed += [self._start, self._loss, self._correct, self.layers.buffers["weight"]]
         before = [tensor.clone() for tensor in changed]
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -206,26 +205,27 @@ class Stack:
             found.append((weights, scales))
         return found
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and running statistics of all runs (R, ...), by their names in `ConvResNet`."""
+        layers = self.layers.parameters | self.layers.running
+        return (
+            {name: tensor.detach() for name, tensor in self.ends.items()}
+            | {f"bn1.{name}": tensor for name, tensor in self.running.items()}
+            | {_stacked_name(name): tensor for name, tensor in layers.items()}
+        )
+
     def not_finite(self, run: int) -> str:
         """What in the parameters and running statistics of that run is not finite, in words; empty where all are."""
-        tensors = {name: tensor.detach() for name, tensor in self.ends.items()}
-        tensors |= {f"bn1.{name}": tensor for name, tensor in self.running.items()}
-        tensors |= {
-            _stacked_name(name): tensor for name, tensor in (self.layers.parameters | self.layers.running).items()
-        }
-        return cifar_training.not_finite({name: tensor[run] for name, tensor in tensors.items()})
+        return cifar_training.not_finite({name: tensor[run] for name, tensor in self.tensors().items()})
 
     @torch.no_grad()
     def give_back(self) -> None:
         """Bring the networks and optimisers of the runs up to date."""
-        tensors = {name: tensor.cpu() for name, tensor in self.ends.items()}
-        layers = self.layers.parameters | self.layers.running
-        tensors |= {_stacked_name(name): tensor.cpu() for name, tensor in layers.items()}
-        tensors |= {f"bn1.{name}": tensor.cpu() for name, tensor in self.running.items()}
+        tensors = {name: tensor.cpu() for name, tensor in self.tensors().items()}
         momenta = {name: tensor.cpu() for name, tensor in self._end_momenta.items()}
         momenta |= {_stacked_name(name): tensor.cpu() for name, tensor in self._layer_momenta.items()}
         for place, run in enumerate(self.runs):
-            own = dict(run.network.named_parameters()) | dict(run.network.named_buffers())
+            own = run.tensors()
             for name, tensor in tensors.items():
                 own[name].copy_(tensor[place])
             for name, tensor in own.items():

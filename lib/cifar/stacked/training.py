@@ -181,8 +181,7 @@ def _stacks(configs: Iterable[CifarConfig], most: int) -> list[list[CifarConfig]
     equally far."""
     groups: dict[tuple[CifarConfig, int], list[CifarConfig]] = {}
     for config in configs:
-        state = states.read_state(states.run_folder(config))
-        groups.setdefault((_shared(config), state["epoch"] if state else 0), []).append(config)
+        groups.setdefault((_shared(config), states.epochs_done(states.run_folder(config))), []).append(config)
     return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
