@@ -106,7 +106,8 @@ def test_the_recipe_of_a_figure_makes_it(tmp_path):
     table = tables.read_csv(tmp_path / "figures" / "my_figure.csv")
     # The tests that look at every notebook take it, once its outputs are stored.
     shutil.copytree(paths.ROOT / "lib" / "tests", tmp_path / "lib" / "tests")
-    for command in ("lib.project.notebooks execute my_figure", "pytest lib/tests/test_notebooks.py -k my_figure"):
+    tests = "lib/tests/project/test_notebooks.py"
+    for command in ("lib.project.notebooks execute my_figure", f"pytest {tests} -k my_figure"):
         done = subprocess.run([sys.executable, "-m", *command.split()], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     assert list(table["width"]) == [8, 16, 32]
