@@ -7,7 +7,7 @@ TRAINING := ACTIVATION SMOOTH_INIT INITIALISATION BATCH_NORM DEPTH SEED LR ADAPT
 VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH MEASURE VERIFY LOCKED FAMILIES $(TRAINING)
 # What programs read from the environment may be given to make too.
 ENVIRONMENTAL := CIFAR10_ROOT CIFAR10_URLS CUDA_VISIBLE_DEVICES CXX GOMP_SPINCOUNT LAB_PICTURE LIB_ENGINE OMP_NUM_THREADS TRAINING_PROGRESS
-GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 
 comma := ,
 define newline
@@ -22,7 +22,7 @@ after = $(if $($(1)),$(PYTHON) lib/project/variables.py run $(1) '' $(call quote
 # The files in a folder whose names make, a shell and a link take as they are; lib.parameters has the same rule.
 fitting = $(shell ls $(1) 2>/dev/null | LC_ALL=C grep -x '[A-Za-z0-9_][A-Za-z0-9_.-]*')
 
-UNKNOWN := $(firstword $(filter-out $(VARIABLES) $(ENVIRONMENTAL) PYTHON SHELL,$(GIVEN)))
+override UNKNOWN := $(firstword $(filter-out $(VARIABLES) $(ENVIRONMENTAL) PYTHON SHELL,$(GIVEN)))
 ifneq ($(UNKNOWN),)
 $(error $(shell $(or $(PYTHON),python3) lib/project/variables.py unknown $(call quoted,$(UNKNOWN)) $(VARIABLES) $(ENVIRONMENTAL) PYTHON 2>/dev/null || \
   printf 'There is no variable %s, but: %s' $(call quoted,$(UNKNOWN)) '$(VARIABLES) $(ENVIRONMENTAL) PYTHON'))
@@ -35,12 +35,17 @@ endif
 
 # A value that is in the environment, by chance, changes no run.
 ignored = $(filter-out $(GIVEN),$(foreach name,$(1),$(if $($(name)),$(if $(filter environment,$(firstword $(origin $(name)))),$(name)))))
-IGNORED := $(call ignored,$(if $(filter train checkpoints stack,$(MAKECMDGOALS)),$(TRAINING)) $(filter-out $(TRAINING),$(VARIABLES)))
+IGNORED := $(call ignored,$(if $(filter train checkpoints stack train-depths,$(MAKECMDGOALS)),$(TRAINING)) $(filter-out $(TRAINING),$(VARIABLES)))
 ifeq ($(MAKELEVEL),0)
 $(foreach name,$(IGNORED),$(info $(name) is in the environment, which changes nothing here: make $(MAKECMDGOALS) $(name)=... does))
 endif
 $(foreach name,$(filter-out $(GIVEN),$(filter-out $(TRAINING),$(VARIABLES))),$(eval override $(name) :=))
 override PROFILE := $(or $(PROFILE),paper)
+# An option of a command with the value of a variable of the command line: $(call option,--threads,THREADS)
+option = $(if $(filter $(2),$(GIVEN)),$(1)=$(call quoted,$($(2))))
+ifneq ($(filter-out yes,$(LOCKED)),)
+$(error LOCKED is '$(LOCKED)', expected yes, or leave it out)
+endif
 
 PROFILES := quick $(call fitting,notebooks/profiles)
 ifneq ($(words $(PROFILE)) $(filter $(PROFILES),$(PROFILE)),1 $(PROFILE))
@@ -49,7 +54,8 @@ endif
 
 # --- Environment: PYTHON as it is, else conda's kind into .conda, else .venv ---
 ifeq ($(origin PYTHON),undefined)
-# The exact versions that made the tracked figures are PyPI's.
+# The exact versions that made the tracked figures are PyPI's. An environment that has them keeps them.
+override LOCKED := $(or $(LOCKED),$(if $(wildcard .venv/.locked),yes))
 CONDA := $(if $(LOCKED),,$(firstword $(foreach tool,micromamba mamba conda,$(if $(shell command -v $(tool) 2>/dev/null),$(tool)))))
 PREFIX := $(if $(CONDA),.conda,.venv)
 PYTHON := $(PREFIX)/bin/python
@@ -58,6 +64,8 @@ PYTHON := $(PREFIX)/bin/python
 ENGINE := $(if $(shell command -v $${CXX:-c++} 2>/dev/null),.build/engine/up-to-date-$(firstword $(shell { \
   sed -n '/^flags/{p;q;}' /proc/cpuinfo; $${CXX:-c++} --version; ls -d $(PREFIX)/lib/python3*/site-packages/torch-*; } 2>/dev/null | cksum)))
 ENVIRONMENT := $(PREFIX)/$(if $(LOCKED),.locked,.up-to-date)
+else ifneq ($(LOCKED),)
+$(error LOCKED=yes makes an environment, and PYTHON is one that is used as it is: give one of them)
 else ifneq ($(filter-out help clean distclean,$(MAKECMDGOALS)),)
 ifneq ($(and $(word 2,$(PYTHON)),$(shell [ -e $(call quoted,$(PYTHON)) ] && echo there)),)
 $(error The path of PYTHON has a space, $(PYTHON), which make takes for two words: give it through a link without one, as made by ln -s)
@@ -139,7 +147,7 @@ help: ## This list
 # --- Figures ---
 figures: $(CHECKED) $(patsubst %,$(BUILD)/%.ipynb,$(filter $(HAVING),$(FIGURES))) ## Every figure of the profile, into figures/
 
-BY_HAND = $(if $(SET),--set=$(call quoted,$(SET))) $(if $(PARAMETERS),--parameters=$(call quoted,$(PARAMETERS)))
+BY_HAND = $(call option,--set,SET) $(call option,--parameters,PARAMETERS)
 ifneq ($(SET)$(PARAMETERS),)
 $(FIGURES): | $(READY)
 	@$(RUN) run $@ --profile $(PROFILE) $(BY_HAND)
@@ -174,24 +182,22 @@ verify: figures ## How far this machine's tables are from the tracked ones (VERI
 	@$(call after,VERIFY) $(PYTHON) -m lib.project.verify
 
 # --- Training on CIFAR-10: never part of `make figures`. CIFAR10_ROOT=folder says where the images are ---
-STACKED = $(if $(EPOCHS),--epochs=$(call quoted,$(EPOCHS))) $(if $(DEVICE),--device=$(call quoted,$(DEVICE)))
-LAUNCHED = $(if $(LAUNCH),--launch=$(call quoted,$(LAUNCH)))
 VALUES = $(foreach name,$(filter $(TRAINING),$(GIVEN)),$(call quoted,$(name)=$($(name))))
 
 train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
 	@$(call before,LAUNCH) $(PYTHON) -m lib.project.runs --profile $(PROFILE) $(BY_HAND) $(VALUES)
 
 train-depths: | $(READY) ## Networks of growing depth, for conv_limit, that are not finished (FAMILIES="gelu_none_epochs15_seed0 ...", THREADS)
-	@$(call before,LAUNCH) $(PYTHON) -m lib.cifar.depth_limit $(foreach name,$(FAMILIES),$(call quoted,$(name))) $(if $(THREADS),--threads=$(call quoted,$(THREADS)))
+	@$(call before,LAUNCH) $(PYTHON) -m lib.cifar.depth_limit $(foreach name,$(FAMILIES),$(call quoted,$(name))) $(call option,--threads,THREADS)
 
 # The images are fetched before runs start side by side.
 checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not finished (-j, LAUNCH, EPOCHS, DEVICE, THREADS)
 	@$(PYTHON) -m lib.cifar.dataset
-	@$(PYTHON) -m lib.project.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(LAUNCHED) $(BY_HAND) $(VALUES)
+	@$(PYTHON) -m lib.project.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(call option,--launch,LAUNCH) $(BY_HAND) $(VALUES)
 
 stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
 	@$(PYTHON) -m lib.cifar.dataset
-	@$(call after,STACK) $(PYTHON) -m lib.cifar.stacked.training $(STACKED)
+	@$(call after,STACK) $(PYTHON) -m lib.cifar.stacked.training $(call option,--epochs,EPOCHS) $(call option,--device,DEVICE)
 
 measure: | $(READY) ## What takes long on the trained networks: with fewer layers, as ODEs (MEASURE="--help"); not part of figures
 	@$(call after,MEASURE) $(PYTHON) -m lib.cifar.measured

@@ -17,8 +17,20 @@ Equation and section numbers are the paper's (ICLR 2024, arXiv 2309.01213). What
 """
 
 import importlib
+import sys
 
 __version__ = "0.1.0"
+
+
+def _say_interrupted(kind, error, trace) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("Interrupted.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.argv[:1] == ["-m"]:  # a command, `python -m lib....`, which Ctrl-C may end while it still imports
+    sys.excepthook = _say_interrupted
 
 # Fetched on first use, so that `import lib` costs nothing.
 EXPORTS = {

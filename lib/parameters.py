@@ -28,6 +28,12 @@ NOT_FIGURES = ("explore_", "train_")
 # Names that make, a shell and a link take as they are; the Makefile looks for the same.
 FITTING = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 UNFITTING = "its name has other characters than letters, digits, _, . and -, so rename it"
+# By their tags in YAML. A whole number has no leading zero.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*)$",
+    "tag:yaml.org,2002:float": r"[-+]?([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$"
+    r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+}
 # What each type of a parameters cell accepts, and how a sentence calls it.
 TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
@@ -53,12 +59,17 @@ class Parameter:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values, in which 4e-2 is a number, as it is in YAML 1.2 (and 0.04 and 4.0e-2 are in any)."""
+    """YAML of plain values with the numbers of everyday life: 4e-2 is one, as it is in YAML 1.2; 010, which would be 8,
+    and 1:30, which would be 90, are text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+"), list("-+.0123456789")
-)
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
 
 
 def names() -> list[str]:

@@ -254,10 +254,11 @@ def batch(images: Images, epoch: Epoch, start: int, size: int) -> tuple[Tensor, 
     return normalise(pixels), images.labels[index]
 
 
+def _command() -> None:
+    sizes = len(load(train=True)), len(load(train=False))
+    print(f"CIFAR-10 in {paths.cifar10_root()}: {sizes[0]} training and {sizes[1]} test images.")
+
+
 if __name__ == "__main__":
     argparse.ArgumentParser(description="Fetch CIFAR-10 where it is missing; say what is there.").parse_args()
-    try:
-        sizes = len(load(train=True)), len(load(train=False))
-    except OSError as error:
-        raise SystemExit(str(error)) from None
-    print(f"CIFAR-10 in {paths.cifar10_root()}: {sizes[0]} training and {sizes[1]} test images.")
+    sys.exit(checks.exit_code(_command, failures=(OSError,)))

@@ -276,6 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
 
     def command() -> None:
+        paths.need_clone()
         names = {"-".join(policy): policy for policy in POLICIES}
         for name in chosen.policies or ():
             checks.choice("a policy", name, names)
@@ -297,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     return checks.exit_code(
         command,
         "Interrupted; what is measured is kept.",
-        failures=(dataset.DataNotFoundError,),
+        failures=(paths.NotAClone, OSError, MemoryError),
         misuses=(ValueError, TypeError),
     )
 

@@ -27,9 +27,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lib import paths
+from lib import checks, paths
 
-ADVICE = "`make engine` builds it"
+ADVICE = f"`{'make engine' if paths.IS_CLONE else 'python -m lib.engine.build build'}` builds it"
 # Positions in ActivationName of csrc/vector.h.
 ACTIVATION_CODES = {
     name: code for code, name in enumerate(["gelu", "relu", "tanh", "identity", "softplus", "leaky_relu"])
@@ -301,21 +301,27 @@ def main(arguments: list[str]) -> int:
     if arguments not in (["build"], ["report"]):
         print("usage: python -m lib.engine.build build|report", file=sys.stderr)
         return 2
-    if arguments == ["build"]:
-        before = _noted(path())
-        # torch looks for ninja on the PATH, where an environment that is not activated has no folder.
-        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        try:
-            target = build()
-        except (RuntimeError, OSError) as error:
-            lines = str(error).strip().splitlines()
-            print(f"The compiled engine was not built: {lines[0]}. Everything works without it, only slower.")
-            if len(lines) > 1:
-                print(str(error), file=sys.stderr)
-            return 0
-        print(f"{'Up to date' if _noted(target) == before else 'Built'}: {paths.short(target)}")
+    return checks.exit_code(_build_command if arguments == ["build"] else _report_command, failures=())
+
+
+def _build_command() -> None:
+    before = _noted(path())
+    # torch looks for ninja on the PATH, where an environment that is not activated has no folder.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        target = build()
+    except (RuntimeError, OSError) as error:
+        lines = str(error).strip().splitlines()
+        print(f"The compiled engine was not built: {lines[0]}. Everything works without it, only slower.")
+        if len(lines) > 1:
+            print(str(error), file=sys.stderr)
+        return
+    print(f"{'Up to date' if _noted(target) == before else 'Built'}: {paths.short(target)}")
+    _report_command()
+
+
+def _report_command() -> None:
     print(report())
-    return 0
 
 
 if __name__ == "__main__":

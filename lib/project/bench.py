@@ -9,6 +9,7 @@ process grows by, from the imports to the third step.
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import platform
@@ -24,7 +25,7 @@ from pathlib import Path
 import nbformat
 import torch
 
-from lib import parameters, paths, tables
+from lib import checks, parameters, paths, tables
 from lib.engine import build as engine
 from lib.project import notebooks, report
 from lib.project.cases import Case, Steps, cases, dtype_name
@@ -198,7 +199,8 @@ def figures(profile: str = parameters.PAPER) -> dict[str, list]:
     )
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
+    """The command line; returns 1 where the folder cannot be written or no notebook was run, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.project.bench", description="What a training step costs, by engine."
     )
@@ -213,25 +215,26 @@ def main(arguments: list[str]) -> None:
         "--figures", action="store_true", help="instead, what each notebook of the last `make figures` took"
     )
     options = parser.parse_args(arguments)
-    folder = paths.FIGURES if options.save else paths.BUILD
-    try:
-        paths.make_folder(folder)
-        paths.check_writable(folder)  # before minutes of measuring
-    except paths.CannotWrite as error:
-        raise SystemExit(str(error)) from None
-    if options.figures:
-        try:
-            table = figures()
-        except FileNotFoundError as error:
-            raise SystemExit(str(error)) from None
-        print(tables.markdown({name: table[name] for name in ("notebook", "seconds")}))
-        print(f"\n{paths.short(tables.write_csv(folder / 'figure_seconds.csv', table))}")
-        return
     chosen = [case for case in cases() if options.only in f"{case.name}, {case.dtype}"]
     if not chosen:
         parser.error(
             f"no experiment is called {options.only!r}; there are: " + "; ".join(case.name for case in cases())
         )
+    if not math.isfinite(options.seconds):
+        parser.error(f"--seconds is {options.seconds}, expected a number.")
+    return checks.exit_code(
+        partial(_command, options, chosen), "Interrupted; no table is written.", failures=(OSError, tables.TableError)
+    )
+
+
+def _command(options: argparse.Namespace, chosen: list[Case]) -> None:
+    folder = paths.make_folder(paths.FIGURES if options.save else paths.BUILD)
+    paths.check_writable(folder)  # before minutes of measuring
+    if options.figures:
+        table = figures()
+        print(tables.markdown({name: table[name] for name in ("notebook", "seconds")}))
+        print(f"\n{paths.short(tables.write_csv(folder / 'figure_seconds.csv', table))}")
+        return
     print(machine(), engine.report(), sep="\n")
     table = measure(chosen, options.seconds, report=partial(print, flush=True, file=sys.stderr))
     print("\n" + tables.markdown(readable(table)))
@@ -240,4 +243,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

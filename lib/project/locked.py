@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from lib import paths
+from lib import checks, paths
 
 CONSTRAINTS = paths.ROOT / ".locked" / "constraints.txt"
 
@@ -64,11 +64,15 @@ def read() -> dict[str, str]:
 
 
 def main() -> int:
-    """Write the constraints file."""
-    CONSTRAINTS.parent.mkdir(exist_ok=True)
+    """Write the constraints file; returns 1 if it cannot be written, or a package is not here."""
+    return checks.exit_code(_command, failures=(OSError, paths.NotAClone, metadata.PackageNotFoundError))
+
+
+def _command() -> None:
+    paths.need_clone()
+    paths.make_folder(CONSTRAINTS.parent)
     paths.write_content(CONSTRAINTS, text())
     print(f"{paths.short(CONSTRAINTS)}: {len(read())} packages")
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,16 +12,18 @@ values) is the same or it is not. Times are not compared.
 import argparse
 import csv
 import math
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import digits, paths
+from lib import checks, digits, paths
 
 TOLERANCE = 1e-6
 TIMINGS = ("bench", "figure_seconds")
 SHIPPED = paths.FIGURES / ".shipped"
+WHOLE = re.compile(r"[-+]?[0-9]+")
 
 
 class NotReproduced(RuntimeError):
@@ -54,6 +56,8 @@ def _distance(tracked: str, found: str) -> float:
     """How far two entries of a table are apart; infinity if they are no numbers, or one of them is no finite one."""
     if tracked == found:
         return 0.0
+    if WHOLE.fullmatch(tracked) and WHOLE.fullmatch(found):
+        return math.inf
     try:
         one, other = float(tracked), float(found)
     except ValueError:
@@ -150,11 +154,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.project.verify", description=__doc__.partition("\n")[0])
     parser.add_argument("--against", default="", metavar="COMMIT|FOLDER", help="whose tables count as tracked")
     chosen = parser.parse_args(arguments)
-    try:
-        return 0 if report(chosen.against) else 1
-    except NotReproduced as error:
-        print(error, file=sys.stderr)
-        return 1
+    reproduced: list[bool] = []
+
+    def command() -> None:
+        paths.need_clone()
+        reproduced.append(report(chosen.against))
+
+    failed = checks.exit_code(command, failures=(NotReproduced, paths.NotAClone, OSError))
+    return failed or int(not all(reproduced))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,10 @@ sys.exit(checks.exit_code(lambda: [print(number) for number in range(99999)], fa
 
 
 def start(code, **changes):
+    return start_command("-c", code, **changes)
+
+
+def start_command(*arguments, **changes):
     environment = {name: value for name, value in os.environ.items() if name != "MAKELEVEL"} | changes
     options = {
         "cwd": paths.ROOT,
@@ -50,7 +54,7 @@ def start(code, **changes):
     }
     # A shell that puts the tests in the background makes them ignore SIGINT, which is inherited.
     default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    return subprocess.Popen([sys.executable, "-c", code], preexec_fn=default, **options)
+    return subprocess.Popen([sys.executable, *arguments], preexec_fn=default, **options)
 
 
 def gone(number):
@@ -77,6 +81,17 @@ def test_a_signal_ends_a_command_and_its_children_with_one_sentence(number, rais
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (128 + number, "Interrupted.\n")
     assert gone(child)
+
+
+@pytest.mark.parametrize("module", ["lib.engine.build", "lib.project.report", "lib.cifar.dataset"])
+def test_a_command_that_still_imports_is_interrupted_with_one_sentence(module, tmp_path):
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
+    (tmp_path / "nbformat.py").write_text("import torch\n")
+    process = start_command("-m", module, PYTHONPATH=f"{tmp_path}{os.pathsep}{paths.ROOT}")
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (-signal.SIGINT, "Interrupted.\n")
 
 
 def test_a_command_of_make_ends_with_it():

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 import toy_project
@@ -176,6 +178,21 @@ def test_other_errors_of_locking_pass_on(tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------- an installed package
+
+
+def test_a_wheel_has_every_module_and_the_sources_of_the_engine(tmp_path):
+    root, code = tmp_path / "project", "from setuptools import build_meta; build_meta.build_wheel('.')"
+    pytest.importorskip("setuptools", minversion="77")
+    kept = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(paths.ROOT / "lib", root / "lib", ignore=kept)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(paths.ROOT / file, root)
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
+    (wheel,) = root.glob("*.whl")
+    found = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("lib/")}
+    tests = paths.ROOT / "lib" / "tests"
+    modules = [path for path in (paths.ROOT / "lib").rglob("*.py") if tests not in path.parents]
+    assert found == {str(path.relative_to(paths.ROOT)) for path in [*modules, *paths.CSRC.iterdir()]}
 
 
 def test_nothing_is_written_beside_an_installed_package(tmp_path):

@@ -140,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train_command(chosen: argparse.Namespace) -> None:
+    paths.need_clone()
     checks.positive_int("most", chosen.most)
     checks.positive_int("save-every", chosen.save_every)
     pending = _pending(chosen.runs, chosen.epochs)

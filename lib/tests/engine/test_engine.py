@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sysconfig
 from pathlib import Path
 
@@ -416,6 +417,16 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         assert engine.main(["build"]) == 0
         assert "The compiled engine was not built: ImportError: " in capsys.readouterr().out
         assert engine.path().read_bytes() == whole
+
+    def test_an_interrupted_build_is_said_and_leaves_nothing(self, monkeypatch, capsys):
+        def interrupted(script, *arguments):
+            (Path(arguments[1]) / "half.o").touch()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(engine, "_run", interrupted)
+        assert engine.main(["build"]) == 128 + signal.SIGINT
+        assert capsys.readouterr().err == "Interrupted.\n"
+        assert list(engine.path().parent.iterdir()) == []
 
     def test_another_compiler_builds_anew(self, monkeypatch, tmp_path):
         engine.build()

@@ -1,6 +1,7 @@
 """The benchmark's textbook loop, its counts of operations and its table; no test depends on a time."""
 
 import math
+import signal
 
 import nbformat
 import pytest
@@ -83,7 +84,7 @@ def test_the_table_has_a_row_for_each_engine_and_is_saved(monkeypatch, tmp_path,
     monkeypatch.setattr(bench, "peak_memory", lambda case, name: math.nan)
     monkeypatch.setattr(bench.paths, "ROOT", tmp_path)
     monkeypatch.setattr(bench.paths, "BUILD", tmp_path / "build")
-    bench.main(["--seconds", "0"])
+    assert bench.main(["--seconds", "0"]) == 0
     table = tables.read_csv(tmp_path / "build" / "bench.csv")
     extra = ["compiled"] if engine.load()[0] else []
     expected = ["textbook loop", "PyTorch adjoint", *extra, "stock PyTorch", *extra]
@@ -92,7 +93,7 @@ def test_the_table_has_a_row_for_each_engine_and_is_saved(monkeypatch, tmp_path,
     assert all("PyTorch" in line for line in table["machine"])
     assert "CIFAR-10, L=2, batch norm" in capsys.readouterr().out
     # What is not measured again keeps its rows.
-    bench.main(["--seconds", "0", "--only", "CIFAR"])
+    assert bench.main(["--seconds", "0", "--only", "CIFAR"]) == 0
     again = tables.read_csv(tmp_path / "build" / "bench.csv")
     assert list(again["engine"]) == expected
     stays = again["experiment"] == DENSE.name
@@ -103,12 +104,12 @@ def test_the_table_has_a_row_for_each_engine_and_is_saved(monkeypatch, tmp_path,
 def test_seconds_of_figures_come_from_the_executed_notebooks(monkeypatch, tmp_path, capsys):
     for name in ("ROOT", "BUILD"):
         monkeypatch.setattr(bench.paths, name, tmp_path)
-    with pytest.raises(SystemExit, match=r"No executed notebook .*: `make figures PROFILE=paper` makes them"):
-        bench.main(["--figures"])
+    assert bench.main(["--figures"]) == 1
+    assert "`make figures PROFILE=paper` makes them" in capsys.readouterr().err
     (tmp_path / "paper").mkdir()
     notebook = nbformat.v4.new_notebook(metadata={notebooks.SECONDS: 12.5})
     nbformat.write(notebook, tmp_path / "paper" / "figure_2.ipynb")
-    bench.main(["--figures"])
+    assert bench.main(["--figures"]) == 0
     table = tables.read_csv(tmp_path / "figure_seconds.csv")
     assert (list(table["notebook"]), list(table["seconds"])) == (["figure_2"], [12.5])
     assert "figure_2 | 12.5" in capsys.readouterr().out
@@ -118,6 +119,17 @@ def test_an_experiment_that_does_not_exist_is_said(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--only", "imagenet"])
     assert "no experiment is called 'imagenet'; there are: L=64, m=32" in capsys.readouterr().err
+
+
+def test_an_interrupted_measurement_is_said_and_writes_nothing(monkeypatch, tmp_path, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.paths, "BUILD", tmp_path)
+    monkeypatch.setattr(bench, "measure", interrupted)
+    assert bench.main([]) == 128 + signal.SIGINT
+    assert capsys.readouterr().err.startswith("Interrupted")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_peak_memory_sees_what_the_textbook_loop_keeps():

@@ -242,10 +242,13 @@ def test_locked_versions_go_into_a_virtual_environment(tmp_path):
     (machine.root / ".locked" / "constraints.txt").write_text("torch==2.14.1\n")
     assert machine.make("env", "LOCKED=yes").returncode == 0
     assert machine.calls() == ["python3 -m venv .venv", "python -m pip install -c .locked/constraints.txt -e ."]
-    assert machine.make("env", "LOCKED=yes").returncode == 0
-    assert machine.calls() == []
+    # From now on it is the one of every command, conda or not.
+    for arguments in (["env", "LOCKED=yes"], ["env"]):
+        assert machine.make(*arguments).returncode == 0
+        assert machine.calls() == []
+    assert ".venv/bin/python -m lib.project.notebooks run figure_a" in machine.make("-n", "figures").stdout
     os.utime(machine.root / ".locked" / "constraints.txt", (4e9, 4e9))
-    assert machine.make("env", "LOCKED=yes").returncode == 0
+    assert machine.make("env").returncode == 0
     assert machine.calls()[-1] == "python -m pip install -c .locked/constraints.txt -e ."
 
 
@@ -274,8 +277,8 @@ def test_continuous_integration_calls_the_test_command(tmp_path):
 def test_what_git_ignores(tmp_path):
     root = toy_project.write(tmp_path / "project")
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    ignored = [".build/paper/figure_a.ipynb", ".venv/bin/python", ".conda/x", ".conda.old/x", ".data/x",
-               "figures/quick/figure_a.pdf", "figures/.1f.draft", "checkpoints/records/.1f.draft",
+    ignored = [".build/paper/figure_a.ipynb", "build/lib/x.py", ".venv/bin/python", ".conda/x", ".conda.old/x",
+               ".data/x", "figures/quick/figure_a.pdf", "figures/.1f.draft", "checkpoints/records/.1f.draft",
                "figures/custom/figure_a.csv", "notebooks/.ipynb_checkpoints/x.ipynb"]  # fmt: skip
     kept = ["figures/figure_a.pdf", "lib/paths.py", "notebooks/figure_a.ipynb", "checkpoints/runs.csv"]
     result = subprocess.run(["git", "check-ignore", *ignored, *kept], cwd=root, capture_output=True, text=True)

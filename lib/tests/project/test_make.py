@@ -225,6 +225,9 @@ def test_a_failed_run_keeps_the_old_figure_and_is_tried_again(project):
         (["checkpoints", "LR=4e-2"], "make checkpoints does not take LR: the runs of checkpoints/sweep.csv have"),
         (["train", "DEPTH="], "DEPTH is empty: give it a value, or leave it out"),
         (["figure_a", "PARAMETERS="], "PARAMETERS is empty: give it a value, or leave it out"),
+        (["train", "GIVEN="], "There is no variable GIVEN, but ACTIVATION, "),
+        (["env", "LOCKED=yes"], "LOCKED=yes makes an environment, and PYTHON is one that is used as it is"),
+        (["env", "LOCKED=no"], "LOCKED is 'no', expected yes, or leave it out"),
     ],
 )
 def test_a_variable_that_would_be_lost_stops_every_target(finished, arguments, sentence):
@@ -239,6 +242,15 @@ def test_values_out_of_the_environment_change_no_run(finished):
     *said, command = result.stdout.splitlines()
     assert shlex.split(command)[1:] == ["-m", "lib.project.runs", "--profile", "paper", "SEED=1"]
     assert {line.split()[0] for line in said} == {"DEPTH", "PROFILE", "SET"}
+
+
+@pytest.mark.parametrize("target", ["train", "checkpoints", "stack", "train-depths"])
+def test_every_value_of_a_training_comes_from_the_command_line(finished, target):
+    values = {"EPOCHS": "3", "DEVICE": "cuda:1", "THREADS": "2", "FAMILIES": "a", "LAUNCH": "srun", "STACK": "--most 8"}
+    calm, changed = make(finished, "-n", target), make(finished, "-n", target, **values)
+    *said, commands = changed.stdout.rpartition("does\n")
+    assert commands == calm.stdout
+    assert all(f"{name} is in the environment" in said[0] for name in values)
 
 
 def test_values_go_on_to_the_letter_and_no_shell_reads_them(project):

@@ -1,6 +1,7 @@
 """Parameters and their checks, the stored notebooks, and the runner's rules about single notebooks."""
 
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -111,6 +112,8 @@ def test_settings_by_hand(toy):
     }  # fmt: skip
     rates = parameters.parse_settings("a=4e-2 b=1E3 c=-.5e+1 d=1.e2 e=[1e-3] f=e2 g='\"4e-2\"' h=3 i=08")
     assert list(rates.values()) == [0.04, 1000.0, -5.0, 100.0, [0.001], "e2", "4e-2", 3, "08"]
+    others = parameters.parse_settings("a=010 b=0x10 c=1:30 d=1:30.5 e=1_000 f=-.inf g=0 h=-7 i=0.10 j=[1,012]")
+    assert list(others.values()) == ["010", "0x10", "1:30", "1:30.5", 1000, -math.inf, 0, -7, 0.1, [1, "012"]]
     with pytest.raises(WrongParameters, match=r"SET is 'row=3 row=4', which gives row more than one value\."):
         parameters.parse_settings("row=3 row=4")
     with pytest.raises(WrongParameters, match="row in SET has the value '2024-13-45', which is not YAML"):

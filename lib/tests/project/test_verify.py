@@ -1,5 +1,6 @@
 """`make verify`: how far a run's tables are from the tracked ones."""
 
+import math
 import subprocess
 
 import pytest
@@ -24,6 +25,8 @@ TABLE = "depth,loss,name,smooth\n2,0.33333333,V,True\n1024,5.2e-11,W,False\n"
         # Measured numbers with few digits are no computed ones.
         ("82.5", "82.6", 0.1 / 82.6),
         ("nan", "nan", 0.0),
+        ("80000000", "80000001", math.inf),
+        ("1", "1.0", 0.0),
     ],
 )
 def test_the_distance_of_two_numbers(old, new, distance):
