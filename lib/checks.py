@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import operator
 import os
 import select
 import signal
@@ -32,7 +33,7 @@ def plain(value: Any) -> Any:
     else as it is."""
     if isinstance(value, list | tuple):
         return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
-    return value.tolist() if hasattr(value, "tolist") else value
+    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
 
 
 def make_plain(config: Any) -> None:
@@ -112,6 +113,48 @@ def two_sizes(slope_from: Any, depths: Any) -> None:
         )
 
 
+def as_tensor(name: str, values: Any) -> "torch.Tensor":
+    """``values`` as a tensor: a tensor as it is, all else that numpy takes for an array of real numbers in float64,
+    with NaN for what is masked.
+
+    Raises TypeError, one sentence that begins with ``name``, for what is no such array.
+    """
+    import numpy as np
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        return values
+    try:
+        array = np.asanyarray(values)
+        if array.dtype.kind not in "biufO":  # numpy would read texts as numbers and drop imaginary parts
+            raise TypeError(f"its entries are of type {array.dtype}")
+        filled = np.ma.filled(np.ma.asanyarray(array).astype(np.float64), math.nan)
+        return torch.from_numpy(np.array(filled))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = str(error).rstrip(".")
+        raise TypeError(
+            f"{name} is a {type(values).__name__} that is no array of real numbers ({reason}): expected a tensor, a "
+            "numpy array, or lists of equal lengths."
+        ) from error
+
+
+def finite_entries(name: str, tensor: "torch.Tensor") -> None:
+    """Raise ValueError if an entry is NaN or infinite; the sentence says where the first one is, counted from 0."""
+    wrong = (~tensor.isfinite()).nonzero()
+    if not len(wrong):
+        return
+    first, *others = place = wrong[0].tolist() or [0]
+    where = f"row {first}" if tensor.ndim < 3 else f"layer {first}" if name in "VW" else f"sample {first}"
+    if others:
+        where += f", column {others[0]}" if tensor.ndim == 2 else f" at {tuple(others)}"
+    counted = "entry is" if len(wrong) == 1 else "entries are"
+    raise ValueError(
+        f"{name} holds {float(tensor[tuple(place)] if tensor.ndim else tensor)} in {where} (counted from 0; "
+        f"{len(wrong)} {counted} not finite in {str(tensor.dtype).removeprefix('torch.')}), expected finite numbers: "
+        f"leave it out or fill it in."
+    )
+
+
 def usable_device(device: "str | torch.device") -> "torch.device":
     """The device of that name, "auto" being CUDA where there is one and else the CPU.
 
@@ -141,7 +184,13 @@ def thread_count(name: str, value: Any) -> None:
 
 def moments(record_at: Iterable[int] | None, iterations: int) -> Sequence[int]:
     """The iterations to record, in order (None: all of 0..``iterations``); raise ValueError for others than these."""
-    wanted = range(iterations + 1) if record_at is None else sorted(set(plain(list(record_at))))
+    wanted = range(iterations + 1) if record_at is None else plain(record_at)
+    try:
+        wanted = wanted if isinstance(wanted, range) else sorted({operator.index(plain(each)) for each in wanted})
+    except TypeError:
+        raise TypeError(
+            f"record_at is {record_at!r}, expected a list of whole numbers within 0 to {iterations}."
+        ) from None
     if len(wanted) and not 0 <= wanted[0] <= wanted[-1] <= iterations:
         raise ValueError(
             f"record_at asks for iterations {wanted[0]} to {wanted[-1]}, expected them within 0 to {iterations}."

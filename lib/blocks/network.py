@@ -6,7 +6,9 @@ f is the ``forward`` of a `torch.nn.Module`, Z_1, ..., Z_L are its parameters, s
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -25,7 +27,8 @@ class BlockNetwork:
 
     Main arguments: ``block``, a factory (a class or a function without arguments), called once for the
     weight-tied initialisation, whose layers all start as copies of that one object, and L times for "iid"; ``depth``
-    L; ``x`` (n, ...) and ``y``, which the block's parameters follow in dtype and device; ``loss``, (F(x), y) -> a
+    L; ``x`` (n, ...) and ``y``, tensors or arrays; the block's parameters and targets that are no whole numbers follow
+    x in dtype and device; ``loss``, (F(x), y) -> a
     tensor without axes.
 
     Other arguments: ``seed`` of the blocks' draws (on the CPU; equal for all depths, and the first layers of a
@@ -54,6 +57,10 @@ class BlockNetwork:
         checks.positive_int("chunk", chunk)
         checks.positive_int("seed", seed, least=0)
         checks.choice("initialisation", initialisation, INITIALISATIONS)
+        x, y = _data(x, y)
+        if loss is nn.functional.mse_loss and (not isinstance(y, Tensor) or y.shape != x.shape):
+            shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(f"y is {shape}, expected {tuple(x.shape)}, the shape of x and of F(x), for this loss.")
         self.depth, self.x, self.y, self.loss = depth, x, y, loss
         modules = _draw(block, depth if initialisation == "iid" else 1, seed, x)
         self.block = modules[0]
@@ -125,6 +132,22 @@ class BlockNetwork:
         for layer in layers:
             h = h + functional_call(self.block, layer, (h,)) / self.depth
         return h
+
+
+def _data(x: Any, y: Any) -> tuple[Tensor, Any]:
+    """Inputs and targets as tensors, checked; targets of another kind, which the loss may take, are passed on."""
+    x = checks.as_tensor("x", x)
+    if x.is_complex() or not x.ndim:
+        raise TypeError(f"x is {x.dtype} of the shape {tuple(x.shape)}, expected real numbers, one sample a row.")
+    x = x if x.is_floating_point() else x.double()
+    checks.finite_entries("x", x)
+    if isinstance(y, np.ndarray | list):
+        tensor = checks.as_tensor("y", y)
+        y = tensor.long() if np.asarray(y).dtype.kind in "biu" else tensor  # labels stay whole numbers
+    if isinstance(y, Tensor):
+        y = y.to(x.device, x.dtype if y.is_floating_point() else None)
+        checks.finite_entries("y", y)
+    return x, y
 
 
 def _draw(block: Block, count: int, seed: int, x: Tensor) -> list[nn.Module]:

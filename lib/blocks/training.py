@@ -83,9 +83,12 @@ def _records(network: BlockNetwork, learning_rate: float, wanted: set[int]) -> I
     for iteration in range(last + 1):
         loss = float(network.forward())
         if not math.isfinite(loss):
+            cure = "a smaller learning rate is the usual cure"
+            if iteration == 0:
+                cure = "no step was made yet, so the data or the initial weights are too large"
             raise Divergence(
                 f"The loss of {type(network.block).__name__} is {loss} at iteration {iteration} (depth "
-                f"{network.depth}, learning rate {learning_rate}); a smaller learning rate is the usual cure."
+                f"{network.depth}, learning rate {learning_rate}); {cure}."
             )
         if iteration in wanted:
             yield Record(iteration, loss, network.weights, network)

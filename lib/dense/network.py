@@ -13,9 +13,7 @@ outer and inner.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -150,7 +148,7 @@ class NetworkConfig:
 class Weights:
     """V: (L, m, q) and W: (L, q, m), layer by layer; A: (d, q) and B: (q, d'), None where identity for good.
 
-    Given as tensors, or as anything that `as_tensor` takes.
+    Given as tensors, or as anything that `checks.as_tensor` takes.
     """
 
     V: Tensor
@@ -160,7 +158,7 @@ class Weights:
 
     def __post_init__(self) -> None:
         for name, values in self.items().items():
-            setattr(self, name, as_tensor(name, values))
+            setattr(self, name, checks.as_tensor(name, values))
 
     def items(self) -> dict[str, Tensor]:
         """The tensors that there are, by name."""
@@ -179,38 +177,18 @@ class Weights:
 class Data:
     """Inputs x: (n, d) and targets y: (n, d'), one sample a row.
 
-    Given as tensors, or as anything that `as_tensor` takes: numpy arrays, nested lists, tables.
+    Given as tensors, or as anything that `checks.as_tensor` takes: numpy arrays, nested lists, tables.
     """
 
     x: Tensor
     y: Tensor
 
     def __post_init__(self) -> None:
-        self.x, self.y = as_tensor("x", self.x), as_tensor("y", self.y)
+        self.x, self.y = checks.as_tensor("x", self.x), checks.as_tensor("y", self.y)
 
     def to(self, *args, **kwargs) -> "Data":
         """The data on another device or in another dtype (see `torch.Tensor.to`)."""
         return Data(self.x.to(*args, **kwargs), self.y.to(*args, **kwargs))
-
-
-def as_tensor(name: str, values: Any) -> Tensor:
-    """``values`` as a tensor: a tensor as it is, all else that numpy takes for an array of real numbers in float64.
-
-    Raises TypeError, one sentence that begins with ``name``, for what is no such array.
-    """
-    if isinstance(values, Tensor):
-        return values
-    try:
-        array = np.asarray(values)
-        if array.dtype.kind not in "biufO":  # numpy would read texts as numbers and drop imaginary parts
-            raise TypeError(f"its entries are of type {array.dtype}")
-        return torch.from_numpy(np.array(array, dtype=np.float64))
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        reason = str(error).rstrip(".")
-        raise TypeError(
-            f"{name} is a {type(values).__name__} that is no array of real numbers ({reason}): expected a tensor, a "
-            "numpy array, or lists of equal lengths."
-        ) from error
 
 
 def initialise(config: NetworkConfig) -> tuple[Weights, Data]:
@@ -263,22 +241,9 @@ def prepared_start(config: NetworkConfig, weights: Weights, data: Data) -> tuple
         if tensor.is_complex():
             raise TypeError(f"{name} is {tensor.dtype}, expected real numbers.")
         tensor = tensor.detach().to_dense().to(c.torch_device, c.torch_dtype).contiguous()
-        _check_finite(name, tensor, c.dtype)
+        checks.finite_entries(name, tensor)
         found[name] = tensor
     return Weights(**{name: found[name] for name in "VWAB"}), Data(found["x"], found["y"])
-
-
-def _check_finite(name: str, tensor: Tensor, dtype: str) -> None:
-    wrong = (~tensor.isfinite()).nonzero()
-    if not len(wrong):
-        return
-    place = wrong[0].tolist()
-    where = f"row {place[0]}, column {place[1]}" if tensor.ndim == 2 else f"layer {place[0]} at {tuple(place[1:])}"
-    counted = "entry is" if len(wrong) == 1 else "entries are"
-    raise ValueError(
-        f"{name} holds {float(tensor[tuple(place)])} in {where} (counted from 0; {len(wrong)} {counted} not finite in "
-        f"{dtype}), expected finite numbers: leave it out or fill it in."
-    )
 
 
 def check_functions(config: NetworkConfig) -> None:

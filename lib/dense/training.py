@@ -114,10 +114,13 @@ def _check_finite(losses: Tensor, first: int, config: NetworkConfig, learning_ra
     if math.isfinite(float(losses[-1])):  # once a loss is not finite, neither are the later ones
         return
     bad = first + int((~losses.isfinite()).nonzero()[0])
+    other = "" if config.initialisation == "weight-tied" else ", or the weight-tied initialisation,"
+    cure = f"a smaller learning rate{other} is the usual cure"
+    if bad == 0:
+        cure = f"no step was made yet, so the data or the initial weights are too large for {config.dtype}"
     raise Divergence(
         f"The loss is {float(losses[bad - first])} at iteration {bad} "
-        f"(depth {config.depth}, {config.initialisation}, learning rate {learning_rate}); a smaller learning rate"
-        f"{'' if config.initialisation == 'weight-tied' else ', or the weight-tied initialisation,'} is the usual cure."
+        f"(depth {config.depth}, {config.initialisation}, learning rate {learning_rate}); {cure}."
     )
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib.blocks import BlockNetwork, Divergence, fit_slope, gaussian_data, make_block, successive_distances, train
 from lib.blocks.catalogue import ACTIVATIONS, BLOCKS
@@ -107,6 +107,36 @@ def test_any_loss_and_frozen_parameters():
     assert list(records[0].weights) == ["weight"]
     with pytest.raises(ValueError, match=r"The loss has the shape \(6,\), expected one number"):
         next(train(block, 4, x, labels, loss=lambda h, y: nn.functional.cross_entropy(h, y, reduction="none")))
+
+
+def test_own_data_come_as_arrays_and_lists():
+    x, y = gaussian_data((6, 3))
+    expected = [record.loss for record in train(Bias, 4, x, y, iterations=2)]
+    for form in (Tensor.numpy, Tensor.tolist):
+        assert [record.loss for record in train(Bias, 4, form(x), form(y), iterations=2)] == expected
+    single = list(train(Bias, 4, x.float(), y.numpy(), iterations=2))
+    assert [record.loss for record in single] == pytest.approx(expected, rel=1e-6)
+    assert single[0].weights["b"].dtype == torch.float32
+    # Labels stay whole numbers.
+    labels, loss = torch.tensor([0, 1, 2, 0, 1, 2]), nn.functional.cross_entropy
+    expected = [record.loss for record in train(Bias, 4, x, labels, iterations=2, loss=loss)]
+    for form in (Tensor.numpy, Tensor.tolist):
+        assert [record.loss for record in train(Bias, 4, x, form(labels), iterations=2, loss=loss)] == expected
+
+
+def test_own_data_that_cannot_be_are_said_before_training():
+    x, y = gaussian_data((6, 3))
+    missing = y.clone()
+    missing[4, 1] = math.nan
+    for data, sentence in (
+        ((missing, y), "x holds nan in row 4, column 1"),
+        ((x, missing.numpy()), "y holds nan in row 4, column 1"),
+        ((x, y[:, :1]), r"y is \(6, 1\), expected \(6, 3\)"),
+        ((x * 1j, y), "x is torch.complex128"),
+        ((x, ["a"]), "y is a list that is no array of real numbers"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            train(Bias, 4, *data)
 
 
 def test_divergence_is_a_sentence():

@@ -272,6 +272,28 @@ def test_what_is_not_finite_is_named_before_training(value):
         train(single, 0.1, 1, start=(weights, data))
 
 
+def test_what_is_masked_is_missing():
+    weights, data = initialise(SMALL)
+    x = np.ma.masked_array(data.x.numpy(), mask=np.arange(40).reshape(10, 4) == 21)
+    with pytest.raises(ValueError, match="x holds nan in row 5, column 1"):
+        train(SMALL, 0.1, 1, start=(weights, Data(x, data.y)))
+    x.mask = False
+    assert next(train(SMALL, 0.1, 0, start=(weights, Data(x, data.y)))).loss == next(train(SMALL, 0.1, 0)).loss
+
+
+def test_a_loss_that_is_not_finite_at_the_start_blames_no_learning_rate():
+    weights, data = initialise(SMALL)
+    with pytest.raises(Divergence, match=r"at iteration 0 .*no step was made yet") as error:
+        next(train(SMALL, 0.1, 5, start=(weights, Data(data.x * 1e200, data.y))))
+    assert "smaller" not in str(error.value)
+
+
+@pytest.mark.parametrize("moments", [3, "0", [0.5], [None], np.array([0.5])])
+def test_moments_that_are_no_whole_numbers_get_a_sentence(moments):
+    with pytest.raises(TypeError, match=r"record_at is .*, expected a list of whole numbers within 0 to 4"):
+        train(SMALL, 0.1, 4, moments)
+
+
 def test_numbers_of_numpy_are_numbers():
     network = NetworkConfig(depth=np.int64(8), width=np.uint8(6), dimension=4, samples=10, seed=np.int32(1))
     assert network == SMALL
@@ -284,6 +306,8 @@ def test_numbers_of_numpy_are_numbers():
     assert [(r.iteration, r.loss) for r in records] == [
         (r.iteration, r.loss) for r in train(SMALL, 0.25, 4, [0, 4], clip=1.5)
     ]
+    with pytest.raises(ValueError, match=r"dtype is <class .numpy\.float32.>, expected one of"):
+        dataclasses.replace(SMALL, dtype=np.float32)
     for value, found in ((np.float64(8), "8.0"), (np.bool_(True), "True"), (np.array([1, 2]), r"\[1, 2\]")):
         with pytest.raises(TypeError, match=f"depth is {found}, expected a whole number"):
             dataclasses.replace(SMALL, depth=value)
