@@ -2,7 +2,7 @@
 
 # --- Variables: what is given on the command line is data, taken to the letter, and goes on as an argument ---
 # The values of a run: of `make train`, and some of them of `make checkpoints` and `make stack`.
-TRAINING := ACTIVATION SMOOTH_INIT INITIALISATION BATCH_NORM DEPTH SEED LR ADAPTIVE HOLD_STEM DEPTH_SCALING NORM_GROUPS EPOCHS BATCH_SIZE DEVICE THREADS
+TRAINING := ACTIVATION INITIALISATION SMOOTH_INIT BATCH_NORM DEPTH SEED LR ADAPTIVE HOLD_STEM DEPTH_SCALING NORM_GROUPS EPOCHS BATCH_SIZE DEVICE THREADS
 # LAUNCH goes before each training's command: make -j30 checkpoints LAUNCH="srun -n1 --gres=gpu:1"
 VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH MEASURE VERIFY LOCKED FAMILIES $(TRAINING)
 # What programs read from the environment may be given to make too.
@@ -184,7 +184,7 @@ verify: figures ## How far this machine's tables are from the tracked ones (VERI
 # --- Training on CIFAR-10: never part of `make figures`. CIFAR10_ROOT=folder says where the images are ---
 VALUES = $(foreach name,$(filter $(TRAINING),$(GIVEN)),$(call quoted,$(name)=$($(name))))
 
-train: | $(READY) ## One network: ACTIVATION=gelu SMOOTH_INIT=True SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
+train: | $(READY) ## One network: ACTIVATION=gelu INITIALISATION=weight-tied SEED=1 DEPTH=256 LR=0.04 EPOCHS=180 (more: checkpoints/README.md)
 	@$(call before,LAUNCH) $(PYTHON) -m lib.project.runs --profile $(PROFILE) $(BY_HAND) $(VALUES)
 
 train-depths: | $(READY) ## Networks of growing depth, for conv_limit, that are not finished (FAMILIES="gelu_none_epochs15_seed0 ...", THREADS)

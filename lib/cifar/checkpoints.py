@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lib import checks, paths
 from lib.cifar import states, training
-from lib.cifar.config import CifarConfig
+from lib.cifar.config import CifarConfig, rename_saved
 from lib.cifar.network import ConvResNet
 
 FORMAT = "convolutional residual network"
@@ -126,7 +126,7 @@ def _described(path: Path, header: dict[str, str]) -> tuple[CifarConfig, dict[st
     if lacking := [name for name in ("config", "summary", "versions", "origin") if name not in header]:
         raise CheckpointError(f"{path} lacks {', '.join(lacking)} in its header: fetch or train it again.")
     try:
-        return CifarConfig(**json.loads(header["config"])), json.loads(header["summary"])
+        return CifarConfig(**rename_saved(json.loads(header["config"]))), json.loads(header["summary"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has a configuration that cannot be read: {error}") from error
 
@@ -244,7 +244,7 @@ def _named_values(source: Path, name: str | None) -> dict[str, Any]:
             f"{name or source} names the learning rate {found['learning_rate']!r}, expected a number as in {_EXAMPLE}."
         ) from None
     flags = {flag: found[flag] == "True" for flag in ("batch_norm", "smooth_init", "adaptive")}
-    return found | flags | {"depth": int(found["depth"]), "seed": int(found["seed"])}
+    return rename_saved(found | flags) | {"depth": int(found["depth"]), "seed": int(found["seed"])}
 
 
 def _read_released(source: Path) -> tuple[dict[str, Tensor], dict[str, list[float]]]:

@@ -7,10 +7,8 @@ from typing import Any
 from lib import checks, tables
 from lib.cifar import records
 from lib.cifar.config import CifarConfig
-from lib.cifar.network import ConvNetConfig
+from lib.cifar.network import INITIALISATIONS, ConvNetConfig
 from lib.cifar.records import CONVOLUTIONS, Run
-
-NAMES = {True: "weight-tied", False: "i.i.d."}
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,13 @@ class ConvolutionChoice:
         checks.positive_int("seed", self.seed, least=0)
 
 
-def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[int, dict[bool, list[Run]]]:
-    """Weight-tied (True) and i.i.d. (False) runs of one choice for each length of schedule, the shortest first: lengths
-    are never mixed. An initialisation without any run is left out."""
-    found: dict[int, dict[bool, list[Run]]] = {}
-    for run in sorted(
-        choice.select(runs, **conditions), key=lambda run: (run.config.epochs, not run.config.smooth_init)
-    ):
-        found.setdefault(run.config.epochs, {}).setdefault(run.config.smooth_init, []).append(run)
+def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[int, dict[str, list[Run]]]:
+    """The runs of one choice for each length of schedule, the shortest first (lengths are never mixed), and for each
+    initialisation, "weight-tied" before "iid". An initialisation without any run is left out."""
+    found: dict[int, dict[str, list[Run]]] = {}
+    runs = choice.select(runs, **conditions)
+    for run in sorted(runs, key=lambda run: (run.config.epochs, INITIALISATIONS.index(run.config.initialisation))):
+        found.setdefault(run.config.epochs, {}).setdefault(run.config.initialisation, []).append(run)
     return found
 
 
@@ -86,7 +83,7 @@ def with_repeats(runs: Iterable[Run], choice: NetworkChoice, seed: int, **condit
 
 def longest_by_depth(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> list[Run]:
     """The weight-tied runs of a choice in every depth there is, each depth's longest schedule, the shallowest first."""
-    found = choice.select(runs, smooth_init=True, depth=None, **conditions)
+    found = choice.select(runs, initialisation="weight-tied", depth=None, **conditions)
     depths = sorted({run.config.depth for run in found})
     return [run for depth in depths for run in records.longest_schedule(records.select(found, depth=depth))]
 
@@ -94,7 +91,7 @@ def longest_by_depth(runs: Iterable[Run], choice: NetworkChoice, **conditions: A
 # The variables of `make train` for what a choice and its conditions name.
 VARIABLES = {
     "activation": "ACTIVATION",
-    "smooth_init": "SMOOTH_INIT",
+    "initialisation": "INITIALISATION",
     "batch_norm": "BATCH_NORM",
     "depth": "DEPTH",
     "learning_rate": "LR",

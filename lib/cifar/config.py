@@ -1,6 +1,8 @@
 """The configuration of a run on CIFAR-10, and its schedule: learning rates, steps, training time."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from lib import checks
 from lib.cifar.network import ConvNetConfig
@@ -8,20 +10,24 @@ from lib.cifar.network import ConvNetConfig
 
 @dataclass(frozen=True)
 class CifarConfig:
-    """One run. The defaults are the paper's setting; every field is part of the run's name or of its check.
+    """One run. The defaults are the paper's setting. Every field is part of the run's name or of its check.
 
-    ``smooth_init`` is the weight-tied initialisation. ``adaptive`` starts the step of the stem and the head at
-    0.01, whatever ``learning_rate``; it falls to 0 by the same cosine. ``hold_stem`` leaves the stem's batch norm at
-    scale 1 and shift 0, as it starts: an experiment that is not in the paper. So are ``depth_scaling``, with which the
-    layers' learning rate is L / 256 times as large and their weight decay 256 / L times, and ``norm_groups``, for group
-    norm (see `ConvNetConfig`). A layer's gradient is of order 1/L, so that with ``depth_scaling`` networks of every
-    depth follow the same flow in time, decay included. The cosine schedule always ends at ``epochs``, so that a run of
-    30 epochs is a short schedule of its own, not the beginning of one of 180.
-    ``train_images`` and ``test_images`` (0 means all) cut the sets for trials.
+    ``activation`` to ``channels``, ``norm_groups`` and ``seed`` are the network's: see `ConvNetConfig`.
+
+    ``learning_rate`` is that of the first epoch. The cosine schedule ends at ``epochs``: a run of 30 epochs is a short
+    schedule of its own, not the beginning of one of 180. With ``adaptive`` the learning rate of the stem and the head
+    starts at 0.01 instead, and falls to 0 by the same cosine.
+
+    Experiments that are not in the paper: ``hold_stem`` leaves the stem's batch norm at scale 1 and shift 0, as it
+    starts. With ``depth_scaling`` the layers' learning rate is L / 256 times as large, and their weight decay 256 / L
+    times. A layer's gradient is of order 1/L, so that networks of every depth then follow the same flow in time, decay
+    included.
+
+    ``train_images`` and ``test_images`` (0: all) cut the sets for trials.
     """
 
     activation: str = "gelu"
-    smooth_init: bool = True
+    initialisation: str = "weight-tied"
     batch_norm: bool = True
     depth: int = 256
     channels: int = 16
@@ -39,7 +45,7 @@ class CifarConfig:
 
     def __post_init__(self) -> None:
         checks.make_plain(self)
-        network = self.network  # checks depth, channels, activation, batch_norm, smooth_init, seed and norm_groups
+        network = self.network  # checks depth, channels, activation, batch_norm, initialisation, seed and norm_groups
         object.__setattr__(self, "activation", network.activation)
         checks.positive_float("learning_rate", self.learning_rate)
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
@@ -54,9 +60,7 @@ class CifarConfig:
 
     @property
     def network(self) -> ConvNetConfig:
-        return ConvNetConfig(
-            self.depth, self.channels, self.activation, self.batch_norm, self.smooth_init, self.seed, self.norm_groups
-        )
+        return ConvNetConfig(**{field.name: getattr(self, field.name) for field in fields(ConvNetConfig)})
 
     @property
     def trial(self) -> bool:
@@ -68,7 +72,7 @@ class CifarConfig:
         """Name of the run's folder, record and checkpoint; rarer departures from the paper are appended."""
         parts = [
             self.activation,
-            "weight-tied" if self.smooth_init else "iid",
+            self.initialisation,
             "bn" if self.batch_norm else f"gn{self.norm_groups}" if self.norm_groups else "nobn",
             f"depth{self.depth}",
             f"lr{self.learning_rate:g}",
@@ -86,3 +90,15 @@ class CifarConfig:
             if (short := extras.get(field.name)) and getattr(self, field.name) != field.default
         ]
         return "_".join(parts)
+
+
+def rename_saved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a saved config by the names of `CifarConfig`, in their order. In older files, and in those of the
+    released code, ``smooth_init`` (True or False) stands for ``initialisation`` ("weight-tied" or "iid")."""
+    renamed = dict(values)
+    if "smooth_init" in renamed:
+        checks.boolean("smooth_init", renamed["smooth_init"])
+        tied = checks.plain(renamed["smooth_init"])
+        renamed = {("initialisation" if name == "smooth_init" else name): value for name, value in renamed.items()}
+        renamed["initialisation"] = "weight-tied" if tied else "iid"
+    return renamed

@@ -22,7 +22,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     return {
         "run": config.name,
         "activation": config.activation,
-        "smooth_init": config.smooth_init,
+        "initialisation": config.initialisation,
         "epochs": config.epochs,
     }
 
@@ -31,7 +31,7 @@ def make_columns(
     rows: list[dict[str, Any]], names: tuple[str, ...], measured: tuple[str, ...] = RATIOS
 ) -> dict[str, list]:
     # By name, so that the columns are there even where no run is.
-    names = ("run", "activation", "smooth_init", "epochs", *names, *measured)
+    names = ("run", "activation", "initialisation", "epochs", *names, *measured)
     return {name: [row[name] for row in rows] for name in names}
 
 
@@ -49,8 +49,8 @@ def measure_parts(
 
 def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
     """The table of ``smoothness.csv``, ``smoothness_depths.csv`` and ``stem_training.csv``, a line an epoch of each run
-    that has its record: run, activation, smooth_init, epochs (length of the schedule), depth, hold_stem, seed, epoch
-    (1, 2, ...), time, train_accuracy (%), von_neumann_conv1, von_neumann_conv2, and the scales of
+    that has its record: run, activation, initialisation, epochs (length of the schedule), depth, hold_stem, seed,
+    epoch (1, 2, ...), time, train_accuracy (%), von_neumann_conv1, von_neumann_conv2, and the scales of
     `relative_path_lengths` (nan where undefined, or not in the log).
 
     ``time`` t is the sum of the learning rates of all steps so far. Schedules of different lengths are comparable in

@@ -42,14 +42,14 @@ POLICIES = (
     (PARALLEL, "kept"),
 )
 STATISTICS_IMAGES = 1000  # training images that batch norms' statistics are recomputed on
-# Of the networks of the paper's depth and seed 0 with batch norm: activation, weight-tied, epochs.
+# Of the networks of the paper's depth and seed 0 with batch norm: activation, initialisation, epochs.
 REPRESENTATIVES = (
-    ("gelu", True, 30),
-    ("gelu", False, 30),
-    ("gelu", True, 180),
-    ("identity", True, 180),
-    ("identity", False, 180),
-    ("relu", False, 180),
+    ("gelu", "weight-tied", 30),
+    ("gelu", "iid", 30),
+    ("gelu", "weight-tied", 180),
+    ("identity", "weight-tied", 180),
+    ("identity", "iid", 180),
+    ("relu", "iid", 180),
 )
 ODE_IMAGES = 4  # test images that solvers start from, in float64
 STEPS = [2**power for power in range(1, 11)]
@@ -137,9 +137,9 @@ def measure_resampling(runs: Sequence[Run], policies: Sequence[tuple[str, str]],
 def representatives(runs: Sequence[Run]) -> list[Run]:
     """Those of `REPRESENTATIVES` whose weights are here, in that order."""
     found = []
-    for activation, smooth_init, epochs in REPRESENTATIVES:
-        wanted = {"activation": activation, "smooth_init": smooth_init, "epochs": epochs, "depth": 256, "seed": 0}
-        found += records.select(runs, **wanted, batch_norm=True, hold_stem=False)[:1]
+    for activation, initialisation, epochs in REPRESENTATIVES:
+        wanted = {"activation": activation, "initialisation": initialisation, "epochs": epochs}
+        found += records.select(runs, **wanted, depth=256, seed=0, batch_norm=True, hold_stem=False)[:1]
     return found
 
 
@@ -257,7 +257,7 @@ def named_rows(name: str) -> list[dict[str, Any]]:
     table, rows = records.read_measured(name), []
     for run in representatives(records.read_runs()):
         config = run.config
-        words = f"{tables.word(config.activation)}, {'weight-tied' if config.smooth_init else 'i.i.d.'}"
+        words = f"{tables.word(config.activation)}, {tables.word(config.initialisation)}"
         which = {"network": f"{words}, {config.epochs} epochs", "depth": config.depth, "kind": "cifar"}
         found = tables.rows(tables.select(table, run=config.name))
         rows += [which | {key: value for key, value in row.items() if key != "run"} for row in found]

@@ -21,6 +21,7 @@ from lib.engine import build as engine
 
 CLASSES = 10
 CONVOLUTIONS = ("conv1", "conv2")  # of a layer
+INITIALISATIONS = ("weight-tied", "iid")
 # 0 and 1 both give 10x10; with 1 a checkpoint of the released format reproduces its logged test accuracy and loss.
 STEM_PADDING = 1
 BN_EPS = 1e-5
@@ -37,15 +38,15 @@ class ConvNetConfig:
     norm, for ``batch_norm`` False: an experiment that is not in the paper. It has no batch statistics; the stem keeps
     its batch norm, as without any.
 
-    ``smooth_init`` True is the weight-tied initialisation (the draw of layer 0 in every layer), False the
-    i.i.d. one. The two share the draws of the stem, the head and layer 0 for a given ``seed``.
+    ``initialisation``: "weight-tied" (the draw of layer 0 in every layer) or "iid" (each layer has its own). The two
+    share the draws of the stem, the head and layer 0 for a given ``seed``.
     """
 
     depth: int = 256
     channels: int = 16
     activation: str = "gelu"
     batch_norm: bool = True
-    smooth_init: bool = True
+    initialisation: str = "weight-tied"
     seed: int = 0
     norm_groups: int = 0
 
@@ -54,7 +55,7 @@ class ConvNetConfig:
         checks.positive_int("depth", self.depth)
         checks.positive_int("channels", self.channels)
         checks.boolean("batch_norm", self.batch_norm)
-        checks.boolean("smooth_init", self.smooth_init)
+        checks.choice("initialisation", self.initialisation, INITIALISATIONS)
         checks.positive_int("seed", self.seed, least=0)
         checks.positive_int("norm_groups", self.norm_groups, least=0)
         if self.norm_groups and self.batch_norm:
@@ -264,12 +265,12 @@ class ConvResNet(nn.Module):
         fan = 9 * config.channels
         default = 1 / math.sqrt(fan)
         xavier = XAVIER_GAIN * math.sqrt(6 / (fan + fan))
-        for k in range(1 if config.smooth_init else config.depth):
+        for k in range(1 if config.initialisation == "weight-tied" else config.depth):
             uniform(layers.conv1_weight[k], default if config.batch_norm or config.norm_groups else xavier)
             uniform(layers.conv1_bias[k], default)
             uniform(layers.conv2_weight[k], default)
             uniform(layers.conv2_bias[k], default)
-        if config.smooth_init:
+        if config.initialisation == "weight-tied":
             for name in layers.CONVOLUTIONS:
                 layers.stacked(name)[1:] = layers.stacked(name)[0]
         # Each block starts at 0, so the network starts as its stem and head.

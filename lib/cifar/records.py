@@ -26,7 +26,7 @@ from lib import checks, paths, tables
 from lib.checks import Divergence
 from lib.cifar import layer_log, states, training
 from lib.cifar.checkpoints import Checkpoint, CheckpointError, load, save
-from lib.cifar.config import CifarConfig
+from lib.cifar.config import CifarConfig, rename_saved
 from lib.cifar.network import CONVOLUTIONS, ConvResNet
 
 VERSION = 1
@@ -177,9 +177,11 @@ def _write_tables(folder: Path, found: Sequence[Path]) -> int:
     records = [_read_record(path) for path in found]
     recorded = {record["run"] for record in records}
     runs, layers = _kept_rows(folder / RUNS, recorded), _kept_rows(folder / DISTANCES, recorded)
-    runs = [{"run": row["run"], **asdict(CifarConfig()), **row} for row in runs]  # with what older rows do not name
+    runs = [
+        {"run": row["run"], **asdict(CifarConfig()), **rename_saved(row)} for row in runs
+    ]  # with what older rows do not name
     for record in records:
-        config = asdict(CifarConfig(**record["config"]))
+        config = asdict(CifarConfig(**rename_saved(record["config"])))
         summary = {name: value for name, value in record["summary"].items() if name not in config}
         row = {"run": record["run"], **config, **summary, **record["versions"]}
         runs.append({name: math.nan if value is None else value for name, value in row.items()})
@@ -265,6 +267,7 @@ def read_runs(folder: Path | None = None) -> list[Run]:
     runs = []
     for number, row in enumerate(_rows(folder / RUNS), start=2):
         try:
+            row = rename_saved(row)
             config = CifarConfig(**{name: checks.plain(row[name]) for name in names if name in row})
         except (ValueError, TypeError) as error:
             raise tables.TableError(f"{paths.short(folder / RUNS)}, line {number}: {error}") from error
@@ -341,7 +344,7 @@ def sweep(epochs: int | None = None, folder: Path | None = None) -> list[CifarCo
     """The runs listed in ``checkpoints/sweep.csv``, in order; ``epochs`` replaces the length of all."""
     names = {field.name for field in fields(CifarConfig)}
     configs = []
-    for row in _rows((folder or paths.CHECKPOINTS) / SWEEP, ended=False):  # which people edit
+    for row in map(rename_saved, _rows((folder or paths.CHECKPOINTS) / SWEEP, ended=False)):  # which people edit
         if unknown := sorted(row.keys() - names):
             raise ValueError(f"{SWEEP} has a column {unknown[0]}, expected some of: {', '.join(sorted(names))}.")
         config = CifarConfig(**{name: checks.plain(value) for name, value in row.items()})

@@ -10,7 +10,7 @@ import torch
 
 from lib import paths
 from lib.cifar import layer_log
-from lib.cifar.config import CifarConfig
+from lib.cifar.config import CifarConfig, rename_saved
 
 STATE_FORMAT = 1
 STATE_FILE = "state.pt"
@@ -79,7 +79,7 @@ def read_saved(path: Path) -> Any:
 def check_same(state: dict[str, Any], config: CifarConfig, folder: Path) -> None:
     """Raise ValueError where the state in the folder is that of another run than this config's."""
     wanted = asdict(config)
-    found = asdict(CifarConfig()) | state["config"]  # an older state lacks the options that came later
+    found = asdict(CifarConfig()) | rename_saved(state["config"])  # an older state lacks the options that came later
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise ValueError(

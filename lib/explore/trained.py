@@ -15,7 +15,7 @@ from lib import checks, paths, tables
 from lib.cifar import checkpoints, dataset, resampling
 from lib.cifar.checkpoints import Checkpoint
 from lib.cifar.config import CifarConfig
-from lib.cifar.network import ConvResNet
+from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.cifar.records import CONVOLUTIONS
 from lib.figures.figure_3 import draw_entries
 from lib.measures import von_neumann_ratios
@@ -67,7 +67,8 @@ def find(folder: Path | None = None) -> dict[Path, CifarConfig]:
 
     def place(path: Path) -> tuple:
         config = found[path]
-        return config.activation, not config.batch_norm, config.norm_groups, config.epochs, not config.smooth_init
+        initialisation = INITIALISATIONS.index(config.initialisation)
+        return config.activation, not config.batch_norm, config.norm_groups, config.epochs, initialisation
 
     return {path: found[path] for path in sorted(found, key=place)}
 
@@ -256,12 +257,13 @@ def one_of_each(found: Mapping[Path, CifarConfig]) -> list[Path]:
     the first weight-tied network and the first i.i.d. one, as far as there are such."""
     places = {config: path for path, config in found.items()}
     for path, config in found.items():
-        if config.smooth_init and (other := places.get(replace(config, smooth_init=False))):
+        other = places.get(replace(config, initialisation="iid"))
+        if other and config.initialisation == "weight-tied":
             return [path, other]
-    firsts = [
-        next((path for path, config in found.items() if config.smooth_init == tied), None) for tied in (True, False)
-    ]
-    return [path for path in firsts if path is not None]
+    firsts: dict[str, Path] = {}
+    for path, config in found.items():
+        firsts.setdefault(config.initialisation, path)
+    return [firsts[initialisation] for initialisation in INITIALISATIONS if initialisation in firsts]
 
 
 def browse(files: Sequence[Path]) -> Iterator[Browsing | None]:

@@ -14,7 +14,6 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lib.cifar.choice import NAMES
 from lib.cifar.config import CifarConfig
 from lib.cifar.dataset import CLASSES
 from lib.cifar.records import CONVOLUTIONS
@@ -127,7 +126,7 @@ def _norm(config: CifarConfig) -> str:
 
 def trained_name(config: CifarConfig) -> str:
     """A trained network in words: initialisation, activation, schedule and what else differs from the paper."""
-    parts = [NAMES[config.smooth_init], word(config.activation)]
+    parts = [word(config.initialisation), word(config.activation)]
     parts += [_norm(config), f"L = {config.depth}", f"{config.epochs} epochs"]
     return " · ".join([*filter(None, parts), f"seed {config.seed}"])
 

@@ -9,12 +9,15 @@ from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import records
-from lib.cifar.choice import NAMES, NetworkChoice, by_schedule
+from lib.cifar.choice import NetworkChoice, by_schedule
+from lib.cifar.network import ResidualLayers
 from lib.cifar.records import CONVOLUTIONS, Run
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import INITIALISATIONS, panels, styled, write_across
+from lib.figures.style import INITIALISATION_COLORS, panels, styled, write_across
 from lib.measures import PARTS, layer_noise, ratios_along_depth, von_neumann_ratio
+
+Key = tuple[int, str]  # of a network: epochs, initialisation
 
 
 @dataclass(frozen=True)
@@ -38,31 +41,31 @@ class Config:
 def compute(config: Config, progress: Progress = silent) -> Data:
     """The tables of `entries_across_layers` and `describe`, of the networks whose weights are here."""
     networks = networks_by_schedule(records.read_runs(), config.choice, config.seed)
+    layers = {key: run.load().network.residual_layers for key, run in networks.items()}
     return {
-        "figure_3": entries_across_layers(networks, config.entries),
-        "figure_3_networks": describe(networks),
+        "figure_3": entries_across_layers(layers, config.entries),
+        "figure_3_networks": describe(networks, layers),
     }
 
 
-def describe(networks: Mapping[tuple[int, bool], Run]) -> dict[str, list]:
-    """A row a network and convolution: epochs, smooth_init, convolution, test_accuracy (%), von_neumann, noise from
+def describe(networks: Mapping[Key, Run], layers: Mapping[Key, ResidualLayers]) -> dict[str, list]:
+    """A row a network and convolution: epochs, initialisation, convolution, test_accuracy (%), von_neumann, noise from
     layer to layer, spread (the mean standard deviation of an entry), and the ratio in each eighth, part_1 to part_8."""
-    columns = ["epochs", "smooth_init", "convolution", "test_accuracy", "von_neumann", "noise", "spread"]
+    columns = ["epochs", "initialisation", "convolution", "test_accuracy", "von_neumann", "noise", "spread"]
     columns += [f"part_{part}" for part in range(1, PARTS + 1)]
     rows = []
-    for (epochs, smooth), run in networks.items():
-        layers = run.load().network.residual_layers
+    for key, run in networks.items():
         for name in CONVOLUTIONS:
-            weights = layers.stacked(f"{name}.weight").detach()
+            weights = layers[key].stacked(f"{name}.weight").detach()
             measured = von_neumann_ratio(weights), layer_noise(weights), float(weights.std(dim=0).mean())
-            rows.append((epochs, smooth, name, run.values["test_accuracy"], *measured, *ratios_along_depth(weights)))
+            rows.append((*key, name, run.values["test_accuracy"], *measured, *ratios_along_depth(weights)))
     return {name: [row[place] for row in rows] for place, name in enumerate(columns)}
 
 
-def panel_title(data: Data, config: Config, epochs: int, smooth: bool) -> str:
+def panel_title(data: Data, config: Config, epochs: int, initialisation: str) -> str:
     """What a panel shows: activation, initialisation, test accuracy, schedule."""
-    network = f"{tables.word(config.choice.activation)}, {NAMES[smooth]}"
-    found = tables.select(data["figure_3_networks"], epochs=epochs, smooth_init=smooth)["test_accuracy"]
+    network = f"{tables.word(config.choice.activation)}, {tables.word(initialisation)}"
+    found = tables.select(data["figure_3_networks"], epochs=epochs, initialisation=initialisation)["test_accuracy"]
     if not len(found):
         return network
     return f"{network}: test {found[0]:.2f} %\n{records.training_length(epochs)}"
@@ -78,24 +81,23 @@ def draw_entries(seed: int, channels: int = 16) -> dict[str, tuple[int, int, int
     }
 
 
-def networks_by_schedule(runs: Iterable[Run], choice: NetworkChoice, seed: int = 0) -> dict[tuple[int, bool], Run]:
-    """The networks of one choice and seed whose weights are here, by (epochs, smooth_init): the shortest schedule
-    first, and in each the weight-tied network first."""
+def networks_by_schedule(runs: Iterable[Run], choice: NetworkChoice, seed: int = 0) -> dict[Key, Run]:
+    """The networks of one choice and seed whose weights are here: the shortest schedule first, and in each the
+    weight-tied network first."""
     schedules = by_schedule((run for run in runs if run.has_weights), choice, seed=seed)
-    return {(epochs, smooth): side[-1] for epochs, pair in schedules.items() for smooth, side in pair.items()}
+    return {(epochs, name): side[-1] for epochs, pair in schedules.items() for name, side in pair.items()}
 
 
 def entries_across_layers(
-    networks: Mapping[tuple[int, bool], Run], entries: Mapping[str, tuple[int, int, int, int]]
+    layers: Mapping[Key, ResidualLayers], entries: Mapping[str, tuple[int, int, int, int]]
 ) -> dict[str, list]:
-    """The table of ``figure_3.csv``: epochs (of the schedule), smooth_init, convolution, layer (1..L), value."""
-    columns: dict[str, list] = {"epochs": [], "smooth_init": [], "convolution": [], "layer": [], "value": []}
-    for (epochs, smooth), run in networks.items():
-        layers = run.load().network.residual_layers
+    """The table of ``figure_3.csv``: epochs (of the schedule), initialisation, convolution, layer (1..L), value."""
+    columns: dict[str, list] = {"epochs": [], "initialisation": [], "convolution": [], "layer": [], "value": []}
+    for (epochs, initialisation), stacked in layers.items():
         for name, entry in entries.items():
-            values = layers.stacked(f"{name}.weight")[(slice(None), *entry)].tolist()
+            values = stacked.stacked(f"{name}.weight")[(slice(None), *entry)].tolist()
             columns["epochs"] += [epochs] * len(values)
-            columns["smooth_init"] += [smooth] * len(values)
+            columns["initialisation"] += [initialisation] * len(values)
             columns["convolution"] += [name] * len(values)
             columns["layer"] += range(1, len(values) + 1)
             columns["value"] += values
@@ -112,12 +114,12 @@ def draw(data: Data, config: Config) -> Figure:
     schedules = sorted(set(table["epochs"])) or [0]
     figure, axes = panels(2, rows=2 * len(schedules), height=3.6 * len(schedules), sharex=True)
     for first, epochs in zip(axes[::2], schedules, strict=True):
-        for panel, (smooth, _, _) in zip(first, INITIALISATIONS, strict=True):
-            panel.set_title(panel_title(data, config, epochs, smooth))
+        for panel, initialisation in zip(first, INITIALISATION_COLORS, strict=True):
+            panel.set_title(panel_title(data, config, epochs, initialisation))
     shown = [(epochs, convolution) for epochs in schedules for convolution in entries]
     for row, (epochs, convolution) in zip(axes, shown, strict=True):
-        for panel, (smooth, _, color) in zip(row, INITIALISATIONS, strict=True):
-            curve = tables.select(table, epochs=epochs, smooth_init=smooth, convolution=convolution)
+        for panel, (initialisation, color) in zip(row, INITIALISATION_COLORS.items(), strict=True):
+            curve = tables.select(table, epochs=epochs, initialisation=initialisation, convolution=convolution)
             if len(curve["layer"]) == 0:
                 write_across(panel, "no such network is here")
                 panel.set_axis_off()

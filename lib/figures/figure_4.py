@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from lib import tables
 from lib.cifar import records
 from lib.cifar.choice import NetworkChoice, by_schedule, length_in_words
+from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 from lib.figures.claim import OPEN, Claim, Read, judge
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import HEIGHT, INITIALISATIONS, panels, styled, write_across
+from lib.figures.style import HEIGHT, INITIALISATION_COLORS, panels, styled, write_across
 
 PAPER_CLOSER = 10  # "about ten times": how much closer the paper's weight-tied layers are than its i.i.d. ones
 
@@ -37,7 +38,7 @@ def schedule_titles(averages: tables.Table, activation: str) -> dict[int, str]:
     titles = {}
     for epochs in dict.fromkeys(averages["epochs"]):
         rows = tables.select(averages, epochs=epochs)
-        sides = (tables.select(rows, smooth_init=side)["seed"] for side in (True, False))
+        sides = (tables.select(rows, initialisation=side)["seed"] for side in INITIALISATIONS)
         counts = sorted({len(set(seeds.tolist())) for seeds in sides if len(seeds)})
         runs = "1 run" if counts == [1] else f"{' and '.join(map(str, counts))} runs"
         titles[int(epochs)] = f"{tables.word(activation)}, {records.training_length(epochs)}, {runs}"
@@ -45,27 +46,28 @@ def schedule_titles(averages: tables.Table, activation: str) -> dict[int, str]:
 
 
 def successive_distance_tables(
-    networks: Mapping[int, Mapping[bool, list[Run]]], distances: Mapping[str, np.ndarray]
+    networks: Mapping[int, Mapping[str, list[Run]]], distances: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, list], dict[str, list]]:
-    """The tables of figure 4 out of ``successive_distance.csv``: per layer, mean over runs (epochs, smooth_init,
-    convolution, layer, distance), and averaged over layers (epochs, smooth_init, convolution, seed, average)."""
-    layers: dict[str, list] = {"epochs": [], "smooth_init": [], "convolution": [], "layer": [], "distance": []}
-    averages: dict[str, list] = {"epochs": [], "smooth_init": [], "convolution": [], "seed": [], "average": []}
-    sides = [(epochs, smooth, runs) for epochs, pair in networks.items() for smooth, runs in pair.items()]
-    for epochs, smooth, runs in sides:
+    """The tables of figure 4 out of ``successive_distance.csv``: per layer, mean over runs (epochs,
+    initialisation, convolution, layer, distance), and averaged over layers (epochs, initialisation, convolution, seed,
+    average)."""
+    layers: dict[str, list] = {"epochs": [], "initialisation": [], "convolution": [], "layer": [], "distance": []}
+    averages: dict[str, list] = {"epochs": [], "initialisation": [], "convolution": [], "seed": [], "average": []}
+    sides = [(epochs, name, runs) for epochs, pair in networks.items() for name, runs in pair.items()]
+    for epochs, initialisation, runs in sides:
         for name in CONVOLUTIONS:
             curves = []
             for run in runs:
                 rows = (distances["run"] == run.config.name) & (distances["convolution"] == name)
                 curves.append(distances["distance"][rows][np.argsort(distances["layer"][rows])])
                 averages["epochs"].append(epochs)
-                averages["smooth_init"].append(smooth)
+                averages["initialisation"].append(initialisation)
                 averages["convolution"].append(name)
                 averages["seed"].append(run.config.seed)
                 averages["average"].append(float(curves[-1].mean()))
             mean = np.mean(curves, axis=0)
             layers["epochs"] += [epochs] * len(mean)
-            layers["smooth_init"] += [smooth] * len(mean)
+            layers["initialisation"] += [initialisation] * len(mean)
             layers["convolution"] += [name] * len(mean)
             layers["layer"] += range(1, len(mean) + 1)
             layers["distance"] += mean.tolist()
@@ -79,7 +81,8 @@ def closer_by(averages: Mapping[str, list], epochs: int) -> dict[str, float]:
     chosen = tables.select(averages, epochs=epochs)
     factors = {}
     for name in CONVOLUTIONS:
-        tied, iid = (tables.select(chosen, smooth_init=side, convolution=name)["average"] for side in (True, False))
+        sides = (tables.select(chosen, initialisation=side, convolution=name) for side in INITIALISATIONS)
+        tied, iid = (side["average"] for side in sides)
         if len(tied) and len(iid):
             factors[name] = float(np.median(iid) / np.median(tied))
     return factors
@@ -89,8 +92,8 @@ def closer_along_depth(layers: Mapping[str, list], epochs: int, convolution: str
     """The same in each of ``parts`` equal parts of the layers, from the input to the output, out of the first table of
     `successive_distance_tables`: the ratio of the means over layers and runs (nothing where one side is missing)."""
     chosen = tables.select(layers, epochs=epochs, convolution=convolution)
-    sides = (tables.select(chosen, smooth_init=side)["distance"] for side in (False, True))
-    iid, tied = ([part.mean() for part in np.array_split(side, parts)] if len(side) else [] for side in sides)
+    sides = (tables.select(chosen, initialisation=side)["distance"] for side in INITIALISATIONS)
+    tied, iid = ([part.mean() for part in np.array_split(side, parts)] if len(side) else [] for side in sides)
     return [float(above / below) for above, below in zip(iid, tied, strict=False)]
 
 
@@ -99,8 +102,8 @@ def draw(data: Data, config: Config) -> Figure:
     """Successive Frobenius distance of conv1 and conv2, a row a schedule: across the layers, and on average with a dot
     a run.
 
-    ``layers`` has the columns epochs, smooth_init, convolution, layer, distance (mean over runs); ``averages`` epochs,
-    smooth_init, convolution, seed, average (over layers), as in ``figure_4.csv``; ``titles`` has one for each schedule.
+    ``layers`` has the columns epochs, initialisation, convolution, layer, distance (mean over runs); ``averages``
+    epochs, initialisation, convolution, seed, average (over layers), as in ``figure_4.csv``.
     """
     layers, averages = data["figure_4_layers"], data["figure_4"]
     titles = schedule_titles(averages, config.choice.activation)
@@ -112,15 +115,15 @@ def draw(data: Data, config: Config) -> Figure:
             panel.set_axis_off()
         return figure
     for (epochs, title), (curves, points) in zip(titles.items(), np.reshape(axes, (-1, 2)), strict=True):
-        for smooth, name, color in INITIALISATIONS:
+        for initialisation, color in INITIALISATION_COLORS.items():
             for place, (convolution, line) in enumerate((("conv1", "-"), ("conv2", "--"))):
-                of = {"epochs": epochs, "smooth_init": smooth, "convolution": convolution}
+                of = {"epochs": epochs, "initialisation": initialisation, "convolution": convolution}
                 curve, values = tables.select(layers, **of), tables.select(averages, **of)["average"]
                 if len(values) == 0:
                     continue
-                label = f"{name}, {convolution}"
+                label = f"{tables.word(initialisation)}, {convolution}"
                 curves.plot(curve["layer"], curve["distance"], line, color=color, linewidth=0.8, label=label)
-                x = place + (-0.15 if smooth else 0.15)
+                x = place + (-0.15 if initialisation == "weight-tied" else 0.15)
                 points.hlines(np.median(values), x - 0.12, x + 0.12, color=color, linewidth=2)
                 points.plot([x] * len(values), values, "o", color=color, alpha=0.7)
         curves.set_ylabel(r"$\|\mathrm{conv}_{i,k+1}-\mathrm{conv}_{i,k}\|_F$")
@@ -143,7 +146,7 @@ def claims(read: Read) -> Iterator[Claim]:
     epochs = PAPER_EPOCHS if PAPER_EPOCHS in whole else max(whole, default=0)
     measured = " and ".join(f"{factor:.3g} ({name})" for name, factor in factors.get(epochs, {}).items())
     near = all(PAPER_CLOSER / 2 <= factor <= 2 * PAPER_CLOSER for factor in factors.get(epochs, {}).values())
-    sides = (tables.select(averages, epochs=epochs, smooth_init=side)["seed"] for side in (True, False))
+    sides = (tables.select(averages, epochs=epochs, initialisation=side)["seed"] for side in INITIALISATIONS)
     runs = min(len(np.unique(seeds)) for seeds in sides)
     yield Claim(
         f"CIFAR-10, GELU: layers are about {PAPER_CLOSER} times closer from weight-tied than from i.i.d. ones",

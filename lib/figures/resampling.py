@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import dataset, records
-from lib.cifar.choice import NAMES
 from lib.cifar.config import CifarConfig
 from lib.cifar.records import Run
 from lib.cifar.resampling import accuracy, distance, logits, resample
@@ -62,7 +61,7 @@ class Config:
 def run_name(words: str) -> str:
     """The name of the run that an entry of ``shown`` means."""
     activation, initialisation, epochs = words.split()
-    return CifarConfig(activation, smooth_init=initialisation == "weight-tied", epochs=int(epochs)).name
+    return CifarConfig(activation, initialisation, epochs=int(epochs)).name
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
@@ -78,12 +77,12 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 def curves(runs: Iterable[Run]) -> dict[str, list]:
     """The table of ``resampling.csv``: what ``checkpoints/resampling.csv`` has of these runs, with who they are: run,
-    activation, smooth_init, batch_norm, hold_stem, depth, epochs, and the columns of `measured.resampling_rows`."""
+    activation, initialisation, batch_norm, hold_stem, depth, epochs, and the columns of `measured.resampling_rows`."""
     named = {run.config.name: run.config for run in runs}
     rows = []
     for row in tables.rows(records.read_measured("resampling")):
         if (config := named.get(str(row["run"]))) is not None:
-            which = ("activation", "smooth_init", "batch_norm", "hold_stem", "depth", "epochs")
+            which = ("activation", "initialisation", "batch_norm", "hold_stem", "depth", "epochs")
             rows.append({"run": config.name} | {name: getattr(config, name) for name in which} | row)
     return tables.from_rows(rows)
 
@@ -165,7 +164,7 @@ def shallow(runs: Iterable[Run], table: Table) -> dict[str, list]:
 
 def label(row: Table) -> str:
     """A network in words, from a row of `curves`."""
-    name = f"{tables.word(row['activation'])}, {NAMES[row['smooth_init']]}, {row['epochs']} ep."
+    name = f"{tables.word(row['activation'])}, {tables.word(row['initialisation'])}, {row['epochs']} ep."
     name += "" if row["batch_norm"] else ", no bn"
     name += "" if row["depth"] == DEEPEST else f", L = {row['depth']}"
     return name + (", stem held" if row["hold_stem"] else "")
@@ -183,7 +182,7 @@ def _style(row: Table) -> dict:
         "color": color,
         "linestyle": "-" if row["epochs"] >= records.PAPER_EPOCHS else (0, (4, 1.2)),
         "marker": "o" if row["batch_norm"] else "s",
-        "markerfacecolor": color if row["smooth_init"] else "white",
+        "markerfacecolor": color if row["initialisation"] == "weight-tied" else "white",
         "linewidth": 1.1,
         "markersize": 4,
         "alpha": 1 if row["depth"] == DEEPEST else 0.4,

@@ -27,7 +27,7 @@ class Config(ConvolutionChoice):
 
 def compute(config: Config, progress: Progress = silent) -> Data:
     """The tables of `smoothness_by_precision` and `noise_of_parts`."""
-    runs = config.choice.select(records.read_runs(), activation=None, smooth_init=True, seed=config.seed)
+    runs = config.choice.select(records.read_runs(), activation=None, initialisation="weight-tied", seed=config.seed)
     return {"rounding": smoothness_by_precision(), "rounding_depth": noise_of_parts(runs)}
 
 
@@ -80,8 +80,8 @@ def lost_in_precision(
 
 def noise_of_parts(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:
     """The table of ``rounding_depth.csv``: the share of noise in each of ``parts`` equal parts of the layers
-    (`measures.noise_along_depth`), of the trained networks whose weights are here: run, activation, smooth_init,
-    epochs, part (1 is next to the input), noise_conv1, noise_conv2."""
+    (`measures.noise_along_depth`), of the trained networks whose weights are here: run, activation,
+    initialisation, epochs, part (1 is next to the input), noise_conv1, noise_conv2."""
     return measure_parts(runs, parts, noise_along_depth, NOISES)
 
 

@@ -46,7 +46,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     deeper = smoothness_in_training(longest_by_depth(found, config.choice, seed=config.seed))
     return {
         "smoothness": smoothness_in_training(runs),
-        "smoothness_depth": smoothness_along_depth(run for run in runs if run.config.smooth_init),
+        "smoothness_depth": smoothness_along_depth(run for run in runs if run.config.initialisation == "weight-tied"),
         "smoothness_depths": deeper,
         "smoothness_lost": lost_by_depth(deeper, config.convolution),
         "smoothness_initialisation": left_of_initialisation(runs),
@@ -55,15 +55,15 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 def smoothness_along_depth(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:
     """The table of ``smoothness_depth.csv``: the von Neumann ratio in each of ``parts`` equal parts of the layers, of
-    the trained networks whose weights are here: run, activation, smooth_init, epochs, part (1 is next to the input),
-    von_neumann_conv1, von_neumann_conv2."""
+    the trained networks whose weights are here: run, activation, initialisation, epochs, part (1 is next to the
+    input), von_neumann_conv1, von_neumann_conv2."""
     return measure_parts(runs, parts, ratios_along_depth, RATIOS)
 
 
 def left_of_initialisation(runs: Iterable[Run]) -> dict[str, list]:
     """The table of ``smoothness_initialisation.csv``: what the trained networks whose weights are here still have of
-    the weights that they started from, which their seed draws again: run, activation, smooth_init, epochs, time (of
-    training, in all), weight_decay_alone, left_conv1, share_conv1, chance_conv1, and the three of conv2.
+    the weights that they started from, which their seed draws again: run, activation, initialisation, epochs, time
+    (of training, in all), weight_decay_alone, left_conv1, share_conv1, chance_conv1, and the three of conv2.
 
     With Z(0) and Z(t) all entries of a convolution over the layers, ``left`` is the c that makes |Z(t) - c Z(0)|
     least, and ``share`` that of |c Z(0)|^2 in |Z(t)|^2; both are nan where Z(0) is zero. ``chance`` is the share to be
@@ -83,7 +83,8 @@ def left_of_initialisation(runs: Iterable[Run]) -> dict[str, list]:
             square, product, size = (float((a * b).sum()) for a, b in ((before,) * 2, (before, after), (after,) * 2))
             row[f"left_{name}"] = product / square if square else math.nan
             row[f"share_{name}"] = product**2 / (square * size) if square else math.nan
-            summed = float(after.sum(dim=0).square().sum()) if run.config.smooth_init else size
+            tied = run.config.initialisation == "weight-tied"
+            summed = float(after.sum(dim=0).square().sum()) if tied else size
             row[f"chance_{name}"] = summed / (size * after.numel()) if square else math.nan
         rows.append(row)
     return make_columns(rows, ("time", "weight_decay_alone"), LEFT)
@@ -122,19 +123,20 @@ def draw(data: Data, config: Config) -> Figure:
     longest = max(training["epochs"])
     runs = [tables.select(training, run=run) for run in dict.fromkeys(training["run"])]
     # The shorter schedules on top: where both agree, one sees both.
-    for rows in sorted(runs, key=lambda rows: (not rows["smooth_init"][0], -rows["epochs"][0])):
-        style = tied_run_style(rows, longest)[1] if rows["smooth_init"][0] else {"color": GREY, "linewidth": 0.8}
+    for rows in sorted(runs, key=lambda rows: (rows["initialisation"][0] == "iid", -rows["epochs"][0])):
+        tied = rows["initialisation"][0] == "weight-tied"
+        style = tied_run_style(rows, longest)[1] if tied else {"color": GREY, "linewidth": 0.8}
         course.plot(rows["time"], rows[f"von_neumann_{convolution}"], **style)
         ends = tables.select(depth, run=rows["run"][0])
         if len(ends["part"]):
             # Hollow and of different sizes, so that one sees all of those that lie on top of each other.
             marker = {"markerfacecolor": "white", "markersize": 5 + 2 * (ends["activation"][0] == "identity")}
             parts.plot(ends["part"], ends[f"von_neumann_{convolution}"], "o", **style, **marker)
-    for activation in dict.fromkeys(tables.select(training, smooth_init=True)["activation"].tolist()):
+    for activation in dict.fromkeys(tables.select(training, initialisation="weight-tied")["activation"].tolist()):
         course.plot([], [], color=activation_color(activation), label=tables.word(activation))
     for epochs in np.unique(training["epochs"])[::-1]:
         course.plot([], [], "-" if epochs == longest else "--", color="black", label=f"{epochs} epochs")
-    if not all(training["smooth_init"]):
+    if "iid" in training["initialisation"]:
         course.plot([], [], color=GREY, linewidth=0.8, label="i.i.d.")
     for panel in (course, parts):
         panel.axhline(SMOOTH_BELOW, color=GREY, linestyle=":", linewidth=1, zorder=0)

@@ -33,7 +33,7 @@ class Config:
 def compute(config: Config, progress: Progress = silent) -> Data:
     """The networks at the end of training, the small ones along training, and the spike of a loss."""
     found = records.read_runs()
-    stems = records.longest_schedule(config.small.select(found, smooth_init=True, hold_stem=None))
+    stems = records.longest_schedule(config.small.select(found, initialisation="weight-tied", hold_stem=None))
     return {
         "stem": relative_path_lengths(config.choice.select(found, activation=None, hold_stem=None)),
         "stem_training": smoothness_in_training(stems),
@@ -43,7 +43,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 def relative_path_lengths(runs: Iterable[Run]) -> dict[str, list]:
     """The table of ``stem.csv``, a line for each run with batch norm whose weights or logged scales are here: run,
-    activation, smooth_init, epochs, hold_stem, test_accuracy (%), von_neumann_conv1, von_neumann_conv2, stem_scale,
+    activation, initialisation, epochs, hold_stem, test_accuracy (%), von_neumann_conv1, von_neumann_conv2, stem_scale,
     path_length (`ConvResNet.scales`) and relative_path_length, the second of these by the first: how far the layers
     may carry the hidden state, in units of the stem's output before its ReLU (|h_0| is 0.6 to 1 times that)."""
     rows = []
@@ -92,7 +92,7 @@ def draw(data: Data, config: Config) -> Figure:
     for name, panel in (("test_accuracy", accuracy), ("von_neumann_conv1", ratio)):
         for row in tables.rows(networks):
             color = activation_color(row["activation"])
-            face = color if row["smooth_init"] else "white"
+            face = color if row["initialisation"] == "weight-tied" else "white"
             marker = "s" if row["hold_stem"] else "o"
             place = row["relative_path_length"], row[name]
             size = sizes.get(row["epochs"], min(sizes.values()))

@@ -33,7 +33,7 @@ MARKERS = "osD^vP"
 BLACK, LIGHT = "#222222", "#B5B5B5"
 # Other activations share a colour of their own.
 ACTIVATION_COLORS = {"identity": GREEN, "gelu": BLUE, "relu": VERMILION}
-INITIALISATIONS = ((True, "weight-tied", BLUE), (False, "i.i.d.", VERMILION))
+INITIALISATION_COLORS = {"weight-tied": BLUE, "iid": VERMILION}
 
 STYLE = {
     "font.size": 9,

@@ -14,7 +14,8 @@ import sys
 RELEASED = {"NON_LIN": "ACTIVATION", "USE_BN": "BATCH_NORM", "LEARNING_RATE": "LR"}
 # Parameters of the notebook train_cifar that are not the variable's name in small letters.
 PARAMETERS = {"LR": "learning_rate"}
-SMOOTH_INIT = {"weight-tied": True, "iid": False}
+# The released command's flag, whose values have another name here.
+SMOOTH_INIT = {True: "weight-tied", False: "iid"}
 
 
 def unknown(name, known):
@@ -48,10 +49,10 @@ def values(given):
         if not text.strip():
             raise WrongParameters(f"{variable} is empty: give it a value, or leave it out.")
         value, parameter = read_value(variable, text), PARAMETERS.get(variable, variable.lower())
-        if variable == "INITIALISATION":
-            if text not in SMOOTH_INIT:
-                raise WrongParameters(f"{variable} is {text!r}, expected one of: {', '.join(SMOOTH_INIT)}.")
-            value, parameter = SMOOTH_INIT[text], "smooth_init"
+        if variable == "SMOOTH_INIT":
+            if not isinstance(value, bool):
+                raise WrongParameters(f"{variable} is {text!r}, expected True or False.")
+            value, parameter = SMOOTH_INIT[value], "initialisation"
         if found.setdefault(parameter, value) != value:
             raise WrongParameters(
                 f"{parameter} is {found[parameter]!r} and {value!r} at the same time: {' '.join(given)}."

@@ -13,7 +13,7 @@ from lib.cifar import records, training
 from lib.cifar.choice import NetworkChoice
 from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS
-from lib.cifar.network import ConvResNet
+from lib.cifar.network import INITIALISATIONS, ConvResNet
 
 matplotlib.use("agg")
 torch.set_num_threads(1)
@@ -26,16 +26,16 @@ def trained(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     depth = 64
     s = torch.arange(depth) / depth
-    for smooth in (True, False):
+    for initialisation in INITIALISATIONS:
         for seed, epochs, test in ((0, 30, 50.0), (1, 30, 52.0), (2, 30, 60.0), (0, 180, 80.0)):
-            if epochs == 180 and not smooth:
+            if epochs == 180 and initialisation == "iid":
                 continue
-            config = CifarConfig(depth=depth, smooth_init=smooth, seed=seed, epochs=epochs)
+            config = CifarConfig(depth=depth, initialisation=initialisation, seed=seed, epochs=epochs)
             network = ConvResNet(config.network)
             with torch.no_grad():
                 for name in records.CONVOLUTIONS:
                     weight = network.residual_layers.stacked(f"{name}.weight")
-                    if smooth:
+                    if initialisation == "weight-tied":
                         weight.copy_(0.1 * torch.sin(2 * math.pi * s)[:, None, None, None, None].expand_as(weight))
             measured = training.measured(network)
             ratios = {name: measured[name] for name in RATIOS}

@@ -26,7 +26,7 @@ from PIL import Image
 from lib import paths
 from lib.cifar import checkpoints
 from lib.cifar.config import CifarConfig
-from lib.cifar.network import ConvResNet
+from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.explore import trained
 
 SCREENSHOTS = paths.BUILD / "lab"
@@ -65,8 +65,8 @@ def browser():
 
 def write_networks(folder: Path) -> None:
     """Two small networks, as drawn, for explore_weights to show where ``checkpoints/`` holds none yet."""
-    for smooth in (True, False):
-        config = CifarConfig(depth=16, channels=4, smooth_init=smooth, epochs=1)
+    for initialisation in INITIALISATIONS:
+        config = CifarConfig(depth=16, channels=4, initialisation=initialisation, epochs=1)
         network = ConvResNet(config.network)
         with torch.no_grad():
             network.residual_layers.bn2_weight.fill_(1.0)

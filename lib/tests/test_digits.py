@@ -43,11 +43,11 @@ def test_no_loss_and_no_number_stay_what_they_are():
 
 def test_rounding_noise_reaches_neither_a_table_nor_its_picture(tmp_path, monkeypatch):
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
-    table = {"epochs": [30] * 4, "smooth_init": [True] * 4, "convolution": ["conv1", "conv1", "conv2", "conv2"]}
+    table = {"epochs": [30] * 4, "initialisation": ["weight-tied"] * 4, "convolution": ["conv1"] * 2 + ["conv2"] * 2}
     table |= {"layer": [1, 2, 1, 2], "value": [0.1, 1 / 3, 2 / 3, 0.7]}
     noisy = {**table, "value": np.nextafter(table["value"], 1)}
     config = figure_3.Config(NetworkChoice())
-    networks = figure_3.describe({})
+    networks = figure_3.describe({}, {})
 
     def files(data):
         save("figure_3", figure_3.draw({"figure_3": data, "figure_3_networks": networks}, config), {"figure_3": data})

@@ -258,7 +258,7 @@ def blocks_a_run(runs: int, multiprocessors: int) -> int:
 
 def _shared(config: CifarConfig) -> CifarConfig:
     """What the runs of a stack have in common: the config but for activation, initialisation and seed."""
-    return replace(config, activation=ACTIVATIONS[0], smooth_init=True, seed=0)
+    return replace(config, activation=ACTIVATIONS[0], initialisation="weight-tied", seed=0)
 
 
 def _common(configs: Sequence[CifarConfig]) -> CifarConfig:

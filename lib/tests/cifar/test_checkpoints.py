@@ -12,7 +12,7 @@ from lib.cifar.checkpoints import Checkpoint, CheckpointError
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvResNet
 
-CONFIG = CifarConfig(depth=3, activation="relu", smooth_init=False, seed=4, epochs=2)
+CONFIG = CifarConfig(depth=3, activation="relu", initialisation="iid", seed=4, epochs=2)
 SUMMARY = {"epochs": 2, "test_accuracy": 51.25, "von_neumann_conv1": None}
 
 
@@ -82,6 +82,19 @@ def test_truncated_and_foreign_files_get_sentences(path, tmp_path):
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="header has format None, expected 'convolutional residual network'"):
         checkpoints.load(path)
+
+
+def test_headers_with_the_older_name_of_initialisation_are_read(path):
+    def older(tensors, header):
+        config = json.loads(header["config"])
+        config["smooth_init"] = config.pop("initialisation") == "weight-tied"
+        header["config"] = json.dumps(config)
+
+    rewrite(path, older)
+    assert b"initialisation" not in path.read_bytes()
+    read, expected = checkpoints.load(path), perturbed(CONFIG).state_dict()
+    assert read.config == CONFIG
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in read.network.state_dict().items())
 
 
 def test_other_versions_and_configurations_get_sentences(path):
@@ -175,7 +188,7 @@ def test_released_files_are_converted(tmp_path, capsys):
     assert checkpoints.main(["convert", str(source)]) == 0
     read = checkpoints.load(source.with_suffix(".safetensors"))
     assert read.config == CifarConfig(
-        activation="identity", smooth_init=False, depth=3, learning_rate=0.04, seed=2, epochs=2
+        activation="identity", initialisation="iid", depth=3, learning_rate=0.04, seed=2, epochs=2
     )
     assert read.summary["test_accuracy"] == 30.0
     assert math.isclose(read.summary["von_neumann_conv1"], training.measured(network)["von_neumann_conv1"])

@@ -158,7 +158,7 @@ def test_a_layer_log_that_is_cut_or_of_another_run_is_refused_in_a_sentence(tmp_
 @pytest.mark.usefixtures("generated_set")
 def test_seeds_matter_and_initialisations_share_their_data(tmp_path):
     finish(CifarConfig(**SMALL), tmp_path / "tied")
-    finish(CifarConfig(**SMALL, smooth_init=False), tmp_path / "iid")
+    finish(CifarConfig(**SMALL, initialisation="iid"), tmp_path / "iid")
     finish(CifarConfig(**SMALL, seed=1), tmp_path / "other")
     tied, iid, other = (read_state(tmp_path / name) for name in ("tied", "iid", "other"))
     assert torch.equal(tied["generator"], iid["generator"])
@@ -457,9 +457,28 @@ def test_states_from_before_an_option_go_on(tmp_path):
         finish(CifarConfig(**SMALL, hold_stem=True), tmp_path)
 
 
+@pytest.mark.usefixtures("generated_set")
+def test_states_with_the_older_name_of_initialisation_go_on(tmp_path):
+    config = CifarConfig(**SMALL, initialisation="iid")
+    finish(config, tmp_path / "whole")
+    started = train(config, tmp_path / "older")
+    next(started)
+    started.close()
+    state = read_state(tmp_path / "older")
+    del state["config"]["initialisation"]
+    state["config"]["smooth_init"] = False
+    torch.save(state, tmp_path / "older" / states.STATE_FILE)
+    assert len(finish(config, tmp_path / "older")) == config.epochs - 1
+    ends = [read_state(tmp_path / name)["network"] for name in ("whole", "older")]
+    assert all(tensor.equal(ends[1][name]) for name, tensor in ends[0].items())
+    with pytest.raises(ValueError, match="holds a run with initialisation 'iid', expected 'weight-tied'"):
+        finish(CifarConfig(**SMALL), tmp_path / "older")
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
+        ({"initialisation": "gaussian-process"}, "initialisation is 'gaussian-process', expected one of: weight-tied"),
         ({"learning_rate": "4e-2"}, "learning_rate is '4e-2', expected a number above 0"),
         ({"epochs": 0}, "epochs is 0, expected a whole number of at least 1"),
         ({"batch_size": 0}, "batch_size is 0, expected a whole number of at least 1"),
@@ -485,7 +504,7 @@ def test_numbers_of_numpy_make_the_same_run():
 def test_names_tell_runs_apart():
     options = [
         {},
-        {"smooth_init": False},
+        {"initialisation": "iid"},
         {"batch_norm": False},
         {"activation": "relu"},
         {"depth": 128},

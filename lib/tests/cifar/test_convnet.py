@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import activations
-from lib.cifar.network import ConvNetConfig, ConvResNet
+from lib.cifar.network import INITIALISATIONS, ConvNetConfig, ConvResNet
 
 SMALL = {"depth": 5, "seed": 1}
 
@@ -57,7 +57,7 @@ def hidden_states(network: ConvResNet, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_scales_are_those_of_the_hidden_states():
-    network = perturbed(ConvResNet(ConvNetConfig(smooth_init=False, **SMALL))).double()
+    network = perturbed(ConvResNet(ConvNetConfig(initialisation="iid", **SMALL))).double()
     x = torch.randn(6, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     scales = network.scales()
     stem = network.bn1(network.conv1(x))
@@ -69,7 +69,7 @@ def test_scales_are_those_of_the_hidden_states():
 
 def test_a_smaller_stem_is_a_longer_ode():
     """A stem c times smaller and steps 1/c times larger move h / |h_0| alike, and have the same relative length."""
-    smaller, longer = (perturbed(ConvResNet(ConvNetConfig(smooth_init=False, **SMALL))).double() for _ in range(2))
+    smaller, longer = (perturbed(ConvResNet(ConvNetConfig(initialisation="iid", **SMALL))).double() for _ in range(2))
     x = torch.randn(6, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     c, layers = 0.5, longer.residual_layers
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_without_batch_norm_the_weights_do_not_tell_the_path_length():
 @pytest.mark.parametrize("norm", [{}, {"batch_norm": False}, {"batch_norm": False, "norm_groups": 4}])
 @pytest.mark.parametrize("activation", activations.ACTIVATIONS)
 def test_agrees_with_stock_modules_in_float64(activation, norm):
-    config = ConvNetConfig(activation=activation, smooth_init=False, **SMALL, **norm)
+    config = ConvNetConfig(activation=activation, initialisation="iid", **SMALL, **norm)
     network = perturbed(ConvResNet(config)).double()
     reference = Reference(config).double()
     assert list(reference.state_dict()) == list(network.state_dict())
@@ -112,7 +112,9 @@ def test_agrees_with_stock_modules_in_float64(activation, norm):
 
 
 def test_initialisation_is_weight_tied_or_independent():
-    tied, iid = (ConvResNet(ConvNetConfig(depth=40, smooth_init=smooth)) for smooth in (True, False))
+    tied, iid = (
+        ConvResNet(ConvNetConfig(depth=40, initialisation=initialisation)) for initialisation in INITIALISATIONS
+    )
     for name in tied.residual_layers.CONVOLUTIONS:
         stacked, independent = tied.residual_layers.stacked(name), iid.residual_layers.stacked(name)
         assert torch.equal(stacked, stacked[:1].expand_as(stacked))
@@ -141,7 +143,7 @@ def test_group_norm_starts_as_batch_norm_does_and_has_no_batch_statistics():
 
 
 def test_initialisation_without_batch_norm():
-    layers = ConvResNet(ConvNetConfig(depth=10, batch_norm=False, smooth_init=False)).residual_layers
+    layers = ConvResNet(ConvNetConfig(depth=10, batch_norm=False, initialisation="iid")).residual_layers
     assert not layers.conv2_weight.any()
     assert not layers.conv2_bias.any()
     bound = 1e-4 * math.sqrt(6 / 288)

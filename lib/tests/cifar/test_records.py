@@ -1,5 +1,6 @@
 """From a finished run to the tables of checkpoints/."""
 
+import json
 import math
 import os
 from dataclasses import replace
@@ -14,7 +15,7 @@ from lib.checks import Divergence
 from lib.cifar import records, training
 from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS
-from lib.cifar.network import ConvResNet
+from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.figures.table_1 import PAPER_TABLE
 
 SMALL = {"depth": 4, "epochs": 2, "test_every": 2}
@@ -172,14 +173,41 @@ def test_a_schedule_of_no_epochs_is_refused(capsys):
 def test_the_sweep_holds_the_runs_of_table_1():
     configs = records.sweep()
     assert len({config.name for config in configs}) == len(configs)
-    listed = {(c.activation, c.smooth_init, c.seed) for c in configs if c.batch_norm}
-    rows = {(row.activation, row.smooth_init) for row in PAPER_TABLE}
+    listed = {(c.activation, c.initialisation, c.seed) for c in configs if c.batch_norm}
+    rows = {(row.activation, row.initialisation) for row in PAPER_TABLE}
     assert listed == {(*row, seed) for row in rows for seed in range(5)}
     paper = CifarConfig()
     for config in configs:
         for name in ("depth", "channels", "learning_rate", "epochs", "batch_size", "adaptive"):
             assert getattr(config, name) == getattr(paper, name)
     assert {config.epochs for config in records.sweep(30)} == {30}
+
+
+def test_tables_and_records_with_the_older_name_of_initialisation_are_read(tmp_path):
+    for initialisation in INITIALISATIONS:
+        finish(tmp_path, CifarConfig(**SMALL, initialisation=initialisation))
+    records.gather(tmp_path)
+    new = (tmp_path / records.RUNS).read_text()
+    runs = records.read_runs(tmp_path)
+    older = (
+        new.replace(",initialisation,", ",smooth_init,", 1)
+        .replace(",weight-tied,", ",True,")
+        .replace(",iid,", ",False,")
+    )
+    (tmp_path / records.RUNS).write_text(older)
+    assert [run.config for run in records.read_runs(tmp_path)] == [run.config for run in runs]
+    for path in (tmp_path / "records").glob("*.json"):
+        entries = json.loads(path.read_text())
+        entries["config"]["smooth_init"] = entries["config"].pop("initialisation") == "weight-tied"
+        path.write_text(json.dumps(entries))
+    records.gather(tmp_path)
+    assert (tmp_path / records.RUNS).read_text() == new
+    (tmp_path / "records" / f"{runs[0].config.name}.json").unlink()
+    (tmp_path / records.RUNS).write_text(older)
+    records.gather(tmp_path)  # one row out of the older table, one out of an older record
+    assert (tmp_path / records.RUNS).read_text() == new
+    (tmp_path / records.SWEEP).write_text("activation,smooth_init\ngelu,True\nrelu,False\n")
+    assert [config.initialisation for config in records.sweep(folder=tmp_path)] == ["weight-tied", "iid"]
 
 
 def test_a_sweep_with_unknown_columns_gets_a_sentence(tmp_path):

@@ -23,7 +23,7 @@ from lib.ode import layers as depth_layers
 @pytest.fixture
 def network():
     """A network of 8 i.i.d. layers in evaluation mode, none of whose parameters or statistics is trivial."""
-    made = ConvResNet(ConvNetConfig(depth=8, smooth_init=False)).eval()
+    made = ConvResNet(ConvNetConfig(depth=8, initialisation="iid")).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for bn in ("bn1", "bn2"):
@@ -95,7 +95,7 @@ def test_a_network_of_fewer_layers(network, images):
 
 
 def test_it_saves_and_loads_as_any_other(network, images, tmp_path):
-    whole = checkpoints.Checkpoint(CifarConfig(depth=8, smooth_init=False), network, {"test_accuracy": 60.0}, {})
+    whole = checkpoints.Checkpoint(CifarConfig(depth=8, initialisation="iid"), network, {"test_accuracy": 60.0}, {})
     path = checkpoints.save(tmp_path / "four.safetensors", resampling.resample_checkpoint(whole, 4))
     found = checkpoints.load(path)
     assert torch.equal(found.network(images), resample(network, 4)(images))
@@ -212,7 +212,7 @@ def test_networks_that_cannot_be_shown(shown):
 
 
 def test_the_explorer_follows_the_layers_that_are_kept(network):
-    browsed = trained.Trained(checkpoints.Checkpoint(CifarConfig(depth=8, smooth_init=False), network, {}, {}))
+    browsed = trained.Trained(checkpoints.Checkpoint(CifarConfig(depth=8, initialisation="iid"), network, {}, {}))
     pixels = torch.randint(256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
     browsing = trained.Browsing([browsed], dataset.Images(pixels, torch.arange(5)), "")
     (whole,), (half,) = (browsing.views(trained.Choice(image=1, layers=layers)) for layers in (0, 4))

@@ -78,7 +78,7 @@ def kernels(library, monkeypatch) -> Played:
 def networks(*activations: str, depth: int = 2) -> list[ConvResNet]:
     """Networks away from their initialisation, where every block is 0."""
     found = [
-        ConvResNet(ConvNetConfig(depth=depth, activation=activation, smooth_init=False, seed=seed)).train()
+        ConvResNet(ConvNetConfig(depth=depth, activation=activation, initialisation="iid", seed=seed)).train()
         for seed, activation in enumerate(activations)
     ]
     generator = torch.Generator().manual_seed(1)
@@ -224,8 +224,8 @@ def sets(config: CifarConfig) -> list[dataset.Images]:
 @needs_compiler
 def test_a_stack_trains_as_its_runs_alone(kernels):
     configs = [
-        CifarConfig(activation=activation, smooth_init=smooth, seed=seed, **SHORT)
-        for activation, smooth, seed in (("gelu", True, 0), ("relu", False, 1))
+        CifarConfig(activation=activation, initialisation=initialisation, seed=seed, **SHORT)
+        for activation, initialisation, seed in (("gelu", "weight-tied", 0), ("relu", "iid", 1))
     ]
     train_set, test_set = sets(configs[0])
     runs = [Training(config, CPU) for config in configs]
@@ -314,8 +314,8 @@ def test_the_first_hundred_losses_of_a_stack_are_those_of_its_runs_alone(monkeyp
         "learning_rate": 1 / 32,
     }
     configs = [
-        CifarConfig(activation=activation, smooth_init=smooth, seed=seed, **setting)
-        for activation, smooth, seed in (("gelu", True, 0), ("relu", False, 1))
+        CifarConfig(activation=activation, initialisation=initialisation, seed=seed, **setting)
+        for activation, initialisation, seed in (("gelu", "weight-tied", 0), ("relu", "iid", 1))
     ]
     train_set, test_set = sets(configs[0])
     runs = [Training(config, CPU, torch.float64) for config in configs]

@@ -30,7 +30,7 @@ VARIANTS = {"training": (True, True), "evaluation": (True, False), "no batch nor
 def perturbed_layers(variant: str, activation: str = "gelu", depth: int = 8) -> ResidualLayers:
     """Layers in float32 with every parameter and running statistic away from its special initial value."""
     batch_norm, training = VARIANTS[variant]
-    config = ConvNetConfig(depth=depth, activation=activation, batch_norm=batch_norm, smooth_init=False)
+    config = ConvNetConfig(depth=depth, activation=activation, batch_norm=batch_norm, initialisation="iid")
     layers = ConvResNet(config).residual_layers.train(training)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_rounding_leaves_as_little_noise_from_layer_to_layer_as_in_stock_pytorch
 @needs_engine
 def test_gradients_of_a_trained_network_are_as_exact_as_in_stock_pytorch():
     """After 180 epochs weight-tied layers are no longer smooth: no doing of the engine's, as far as gradients go."""
-    (run,) = NetworkChoice(epochs=180).select(records.read_runs(), smooth_init=True, seed=0)
+    (run,) = NetworkChoice(epochs=180).select(records.read_runs(), initialisation="weight-tied", seed=0)
     network = run.load().network.train()
     layers = network.residual_layers
     pixels = dataset.normalise(dataset.load(train=True).pixels[:8])
@@ -259,7 +259,7 @@ def test_losses_agree_to_rounding_until_the_sign_of_a_relu_turns(monkeypatch):
     """Rounding in the weights can turn the sign of one value before the stem's ReLU: there gradients jump, and from
     then on two ways of computing a run are two runs. Until then their losses agree however long they train."""
     built = engine.load()
-    networks = [ConvResNet(ConvNetConfig(depth=4, smooth_init=False)).train() for _ in range(2)]
+    networks = [ConvResNet(ConvNetConfig(depth=4, initialisation="iid")).train() for _ in range(2)]
     optimisers = [torch.optim.SGD(network.parameters(), lr=0.04, momentum=0.9) for network in networks]
     generator = torch.Generator().manual_seed(5)
     steps = 0

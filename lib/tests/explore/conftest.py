@@ -7,7 +7,7 @@ from playing import IID, SMALL, sketch
 from lib.cifar import checkpoints
 from lib.cifar.checkpoints import Checkpoint
 from lib.cifar.config import CifarConfig
-from lib.cifar.network import ConvResNet
+from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.explore import explorer as module
 from lib.explore import frames, live
 from lib.explore.depth import explore_depth
@@ -45,13 +45,13 @@ def explorer():
 @pytest.fixture
 def folder(tmp_path):
     """Two small networks: weight-tied with weights that drift smoothly through the layers, and i.i.d. as drawn."""
-    for smooth in (True, False):
-        config = CifarConfig(depth=12, channels=4, smooth_init=smooth, epochs=1)
+    for initialisation in INITIALISATIONS:
+        config = CifarConfig(depth=12, channels=4, initialisation=initialisation, epochs=1)
         network = ConvResNet(config.network)
         layers = network.residual_layers
         with torch.no_grad():
             layers.bn2_weight.fill_(1.0)
-            if smooth:
+            if initialisation == "weight-tied":
                 s = torch.linspace(0, 1, 12)[:, None, None, None, None]
                 generator = torch.Generator().manual_seed(1)
                 layers.conv1_weight += s**2 * torch.rand(4, 4, 3, 3, generator=generator)

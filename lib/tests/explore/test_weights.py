@@ -74,7 +74,7 @@ def test_the_first_pair_is_of_one_schedule():
         return Path(config.name), config
 
     alone, short = named(epochs=180), named(epochs=30)
-    iid = named(epochs=30, smooth_init=False)
+    iid = named(epochs=30, initialisation="iid")
     assert trained.one_of_each(dict([iid, alone, short])) == [short[0], iid[0]]
     assert trained.one_of_each(dict([iid, alone])) == [alone[0], iid[0]]
     assert trained.one_of_each(dict([alone])) == [alone[0]]
@@ -132,7 +132,7 @@ def test_without_images_their_path_takes_no_room_and_a_sentence_says_why(folder,
 
 
 def test_a_smaller_network_beside_a_larger_one(folder):
-    config = CifarConfig(depth=5, channels=2, smooth_init=False, epochs=1)
+    config = CifarConfig(depth=5, channels=2, initialisation="iid", epochs=1)
     path = checkpoints.save(folder / "small.safetensors", Checkpoint(config, ConvResNet(config.network), {}, {}))
     explorer = explore_weights(folder)
     explorer.set(second=path, how="index", **{"out channel": 3})

@@ -21,38 +21,44 @@ from lib.figures.table_1 import compare, make_readable
 
 def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
     networks = networks_by_schedule(records.read_runs(), trained)
-    assert list(networks) == [(30, True), (30, False), (180, True)]
-    assert all((run.config.epochs, run.config.smooth_init, run.config.seed) == (*of, 0) for of, run in networks.items())
+    assert list(networks) == [(30, "weight-tied"), (30, "iid"), (180, "weight-tied")]
+    assert all(
+        (run.config.epochs, run.config.initialisation, run.config.seed) == (*of, 0) for of, run in networks.items()
+    )
     entries = {"conv1": (1, 2, 0, 2), "conv2": (15, 0, 1, 1)}
     monkeypatch.setattr(figure_3, "draw_entries", lambda seed: entries)
-    table = entries_across_layers(networks, entries)
-    curve = tables.select(table, epochs=180, smooth_init=True, convolution="conv2")
+    layers = {key: run.load().network.residual_layers for key, run in networks.items()}
+    table = entries_across_layers(layers, entries)
+    curve = tables.select(table, epochs=180, initialisation="weight-tied", convolution="conv2")
     assert curve["layer"].tolist() == list(range(1, 65))
     np.testing.assert_allclose(curve["value"], 0.1 * np.sin(2 * np.pi * np.arange(64) / 64), atol=1e-6)
-    noise = tables.select(table, smooth_init=False, convolution="conv1")["value"]
-    layer = networks[30, False].load().network.state_dict()["residual_layers.7.conv1.weight"]
+    noise = tables.select(table, initialisation="iid", convolution="conv1")["value"]
+    layer = networks[30, "iid"].load().network.state_dict()["residual_layers.7.conv1.weight"]
     assert noise[7] == layer[1, 2, 0, 2].item()
     config = figure_3.Config(trained)
-    data = {"figure_3": table, "figure_3_networks": figure_3.describe(networks)}
+    data = {"figure_3": table, "figure_3_networks": figure_3.describe(networks, layers)}
     titles = {of: figure_3.panel_title(data, config, *of) for of in networks}
-    assert titles[30, True] == "GELU, weight-tied: test 50.00 %\nown schedule of 30 epochs (paper: 180)"
+    assert titles[30, "weight-tied"] == "GELU, weight-tied: test 50.00 %\nown schedule of 30 epochs (paper: 180)"
     panels = np.reshape(figure_3.draw(data, config).axes, (4, 2))
     assert [panel.get_title() for panel in panels[::2].flat] == [*titles.values(), "GELU, i.i.d."]
     drawn = panels[3, 0]  # conv2 of the weight-tied network of 180 epochs
     np.testing.assert_allclose(drawn.lines[0].get_ydata(), curve["value"], rtol=1e-6)
     assert drawn.get_ylabel() == "conv2 $[15,0,1,1]$"
     assert [panel.texts[0].get_text() for panel in panels[2:, 1]] == ["no such network is here"] * 2
-    networks[30, True].path.unlink()
-    assert list(networks_by_schedule(records.read_runs(), trained)) == [(30, False), (180, True)]
+    networks[30, "weight-tied"].path.unlink()
+    assert list(networks_by_schedule(records.read_runs(), trained)) == [(30, "iid"), (180, "weight-tied")]
 
 
 def test_schedules_are_never_mixed(trained):
     networks = by_schedule(records.read_runs(), trained)
     # The 180-epoch run has no i.i.d. counterpart.
-    assert {epochs: list(pair) for epochs, pair in networks.items()} == {30: [True, False], 180: [True]}
+    assert {epochs: list(pair) for epochs, pair in networks.items()} == {
+        30: ["weight-tied", "iid"],
+        180: ["weight-tied"],
+    }
     for epochs, pair in networks.items():
-        for smooth, runs in pair.items():
-            assert {(run.config.epochs, run.config.smooth_init) for run in runs} == {(epochs, smooth)}
+        for initialisation, runs in pair.items():
+            assert {(run.config.epochs, run.config.initialisation) for run in runs} == {(epochs, initialisation)}
     assert list(by_schedule(records.read_runs(), replace(trained, epochs=180))) == [180]
     assert [len(runs) for runs in by_schedule(records.read_runs(), trained, seed=0)[30].values()] == [
         1,
@@ -69,13 +75,13 @@ def test_entries_are_drawn_from_all_by_their_seed():
 
 def test_the_longest_schedule_of_each_depth(tmp_path):
     configs = [
-        CifarConfig(depth=depth, epochs=epochs, smooth_init=smooth, seed=seed)
-        for depth, epochs, smooth, seed in (
-            (16, 2, True, 0),
-            (8, 3, True, 0),
-            (8, 2, True, 0),
-            (8, 2, True, 1),
-            (16, 3, False, 0),
+        CifarConfig(depth=depth, epochs=epochs, initialisation=initialisation, seed=seed)
+        for depth, epochs, initialisation, seed in (
+            (16, 2, "weight-tied", 0),
+            (8, 3, "weight-tied", 0),
+            (8, 2, "weight-tied", 0),
+            (8, 2, "weight-tied", 1),
+            (16, 3, "iid", 0),
         )
     ]
     for config in configs:
@@ -98,7 +104,7 @@ def test_repeats_are_the_other_seeds_of_the_longest_schedule(tmp_path):
 def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(trained):
     table = compare(records.read_runs(), trained)
     row = {name: values[3] for name, values in table.items()}
-    assert (row["activation"], row["initialisation"]) == ("gelu", "i.i.d.")
+    assert (row["activation"], row["initialisation"]) == ("gelu", "iid")
     # 50, 52, 60: quartiles 51 and 56.
     assert (row["test"], row["test_range"]) == (52.0, 5.0)
     assert (row["train"], row["runs"], row["epochs"]) == (53.0, 3, 30)
@@ -129,11 +135,15 @@ def test_figure_4_averages_over_layers_and_runs(trained):
     layers, averages = successive_distance_tables(networks, records.read_distances())
     s = np.arange(64) / 64
     expected = 48 * np.abs(np.diff(0.1 * np.sin(2 * np.pi * s)))  # 2,304 equal entries: a factor 48
-    tied = tables.select(layers, epochs=30, smooth_init=True, convolution="conv1")
+    tied = tables.select(layers, epochs=30, initialisation="weight-tied", convolution="conv1")
     np.testing.assert_allclose(tied["distance"], expected, rtol=1e-4)
-    assert tables.select(averages, epochs=30, smooth_init=True, convolution="conv2")["seed"].tolist() == [0, 1, 2]
+    assert tables.select(averages, epochs=30, initialisation="weight-tied", convolution="conv2")["seed"].tolist() == [
+        0,
+        1,
+        2,
+    ]
     factors = closer_by(averages, 30)
-    noise = np.median(tables.select(averages, smooth_init=False, convolution="conv2")["average"])
+    noise = np.median(tables.select(averages, initialisation="iid", convolution="conv2")["average"])
     assert factors["conv2"] == pytest.approx(noise / expected.mean(), rel=1e-4)
     assert closer_by(averages, 180) == {}
     titles = schedule_titles(averages, "gelu")
@@ -156,7 +166,7 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     layers, averages = successive_distance_tables({}, records.read_distances(tmp_path))
     assert layers["distance"] == averages["average"] == []
     config = figure_3.Config(choice)
-    empty = {"figure_3": entries_across_layers({}, config.entries), "figure_3_networks": figure_3.describe({})}
+    empty = {"figure_3": entries_across_layers({}, config.entries), "figure_3_networks": figure_3.describe({}, {})}
     figure = figure_3.draw(empty, config)
     assert [panel.texts[0].get_text() for panel in figure.axes] == ["no such network is here"] * 4
     nothing = smoothness_in_training([])

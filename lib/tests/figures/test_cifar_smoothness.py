@@ -13,7 +13,7 @@ from lib.cifar import records
 from lib.cifar.choice import longest_by_depth
 from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS, SCALES, course, smoothness_in_training
-from lib.cifar.network import ConvResNet
+from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.figures import rounding, smoothness, stem
 from lib.figures.rounding import NOISES, lost_in_precision, noise_of_parts, precisions_meet, smoothness_by_precision
 from lib.figures.smoothness import left_of_initialisation, lost_by_depth, smoothness_along_depth
@@ -23,7 +23,7 @@ from lib.figures.stem import loss_spike, relative_path_lengths
 def test_smoothness_in_training_is_a_line_an_epoch(trained):
     runs = trained.select(records.read_runs(), seed=0)
     table = smoothness_in_training(runs)
-    long = tables.select(table, smooth_init=True, epochs=180)
+    long = tables.select(table, initialisation="weight-tied", epochs=180)
     assert long["epoch"].tolist() == list(range(1, 181))
     # The logs say a learning rate of 0.1 at every epoch, of 782 steps.
     np.testing.assert_allclose(long["time"], 78.2 * np.arange(1, 181))
@@ -41,11 +41,11 @@ def test_smoothness_along_depth_is_that_of_each_part(trained):
     runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
     table = smoothness_along_depth(runs, parts=4)
     assert table["part"] == [1, 2, 3, 4] * 2
-    tied = tables.select(table, smooth_init=True)
+    tied = tables.select(table, initialisation="weight-tied")
     sine = 0.1 * torch.sin(2 * math.pi * torch.arange(64) / 64).float()
     ratios = [measures.von_neumann_ratio(part[:, None]) for part in sine.split(16)]
     np.testing.assert_allclose(tied["von_neumann_conv2"], ratios, rtol=1e-4)
-    noise = tables.select(table, smooth_init=False)
+    noise = tables.select(table, initialisation="iid")
     np.testing.assert_allclose(noise["von_neumann_conv1"], 2, atol=0.1)
     runs[0].path.unlink()
     assert len(smoothness_along_depth(runs, parts=4)["part"]) == 4
@@ -79,9 +79,9 @@ def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
     assert left_of_initialisation(records.read_runs(tmp_path))["run"] == [zero.name]
 
 
-@pytest.mark.parametrize("smooth_init", [True, False])
-def test_what_unrelated_initial_weights_share_is_by_chance(tmp_path, smooth_init):
-    config = CifarConfig(depth=6, epochs=1, smooth_init=smooth_init)
+@pytest.mark.parametrize("initialisation", INITIALISATIONS)
+def test_what_unrelated_initial_weights_share_is_by_chance(tmp_path, initialisation):
+    config = CifarConfig(depth=6, epochs=1, initialisation=initialisation)
     network = ConvResNet(config.network)
     noise = torch.randn(6, 16, 16, 3, 3, generator=torch.Generator().manual_seed(1))
     trained = noise + 0.7 * noise[0]  # layers that are partly alike
@@ -95,7 +95,7 @@ def test_what_unrelated_initial_weights_share_is_by_chance(tmp_path, smooth_init
         start = ConvResNet(replace(config, seed=seed).network).residual_layers.stacked("conv1.weight").detach()
         shares.append(float((start * trained).sum() ** 2 / (start.square().sum() * trained.square().sum())))
     assert np.mean(shares) == pytest.approx(chance, rel=0.25)
-    assert smooth_init or chance == pytest.approx(1 / (6 * 2304))
+    assert initialisation == "weight-tied" or chance == pytest.approx(1 / (6 * 2304))
 
 
 def test_the_course_of_an_exponential_is_its_rate():
@@ -137,7 +137,7 @@ def test_a_rate_is_found_where_some_ratios_are_undefined():
 def test_smoothness_is_drawn_as_it_is_tabled(trained):
     runs = trained.select(records.read_runs(), seed=0)
     training = smoothness_in_training(runs)
-    depth = smoothness_along_depth([run for run in runs if run.config.smooth_init])
+    depth = smoothness_along_depth([run for run in runs if run.config.initialisation == "weight-tied"])
     deeper = smoothness_in_training(longest_by_depth(records.read_runs(), trained))
     lost = {"run": ["a", "b"], "depth": [32, 64], "lost_after": [3, 6], "lost_at": [100.0, 200.0]}
     names = ("smoothness", "smoothness_depth", "smoothness_depths", "smoothness_lost")
@@ -151,7 +151,7 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     assert times.get_legend_handles_labels()[1] == ["slope 1.00"]
     labels = ["GELU", "180 epochs", "30 epochs", "i.i.d."]
     assert course.get_legend_handles_labels()[1] == labels
-    longest = tables.select(training, smooth_init=True, epochs=180)
+    longest = tables.select(training, initialisation="weight-tied", epochs=180)
     np.testing.assert_allclose(course.lines[0].get_ydata(), longest["von_neumann_conv2"], rtol=1e-7)
     np.testing.assert_allclose(course.lines[0].get_xdata(), longest["time"], rtol=1e-7)
     drawn = tables.select(depth, epochs=180)
@@ -181,12 +181,14 @@ def test_relative_path_lengths_are_those_of_the_weights_or_of_the_log(tmp_path, 
         network.residual_layers.stacked("bn2.bias")[::2] = 4.0
     records.save(checkpoint.path, replace(checkpoint.load(), network=network))
     table = relative_path_lengths(runs)
-    rows = {(row["epochs"], row["smooth_init"], row["hold_stem"]): row for row in tables.rows(table)}
-    assert set(rows) == {(30, True, False), (30, False, False), (180, True, False), (30, True, True)}
-    scales = [rows[180, True, False][name] for name in SCALES]
+    rows = {(row["epochs"], row["initialisation"], row["hold_stem"]): row for row in tables.rows(table)}
+    assert set(rows) == {
+        (30, "weight-tied", False), (30, "iid", False), (180, "weight-tied", False), (30, "weight-tied", True)
+    }  # fmt: skip
+    scales = [rows[180, "weight-tied", False][name] for name in SCALES]
     assert scales == pytest.approx([0.5, 2.0, 4.0])
-    assert rows[180, True, False]["test_accuracy"] == 80.0
-    assert rows[30, True, True]["relative_path_length"] == 0.25
+    assert rows[180, "weight-tied", False]["test_accuracy"] == 80.0
+    assert rows[30, "weight-tied", True]["relative_path_length"] == 0.25
 
 
 def test_smoothness_in_training_has_the_scales_of_the_log(tmp_path):
@@ -302,7 +304,7 @@ def test_noise_of_parts_is_that_of_each_part(trained):
     runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
     table = noise_of_parts(runs, parts=4)
     assert table["part"] == [1, 2, 3, 4] * 2
-    sine, noise = (tables.select(table, smooth_init=smooth) for smooth in (True, False))
+    sine, noise = (tables.select(table, initialisation=initialisation) for initialisation in INITIALISATIONS)
     assert max(sine["noise_conv1"]) < 1e-10
     np.testing.assert_allclose(noise["noise_conv1"], 1, atol=0.1)
     assert np.isnan(noise_of_parts(runs, parts=16)["noise_conv1"]).all()  # parts of four layers
@@ -315,7 +317,7 @@ def test_rounding_is_drawn_as_it_is_tabled(tmp_path, trained):
     assert [panel.texts[0].get_text() for panel in empty] == ["none is here"] * 3
     tables.write_csv(tmp_path / records.ROUNDING, watched())
     table = smoothness_by_precision()
-    depth = noise_of_parts(trained.select(records.read_runs(), seed=0, smooth_init=True))
+    depth = noise_of_parts(trained.select(records.read_runs(), seed=0, initialisation="weight-tied"))
     share, ratio, parts = rounding.draw(
         {"rounding": table, "rounding_depth": depth}, rounding.Config(trained, "conv2")
     ).axes

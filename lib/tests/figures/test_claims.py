@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lib import paths, tables
-from lib.cifar.choice import NAMES
+from lib.cifar.network import CONVOLUTIONS, INITIALISATIONS
 from lib.figures import claims
 from lib.figures.claim import FAILS, HOLDS, OPEN
 from lib.figures.experiment import mean_log_loss_rate
@@ -49,14 +49,14 @@ def figures(tmp_path, monkeypatch):
         for name in ("relu", "gelu") for L in (64, 128, 256)
     ]  # fmt: skip
     weights = [{"iteration": 7, "layer": k, "entry_V": k / 50, "entry_W": math.sin(k / 50)} for k in range(50)]
-    smooth = [{"activation": paper.activation, "initialisation": NAMES[paper.smooth_init],
+    smooth = [{"activation": paper.activation, "initialisation": paper.initialisation,
                "paper_smooth": paper.smooth, "smooth": paper.smooth, "von_neumann_conv1": 0.01 if paper.smooth else 2.0,
                "von_neumann_conv2": 0.01, "runs": 5, "epochs": 180}
               for paper in PAPER_TABLE]  # fmt: skip
     averages = [
-        {"epochs": epochs, "smooth_init": tied, "convolution": name, "seed": seed,
-         "average": 1.0 if tied else (9.0 if epochs == 180 else 100.0)}
-        for epochs in (30, 180) for tied in (True, False) for name in ("conv1", "conv2") for seed in (0, 1)
+        {"epochs": epochs, "initialisation": initialisation, "convolution": name, "seed": seed,
+         "average": 1.0 if initialisation == "weight-tied" else (9.0 if epochs == 180 else 100.0)}
+        for epochs in (30, 180) for initialisation in INITIALISATIONS for name in CONVOLUTIONS for seed in (0, 1)
     ]  # fmt: skip
     # Of the narrow networks the slope is exact, of the wide ones the term in 1/L is seen.
     beside = [
@@ -165,13 +165,15 @@ def test_distances_are_judged_where_both_sides_have_the_papers_schedule(figures)
     path = figures / "figure_4.csv"
     table = tables.rows(tables.read_csv(path))
     table += [row | {"epochs": 200, "average": 1.0} for row in table if row["epochs"] == 180]
-    table = [row for row in table if (row["epochs"], row["smooth_init"], row["seed"]) != (180, True, 1)]
+    table = [row for row in table if (row["epochs"], row["initialisation"], row["seed"]) != (180, "weight-tied", 1)]
     tables.write_csv(path, from_rows(table))
     (last,) = [claim for claim in claims.judge_all() if claim.figure == "figure_4"]
     assert (last.verdict, last.measured) == (
         HOLDS, "9 (conv1) and 9 (conv2) times, after 180 epochs, 1 run of each at least",
     )  # fmt: skip
-    tables.write_csv(path, from_rows(row for row in table if row["epochs"] == 30 or row["smooth_init"]))
+    tables.write_csv(
+        path, from_rows(row for row in table if row["epochs"] == 30 or row["initialisation"] == "weight-tied")
+    )
     (last,) = [claim for claim in claims.judge_all() if claim.figure == "figure_4"]
     assert last.verdict == OPEN
     assert last.measured.startswith("100 (conv1) and 100 (conv2) times, after own schedule of 30 epochs")

@@ -146,17 +146,18 @@ def test_a_listed_run_has_the_values_of_the_list(capsys):
 
 def test_the_variables_of_make_are_the_parameters_of_the_run():
     assert variables.values(["ACTIVATION=gelu", "SMOOTH_INIT=True", "SEED=1", "LR=4e-2", "HOLD_STEM=false"]) == {
-        "activation": "gelu", "smooth_init": True, "seed": 1, "learning_rate": 0.04, "hold_stem": False,
+        "activation": "gelu", "initialisation": "weight-tied", "seed": 1, "learning_rate": 0.04, "hold_stem": False,
     }  # fmt: skip
-    assert variables.values(["INITIALISATION=iid"]) == variables.values(["SMOOTH_INIT=False"]) == {"smooth_init": False}
-    assert variables.values(["INITIALISATION=weight-tied", "SMOOTH_INIT=True"]) == {"smooth_init": True}
-    for given in (["INITIALISATION=iid", "SMOOTH_INIT=True"], ["INITIALISATION=[]"], ["LR=[1"], ["DEPTH= "]):
+    for given in ("INITIALISATION=iid", "SMOOTH_INIT=False"):
+        assert variables.values([given]) == {"initialisation": "iid"}
+    assert variables.values(["INITIALISATION=weight-tied", "SMOOTH_INIT=True"]) == {"initialisation": "weight-tied"}
+    for given in (["INITIALISATION=iid", "SMOOTH_INIT=True"], ["SMOOTH_INIT=iid"], ["LR=[1"], ["DEPTH= "]):
         with pytest.raises(parameters.WrongParameters, match=given[0].partition("=")[0]):
             variables.values(given)
     makefile = (paths.ROOT / "Makefile").read_text()
     listed = re.search(r"^TRAINING := (.*)$", makefile, re.MULTILINE)[1].split()
     offered = parameters.offered(runs.NOTEBOOK)
-    for variable in set(listed) - {"INITIALISATION"}:
+    for variable in set(listed) - {"SMOOTH_INIT"}:
         assert variables.PARAMETERS.get(variable, variable.lower()) in offered
 
 
