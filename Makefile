@@ -78,16 +78,18 @@ endif
 endif
 READY := $(ENVIRONMENT) $(ENGINE)
 
-TARGETS := help figures verify train train-depths checkpoints stack measure test test-style test-units test-figures test-notebooks test-lab lab report \
+TARGETS := help figures verify train train-depths checkpoints stack measure test test-style test-units test-figures test-notebooks test-lab lab readme report \
   env engine bench notebooks clean distclean
 # A notebook of the project has a cell tagged `parameters`: in its file, in quotes without a backslash.
 NOTEBOOKS := $(filter-out $(TARGETS),$(basename $(filter $(call fitting,notebooks),$(notdir $(shell \
   LC_ALL=C grep -lE '(^|[^\])"parameters"[[:space:]]*(,|\]|$$)' notebooks/*.ipynb 2>/dev/null)))))
-OTHERS := $(shell ls notebooks 2>/dev/null | grep '\.ipynb$$' | grep -vxF "$$(printf '%s.ipynb\n' $(NOTEBOOKS))" | tr '\n' ';')
+OTHERS := $(shell ls notebooks 2>/dev/null | grep '\.ipynb$$' | grep -vxF "$$(printf '%s.ipynb\n' $(NOTEBOOKS) start)" | tr '\n' ';')
 ifneq ($(and $(OTHERS),$(filter 0,$(MAKELEVEL)),$(filter help figures test test-figures test-notebooks notebooks report,$(or $(MAKECMDGOALS),help))),)
 $(info Left out of notebooks/: $(OTHERS) a figure has a cell tagged `parameters`, and a name of letters, digits, _, . and - that is no target)
 endif
 STORED := $(NOTEBOOKS:%=notebooks/%.ipynb)
+# The page that `make lab` opens is no figure: it takes no parameters.
+START := notebooks/start.ipynb
 FIGURES := $(filter-out explore_% train_%,$(NOTEBOOKS))
 HAVING := $(filter $(NOTEBOOKS),$(if $(filter quick,$(PROFILE)),$(NOTEBOOKS),$(patsubst %.yaml,%,$(call fitting,notebooks/profiles/$(PROFILE)))))
 BUILD := .build/$(PROFILE)
@@ -106,6 +108,7 @@ TAKES.measure := MEASURE
 TAKES.train-depths := FAMILIES THREADS LAUNCH
 TAKES.env := LOCKED
 TAKES.test :=
+TAKES.readme :=
 TAKES.notebooks :=
 takes = $(if $(filter undefined,$(origin TAKES.$(1))),PROFILE $(if $(filter $(FIGURES),$(1)),SET PARAMETERS),$(TAKES.$(1)))
 TAKEN := $(foreach goal,$(GOALS),$(call takes,$(goal)))
@@ -209,7 +212,7 @@ test: | $(READY) ## Style, unit tests, every figure at its quick size, stored no
 	  test-style test-units test-figures test-notebooks
 
 test-style: | $(READY)
-	$(PYTHON) -m ruff check lib $(STORED) $(wildcard notebooks/*.py)
+	$(PYTHON) -m ruff check lib $(STORED) $(wildcard $(START))
 
 test-units: | $(READY)
 	$(PYTHON) -m pytest -rs lib/tests
@@ -218,14 +221,19 @@ test-figures: | $(READY)
 	@$(MAKE) --no-print-directory figures PROFILE=quick
 
 test-notebooks: | $(READY)
-	$(PYTHON) -m pytest -rs $(STORED) --nbval-lax --nbval-current-env
+	$(PYTHON) -m pytest -rs $(STORED) $(wildcard $(START)) --nbval-lax --nbval-current-env
 
 test-lab: | $(READY) ## The explorers in a real browser (LAB_PICTURE=figures/explorer.png takes the picture of the README)
 	$(PYTHON) -m pytest -s lib/tests/lab.py
 
 # --- Work ---
-lab: | $(READY) ## JupyterLab on the notebooks (options: LAB="--no-browser --port 9000")
-	$(call after,LAB) $(PYTHON) -m jupyterlab --ServerApp.root_dir=notebooks
+# Jupyter wants to be asked before it runs as root, as in a container; it listens to this machine alone.
+lab: | $(READY) ## JupyterLab on the start page (options: LAB="--no-browser --port 9000")
+	$(call after,LAB) $(PYTHON) -m jupyterlab --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/start.ipynb \
+	  $(if $(filter 0,$(shell id -u)),--allow-root --ServerApp.ip=127.0.0.1)
+
+readme: | $(READY) ## Fill the marked numbers of the READMEs from the tables
+	@$(PYTHON) -m lib.project.readme
 
 report: | $(READY) ## The executed notebooks of the profile as one HTML document (after `make figures`)
 	@$(PYTHON) -m lib.project.report --profile $(PROFILE)

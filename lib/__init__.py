@@ -44,6 +44,8 @@ EXPORTS = {
     "von_neumann_ratio": "lib.measures",
     "CifarConfig": "lib.cifar.config",
     "load": "lib.cifar.checkpoints",
+    "resample": "lib.cifar.resampling",
+    "successive_distances": "lib.blocks.distances",
 }
 
 

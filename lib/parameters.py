@@ -25,6 +25,7 @@ from lib import paths
 QUICK, PAPER, CUSTOM = "quick", "paper", "custom"
 # Notebooks of these names are opened or trained by a person: they are no figures.
 NOT_FIGURES = ("explore_", "train_")
+START = "start"  # the page that `make lab` opens, which takes no parameters
 # Names that make, a shell and a link take as they are; the Makefile looks for the same.
 FITTING = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 UNFITTING = "its name has other characters than letters, digits, _, . and -, so rename it"
@@ -77,6 +78,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in _files() if not _why_left_out(path, path.stat().st_mtime_ns))
 
 
+def stored() -> list[str]:
+    """The notebooks whose outputs are stored: all of `names`, and the start page if it is there."""
+    return names() + [START] * (paths.NOTEBOOKS / f"{START}.ipynb").is_file()
+
+
 def left_out() -> list[str]:
     """A sentence for every other notebook in the folder, such as the Untitled.ipynb that JupyterLab makes, and for
     every file of a profile that no notebook can have."""
@@ -86,7 +92,11 @@ def left_out() -> list[str]:
 
 
 def _files() -> list[Path]:
-    return sorted(path for path in paths.NOTEBOOKS.glob("*.ipynb") if path.is_file() and path.name[0] != ".")
+    return sorted(
+        path
+        for path in paths.NOTEBOOKS.glob("*.ipynb")
+        if path.is_file() and path.name[0] != "." and path.stem != START
+    )
 
 
 @functools.cache
@@ -114,7 +124,7 @@ def profiles() -> list[str]:
 
 def read(name: str) -> NotebookNode:
     """The notebook of that name; WrongParameters lists the names where there is none."""
-    if name not in names():
+    if name not in stored():
         reasons = "".join(f" ({sentence})" for sentence in left_out() if f"/{name}.ipynb " in sentence)
         raise WrongParameters(f"There is no notebook {name!r}{reasons}; the notebooks are: {', '.join(names())}.")
     return nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)

@@ -1,5 +1,6 @@
 """Which trained networks a figure shows: a choice of settings, and the runs that have them."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -61,6 +62,15 @@ class ConvolutionChoice:
     def __post_init__(self) -> None:
         checks.choice("convolution", self.convolution, CONVOLUTIONS)
         checks.positive_int("seed", self.seed, least=0)
+
+
+def run_name(words: str) -> str:
+    """The name of the run of seed 0 in the paper's setting that is meant by its activation, initialisation and epochs
+    in words, such as "gelu weight-tied 30". Raises ValueError."""
+    if not isinstance(words, str) or not re.fullmatch(r"\w+ (weight-tied|iid) \d+", words):
+        raise ValueError(f"The network is {words!r}, expected words such as 'gelu weight-tied 30' or 'relu iid 180'.")
+    activation, initialisation, epochs = words.split()
+    return CifarConfig(activation, initialisation, epochs=int(epochs)).name
 
 
 def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[int, dict[str, list[Run]]]:

@@ -1,6 +1,5 @@
 """Trained networks with fewer layers: what becomes of their accuracy and of their logits."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import dataset, records
-from lib.cifar.config import CifarConfig
+from lib.cifar.choice import run_name
 from lib.cifar.records import Run
 from lib.cifar.resampling import accuracy, distance, logits, resample
 from lib.figures.experiment import Progress, silent
@@ -50,18 +49,11 @@ class Config:
         if not 1 <= len(self.shown) <= 3:
             raise ValueError(f"shown lists {len(self.shown)} networks, expected one to three.")
         for words in self.shown:
-            if not isinstance(words, str) or not re.fullmatch(r"\w+ (weight-tied|iid) \d+", words):
-                raise ValueError(f"shown has {words!r}, expected networks such as 'gelu weight-tied 30'.")
+            run_name(words)
         checks.positive_float("points", self.points, zero_allowed=True)
         checks.positive_int("slope_from", self.slope_from)
         checks.positive_int("images", self.images, least=0)
         checks.positive_int("layers", self.layers)
-
-
-def run_name(words: str) -> str:
-    """The name of the run that an entry of ``shown`` means."""
-    activation, initialisation, epochs = words.split()
-    return CifarConfig(activation, initialisation, epochs=int(epochs)).name
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:

@@ -1,5 +1,6 @@
 """The size of the stem: how long the ODE of a trained network is."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -58,6 +59,25 @@ def relative_path_lengths(runs: Iterable[Run]) -> dict[str, list]:
         results = {name: run.values[name] for name in ("test_accuracy", *RATIOS)}
         rows.append(describe_run(run) | {"hold_stem": run.config.hold_stem} | results | scales | relative)
     return make_columns(rows, ("hold_stem", "test_accuracy"), (*RATIOS, *SCALES))
+
+
+def accuracy_by_length(networks: tables.Table) -> dict[str, float]:
+    """What the relative path length says of test accuracy, in the table of `relative_path_lengths`: over all
+    ``networks``, the ``points`` that go with ten times the length (least squares) and the ``correlation`` with its
+    logarithm; and the ``correlation_alike`` among the ``alike`` of the longest schedule that are not linear (nan of
+    fewer than three).
+    """
+    lengths = np.log10(np.asarray(networks["relative_path_length"], dtype=float))
+    accuracy = np.asarray(networks["test_accuracy"], dtype=float)
+    alike = np.asarray(networks["epochs"]) == max(networks["epochs"])
+    alike &= np.asarray(networks["activation"]) != "identity"
+    return {
+        "networks": len(lengths),
+        "points": float(np.polyfit(lengths, accuracy, 1)[0]),
+        "correlation": float(np.corrcoef(lengths, accuracy)[0, 1]),
+        "alike": int(alike.sum()),
+        "correlation_alike": float(np.corrcoef(lengths[alike], accuracy[alike])[0, 1]) if alike.sum() > 2 else math.nan,
+    }
 
 
 def loss_spike(every: int) -> dict[str, list]:

@@ -1,12 +1,16 @@
 """One HTML document from the executed notebooks of a profile, to read or to mail: ``make report``.
 
+It opens as the README does, and the README's gallery is its table of contents.
 Every picture is inside the file and every formula is MathML: neither a kernel nor the network is needed. Code is folded
 away; explorer cells, which need a kernel, are left out; links from one notebook to another lead to its section. What
 could run or load something when the document is opened (raw HTML, scripts, addresses other than links) is taken out.
 """
 
 import argparse
+import base64
+import functools
 import html
+import io
 import re
 import sys
 from collections.abc import Sequence, Set
@@ -19,6 +23,7 @@ from jinja2 import pass_context
 from jinja2.runtime import Context
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from PIL import Image
 
 from lib import parameters, paths
 from lib.project import notebooks
@@ -46,6 +51,7 @@ STYLE = """
 body { max-width: 52rem; margin: 0 auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; }
 nav { border: 1px solid #ddd; border-radius: 6px; padding: .5rem 1rem; margin: 1rem 0 2rem; }
 nav ol { columns: 2; padding-left: 1.2rem; margin: .3rem 0; }
+nav td img { width: 200px; min-width: 120px; }
 section { border-top: 2px solid #0072B2; margin-top: 3rem; }
 img { max-width: 100%; height: auto; }
 pre { overflow-x: auto; background: #f6f8fa; padding: .6rem; border-radius: 6px; font-size: .85rem; line-height: 1.35; }
@@ -67,6 +73,9 @@ ATTRIBUTES = {
     "details": {"open"},
 }
 LINK = re.compile(r'href="(?P<target>[^"#:]+)"')
+PICTURE = re.compile(r'src="(?P<file>figures/[\w.-]+\.png)"')
+GALLERY = "\n## Gallery\n"
+WIDTHS = {"first": 1660, "gallery": 400}  # pixels of a picture, twice what is shown
 
 
 def executed(profile: str) -> list[Path]:
@@ -164,9 +173,34 @@ def _with_inner_links(body: str, sections: Sequence[str]) -> str:
     return LINK.sub(replaced, body)
 
 
+def _with_pictures(body: str, width: int) -> str:
+    """Pictures of the project lie inside the document, no wider than so many pixels."""
+
+    return PICTURE.sub(lambda match: f'src="{_data(paths.ROOT / match["file"], width)}"', body)
+
+
+@functools.cache
+def _data(path: Path, width: int) -> str:
+    with Image.open(path) as picture:
+        picture.thumbnail((width, 10 * width))
+        buffer = io.BytesIO()
+        picture.save(buffer, "png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def front(names: Sequence[str]) -> tuple[str, str]:
+    """The README's first screen, and its gallery with links to the sections of these names."""
+    first, _, rest = (paths.ROOT / "README.md").read_text(encoding="utf-8").partition(GALLERY)
+    parts = {"first": first, "gallery": rest.partition("\n## ")[0]}
+    for part, text in parts.items():
+        body = _with_pictures(_markdown(text), WIDTHS[part])
+        parts[part] = _with_inner_links(sanitised(body), names)
+    return parts["first"], parts["gallery"]
+
+
 def render(profile: str) -> str:
     """The document as text."""
-    exporter, sections, entries = HTMLExporter(raw_template=TEMPLATE), [], []
+    exporter, sections, headings = HTMLExporter(raw_template=TEMPLATE), [], {}
     exporter.register_filter("markdown2html", _markdown_cell)
     files = executed(profile)
     names = [path.stem for path in files]
@@ -176,18 +210,20 @@ def render(profile: str) -> str:
         seconds = notebook.metadata.get(notebooks.SECONDS)
         took = f"<p>Made in {seconds:.0f} s.</p>\n" if seconds is not None else ""
         sections.append(f'<section id="{path.stem}">\n{took}{_with_inner_links(sanitised(body), names)}\n</section>')
-        heading = sanitised(_markdown(title(notebook, path.stem)), without={"p", "a"}).strip()
-        entries.append(f'<li><a href="#{path.stem}">{heading}</a></li>')
+        headings[path.stem] = sanitised(_markdown(title(notebook, path.stem)), without={"p", "a"}).strip()
+    first, gallery = front(names)
+    others = [name for name in names if f'href="#{name}"' not in gallery]
+    entries = "".join(f'<li><a href="#{name}">{headings[name]}</a></li>' for name in others)
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             "<title>Implicit regularization of deep residual networks towards neural ODEs: report</title>",
             f"<style>{STYLE}</style>\n</head>\n<body>",
-            "<h1>Implicit regularization of deep residual networks towards neural ODEs</h1>",
-            "<p>The figures and tables of Marion, Wu, Sander and Biau (ICLR 2024), regenerated; the notebooks' code is "
-            f"folded under each step. Profile: {html.escape(profile)}.</p>",
-            f"<nav><ol>{''.join(entries)}</ol></nav>",
+            first,
+            f"<p>This document holds the executed notebooks of the profile {html.escape(profile)}, code folded. The "
+            "numbers on this page are those of the paper profile.</p>",
+            f"<nav>{gallery}{f'<ol>{entries}</ol>' if entries else ''}</nav>",
             *sections,
             "</body>\n</html>\n",
         ]

@@ -412,9 +412,9 @@ def test_stored_notebooks_are_normalised_and_show_no_warning(project):
 
 
 def test_nbval_writes_into_the_build_folder_and_skips_what_needs_the_images(project, tmp_path):
-    shutil.copy(paths.NOTEBOOKS / "conftest.py", project / "notebooks")
     (project / "lib" / "tests").mkdir()
-    shutil.copy(paths.ROOT / "lib" / "tests" / "shipped.py", project / "lib" / "tests")
+    for module in ("stored_notebooks", "shipped"):
+        shutil.copy(paths.ROOT / "lib" / "tests" / f"{module}.py", project / "lib" / "tests")
     (project / "lib" / "cifar").mkdir()
     for module in ("__init__", "dataset"):
         shutil.copy(paths.ROOT / "lib" / "cifar" / f"{module}.py", project / "lib" / "cifar")

@@ -338,7 +338,7 @@ def test_normalising_removes_what_differs_between_machines(tmp_path):
 stored = pytest.mark.parametrize("name", parameters.names())
 
 
-@stored
+@pytest.mark.parametrize("name", parameters.stored())
 def test_stored_notebooks_are_executed_and_normalised(name):
     notebook = parameters.read(name)
     before = nbformat.writes(notebook)
@@ -364,7 +364,7 @@ def test_every_profile_fits_its_notebooks(profile):
 
 def test_notebooks_open_with_what_to_run_if_the_package_is_missing(monkeypatch):
     guards = {}
-    for name in parameters.names():
+    for name in parameters.stored():
         first = next(cell for cell in parameters.read(name).cells if cell.cell_type == "code")
         if first.get("id") == "package":  # a user's own notebook may do without
             guards[name] = first.source

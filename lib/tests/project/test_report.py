@@ -41,7 +41,7 @@ def notebook(title, link, *cells, explorer=False):
 @pytest.fixture
 def document(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
-    monkeypatch.setattr(parameters, "figures", lambda: ["alpha", "figure_2"])
+    monkeypatch.setattr(parameters, "figures", lambda: ["alpha", "beta", "figure_2"])
     folder = tmp_path / "paper"
     folder.mkdir()
     nbformat.write(notebook("Alpha < beta", "figure_2.ipynb", explorer=True), folder / "alpha.ipynb")
@@ -50,13 +50,26 @@ def document(tmp_path, monkeypatch):
     hostile.outputs = [nbformat.v4.new_output("display_data", data={"text/html": HOSTILE})]
     cells = mathematics, nbformat.v4.new_markdown_cell(HOSTILE), hostile
     nbformat.write(notebook("Figure $2^L$", "../checkpoints/README.md", *cells), folder / "figure_2.ipynb")
+    nbformat.write(notebook("On $2^L$", "alpha.ipynb"), folder / "beta.ipynb")
     nbformat.write(notebook("Not a figure", "x"), folder / "explore_depth.ipynb")
     return report.render("paper")
 
 
 def test_sections_come_in_reading_order_with_a_list_of_contents(document):
-    assert re.findall(r'<section id="(\w+)">', document) == ["figure_2", "alpha"]
+    assert re.findall(r'<section id="(\w+)">', document) == ["figure_2", "alpha", "beta"]
     assert '<li><a href="#alpha">Alpha &lt; beta</a></li>' in document
+
+
+def test_it_opens_as_the_readme_with_its_gallery_as_contents(document):
+    opening, _, contents = document.partition("<nav>")
+    contents = contents.partition("</nav>")[0]
+    question = re.findall(r"^# (.*)", (paths.ROOT / "README.md").read_text(), re.MULTILINE)[0]
+    assert re.search(rf"<h1[^>]*>{re.escape(question)}</h1>", opening)
+    assert opening.count('src="data:image/png') == 2
+    (row,) = [row for row in contents.split("<tr>") if "figure_2" in row]
+    assert re.search(r'<a href="#figure_2">\s*<img [^>]*src="data:image/png', row)
+    assert "<!--" not in document
+    assert '<a href="#figure_2">Figure' not in contents  # it has its row
 
 
 def test_links_between_notebooks_lead_to_sections_and_none_is_broken(document):
@@ -69,7 +82,7 @@ def test_links_between_notebooks_lead_to_sections_and_none_is_broken(document):
 
 
 def test_pictures_are_inside_and_explorers_are_not(document):
-    assert document.count(f"data:image/png;base64,{PIXEL[:20]}") == 2
+    assert document.count(f"data:image/png;base64,{PIXEL}") == 3
     assert "explore_me" not in document
     assert "The cell below moves" not in document
     assert "<details" in document
@@ -104,9 +117,9 @@ def test_the_document_runs_nothing_and_loads_nothing(document):
 
 
 def test_formulas_are_mathml_in_text_titles_and_the_list_of_contents(document):
-    body = document.partition("</style>")[2]
-    (entry,) = re.findall(r'<li><a href="#figure_2">(.*?)</a></li>', body)
-    assert entry == 'Figure <math display="inline"><mrow><msup><mn>2</mn><mi>L</mi></msup></mrow></math>'
+    body = re.sub(r"(?<=base64,)[^\"]*", "", document.partition("</style>")[2])
+    (entry,) = re.findall(r'<li><a href="#beta">(.*?)</a></li>', body)
+    assert entry == 'On <math display="inline"><mrow><msup><mn>2</mn><mi>L</mi></msup></mrow></math>'
     assert re.search(r"<h1[^>]*>Figure <math.*</math></h1>", body)
     assert re.search(r"<h2[^>]*>How <math.*<mfrac>.*</math> falls</h2>", body)
     assert body.count('<math display="block">') == 2

@@ -1,22 +1,24 @@
-"""nbval runs the stored notebooks as `make` does: unattended, writing into the build folder.
+"""A plugin of pytest: nbval runs the stored notebooks as `make` does, unattended, writing into the build folder.
 
 What they read of trained networks and of other figures is what ships, whatever a user has added. A notebook with a
 cell tagged ``needs-cifar10`` is skipped, with the reason, if the images are missing.
 """
 
 import os
-from pathlib import Path
 
 import pytest
 
 from lib import parameters, paths
 from lib.cifar import dataset
 from lib.project import notebooks
-from lib.tests import shipped
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
+    if item.path.suffix != ".ipynb":
+        return (yield)
+    from lib.tests import shipped
+
     # nbval starts a notebook's kernel in the set-up of its first cell.
     with notebooks.unattended_environment(paths.BUILD / "nbval"):
         os.environ["RESULTS_ROOT"] = str(shipped.ROOT)
@@ -24,7 +26,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_collection_modifyitems(items):
-    cells = [item for item in items if item.path.parent == Path(__file__).parent]
+    cells = [item for item in items if item.path.suffix == ".ipynb"]
     needing = [item for item in cells if parameters.tagged(item.parent.nb, "needs-cifar10")]
     if needing and not dataset.available():
         reason = f"CIFAR-10 is not in {paths.cifar10_root()}: set CIFAR10_ROOT to the folder that holds it"

@@ -1,0 +1,94 @@
+"""The picture at the front door: a smooth network, a rough one, and both with fewer layers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lib import checks, tables
+from lib.cifar import records
+from lib.cifar.choice import run_name
+from lib.cifar.records import CONVOLUTIONS
+from lib.figures.experiment import Progress, silent
+from lib.figures.results import Data
+from lib.figures.style import BLUE, TEXT_WIDTH, VERMILION, layers_axis, panels, styled, write_across
+
+COLORS = {"smooth": BLUE, "rough": VERMILION}
+KEPT = {"weights": "kept", "statistics": "kept"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Two trained networks, in the words of `run_name`, and how many entries of which convolution are drawn."""
+
+    smooth: str = "gelu weight-tied 30"
+    rough: str = "gelu weight-tied 180"
+    convolution: str = "conv1"
+    entries: int = 6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.make_plain(self)
+        run_name(self.smooth)
+        run_name(self.rough)
+        checks.choice("convolution", self.convolution, CONVOLUTIONS)
+        checks.positive_int("entries", self.entries)
+        checks.positive_int("seed", self.seed, least=0)
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """The tables ``overview_weights`` (network, entry, layer, value) and ``overview`` (network, layers, accuracy in %:
+    test accuracy with so many of the layers kept, all of them included)."""
+    runs = {run.config.name: run for run in records.read_runs()}
+    found = {"smooth": runs.get(run_name(config.smooth)), "rough": runs.get(run_name(config.rough))}
+    measured, weights, kept = records.read_measured("resampling"), [], []
+    for network, run in progress(found.items(), len(found)):
+        if run is None or not run.has_weights:
+            continue
+        layers = run.load().network.residual_layers.stacked(f"{config.convolution}.weight").detach().flatten(1)
+        chosen = np.random.default_rng(config.seed).choice(layers.shape[1], config.entries, replace=False)
+        for entry in chosen.tolist():
+            values = layers[:, entry].tolist()
+            weights += [{"network": network, "entry": entry, "layer": k, "value": v} for k, v in enumerate(values, 1)]
+        for row in tables.rows(tables.select(measured, run=run.config.name, **KEPT)):
+            kept.append({"network": network, "layers": int(row["layers"]), "accuracy": row["accuracy"]})
+        kept.append({"network": network, "layers": len(layers), "accuracy": run.values["test_accuracy"]})
+    return {"overview": _columns(kept, "network", "layers", "accuracy"),
+            "overview_weights": _columns(weights, "network", "entry", "layer", "value")}  # fmt: skip
+
+
+def _columns(rows: list[dict], *names: str) -> dict[str, list]:
+    # By name, so that the columns are there even if no network is.
+    return {name: [row[name] for row in rows] for name in names}
+
+
+@styled
+def draw(data: Data, config: Config) -> Figure:
+    """Entries of the weights across the layers of both networks, and their test accuracy against the layers kept."""
+    figure, axes = panels(3, height=2.3, width=TEXT_WIDTH * 1.15)
+    names = {"smooth": config.smooth, "rough": config.rough}
+    for panel, (network, words) in zip(axes, names.items(), strict=False):
+        rows = tables.select(data["overview_weights"], network=network)
+        for place, entry in enumerate(dict.fromkeys(rows["entry"])):
+            line = tables.select(rows, entry=entry)
+            panel.plot(line["layer"], line["value"], color=COLORS[network], linewidth=0.8, alpha=1 - 0.13 * (place % 6))
+        if not len(rows["entry"]):
+            write_across(panel, "not here")
+        panel.set(xlabel="layer", title=f"{network}: {_title(words)}")
+    axes[0].set_ylabel(f"entries of {config.convolution}")
+    for network in names:
+        rows = tables.select(data["overview"], network=network)
+        if len(rows["layers"]):
+            order = np.argsort(rows["layers"])
+            axes[2].plot(rows["layers"][order], rows["accuracy"][order], "o-", color=COLORS[network], label=network)
+    if len(data["overview"]["layers"]):
+        layers_axis(axes[2], data["overview"]["layers"])
+        axes[2].legend(loc="upper left")
+    axes[2].set(xlabel="layers kept, nothing retrained", ylabel="test accuracy (%)", ylim=(0, 100))
+    axes[2].set_title("with fewer of the layers")
+    return figure
+
+
+def _title(words: str) -> str:
+    activation, initialisation, epochs = words.split()
+    return f"{tables.word(activation)}, {initialisation.replace('iid', 'i.i.d.')}, {epochs} epochs"

@@ -1,0 +1,290 @@
+"""The numbers of the READMEs, out of the tables: functions that return what `lib.project.readme` writes."""
+
+import functools
+
+import numpy as np
+
+from lib import paths, tables
+from lib.cifar import records
+from lib.cifar.choice import NAMES, NetworkChoice, run_name
+from lib.cifar.course import course, smoothness_in_training
+from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
+from lib.figures import blocks as blocks_room
+from lib.figures.claim import HOLDS
+from lib.figures.figure_4 import closer_along_depth, closer_by
+from lib.figures.rounding import lost_in_precision
+from lib.figures.stem import accuracy_by_length
+from lib.figures.style import minus
+from lib.figures.table_1 import PAPER_TABLE
+from lib.measures import ratios_along_depth
+from lib.tables import Table, rows, select, word
+
+DEPTH = 256  # L of the paper's networks on CIFAR-10
+
+
+@functools.cache
+def table(name: str) -> Table:
+    """A table of the paper profile."""
+    return tables.read_csv(paths.FIGURES / f"{name}.csv")
+
+
+@functools.cache
+def runs() -> tuple[Run, ...]:
+    """The finished runs."""
+    return tuple(records.read_runs())
+
+
+def span(values, form: str = ".2f") -> str:
+    """The least and the largest, or one number if they are written alike."""
+    low, high = (format(value, form).replace("-", "−") for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def power(number: float) -> str:
+    """A number far from 1, with a true minus sign in its exponent."""
+    mantissa, exponent = f"{number:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", "−")
+
+
+# --- The gallery ------------------------------------------------------------------------------------------------------
+
+
+def slopes(figure: str, claimed: str) -> str:
+    """All slopes that the claims of a figure measure where this one is claimed, in three decimals."""
+    found = select(table("claims"), figure=figure)
+    slope, expected = (found[name].astype(float) for name in ("slope", "expected"))
+    return span(slope[expected == float(claimed)], ".3f")
+
+
+def loss(figure: str) -> str:
+    """The last loss of a figure."""
+    return power(table(figure)["loss"][-1])
+
+
+def fewest(network: str) -> str:
+    """Down to how few layers a network (in the words of `run_name`) loses half a point of test accuracy at most."""
+    return str(select(table("resampling_summary"), run=run_name(network))["fewest"][0])
+
+
+def points_lost(network: str, layers: str) -> str:
+    """How many points of test accuracy a network loses with so many of its layers, kept as they are."""
+    found = select(table("resampling"), run=run_name(network), layers=int(layers), weights="kept", statistics="kept")
+    return f"{found['accuracy_all'][0] - found['accuracy'][0]:.0f}"
+
+
+def orders(network: str) -> str:
+    """The orders of Euler, Heun and RK4 that are measured on the layers of a network."""
+    found = select(table("solvers_orders"), network=network)
+    return ", ".join(f"{order:.1f}" for order in found["order"])
+
+
+def memory_saved() -> str:
+    """How many times less memory a gradient takes with states that are computed backwards."""
+    found = table("reversible_memory")
+    return f"{found['stored'][-1] / found['backwards'][-1]:.1f}"
+
+
+def block_slopes() -> str:
+    """The slopes of all blocks with smooth activations, at the first training time."""
+    found = blocks_room.slopes(table("blocks"), 8)
+    found = select(found, time=min(found["time"]))
+    return span(found["slope"][found["activation"] != "relu"])
+
+
+def ratio(network: str) -> str:
+    """The von Neumann ratio of conv1 of a network."""
+    return f"{_run(network).values['von_neumann_conv1']:.2g}"
+
+
+def as_published() -> str:
+    """How many rows of Table 1 have the paper's word on smoothness."""
+    found = table("table_1")
+    return f"{int((found['smooth'] == found['paper_smooth']).sum())} of {len(found['smooth'])}"
+
+
+def closer(convolution: str = "conv1") -> str:
+    """How many times closer successive layers are from weight-tied than from i.i.d. ones, GELU, the paper's epochs."""
+    return f"{closer_by(table('figure_4'), PAPER_EPOCHS)[convolution]:.3g}"
+
+
+def closer_in(part: str, convolution: str = "conv1") -> str:
+    """The same in the "first" or the "last" quarter of the layers."""
+    place = {"first": 0, "last": -1}[part]
+    return f"{closer_along_depth(table('figure_4_layers'), PAPER_EPOCHS, convolution)[place]:.3g}"
+
+
+def lost_after(activation: str) -> str:
+    """The epochs after which weight-tied layers are no longer smooth over the paper's schedule, by seed."""
+    found = _longest(activation, smooth_init=True)
+    tied = smoothness_in_training(found)
+    lost = [course(tied, run.config.name).lost_after for run in found]
+    return " and ".join("never" if epoch is None else str(epoch) for epoch in dict.fromkeys(lost))
+
+
+def rough_from(dtype: str) -> str:
+    """The training time at which 32 layers stop being smooth, in float32 or float64."""
+    return span(lost_in_precision(table("rounding"), 32, dtype), ".0f")
+
+
+def stem(which: str) -> str:
+    """What `accuracy_by_length` says of the stem: networks, points, correlation, alike, correlation_alike."""
+    value = accuracy_by_length(table("stem"))[which]
+    return str(value) if isinstance(value, int) else minus(value, 1 if which == "points" else 2)
+
+
+def loss_share() -> str:
+    """The largest share of the first loss that is left after long training, over all depths."""
+    found = table("long_time_depths")
+    of = [select(found, depth=depth)["loss"] for depth in np.unique(found["depth"])]
+    return power(max(loss[-1] / loss[0] for loss in of))
+
+
+def claims(which: str) -> str:
+    """How many claims there are ("all"), hold ("hold"), or do not ("fail")."""
+    verdicts = list(table("claims")["verdict"])
+    return str(
+        {"all": len(verdicts), "hold": verdicts.count(HOLDS), "fail": len(verdicts) - verdicts.count(HOLDS)}[which]
+    )
+
+
+# --- Networks trained on CIFAR-10 -------------------------------------------------------------------------------------
+
+
+def _longest(activation: str, **conditions) -> list[Run]:
+    return NetworkChoice(activation, epochs=PAPER_EPOCHS).select(runs(), **conditions)
+
+
+def _run(network: str) -> Run:
+    name = run_name(network)
+    return next(run for run in runs() if run.config.name == name)
+
+
+def accuracy(network: str, side: str = "test") -> str:
+    """The test or train accuracy of a network, in %."""
+    return f"{_run(network).values[f'{side}_accuracy']:.1f}"
+
+
+def eighths(network: str) -> str:
+    """The von Neumann ratios of conv1 in the eighths of the layers of a network, from the input to the output."""
+    weights = _run(network).load().network.residual_layers.stacked("conv1.weight").detach()
+    return ", ".join(f"{value:.2g}" for value in ratios_along_depth(weights))
+
+
+def unsteady(run: Run, points: float = 2) -> int:
+    """In how many epochs the training accuracy of a run fell by more than so many points."""
+    return int((np.diff([line["train_accuracy"] for line in run.log()]) < -points).sum())
+
+
+def steady_and_not(activation: str) -> tuple[list[float], list[float]]:
+    """The test accuracies of the runs of the paper's schedule that trained steadily, and of the others."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for run in _longest(activation):
+        found[unsteady(run) > 0].append(run.values["test_accuracy"])
+    return found
+
+
+def steady(activation: str) -> str:
+    """The test accuracies in % of the runs that trained steadily, of the paper's schedule."""
+    return span(steady_and_not(activation)[0], ".1f")
+
+
+def not_steady(activation: str) -> str:
+    """Those of the runs that did not."""
+    return span(steady_and_not(activation)[1], ".1f")
+
+
+def settings_and_seeds() -> str:
+    """The table of all runs of the paper's depth and learning rate: a row a setting, ranges over seeds."""
+    paper = {(row.activation, row.smooth_init): row for row in PAPER_TABLE}
+    head = (
+        "network",
+        "layers start",
+        "epochs",
+        "seeds",
+        "test accuracy (%)",
+        "paper, 180 epochs",
+        "ratio, conv1",
+        "unsteady",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for activation, batch_norm in (
+        ("identity", True),
+        ("gelu", True),
+        ("relu", True),
+        ("gelu", False),
+        ("relu", False),
+    ):
+        for smooth_init in (True, False):
+            for epochs in (30, PAPER_EPOCHS):
+                choice = NetworkChoice(activation, batch_norm=batch_norm, epochs=epochs)
+                found = choice.select(runs(), smooth_init=smooth_init)
+                if not found:
+                    continue
+                published = paper[activation, smooth_init]
+                test = [run.values["test_accuracy"] for run in found]
+                ratios = [run.values["von_neumann_conv1"] for run in found]
+                cells = [
+                    word(activation) + ("" if batch_norm else ", no batch norm"),
+                    NAMES[smooth_init], str(epochs), str(len(found)),
+                    span(test, ".1f"), f"{published.test} ± {published.test_range}" if batch_norm else "",
+                    span(ratios, ".2g"), span([unsteady(run) for run in found], "d"),
+                ]  # fmt: skip
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n\n" + "\n".join(lines) + "\n\n"
+
+
+def same_run_twice(which: str) -> str:
+    """Of runs that were trained on a CPU and on a GPU: how many ("runs"), by how much test accuracies differ at most in
+    points ("accuracy"), and ratios in % ("ratio")."""
+    found = tables.read_csv(paths.CHECKPOINTS / "devices.csv")
+    cpu, gpu = (select(found, device=device) for device in dict.fromkeys(found["device"]))
+    if list(cpu["run"]) != list(gpu["run"]):
+        raise ValueError("devices.csv has runs of one device alone, expected each run of both.")
+    if which == "runs":
+        return str(len(cpu["run"]))
+    if which == "accuracy":
+        return f"{np.abs(cpu['test_accuracy'] - gpu['test_accuracy']).max():.2f}"
+    ratios = gpu["von_neumann_conv1"] / cpu["von_neumann_conv1"]
+    return f"{100 * max(ratios.max() - 1, 1 - ratios.min()):.0f}"
+
+
+def lost_at(depth: str) -> str:
+    """The training time at which a weight-tied GELU network of that depth stops being smooth."""
+    return f"{select(table('smoothness_lost'), depth=int(depth))['lost_at'][0]:.0f}"
+
+
+def left_of_start(epochs: str) -> str:
+    """The largest share of the squared norm of trained layers that their initial weights make up, in %."""
+    found = select(table("smoothness_initialisation"), epochs=int(epochs))
+    return f"{100 * max(found[f'share_{name}'].max() for name in CONVOLUTIONS):.2g}"
+
+
+# --- Speed ------------------------------------------------------------------------------------------------------------
+
+
+def speed() -> str:
+    """The table of ``bench.csv``: what a training step of the compiled engine takes, beside plain PyTorch."""
+    lines = ["| a training step | float32 | float64 | peak memory in float32: here, baseline |", "|---|---|---|---|"]
+    found = table("bench")
+    for experiment in dict.fromkeys(select(found, engine="compiled")["experiment"].tolist()):
+        cells = [experiment]
+        for dtype in ("float32", "float64"):
+            here = rows(select(found, experiment=experiment, engine="compiled", dtype=dtype))
+            cells.append(
+                "{ms:.3g} ms, {ratio:.1f} times ({ratio_min:.1f} to {ratio_max:.1f})".format(**here[0]) if here else ""
+            )
+        of = select(found, experiment=experiment, dtype="float32")
+        here, baseline = (of["memory_mb"][np.isin(of["engine"], ["compiled"]) == own] for own in (True, False))
+        cells.append(f"{here[0]:.0f} MB, {baseline.max():.0f} MB")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n\n" + "\n".join(lines) + "\n\n"
+
+
+def stack_seconds(epochs: str) -> str:
+    """How long a stack of networks trained for so many epochs on one GPU."""
+    taken = {
+        r.values["seconds"]
+        for r in runs()
+        if str(r.values["engine"]).startswith("stacked") and r.config.epochs == int(epochs)
+    }
+    return span(taken, ".0f")

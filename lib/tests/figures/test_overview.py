@@ -1,0 +1,36 @@
+"""The picture at the front door: entries of trained weights, and what is left of accuracy with fewer layers."""
+
+import numpy as np
+import pytest
+
+from lib import paths, tables
+from lib.cifar import records
+from lib.figures import overview
+
+
+def test_it_shows_the_weights_of_the_networks_and_their_accuracy_by_layers():
+    config = overview.Config(entries=3)
+    data = overview.compute(config)
+    for network, words in (("smooth", config.smooth), ("rough", config.rough)):
+        run = next(run for run in records.read_runs() if run.config.name == overview.run_name(words))
+        layers = run.load().network.residual_layers.stacked("conv1.weight").detach().flatten(1)
+        shown = tables.select(data["overview_weights"], network=network)
+        for entry in np.unique(shown["entry"]):
+            np.testing.assert_array_equal(tables.select(shown, entry=entry)["value"], layers[:, entry].double().numpy())
+        kept = tables.select(data["overview"], network=network)
+        assert len(np.unique(shown["entry"])) == 3
+        assert kept["accuracy"][kept["layers"] == len(layers)] == run.values["test_accuracy"]
+    assert len(overview.draw(data, config).axes[0].lines) == 3
+
+
+def test_without_networks_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    data = overview.compute(overview.Config())
+    assert not any(data["overview"].values())
+    assert [text.get_text() for text in overview.draw(data, overview.Config()).axes[0].texts] == ["not here"]
+
+
+@pytest.mark.parametrize("words", ["gelu", "gelu tied 30", "gelu iid x", 3])
+def test_a_network_that_cannot_be_is_refused(words):
+    with pytest.raises((ValueError, TypeError), match="expected"):
+        overview.Config(smooth=words)
