@@ -91,4 +91,4 @@ def draw(data: Data, config: Config) -> Figure:
 
 def _title(words: str) -> str:
     activation, initialisation, epochs = words.split()
-    return f"{tables.word(activation)}, {initialisation.replace('iid', 'i.i.d.')}, {epochs} epochs"
+    return f"{tables.word(activation)}, {tables.word(initialisation)}, {epochs} epochs"

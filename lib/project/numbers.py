@@ -6,8 +6,9 @@ import numpy as np
 
 from lib import paths, tables
 from lib.cifar import records
-from lib.cifar.choice import NAMES, NetworkChoice, run_name
+from lib.cifar.choice import NetworkChoice, run_name
 from lib.cifar.course import course, smoothness_in_training
+from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 from lib.figures import blocks as blocks_room
 from lib.figures.claim import HOLDS
@@ -115,7 +116,7 @@ def closer_in(part: str, convolution: str = "conv1") -> str:
 
 def lost_after(activation: str) -> str:
     """The epochs after which weight-tied layers are no longer smooth over the paper's schedule, by seed."""
-    found = _longest(activation, smooth_init=True)
+    found = _longest(activation, initialisation="weight-tied")
     tied = smoothness_in_training(found)
     lost = [course(tied, run.config.name).lost_after for run in found]
     return " and ".join("never" if epoch is None else str(epoch) for epoch in dict.fromkeys(lost))
@@ -195,7 +196,7 @@ def not_steady(activation: str) -> str:
 
 def settings_and_seeds() -> str:
     """The table of all runs of the paper's depth and learning rate: a row a setting, ranges over seeds."""
-    paper = {(row.activation, row.smooth_init): row for row in PAPER_TABLE}
+    paper = {(row.activation, row.initialisation): row for row in PAPER_TABLE}
     head = (
         "network",
         "layers start",
@@ -214,18 +215,18 @@ def settings_and_seeds() -> str:
         ("gelu", False),
         ("relu", False),
     ):
-        for smooth_init in (True, False):
+        for initialisation in INITIALISATIONS:
             for epochs in (30, PAPER_EPOCHS):
                 choice = NetworkChoice(activation, batch_norm=batch_norm, epochs=epochs)
-                found = choice.select(runs(), smooth_init=smooth_init)
+                found = choice.select(runs(), initialisation=initialisation)
                 if not found:
                     continue
-                published = paper[activation, smooth_init]
+                published = paper[activation, initialisation]
                 test = [run.values["test_accuracy"] for run in found]
                 ratios = [run.values["von_neumann_conv1"] for run in found]
                 cells = [
                     word(activation) + ("" if batch_norm else ", no batch norm"),
-                    NAMES[smooth_init], str(epochs), str(len(found)),
+                    word(initialisation), str(epochs), str(len(found)),
                     span(test, ".1f"), f"{published.test} ± {published.test_range}" if batch_norm else "",
                     span(ratios, ".2g"), span([unsteady(run) for run in found], "d"),
                 ]  # fmt: skip
