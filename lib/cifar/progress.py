@@ -55,14 +55,16 @@ class EpochRecord:
 BAR = "{desc} {percentage:.0f} %|{bar}| epoch {n:.2f} of {total}, {elapsed} gone, {remaining} left{postfix}"
 
 
-def progress(reports: Iterable[Progress | EpochRecord], config: CifarConfig) -> Iterator[EpochRecord]:
+def progress(
+    reports: Iterable[Progress | EpochRecord], config: CifarConfig, kind: str | None = None
+) -> Iterator[EpochRecord]:
     """Pass on the EpochRecords, and show how far the run is.
 
-    A bar with loss, accuracy and time left for a person, nothing where nobody looks (`paths.unattended`); the
-    environment variable TRAINING_PROGRESS, which ``make train`` sets, chooses "bar", "lines" (one an epoch,
-    for the logs of a cluster) or "none".
+    ``kind``: "bar", with loss, accuracy and time left, "lines", one an epoch, for the logs of a cluster, or "none". The
+    environment variable TRAINING_PROGRESS, if it is set, chooses instead. By default it is a bar, and nothing if no
+    person looks (`paths.unattended`).
     """
-    kind = os.environ.get("TRAINING_PROGRESS") or ("none" if paths.unattended() else "bar")
+    kind = os.environ.get("TRAINING_PROGRESS") or kind or ("none" if paths.unattended() else "bar")
     checks.choice("TRAINING_PROGRESS", kind, ("bar", "lines", "none"))
     started, first = time.perf_counter(), None
     with tqdm(total=config.epochs, bar_format=BAR, desc="training", disable=kind != "bar", leave=False) as bar:

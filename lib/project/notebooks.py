@@ -133,14 +133,11 @@ def stderr_text(notebook: NotebookNode) -> str:
     return "".join(item.text for item in _outputs(notebook) if item.output_type == "stream" and item.name == "stderr")
 
 
-def execute_with(
-    name: str, values: Mapping[str, Any], output: Path, unfinished: Path, show_stderr: bool = False
-) -> NotebookNode:
+def execute_with(name: str, values: Mapping[str, Any], output: Path, unfinished: Path) -> NotebookNode:
     """Run a notebook with these values; returns it executed, widget state and all.
 
-    ``output`` is the folder for its files, ``unfinished`` where papermill keeps it meanwhile, ``show_stderr`` passes on
-    what it writes to stderr as it comes. Raises parameters.WrongParameters with the sentence of its config, or
-    RunFailed with a sentence or a short traceback.
+    ``output`` is the folder for its files, ``unfinished`` the file that papermill keeps it in meanwhile. Raises
+    parameters.WrongParameters with the sentence of its config, or RunFailed with a sentence or a short traceback.
     """
     config = [cell.source for cell in parameters.tagged(parameters.read(name), "config")]
     unfinished.parent.mkdir(parents=True, exist_ok=True)
@@ -154,8 +151,7 @@ def execute_with(
                 language="python",
                 cwd=paths.NOTEBOOKS,
                 # papermill's own bar counts cells: for a person at a terminal only.
-                progress_bar=sys.stderr.isatty() and not show_stderr,
-                stderr_file=sys.stderr if show_stderr else None,
+                progress_bar=sys.stderr.isatty(),
                 # The kernel's own notes on its transport are none of the reader's business.
                 extra_arguments=["--log-level=CRITICAL"],
             )

@@ -1,7 +1,8 @@
-"""The runs of ``make train`` and ``make checkpoints``: the notebook train_cifar, executed once a network.
+"""The runs of ``make train`` and ``make checkpoints``: networks trained on CIFAR-10, each in a folder of its own.
 
-Every run has a folder of its own, ``.build/training/<run>``, with its state, its executed notebook, checkpoint and
-record; the last two go to ``checkpoints/`` when it is finished. A finished run is never trained again.
+The folder ``.build/training/<run>`` holds the run's state, logs, checkpoint and record. The last two go to
+``checkpoints/`` when the run is finished. A finished run is never trained again. The notebook train_cifar shows the
+same training, and its parameters are the values of a run.
 """
 
 import argparse
@@ -17,20 +18,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from lib import checks, parameters, paths
-from lib.cifar import dataset, records, states
+from lib.checks import Divergence
+from lib.cifar import dataset, records, states, training
 from lib.cifar.config import CifarConfig
+from lib.cifar.progress import progress
 from lib.engine import build as engine
-from lib.project import notebooks, variables
+from lib.project import variables
 
 NOTEBOOK = "train_cifar"
 INTERRUPTED = "Interrupted; the same command goes on after the last complete epoch."
+REPORT_EVERY = 20  # batches between two moves of the bar
+
+
+class RunsFailed(RuntimeError):
+    """Some of several runs did not finish; the sentence names them."""
 
 
 def config_of(values: Mapping[str, Any]) -> CifarConfig:
-    """The config that the notebook builds from these values of its parameters, its own where there is none."""
+    """The config that the notebook builds from these values of its parameters, its own if there is none."""
     values = {name: parameter.default for name, parameter in parameters.offered(NOTEBOOK).items()} | dict(values)
     return CifarConfig(**{field.name: values[field.name] for field in fields(CifarConfig) if field.name in values})
 
@@ -39,9 +45,9 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
     """Train, or go on training, the run with these values of the notebook's parameters; returns its folder.
 
     Its checkpoint and record go to ``checkpoints/`` (or ``into``), except for a trial on a part of the images.
-    Nothing is done where the run is finished. Raises dataset.DataNotFoundError, parameters.WrongParameters,
-    notebooks.RunFailed, paths.Busy where another process is training it, or ValueError for a state that cannot be
-    read; paths.CannotWrite, before anything is computed, for a folder that cannot take the result.
+    Nothing is done if the run is finished. Raises, before anything is computed, dataset.DataNotFoundError, paths.Busy
+    if another process is training the run, paths.CannotWrite for a folder that cannot take the result, and ValueError
+    for wrong values or a state that cannot be read. Raises Divergence later: the state of the last epoch stays.
     """
     config = config_of(values)
     folder = states.run_folder(config)
@@ -50,29 +56,23 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
         return folder
     if not config.trial:
         paths.check_writable(records.record_path(config, into).parent, into or paths.CHECKPOINTS)
-    dataset.load(train=False)  # says in one sentence, and at once, where the images are missing
-    values = {"start_anew": False} | dict(values)
-    with states.alone_in(folder):  # said here in one sentence, not out of the notebook
-        state = None if values["start_anew"] else states.read_state(folder)
+    dataset.load(train=False)  # says in one sentence, and at once, if the images are missing
+    if values.get("start_anew", False):
+        training.start_trial_anew(config)
+    with states.alone_in(folder):
+        state = states.read_state(folder)
     if config.trial and state and state["epoch"] == config.epochs and (folder / f"{config.name}.json").exists():
         print(f"{config.name} is finished, a trial that stays in {paths.short(folder)}.", flush=True)
         return folder
     doing = f"going on after epoch {state['epoch']} of {config.epochs}" if state else "training"
     print(f"{config.name}: {doing}", flush=True)
-    if values.get("device", "cpu") == "cpu" and (missing := engine.missing()):
+    device = values.get("device", "cpu")
+    if device == "cpu" and (missing := engine.missing()):
         print(f"PyTorch trains, three to five times slower than the compiled engine: {missing}.", flush=True)
-    # Threads that spin for long while they wait, the usual policy, slow each other down on a machine with other work;
-    # threads that do not spin at all take a seventh longer for a step on idle cores (191 ms for 168).
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    os.environ.setdefault("TRAINING_PROGRESS", "bar" if _one_at_a_terminal() else "lines")
-    output = paths.make_folder(folder / "outputs")
-    notebook = notebooks.execute_with(NOTEBOOK, values, output, folder / "unfinished.ipynb", show_stderr=True)
-    for cell in notebook.cells:  # the progress, which was shown
-        if cell.cell_type == "code":
-            cell.outputs = [item for item in cell.outputs if item.get("name") != "stderr"]
-    with paths.draft(folder / f"{NOTEBOOK}.ipynb") as draft:
-        nbformat.write(notebooks.normalise(notebook, output), draft)
-    shutil.rmtree(output)
+    reports = training.train(config, device=device, threads=values.get("threads", 0), report_every=REPORT_EVERY)
+    for _ in progress(reports, config, "bar" if _one_at_a_terminal() else "lines"):
+        pass
+    records.export(config)
     if config.trial:
         print(f"{config.name}: finished, a trial that stays in {paths.short(folder)}", flush=True)
     else:
@@ -117,7 +117,7 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
     ``by_hand`` are values for all of them, ``given`` the words of the command line that say the same, ``jobs`` how many
     run at a time (0: one a core), and ``launch`` the words that go before each run's command. A run that fails leaves
     the others alone; after one that a signal ended no other is started. Raises ValueError for wrong values before
-    anything is started, and RunFailed at the end with the names of those that failed.
+    anything is started, and RunsFailed at the end with the names of those that failed.
     """
     checks.positive_int("jobs", jobs, least=0)
     try:
@@ -149,7 +149,7 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
     print(f"checkpoints/{records.RUNS}: {records.gather()} runs", flush=True)
     if failed:
         left = f"; {len(waiting)} more were not started, since one was ended" if ended else ""
-        raise notebooks.RunFailed(f"{len(failed)} of the listed runs did not finish: {', '.join(failed)}{left}.")
+        raise RunsFailed(f"{len(failed)} of the listed runs did not finish: {', '.join(failed)}{left}.")
 
 
 # --- Command line ---------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return checks.exit_code(
         partial(_train_command, chosen),
         "No further run is started." if chosen.listed else INTERRUPTED,
-        failures=(RuntimeError, OSError, MemoryError, records.CheckpointError),
+        failures=(RuntimeError, OSError, MemoryError, Divergence, records.CheckpointError),
         misuses=(ValueError, TypeError),
     )
 
@@ -200,7 +200,8 @@ def _train_command(chosen: argparse.Namespace) -> None:
         values = listed_values(names[0], by_hand)
     else:
         values = parameters.profile_values(NOTEBOOK, chosen.profile) | by_hand
-    parameters.check_values(NOTEBOOK, values)
+    parameters.check_types(NOTEBOOK, values)
+    config_of(values)  # checks itself
     _check_place(values)
     train(values)
     if not names:  # of several runs, the process that started them gathers the records
@@ -208,7 +209,7 @@ def _train_command(chosen: argparse.Namespace) -> None:
 
 
 def _check_place(values: Mapping[str, Any]) -> None:
-    # Of the two the notebook's config knows nothing.
+    # The config knows nothing of the two.
     checks.usable_device(values.get("device", "cpu"))
     checks.thread_count("threads", values.get("threads", 0))
 

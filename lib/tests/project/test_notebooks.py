@@ -216,7 +216,7 @@ def executing(toy, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", toy / ".build")
 
     def act(during):
-        def execute_with(name, values, output, unfinished, show_stderr=False):
+        def execute_with(name, values, output, unfinished):
             during(output)
             return parameters.read(name)
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -14,11 +15,12 @@ from cifar_set import needs_cifar10
 from finished_runs import write_state
 
 from lib import parameters, paths
+from lib.checks import Divergence
 from lib.cifar import dataset, records, states, training
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvResNet
 from lib.engine import build as engine
-from lib.project import notebooks, runs, variables
+from lib.project import runs, variables
 
 # A scheduler's command that starts nothing: it notes what it was asked to run, and ends as it is told to.
 RECORDER = """#!/bin/sh
@@ -194,7 +196,7 @@ def test_a_foreign_variable_is_answered_with_the_one_that_was_meant(name, meant)
 )
 def test_wrong_values_and_missing_images_stop_before_training(tmp_path, monkeypatch, capsys, settings, sentence):
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "nowhere"))
-    monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
+    monkeypatch.setattr(runs.training, "train", lambda *a, **k: pytest.fail("the run was started"))
     assert runs.main(["--set", settings]) in (1, 2)
     assert sentence in capsys.readouterr().err
 
@@ -215,7 +217,7 @@ def test_a_run_is_the_one_that_the_notebook_trains(profile):
 def test_a_run_that_is_training_already_is_not_started(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(runs.dataset, "load", lambda train: None)
-    monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
+    monkeypatch.setattr(runs.training, "train", lambda *a, **k: pytest.fail("the run was started"))
     with states.alone_in(states.run_folder(runs.config_of({"depth": 2, "seed": 5}))):
         assert runs.main(["--profile", "quick", "--set", "depth=2 seed=5"]) == 1
     assert capsys.readouterr().err.startswith("Another process is training the run in ")
@@ -223,7 +225,7 @@ def test_a_run_that_is_training_already_is_not_started(tmp_path, monkeypatch, ca
 
 def test_a_finished_run_is_never_trained_again(tmp_path, monkeypatch, capsys):
     config = CifarConfig(depth=4, epochs=1)
-    monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
+    monkeypatch.setattr(runs.training, "train", lambda *a, **k: pytest.fail("the run was started"))
     record = records.record_path(config, tmp_path)
     record.parent.mkdir(parents=True)
     record.write_text("{}")
@@ -242,12 +244,11 @@ def test_a_run_that_was_stopped_says_where_it_goes_on(tmp_path, monkeypatch, cap
     folder.mkdir(parents=True)
     run.save(folder)
 
-    def stop(name, values, *arguments, **options):
-        assert values["start_anew"] is False
-        raise runs.notebooks.RunFailed("stopped")
+    def stop(config, **options):
+        raise Divergence("stopped")
 
-    monkeypatch.setattr(runs.notebooks, "execute_with", stop)
-    with pytest.raises(runs.notebooks.RunFailed):
+    monkeypatch.setattr(runs.training, "train", stop)
+    with pytest.raises(Divergence):
         runs.train(vars(config), tmp_path)
     assert f"{config.name}: going on after epoch 3 of 7" in capsys.readouterr().out
 
@@ -256,7 +257,7 @@ def test_a_finished_trial_is_not_trained_again(tmp_path, monkeypatch, capsys):
     config = CifarConfig(depth=2, epochs=1, train_images=100)
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(runs.dataset, "load", lambda train: None)
-    monkeypatch.setattr(runs.notebooks, "execute_with", lambda *a, **k: pytest.fail("the run was started"))
+    monkeypatch.setattr(runs.training, "train", lambda *a, **k: pytest.fail("the run was started"))
     write_state(states.run_folder(config), config, ConvResNet(config.network))
     records.export(config)
     assert runs.train(vars(config), tmp_path) == states.run_folder(config)
@@ -274,12 +275,33 @@ def test_make_train_on_real_images(project):
     folder = project / ".build" / "training" / config.name
     assert states.read_state(folder)["epoch"] == 2
     files = {path.name for path in folder.iterdir()}
-    assert {f"{config.name}.safetensors", f"{config.name}.json", "log.json", "train_cifar.ipynb"} <= files
-    assert "epoch 2 of 2, loss" in result.stderr  # a line an epoch where nobody looks at a bar
-    executed = (folder / "train_cifar.ipynb").read_text()
-    assert "image/png" in executed
-    assert "min left" not in executed
+    ends = ("safetensors", "json", "layers.safetensors")
+    others = {"state.pt", "log.json", "log.layers.safetensors", "lock"}
+    assert files == {f"{config.name}.{end}" for end in ends} | others
+    assert "epoch 2 of 2, loss" in result.stderr  # a line an epoch if nobody looks at a bar
     assert not (project / "checkpoints" / "records").exists()  # a trial is no result
+
+
+@needs_cifar10
+def test_a_run_that_a_person_ends_says_one_sentence_and_goes_on(project):
+    words = [sys.executable, "-m", "lib.project.runs", "--profile", "quick", "EPOCHS=40", "--set", "train_images=320"]
+    environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    options = {"cwd": project, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # A shell that puts the tests in the background makes them ignore SIGINT, which is inherited.
+    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(words, preexec_fn=default, **options) as process:
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        *epochs, last = process.communicate(timeout=120)[1].splitlines()
+    assert process.returncode == 128 + signal.SIGINT
+    assert all(": epoch " in line for line in [first, *epochs])
+    assert last == runs.INTERRUPTED
+    done = 1 + len(epochs)
+    with subprocess.Popen(words, preexec_fn=default, **options) as process:
+        assert "epoch" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[0]
+    assert re.search(rf": going on after epoch ({done}|{done + 1}) of 40$", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("built", "device", "said"), [(False, "cpu", 1), (True, "cpu", 0), (False, "cuda", 0)])
@@ -287,17 +309,14 @@ def test_without_the_compiled_engine_a_training_says_once_what_to_run(
     built, device, said, monkeypatch, tmp_path, capsys
 ):
     def stop(*arguments, **options):
-        raise notebooks.RunFailed("stopped before its kernel starts")
+        raise Divergence("stopped before it starts")
 
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(dataset, "load", lambda train: None)
-    monkeypatch.setattr(notebooks, "execute_with", stop)
+    monkeypatch.setattr(training, "train", stop)
     monkeypatch.setattr(engine, "_built", lambda: (object() if built else None, f"not built; {engine.ADVICE}"))
-    for name in ("LIB_ENGINE", "GOMP_SPINCOUNT", "TRAINING_PROGRESS"):
-        monkeypatch.setenv(name, "")  # so that it is as before after the test
-        monkeypatch.delenv(name)
-    with pytest.raises(notebooks.RunFailed):
+    monkeypatch.delenv("LIB_ENGINE", raising=False)
+    with pytest.raises(Divergence):
         runs.train({"depth": 2, "epochs": 1, "device": device}, into=tmp_path)
     out = capsys.readouterr().out
     assert out.count("`make engine` builds it") == out.count("PyTorch trains") == said
-    assert os.environ["GOMP_SPINCOUNT"] == "5000"
