@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,7 @@ def read_header(path: Path | str) -> tuple[CifarConfig, dict[str, Any]]:
 
 
 def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}: train it with make train, or check the name.")
     try:
         with safe_open(path, framework="pt") as file:
@@ -190,7 +191,7 @@ def convert_released(
     """
     source = Path(source)
     target = Path(target) if target is not None else source.with_suffix(".safetensors")
-    if not source.exists():
+    if not source.is_file():
         raise FileNotFoundError(f"There is no file {source}.")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists already: name another target, or replace it with --overwrite.")
@@ -250,7 +251,7 @@ def _named_values(source: Path, name: str | None) -> dict[str, Any]:
 def _read_released(source: Path) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
     """The tensors of a released file and its log, a list of numbers for each of train and test loss and accuracy (an
     empty one where it has none)."""
-    with torch.serialization.safe_globals(_numpy_numbers()):
+    with torch.serialization.safe_globals(_plain_data()):
         try:
             content = states.read_saved(source)
         except states.DamagedFile as error:
@@ -264,6 +265,8 @@ def _read_released(source: Path) -> tuple[dict[str, Tensor], dict[str, list[floa
         )
     key = next((key for key in _STATE_DICTS if isinstance(content.get(key), dict)), None)
     tensors, log = (content, {}) if key is None else (content[key], content.get("log_dict"))
+    arrays = {entry for entry, value in tensors.items() if isinstance(value, np.ndarray) and value.dtype.kind in "biuf"}
+    tensors = {entry: torch.tensor(value) if entry in arrays else value for entry, value in tensors.items()}
     wrong = [entry for entry, value in tensors.items() if not isinstance(value, Tensor) or not isinstance(entry, str)]
     if wrong or not tensors:
         found = f"{wrong[0]}, a {type(tensors[wrong[0]]).__name__}" if wrong else "nothing"
@@ -275,18 +278,26 @@ def _read_released(source: Path) -> tuple[dict[str, Tensor], dict[str, list[floa
     return tensors, {name: _numbers(log.get(name)) for name in ("train_loss", "test_loss", "train_acc", "test_acc")}
 
 
-def _numpy_numbers() -> list[Any]:
-    """What numpy's numbers and arrays consist of in a pickle: data, no code."""
+def _plain_data() -> list[Any]:
+    """What numpy's numbers and arrays, a run's arguments and its curves consist of in a pickle: data, no code."""
     makers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.array(0).__reduce__()[0]}
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # of numpy 1 and of numpy 2
     named = [(maker, f"{module}.{name}") for name, maker in makers.items() for module in modules]
-    return [*named, np.dtype, np.ndarray, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}]
+    return [
+        *named,
+        argparse.Namespace,
+        defaultdict,
+        list,
+        np.dtype,
+        np.ndarray,
+        *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
+    ]
 
 
 def _advice(source: Path) -> str:
     """What to do about a file that `states.read_saved` refuses, as the end of a sentence."""
     try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
+        with torch.serialization.safe_globals(_plain_data()):
             objects = torch.serialization.get_unsafe_globals_in_checkpoint(source)
     except Exception:  # not even a pickle
         objects = []
@@ -315,6 +326,8 @@ def _fitted(
     for name, tensor in tensors.items():
         while name.startswith(_PREFIXES):
             name = name.partition(".")[2]
+        if name in fitted:
+            raise CheckpointError(f"{source} holds {name} twice, with and without a prefix: keep one of them.")
         if name.rpartition(".")[2] not in _COUNTERS:
             fitted[name] = tensor
     layers = {int(match[1]) for name in fitted if (match := _LAYER.match(name))}
@@ -326,7 +339,7 @@ def _fitted(
     for name, tensor in expected.items():
         if name not in fitted and name.endswith("num_batches_tracked"):
             fitted[name] = tensor  # files of old PyTorch versions have no such counters
-        elif name in fitted and tensor.is_floating_point() and fitted[name].is_floating_point():
+        elif name in fitted and (fitted[name].is_floating_point() or not tensor.is_floating_point()):
             fitted[name] = fitted[name].to(tensor.dtype)
     if found := training.not_finite(fitted):
         raise CheckpointError(

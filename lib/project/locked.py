@@ -71,7 +71,8 @@ def main() -> int:
 def _command() -> None:
     paths.need_clone()
     paths.make_folder(CONSTRAINTS.parent)
-    paths.write_content(CONSTRAINTS, text())
+    if not CONSTRAINTS.exists() or CONSTRAINTS.read_text(encoding="utf-8") != text():  # it makes environments anew
+        paths.write_content(CONSTRAINTS, text())
     print(f"{paths.short(CONSTRAINTS)}: {len(read())} packages")
 
 

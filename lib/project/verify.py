@@ -73,13 +73,21 @@ def _distance(tracked: str, found: str) -> float:
 
 def compare(tracked: str, found: str) -> Comparison:
     """Two tables, each the text of a CSV file."""
-    (names, *expected), (columns, *rows) = (list(csv.reader(text.splitlines())) for text in (tracked, found))
+    try:
+        (names, *expected), (columns, *rows) = (
+            list(csv.reader(text.splitlines())) or [[]] for text in (tracked, found)
+        )
+    except csv.Error as error:
+        return Comparison(math.inf, f"it cannot be read as a table ({error})")
     if columns != names:
-        return Comparison(math.inf, f"its columns are {', '.join(columns)}, tracked are {', '.join(names)}")
+        here, there = (", ".join(each) or "none" for each in (columns, names))
+        return Comparison(math.inf, f"its columns are {here}, tracked are {there}")
     if len(rows) != len(expected):
         return Comparison(math.inf, f"it has {len(rows)} rows, tracked are {len(expected)}")
     farthest = 0.0
     for number, (old, new) in enumerate(zip(expected, rows, strict=True), start=1):
+        if len(new) != len(old):
+            return Comparison(math.inf, f"row {number} has {len(new)} entries, tracked are {len(old)}: it is cut off")
         for name, one, other in zip(names, old, new, strict=True):
             distance = _distance(one, other)
             if math.isinf(distance):
@@ -108,7 +116,7 @@ def _of_commit(commit: str) -> dict[str, str]:
 
 
 def _of_folder(folder: Path) -> dict[str, str]:
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.csv"))}
+    return {path.stem: path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("*.csv"))}
 
 
 def tracked(against: str = "") -> dict[str, str]:
@@ -131,7 +139,7 @@ def report(against: str = "") -> bool:
     for name, text in tracked(against).items():
         path = paths.FIGURES / f"{name}.csv"
         gone = Comparison(math.inf, "it is not here")
-        compared[name] = compare(text, path.read_text(encoding="utf-8")) if path.exists() else gone
+        compared[name] = compare(text, path.read_text(encoding="utf-8", errors="replace")) if path.exists() else gone
     for name, comparison in compared.items():
         print(f"{name + ':':28} {comparison.difference or _apart(comparison.distance)}")
     reproduced = sum(comparison.reproduced for comparison in compared.values())

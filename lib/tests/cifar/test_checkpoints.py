@@ -1,6 +1,8 @@
+import argparse
 import json
 import math
 import struct
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -205,6 +207,9 @@ def test_released_files_are_converted(tmp_path, capsys):
         lambda content: {"state_dict" if name == "net" else name: value for name, value in content.items()},
         lambda content: content | {"optimizer": {"lr": 0.1}, "net": content["net"] | {"total_ops": torch.zeros(1)}},
         in_dtype(torch.float64),
+        lambda content: content | {"net": {name: tensor.double() for name, tensor in content["net"].items()}},
+        lambda content: content | {"net": {name: tensor.numpy() for name, tensor in content["net"].items()}},
+        lambda content: content | {"args": argparse.Namespace(lr=0.04), "log_dict": defaultdict(list, LOG)},
         lambda content: content | {"log_dict": {name: list(np.array(values)) for name, values in LOG.items()}},
         lambda content: content | {"log_dict": {name: np.array(values, "f4") for name, values in LOG.items()}},
         lambda content: content | {"log_dict": {name: torch.tensor(values) for name, values in LOG.items()}},
@@ -300,7 +305,7 @@ def test_pickled_code_is_not_run(tmp_path):
             assert "it holds objects of builtins.exec, which could run code: save the network" in str(error.value)
 
 
-def test_wrong_released_files_get_sentences(tmp_path):
+def test_wrong_released_files_get_sentences(tmp_path, capsys):
     for change, sentence in (
         (lambda c: c | {"net": c["net"] | {"linear.weight": torch.zeros(10, 16)}},
          r"the tensor linear.weight has shape \(10, 16\), expected \(10, 64\)"),
@@ -313,6 +318,7 @@ def test_wrong_released_files_get_sentences(tmp_path):
          r"holds a tensor conv1.bias of shape \(16,\) that its network does not have"),
         (lambda c: c | {"net": c["net"] | {"linear.bias": torch.full((10,), math.nan)}},
          r"is no trained network, since linear.bias holds nan"),
+        (lambda c: c | {"net": c["net"] | {"module.linear.bias": torch.zeros(10)}}, "holds linear.bias twice, with and"),
         (lambda c: c | {"net": {}}, "holds nothing in net, expected the tensors"),
         (lambda c: c["log_dict"], "holds test_loss, a list, expected the tensors of a state dict"),
         (lambda c: torch.zeros(3), "holds a Tensor, expected a dict with the entries net and log_dict"),
@@ -322,6 +328,9 @@ def test_wrong_released_files_get_sentences(tmp_path):
             checkpoints.convert_released(source)
         assert str(error.value).startswith(str(source))
         assert "\n" not in str(error.value)
+    for command in ("convert", "show"):
+        assert checkpoints.main([command, str(tmp_path)]) == 1
+        assert capsys.readouterr().err.startswith("There is no ")
     whole = source.read_bytes()
     for content in (whole[:200], b"", b"no checkpoint"):
         source.write_bytes(content)

@@ -33,3 +33,6 @@ def test_the_file_is_written_from_the_environment_that_runs_it(tmp_path, monkeyp
     assert locked.main() == 0
     assert locked.read() == locked.versions()
     assert {"torch", "numpy", "safetensors"} <= set(locked.read())
+    written = locked.CONSTRAINTS.stat().st_mtime_ns
+    assert locked.main() == 0
+    assert locked.CONSTRAINTS.stat().st_mtime_ns == written  # or the environment would be made anew

@@ -43,6 +43,8 @@ def test_the_distance_of_two_numbers(old, new, distance):
         ("5.2e-11", "nan", "loss in row 2 is 'nan', tracked is '5.2e-11'"),
         ("depth", "layers", "its columns are layers, loss, name, smooth, tracked are depth, loss, name, smooth"),
         ("1024,5.2e-11,W,False\n", "", "it has 1 rows, tracked are 2"),
+        ("5.2e-11,W,False\n", "5.2", "row 2 has 2 entries, tracked are 4: it is cut off"),
+        (TABLE, "", "its columns are none, tracked are depth, loss, name, smooth"),
     ],
 )
 def test_what_is_no_distance_is_said_in_words(old, new, said):
