@@ -8,7 +8,6 @@ import argparse
 import json
 import re
 import sys
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -279,15 +278,13 @@ def _read_released(source: Path) -> tuple[dict[str, Tensor], dict[str, list[floa
 
 
 def _plain_data() -> list[Any]:
-    """What numpy's numbers and arrays, a run's arguments and its curves consist of in a pickle: data, no code."""
+    """What numpy's numbers and arrays and a command's arguments consist of in a pickle: data, no code."""
     makers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.array(0).__reduce__()[0]}
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # of numpy 1 and of numpy 2
     named = [(maker, f"{module}.{name}") for name, maker in makers.items() for module in modules]
     return [
         *named,
         argparse.Namespace,
-        defaultdict,
-        list,
         np.dtype,
         np.ndarray,
         *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},

@@ -74,11 +74,10 @@ def _distance(tracked: str, found: str) -> float:
 def compare(tracked: str, found: str) -> Comparison:
     """Two tables, each the text of a CSV file."""
     try:
-        (names, *expected), (columns, *rows) = (
-            list(csv.reader(text.splitlines())) or [[]] for text in (tracked, found)
-        )
+        read = [list(csv.reader(text.splitlines())) or [[]] for text in (tracked, found)]
     except csv.Error as error:
         return Comparison(math.inf, f"it cannot be read as a table ({error})")
+    (names, *expected), (columns, *rows) = read
     if columns != names:
         here, there = (", ".join(each) or "none" for each in (columns, names))
         return Comparison(math.inf, f"its columns are {here}, tracked are {there}")
