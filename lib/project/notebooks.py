@@ -84,8 +84,11 @@ def normalise(notebook: NotebookNode, output: Path | None = None) -> NotebookNod
     """
     notebook.metadata = {"kernelspec": dict(KERNELSPEC), "language_info": {"name": "python"}}
     for cell in notebook.cells:
+        hidden = cell.metadata.get("jupyter", {}).get("source_hidden", False)
         for key in ("papermill", "execution", "ExecuteTime", "collapsed", "jupyter"):
             cell.metadata.pop(key, None)
+        if hidden:  # as its author wants it
+            cell.metadata["jupyter"] = {"source_hidden": True}
         if cell.cell_type != "code":
             continue
         kept = []
