@@ -327,6 +327,40 @@ def test_explore_weights(browser, lab):
     notebook.check()
 
 
+def test_explore_blocks(browser, lab):
+    notebook = Notebook(browser, lab, "explore_blocks")
+    notebook.button("Start").click()
+    notebook.wait(lambda: notebook.iteration == 100, 200, "the end of the run")
+    notebook.wait(lambda: not notebook.button("Start").is_disabled(), what="Start")
+    notebook.page.wait_for_timeout(1000)
+    notebook.screenshot("finished")
+    # Its cell, edited and run: the explorer begins anew with it.
+    notebook.page.evaluate(
+        """() => { const notebook = window.jupyterapp.shell.currentWidget.content;
+        const cells = notebook.model.sharedModel.cells;
+        const place = cells.findIndex(cell => cell.source.includes('class MyBlock'));
+        cells[place].source = cells[place].source.replaceAll('torch.sin', 'torch.tanh');
+        notebook.activeCellIndex = place; notebook.deselectAll() }"""
+    )
+    notebook.run("notebook:run-cell")
+    notebook.wait(lambda: notebook.iteration == 0, what="the edited block's beginning")
+    pictures = notebook.pictures
+    notebook.menu("block").select_option("transformer")
+    notebook.wait(lambda: notebook.pictures > pictures, what="the picture of another block")
+    notebook.picture.scroll_into_view_if_needed()
+    notebook.screenshot("transformer")
+    notebook.check()
+
+
+def test_the_start_page(browser, lab):
+    address, token = lab
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{address}/lab/tree/start.ipynb?reset&token={token}")
+    page.wait_for_selector(".jp-OutputArea-output img", timeout=PATIENCE)
+    page.locator("a:text-is('explore_depth')").click()
+    page.wait_for_selector(".jp-mod-current .lm-TabBar-tabLabel:text-is('explore_depth.ipynb')", timeout=PATIENCE)
+
+
 def test_the_explorer_of_a_figure(browser, lab):
     notebook = Notebook(browser, lab, "figure_2")
     pictures = notebook.pictures
