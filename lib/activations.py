@@ -61,7 +61,7 @@ ALIASES = {"linear": "identity"}
 def get(name: str) -> Activation:
     """The activation of that name ("linear", the released code's word, means identity).
 
-    Raises ValueError with the list of names where there is none.
+    Raises ValueError with the list of names if there is none.
     """
     name = ALIASES.get(name, name) if isinstance(name, str) else name
     checks.choice("activation", name, ACTIVATIONS)

@@ -56,7 +56,7 @@ def positive_int(name: str, value: Any, least: int = 1, most: int = LARGEST_INT)
 
 
 def positive_float(name: str, value: Any, zero_allowed: bool = False) -> None:
-    """Raise unless ``value`` is a finite number above zero (or zero, where that is allowed)."""
+    """Raise unless ``value`` is a finite number above zero (or zero, if that is allowed)."""
     expected = "a number of at least 0" if zero_allowed else "a number above 0"
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -156,9 +156,9 @@ def finite_entries(name: str, tensor: "torch.Tensor") -> None:
 
 
 def usable_device(device: "str | torch.device") -> "torch.device":
-    """The device of that name, "auto" being CUDA where there is one and else the CPU.
+    """The device of that name, "auto" being CUDA if there is one and else the CPU.
 
-    Raises ValueError with one sentence where this machine has none such.
+    Raises ValueError with one sentence if this machine has none such.
     """
     import torch  # seconds to import, and no other check needs it
 

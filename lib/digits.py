@@ -29,7 +29,7 @@ def difference(value: float, decimals: int = DECIMALS) -> float:
     return significant(round(value, decimals)) + 0.0  # which makes -0.0 of it 0.0
 
 
-def of_square(value: float) -> int:
+def known_digits(value: float) -> int:
     """How many digits of a mean square of such differences (a loss) are known, at most `DIGITS`: as many as its root
     has down to the last of `ROOT_DECIMALS` decimals."""
     if not 0 < value < math.inf:
@@ -39,7 +39,7 @@ def of_square(value: float) -> int:
 
 def square(value: float) -> float:
     """A mean square of differences of numbers of order one, to the digits that are known."""
-    return significant(value, of_square(value))
+    return significant(value, known_digits(value))
 
 
 def column(values: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:

@@ -19,7 +19,7 @@ def von_neumann_ratio(weights: Tensor) -> float:
 
     For ``weights`` (L, ...): the mean squared successive difference of every entry, summed over entries, over
     the sum of their variances across layers (unbiased). About 2 for independent layers; for layers that
-    sample a Lipschitz curve it tends to 0 as 1/L^2. nan where the weights do not vary with depth (or L < 2).
+    sample a Lipschitz curve it tends to 0 as 1/L^2. nan if the weights do not vary with depth (or L < 2).
 
     Source: von Neumann, "Distribution of the ratio of the mean square successive difference to the
     variance", 1941.
@@ -32,7 +32,7 @@ def von_neumann_ratio(weights: Tensor) -> float:
 
 
 def _variances(flat: Tensor) -> Tensor | None:
-    # Of every entry across layers; None where the weights do not vary with depth.
+    # Of every entry across layers; None if the weights do not vary with depth.
     if len(flat) < 2:
         return None
     variances = flat.var(dim=0)
@@ -58,7 +58,7 @@ def straight_line_ratio(layers: int) -> float:
 
 
 def von_neumann_ratios(weights: Tensor) -> Tensor:
-    """The same for every entry on its own: (L, ...) -> (...), nan where an entry does not vary with depth."""
+    """The same for every entry on its own: (L, ...) -> (...), nan if an entry does not vary with depth."""
     weights = weights.double()
     if len(weights) < 2:
         return torch.full(weights.shape[1:], math.nan, dtype=torch.float64)
@@ -75,7 +75,7 @@ def layer_noise(weights: Tensor, order: int = 8) -> float:
     ``order``: independent noise of standard deviation sigma gives sigma, a smooth curve O(L^-n). Rounding is such
     noise, seen here however small beside the curve.
 
-    Raises ValueError where L <= n.
+    Raises ValueError if L <= n.
     """
     flat = weights.flatten(1).double()
     if len(flat) <= order:
@@ -89,15 +89,15 @@ def noise_share(weights: Tensor) -> float:
     variance (unbiased) of the entries of ``weights`` (L, ...).
 
     1 for independent layers, and next to 0 for a curve that the layers resolve, however steep: one that swings within
-    a dozen layers has a large von Neumann ratio, and no noise. A layer that stands out alone counts as noise. nan where
-    L <= `NOISE_ORDER`, or where the weights do not vary with depth.
+    a dozen layers has a large von Neumann ratio, and no noise. A layer that stands out alone counts as noise. nan if
+    L <= `NOISE_ORDER`, or if the weights do not vary with depth.
     """
     return noise_along_depth(weights, 1)[0]
 
 
 def noise_along_depth(weights: Tensor, parts: int = PARTS) -> list[float]:
     """`noise_share` in each of ``parts`` equal parts of the layers, from the input to the output, of the variance
-    across all layers; nan where a part has no more than `NOISE_ORDER` layers, or the weights do not vary with depth."""
+    across all layers; nan if a part has no more than `NOISE_ORDER` layers, or the weights do not vary with depth."""
     variances = _variances(weights.flatten(1).double())
     if variances is None:
         return [math.nan] * parts
@@ -147,7 +147,7 @@ class Slope:
 def fit_slope(x, y, at_least: float = 0.0) -> Slope:
     """Fit y ~ C x^slope over the points with x >= ``at_least`` and y > 0.
 
-    Raises ValueError where fewer than two points remain.
+    Raises ValueError if fewer than two points remain.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     keep = (x >= at_least) & (y > 0)

@@ -2,7 +2,7 @@
 
 A notebook's values are the defaults of its cell tagged ``parameters`` (the profile ``quick``), replaced by those of
 ``notebooks/profiles/<profile>/<notebook>.yaml``, replaced by those set by hand for one run. Every function raises
-WrongParameters, one sentence, where something does not exist or does not fit.
+WrongParameters, one sentence, if something does not exist or does not fit.
 """
 
 import ast
@@ -123,7 +123,7 @@ def profiles() -> list[str]:
 
 
 def read(name: str) -> NotebookNode:
-    """The notebook of that name; WrongParameters lists the names where there is none."""
+    """The notebook of that name; WrongParameters lists the names if there is none."""
     if name not in stored():
         reasons = "".join(f" ({sentence})" for sentence in left_out() if f"/{name}.ipynb " in sentence)
         raise WrongParameters(f"There is no notebook {name!r}{reasons}; the notebooks are: {', '.join(names())}.")

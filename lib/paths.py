@@ -186,7 +186,7 @@ def _flush_folder(folder: Path) -> None:
 
 # --- One process at a time --------------------------------------------------------------------------------------------
 
-# What locking says where there is no lock service, or (EBADF) where a file that may only be read cannot be locked.
+# What locking says if there is no lock service, or (EBADF) if a file that may only be read cannot be locked.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)
 
 

@@ -16,7 +16,7 @@ class TableError(ValueError):
 
 Table = Mapping[str, Sequence[Any] | np.ndarray]
 
-# What parameters' values are called in pictures, menus and tables, where it is not what they are.
+# What parameters' values are called in pictures, menus and tables, if it is not what they are.
 WORDS = {
     "iid": "i.i.d.",
     "gaussian-process": "Gaussian process",
@@ -73,7 +73,7 @@ def write_csv(path: Path, table: Table, exact: bool = False) -> Path:
 
 
 def read_csv(path: Path, ended: bool = False) -> dict[str, np.ndarray]:
-    """Read a table; a column becomes ints, floats or truth values where every entry reads as one, else text.
+    """Read a table; a column becomes ints, floats or truth values if every entry reads as one, else text.
 
     Raises TableError for a file that is no whole table. With ``ended`` the last line must have an end, as `write_csv`
     gives it one: a table that was cut inside its last entry has none.
@@ -119,7 +119,7 @@ def _values(column: Sequence[str]) -> np.ndarray:
 
 
 def select(table: Table, **values: Any) -> dict[str, np.ndarray]:
-    """The rows where every named column has the given value."""
+    """The rows in which every named column has the given value."""
     keep = np.all([np.asarray(table[name]) == value for name, value in values.items()], axis=0)
     return {name: np.asarray(column)[keep] for name, column in table.items()}
 

@@ -217,7 +217,7 @@ def successive_distances(
     - ``max_distance``: max over layers k and states up to t of |Z_{k+1} - Z_k|_F. Its slope in L is -1 if layers are
       samples of a Lipschitz function of s = k/L, and 0 if they are not;
     - ``to_double``, ``to_deepest``: (int_0^1 |Z^L(s) - Z^M(s)|_F^2 ds)^(1/2) at t, for M = 2L and for the largest M
-      (nan where there is no such network);
+      (nan if there is no such network);
     - ``moved``: max over k of |Z_k(t) - Z_k(0)|_F; ``moved_share``: that of all layers together, over the norm of Z(0);
     - ``from_linear``: |F_t - F_0 - DF_0 (Z(t) - Z(0))| / |F_t - F_0|, near 0 if the network has stayed with its
       linearisation. Then layers are alike because they hardly move ("lazy training"), whatever the block.

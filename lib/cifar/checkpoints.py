@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 class CheckpointError(ValueError):
-    """A file that is not a whole checkpoint of this format; the sentence says what is wrong where."""
+    """A file that is not a whole checkpoint of this format; the sentence says what is wrong."""
 
 
 # -------------------------------------------------------------------------------------- safetensors files
@@ -76,8 +76,8 @@ def save(path: Path | str, checkpoint: Checkpoint) -> Path:
 def load(path: Path | str, device: str | torch.device = "cpu") -> Checkpoint:
     """Rebuild a network, in evaluation mode, from the file alone.
 
-    Raises CheckpointError with one sentence that names the file and, where a tensor is at fault, the tensor and both
-    shapes, and OSError where the system cannot read the file.
+    Raises CheckpointError with one sentence that names the file and, if a tensor is at fault, the tensor and both
+    shapes, and OSError if the system cannot read the file.
     """
     path = Path(path)
     header, tensors = _read(path)
@@ -249,7 +249,7 @@ def _named_values(source: Path, name: str | None) -> dict[str, Any]:
 
 def _read_released(source: Path) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
     """The tensors of a released file and its log, a list of numbers for each of train and test loss and accuracy (an
-    empty one where it has none)."""
+    empty one if it has none)."""
     with torch.serialization.safe_globals(_plain_data()):
         try:
             content = states.read_saved(source)

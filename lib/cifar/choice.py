@@ -31,7 +31,7 @@ class NetworkChoice:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the choice says of a run's configuration; None where it says nothing."""
+        """What the choice says of a run's configuration; None if it says nothing."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"epochs": self.epochs or None}
 
     def select(self, runs: Iterable[Run], **conditions: Any) -> list[Run]:

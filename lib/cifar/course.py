@@ -30,7 +30,7 @@ def describe_run(run: Run) -> dict[str, Any]:
 def make_columns(
     rows: list[dict[str, Any]], names: tuple[str, ...], measured: tuple[str, ...] = RATIOS
 ) -> dict[str, list]:
-    # By name, so that the columns are there even where no run is.
+    # By name, so that the columns are there even if no run is.
     names = ("run", "activation", "initialisation", "epochs", *names, *measured)
     return {name: [row[name] for row in rows] for name in names}
 
@@ -51,7 +51,7 @@ def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:
     """The table of ``smoothness.csv``, ``smoothness_depths.csv`` and ``stem_training.csv``, a line an epoch of each run
     that has its record: run, activation, initialisation, epochs (length of the schedule), depth, hold_stem, seed,
     epoch (1, 2, ...), time, train_accuracy (%), von_neumann_conv1, von_neumann_conv2, and the scales of
-    `relative_path_lengths` (nan where undefined, or not in the log).
+    `relative_path_lengths` (nan if undefined, or not in the log).
 
     ``time`` t is the sum of the learning rates of all steps so far. Schedules of different lengths are comparable in
     it, not in epochs. Momentum mu makes it a time t / (1 - mu) of gradient descent, which the paper's flow, whose

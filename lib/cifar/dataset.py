@@ -65,7 +65,7 @@ def load(train: bool, device: str | torch.device = "cpu", limit: int | None = No
     They are read from the folder that the environment variable CIFAR10_ROOT names (never written to), or
     else from ``.data``, where they are downloaded to (see `addresses`) if ``download`` is True. Raises
     DataNotFoundError with one sentence that says where to put the files, and never makes up data; another OSError
-    where the files are there and cannot be read.
+    if the files are there and cannot be read.
     """
     if limit is not None:
         checks.positive_int("limit", limit)
@@ -260,5 +260,5 @@ def _command() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description="Fetch CIFAR-10 where it is missing; say what is there.").parse_args()
+    argparse.ArgumentParser(description="Fetch CIFAR-10 if it is missing; say what is there.").parse_args()
     sys.exit(checks.exit_code(_command, failures=(OSError,)))

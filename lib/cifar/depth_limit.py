@@ -24,6 +24,7 @@ from lib.cifar import training as cifar_training
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import CONVOLUTIONS, ConvResNet
 from lib.cifar.progress import EpochRecord
+from lib.cifar.records import read_table
 from lib.measures import integral_distance
 
 DEPTHS = (16, 32, 64, 128)
@@ -93,7 +94,7 @@ FAMILIES = tuple(
 
 
 def steepness(network: ConvResNet) -> float:
-    """L max_k |Z_{k+1} - Z_k|_F, Z_k both kernels of a layer: bounded in L where weights have a Lipschitz limit."""
+    """L max_k |Z_{k+1} - Z_k|_F, Z_k both kernels of a layer: bounded in L if weights have a Lipschitz limit."""
     squares = [kernel.double().diff(dim=0).square().flatten(1).sum(dim=1) for kernel in _kernels(network)]
     return network.config.depth * math.sqrt(float(sum(squares).max()))
 
@@ -148,12 +149,9 @@ def measured(family: Family, networks: Sequence[ConvResNet], records: Sequence[E
 
 
 def read() -> dict[str, np.ndarray]:
-    """``checkpoints/depth_limit.csv``, a row a family, epoch and depth; no rows where there is no such file."""
-    path = paths.CHECKPOINTS / TABLE
-    if path.exists():
-        return tables.read_csv(path)
+    """``checkpoints/depth_limit.csv``, a row a family, epoch and depth; no rows if there is no such file."""
     columns = (*Family().columns, "depth", "epoch", "flow_time", "train_loss", "test_accuracy", "steepness", *MEASURES)
-    return {name: np.array([]) for name in columns}
+    return read_table(TABLE, columns)
 
 
 def _rows_with(old: Iterable[dict], new: Sequence[dict], family: Family) -> list[dict]:
@@ -219,7 +217,7 @@ def train_all(families: Iterable[Family], threads: int = 0) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m lib.cifar.depth_limit [NAME ...] [--threads N] [--list]``; returns 1 where a family diverged."""
+    """``python -m lib.cifar.depth_limit [NAME ...] [--threads N] [--list]``; returns 1 if a family diverged."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.cifar.depth_limit", description="Train networks of growing depth, or go on training them."
     )

@@ -29,7 +29,7 @@ LayerLog = dict[str, Tensor]
 
 
 class LayerLogError(ValueError):
-    """A file that is not the whole layer log of the run; the sentence says what is wrong where."""
+    """A file that is not the whole layer log of the run; the sentence says what is wrong."""
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ class ResidualLayers(nn.Module):
         return getattr(self, _attribute(name))
 
     def forward(self, h: Tensor) -> Tensor:
-        """h_0 (n, C, 10, 10) -> h_L, same shape; by the compiled engine where it applies, else by PyTorch."""
+        """h_0 (n, C, 10, 10) -> h_L, same shape; by the compiled engine if it applies, else by PyTorch."""
         tensors = {name: self.stacked(name) for name in self.names()}
         if not engine.conv_stack_problem(h, tensors, self.activation):
             self.engine = "compiled"
@@ -123,32 +123,26 @@ class ResidualLayers(nn.Module):
     def states(self, h: Tensor) -> Iterator[Tensor]:
         """h_1, ..., h_L from h_0 = ``h``, by PyTorch; in training mode batch norm follows the batch."""
         s = activations.get(self.activation).function
-        layers = [self.stacked(name).unbind() for name in self.CONVOLUTIONS]
-        if self.norm_groups:
-            layers += [self.stacked(f"{gn}.{name}").unbind() for gn in ("gn1", "gn2") for name in self.BN_PARAMETERS]
-            for w1, b1, w2, b2, g1, s1, g2, s2 in zip(*layers, strict=True):
-                z = F.group_norm(F.conv2d(h, w1, b1, padding=1), self.norm_groups, g1, s1, BN_EPS)
-                z = F.group_norm(F.conv2d(s(z), w2, b2, padding=1), self.norm_groups, g2, s2, BN_EPS)
-                h = h + z / self.depth
-                yield h
-            return
-        if not self.batch_norm:
-            for w1, b1, w2, b2 in zip(*layers, strict=True):
-                h = h + F.conv2d(s(F.conv2d(h, w1, b1, padding=1)), w2, b2, padding=1) / self.depth
-                yield h
-            return
-        if self.training:
+        if self.batch_norm and self.training:
             self.bn1_num_batches_tracked += 1
             self.bn2_num_batches_tracked += 1
-        names = ("bn1.running_mean", "bn1.running_var", "bn1.weight", "bn1.bias")
-        names += ("bn2.running_mean", "bn2.running_var", "bn2.weight", "bn2.bias")
-        layers += [self.stacked(name).unbind() for name in names]
-        bn = {"training": self.training, "momentum": BN_MOMENTUM, "eps": BN_EPS}
-        for w1, b1, w2, b2, m1, v1, g1, s1, m2, v2, g2, s2 in zip(*layers, strict=True):
-            z = F.batch_norm(F.conv2d(h, w1, b1, padding=1), m1, v1, g1, s1, **bn)
-            z = F.batch_norm(F.conv2d(s(z), w2, b2, padding=1), m2, v2, g2, s2, **bn)
-            h = h + z / self.depth
+        names = [name for name in self.names() if not name.endswith("num_batches_tracked")]
+        for tensors in zip(*(self.stacked(name).unbind() for name in names), strict=True):
+            layer = dict(zip(names, tensors, strict=True))
+            z = F.conv2d(h, layer["conv1.weight"], layer["conv1.bias"], padding=1)
+            z = s(self._normalise(z, layer, 1))
+            z = F.conv2d(z, layer["conv2.weight"], layer["conv2.bias"], padding=1)
+            h = h + self._normalise(z, layer, 2) / self.depth
             yield h
+
+    def _normalise(self, z: Tensor, layer: dict[str, Tensor], number: int) -> Tensor:
+        """What the layer's batch norm or group norm of that number makes of z; z itself if it has none."""
+        if self.batch_norm:
+            statistics = [layer[f"bn{number}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
+            return F.batch_norm(z, *statistics, training=self.training, momentum=BN_MOMENTUM, eps=BN_EPS)
+        if self.norm_groups:
+            return F.group_norm(z, self.norm_groups, layer[f"gn{number}.weight"], layer[f"gn{number}.bias"], BN_EPS)
+        return z
 
     # The state dict's names and shapes are the released ones, one tensor a layer.
 
@@ -232,7 +226,7 @@ class ConvResNet(nn.Module):
     def scales(self) -> dict[str, float | None]:
         """How large the hidden states are: "stem_scale", that of the stem's output before its ReLU, and "path_length",
         the mean over layers of that of bn2's output, so that h_0, ..., h_L is a path of that length at most (see
-        `batch_norm_scale`). None for a path length without batch norm, where the weights alone do not tell it.
+        `batch_norm_scale`). None for a path length without batch norm: the weights alone do not tell it.
 
         A network depends on the two by their ratio, up to its head: bn1 takes the scale out of what a layer reads, so
         that a stem c times smaller makes h / |h_0| solve an ODE whose right-hand side is c times larger.

@@ -29,7 +29,7 @@ class EpochRecord:
 
     Training loss and accuracy are the running averages of the epoch, in training mode on augmented images.
     Test values are None at epochs without evaluation. ``von_neumann_conv1`` and ``_conv2`` are the smoothness
-    of the weights along depth after the epoch (`measures.von_neumann_ratio`; None where undefined),
+    of the weights along depth after the epoch (`measures.von_neumann_ratio`; None if undefined),
     ``noise_conv1`` and ``_conv2`` what in them is noise from layer to layer (`measures.noise_share`; likewise),
     ``stem_scale`` and ``path_length`` the size of the hidden states (`ConvResNet.scales`).
     """

@@ -42,7 +42,7 @@ SPIKE, ROUNDING = "loss_spike.csv", "rounding.csv"
 def summarise(log: list[dict[str, Any]]) -> dict[str, Any]:
     """The log in one line: epochs, accuracies (%; of the last epoch, and the best of the evaluated ones),
     losses, smoothness of both convolutions, seconds in all, device, engine and number of threads (several
-    joined by " + " where a run moved)."""
+    joined by " + " if a run moved)."""
     tested = [line for line in log if line["test_accuracy"] is not None]
 
     def together(name: str) -> str:
@@ -76,8 +76,8 @@ def successive_distances(network: ConvResNet) -> dict[str, list[float]]:
 def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path, Path]:
     """Write the checkpoint and the record of a finished run into the folder of its state; returns both paths.
 
-    The layer log of the run is written beside its record. Raises ValueError where the run has not reached its last
-    epoch, or the state is that of another run, and Divergence where its losses or weights are not finite.
+    The layer log of the run is written beside its record. Raises ValueError if the run has not reached its last
+    epoch, or the state is that of another run, and Divergence if its losses or weights are not finite.
     """
     folder = Path(folder) if folder is not None else states.run_folder(config)
     state = states.read_state(folder)
@@ -230,7 +230,7 @@ def _kept_rows(path: Path, recorded: set[str]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Run:
-    """A row of ``runs.csv``: the ``config`` and every other column in ``values`` (nan where undefined)."""
+    """A row of ``runs.csv``: the ``config`` and every other column in ``values`` (nan if undefined)."""
 
     config: CifarConfig
     values: dict[str, Any]
@@ -238,7 +238,7 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Its checkpoint, which is there where ``has_weights`` is."""
+        """Its checkpoint; the file exists if ``has_weights``."""
         return self.folder / f"{self.config.name}.safetensors"
 
     @property
@@ -250,7 +250,7 @@ class Run:
         return load(self.path)
 
     def log(self) -> list[dict[str, Any]]:
-        """A line an epoch (`progress.EpochRecord`), out of its record; none where the record is not there."""
+        """A line an epoch (`progress.EpochRecord`), out of its record; none if the record is not there."""
         path = record_path(self.config, self.folder)
         return _read_record(path)["log"] if path.exists() else []
 
@@ -261,7 +261,7 @@ class Run:
 
 
 def read_runs(folder: Path | None = None) -> list[Run]:
-    """The rows of ``checkpoints/runs.csv`` (none where there is no such file)."""
+    """The rows of ``checkpoints/runs.csv`` (none if there is no such file)."""
     folder = folder or paths.CHECKPOINTS
     names = [field.name for field in fields(CifarConfig)]
     runs = []
@@ -277,7 +277,7 @@ def read_runs(folder: Path | None = None) -> list[Run]:
 
 
 def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
-    """``checkpoints/successive_distance.csv`` as a table; without rows where there is no such file."""
+    """``checkpoints/successive_distance.csv`` as a table; without rows if there is no such file."""
     path = (folder or paths.CHECKPOINTS) / DISTANCES
     if path.exists():
         return tables.read_csv(path, ended=True)
@@ -287,15 +287,15 @@ def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
 
 
 def read_spike() -> dict[str, np.ndarray]:
-    """``checkpoints/loss_spike.csv``, a line a step (`training.watch`); no rows where there is no such file."""
-    return _read(SPIKE, ("epoch", "step", "loss", "stem_scale", "path_length"))
+    """``checkpoints/loss_spike.csv``, a line a step (`training.watch`); no rows if there is no such file."""
+    return read_table(SPIKE, ("epoch", "step", "loss", "stem_scale", "path_length"))
 
 
 def read_rounding() -> dict[str, np.ndarray]:
     """``checkpoints/rounding.csv``, runs in float32 and in float64, a line every so many steps
-    (`training.watch`); no rows where there is no such file."""
+    (`training.watch`); no rows if there is no such file."""
     measured = (f"{what}_{name}" for what in ("von_neumann", "noise") for name in CONVOLUTIONS)
-    return _read(ROUNDING, ("depth", "batch_size", "dtype", "seed", "epoch", "step", "loss", *measured))
+    return read_table(ROUNDING, ("depth", "batch_size", "dtype", "seed", "epoch", "step", "loss", *measured))
 
 
 # Tables of `lib.cifar.measured` by name, ``checkpoints/<name>.csv``, and their columns.
@@ -308,11 +308,12 @@ MEASURED = {
 
 
 def read_measured(name: str) -> dict[str, np.ndarray]:
-    """A table of `MEASURED`; no rows where there is no such file."""
-    return _read(f"{name}.csv", MEASURED[name])
+    """A table of `MEASURED`; no rows if there is no such file."""
+    return read_table(f"{name}.csv", MEASURED[name])
 
 
-def _read(name: str, columns: Iterable[str]) -> dict[str, np.ndarray]:
+def read_table(name: str, columns: Iterable[str]) -> dict[str, np.ndarray]:
+    """The table of that file name in ``checkpoints/``; these columns without rows if there is no such file."""
     path = paths.CHECKPOINTS / name
     return tables.read_csv(path) if path.exists() else {column: np.array([]) for column in columns}
 

@@ -54,6 +54,6 @@ def training_time(config: CifarConfig, images: int, epochs: int | None = None) -
 
 
 def weight_decay_alone(time: float) -> float:
-    """The share of a weight that is left after the training time t where it has no gradient: a step of momentum mu and
+    """The share of a weight that is left after the training time t if it has no gradient: a step of momentum mu and
     weight decay lambda counts as 1/(1 - mu) steps of gradient descent, so that exp(-lambda t / (1 - mu)) is left."""
     return math.exp(-WEIGHT_DECAY * time / (1 - MOMENTUM))

@@ -31,11 +31,11 @@ def epochs_done(folder: Path | str) -> int:
 
 
 def read_state(folder: Path | str) -> dict[str, Any] | None:
-    """The state that a run left in the folder, on the CPU, or None where there is none.
+    """The state that a run left in the folder, on the CPU, or None if there is none.
 
     A dict with format, config, epoch (how many are complete), network, optimizer, generator, log, layers (a
     `lib.cifar.layer_log`), versions. Raises ValueError with one sentence for a file that is not such a state, and
-    OSError or MemoryError where the system cannot read one that may well be.
+    OSError or MemoryError if the system cannot read one that may well be.
     """
     folder = Path(folder)
     path = folder / STATE_FILE
@@ -65,7 +65,7 @@ def read_saved(path: Path) -> Any:
     """What `torch.save` wrote to the file, on the CPU; no code of the file is run.
 
     Raises DamagedFile, or what the system says about a file that it cannot read: OSError, MemoryError (RuntimeError,
-    where PyTorch's allocator says it).
+    if PyTorch's allocator says it).
     """
     content = path.read_bytes()
     try:
@@ -77,7 +77,7 @@ def read_saved(path: Path) -> Any:
 
 
 def check_same(state: dict[str, Any], config: CifarConfig, folder: Path) -> None:
-    """Raise ValueError where the state in the folder is that of another run than this config's."""
+    """Raise ValueError if the state in the folder is that of another run than this config's."""
     wanted = asdict(config)
     found = asdict(CifarConfig()) | rename_saved(state["config"])  # an older state lacks the options that came later
     for name in sorted(found.keys() | wanted.keys()):
@@ -89,5 +89,5 @@ def check_same(state: dict[str, Any], config: CifarConfig, folder: Path) -> None
 
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:
-    """Be the one that trains the run in the folder; paths.Busy where another process does."""
+    """Be the one that trains the run in the folder; paths.Busy if another process does."""
     return paths.alone(folder / "lock", f"Another process is training the run in {folder}: wait for it, or end it.")

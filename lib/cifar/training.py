@@ -55,7 +55,7 @@ TINY_TRIAL = 10_000
 
 def start_trial_anew(config: CifarConfig) -> bool:
     """Forget the state of a trial of seconds (TINY_TRIAL images in all its epochs, at most), and say whether this is
-    one; every other run goes on from its state. Raises paths.Busy where another process is training it."""
+    one; every other run goes on from its state. Raises paths.Busy if another process is training it."""
     if not 0 < config.train_images * config.epochs <= TINY_TRIAL:
         return False
     folder = run_folder(config)
@@ -108,8 +108,8 @@ def train(
     yields a Progress every so many batches (0: never; each one waits for the device); ``download`` allows
     torchvision to fetch the set.
 
-    Raises ValueError for a folder with the state of another config, paths.Busy where another process is training
-    in it, DataNotFoundError without the data, and Divergence where a loss or a weight is not finite; the state of the
+    Raises ValueError for a folder with the state of another config, paths.Busy if another process is training
+    in it, DataNotFoundError without the data, and Divergence if a loss or a weight is not finite; the state of the
     last complete epoch stays in the folder.
     """
     folder = Path(folder) if folder is not None else run_folder(config)
@@ -340,14 +340,14 @@ def measured(network: ConvResNet) -> dict[str, float | None]:
 
 
 def smoothness(weights: Mapping[str, Tensor]) -> dict[str, float | None]:
-    """The von Neumann ratio along depth and the share of noise of both convolutions (L, ...), None where undefined."""
+    """The von Neumann ratio along depth and the share of noise of both convolutions (L, ...), None if undefined."""
     found = {f"von_neumann_{name}": measures.von_neumann_ratio(tensor) for name, tensor in weights.items()}
     found |= {f"noise_{name}": measures.noise_share(tensor) for name, tensor in weights.items()}
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def not_finite(values: Mapping[str, Tensor | float | None]) -> str:
-    """What the first of the values is that is not finite, in words; empty where all are. None is left out."""
+    """What the first of the values is that is not finite, in words; empty if all are. None is left out."""
     for name, value in values.items():
         if isinstance(value, Tensor):
             if not value.isfinite().all():

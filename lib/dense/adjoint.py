@@ -92,7 +92,7 @@ class Adjoint:
         self.top = top  # dl/dH_0
 
     def _end_gradients(self) -> dict[str, Tensor]:
-        """dl/dA = X^T P_0 and dl/dB = H_L^T dl/dF, where A and B are trained."""
+        """dl/dA = X^T P_0 and dl/dB = H_L^T dl/dF, if A and B are trained."""
         if not self.config.train_ends:
             return {}
         above = self.residual * (2 * self.config.loss_scale)

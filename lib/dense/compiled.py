@@ -17,7 +17,7 @@ LAYER_A_SAMPLE = {torch.float64: 2**11, torch.float32: 2**13}
 
 
 def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
-    """Why the compiled engine does not take these, in words; empty where it does."""
+    """Why the compiled engine does not take these, in words; empty if it does."""
     module, reason = engine.load()
     if module is None:
         return reason
@@ -37,7 +37,7 @@ def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
     return ""
 
 
-# The forward pass keeps activations and slopes, besides the states, where all of that takes at most so many bytes;
+# The forward pass keeps activations and slopes, besides the states, if all of that takes at most so many bytes;
 # beyond, computing them again is faster than fetching them.
 KEEP_BYTES = 2**24
 
@@ -45,7 +45,7 @@ KEEP_BYTES = 2**24
 class Compiled:
     """The `lib.dense.solver.Solver` in C++.
 
-    Raises ValueError where `problem` finds one.
+    Raises ValueError if `problem` finds one.
     """
 
     name = "compiled"
@@ -88,7 +88,7 @@ class Compiled:
         return self.residual.square().sum() * self.config.loss_scale
 
     def _backward(self, targets: Weights, rate: float | None = None, clip: float = 0.0) -> dict[str, Tensor]:
-        """Gradients into ``targets`` (rate None), or a step of ``rate``; returns the gradients of A and B where
+        """Gradients into ``targets`` (rate None), or a step of ``rate``; returns the gradients of A and B if
         trained."""
         weights, config = self.weights, self.config
         above = self.residual * (2 * config.loss_scale)

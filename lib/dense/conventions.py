@@ -46,7 +46,7 @@ class Convention:
         return 1 / math.sqrt(hidden_dimension) if self.inner_scaling else 1.0
 
     def outer_scale(self, depth: int, width: int, residual_exponent: float = 1.0) -> float:
-        """The factor of the residual branch: L^-beta, times 1/sqrt(m) or 1/m where widths are scaled."""
+        """The factor of the residual branch: L^-beta, times 1/sqrt(m) or 1/m if widths are scaled."""
         return depth**-residual_exponent / math.sqrt(width) ** self.width_power
 
     def width_step(self, width: int) -> float:
@@ -82,6 +82,6 @@ RESIDUAL_EXPONENTS = {"1/L": 1.0, "1/sqrt(L)": 0.5}
 
 
 def get(name: str) -> Convention:
-    """The convention of that name; raises ValueError with the list of names where there is none."""
+    """The convention of that name; raises ValueError with the list of names if there is none."""
     checks.choice("convention", name, CONVENTIONS)
     return CONVENTIONS[name]

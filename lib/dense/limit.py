@@ -64,7 +64,7 @@ class TrainedODE:
         """H(s) for inputs x: (n, d), at the points s: (k,) (default: the nodes) -> (k, n, q).
 
         Solved on more and more nodes until H(1) changes by less than ``tolerance`` (relative); raises
-        `Divergence` where that does not happen.
+        `Divergence` if that does not happen.
         """
         x = x.to(self.grid.s)
         start = x if self.weights.A is None else x @ self.weights.A
@@ -154,22 +154,22 @@ def train(
     Main arguments: as there; of ``config`` the depth is not used. ``tolerance`` is the error asked for in
     V(s) and W(s), in the norm that distances to the limit are measured in.
 
-    Other arguments: ``clip`` C, the clipped flow where above 0; ``max_nodes``, where refinement ends; ``data``, inputs
+    Other arguments: ``clip`` C, the clipped flow if above 0; ``max_nodes``, at which refinement ends; ``data``, inputs
     and targets other than `lib.dense.network.initialise` draws.
 
     Yields a `LimitRecord` for each asked iteration. Two solutions, one with 3/2 of the other's nodes, train
-    side by side; where they part by more than ``tolerance`` the finer one is kept as the coarser and a new one
-    takes its place from the start. Warns with `ToleranceMissed`, once, where ``max_nodes`` do not suffice
+    side by side; if they part by more than ``tolerance`` the finer one is kept as the coarser and a new one
+    takes its place from the start. Warns with `ToleranceMissed`, once, if ``max_nodes`` do not suffice
     (then `LimitRecord.error` says what was reached). Raises ValueError for a configuration without such a
-    limit, `Divergence` where the states stop being finite.
+    limit, `Divergence` if the states stop being finite.
     """
     check_exists(config)
     wanted = checked_schedule(learning_rate, iterations, record_at, clip)
     checks.positive_float("tolerance", tolerance)
     checks.positive_int("max_nodes", max_nodes, least=FIRST_NODES)
     # The error that Picard sweeps leave in one step enters the weights times the learning rate. With ten times as
-    # much, a sweep less a step, extrapolation amplified rounding faster than the sweeps damped it: after 400 steps of
-    # Figure 1 right weights that started an ulp apart were 1e-10 apart, and are 3e-15 apart now.
+    # much, a sweep less a step, extrapolation amplifies rounding faster than the sweeps damp it: after 400 steps of
+    # Figure 1 right weights that start an ulp apart are then 1e-10 apart, against 3e-15.
     picard = min(1e-7, max(1e-13, 1e-4 * tolerance))
 
     def new_solver(nodes: int) -> SpectralSolver:

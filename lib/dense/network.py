@@ -40,7 +40,7 @@ class NetworkConfig:
     ``initial_V`` ("zero", or "drawn" in the same way as W), ``target_scale`` (the targets are this times
     standard Gaussian; Thm 6 asks for small ones), ``draw_order`` (see `conventions.DRAW_ORDERS`), ``dtype``
     ("float32" or "float64"; draws are always made in float32, so that a seed gives the same numbers in both),
-    ``device`` (where it trains: "cpu", "cuda", or "auto" for CUDA where there is one; draws are always made on
+    ``device`` (where it trains: "cpu", "cuda", or "auto" for CUDA if there is one; draws are always made on
     the CPU).
 
     Raises TypeError or ValueError, one sentence, for a value that cannot be.
@@ -146,7 +146,7 @@ class NetworkConfig:
 
 @dataclass
 class Weights:
-    """V: (L, m, q) and W: (L, q, m), layer by layer; A: (d, q) and B: (q, d'), None where identity for good.
+    """V: (L, m, q) and W: (L, q, m), layer by layer; A: (d, q) and B: (q, d'), None if they stay the identity.
 
     Given as tensors, or as anything that `checks.as_tensor` takes.
     """
@@ -247,11 +247,11 @@ def prepared_start(config: NetworkConfig, weights: Weights, data: Data) -> tuple
 
 
 def check_functions(config: NetworkConfig) -> None:
-    """Raise ValueError where the initial layers are no functions of s."""
+    """Raise ValueError if the initial layers are no functions of s."""
     if config.initialisation == "iid":
         raise ValueError(
             "initialisation is 'iid', whose layers are no functions of s: expected 'weight-tied' or "
-            "'gaussian-process' where a limit in the depth is asked for."
+            "'gaussian-process' if a limit in the depth is asked for."
         )
 
 
@@ -301,7 +301,7 @@ def _constant(matrix: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _initial_ends(config: NetworkConfig) -> tuple[Tensor | None, Tensor | None]:
-    """A = (I_d ; 0): (d, q) and B = (0 , I_d'): (q, d'), or None twice where they stay the identity."""
+    """A = (I_d ; 0): (d, q) and B = (0 , I_d'): (q, d'), or None twice if they stay the identity."""
     if config.ends_are_identity:
         return None, None
     identity = torch.eye(config.hidden, dtype=config.torch_dtype)

@@ -52,7 +52,7 @@ def train(
     the config's step factor, which is L for the scaling 1/L, A and B by eta);
     ``iterations`` T; ``record_at``, the iterations t <= T to yield (default: all of 0..T).
 
-    Other arguments: ``clip`` C, the clipped flow where above 0; ``start``, weights and data other than
+    Other arguments: ``clip`` C, the clipped flow if above 0; ``start``, weights and data other than
     `initialise` draws, in any dtype and on any device (weights that have the config's already are trained in place);
     ``engine`` (see `make_solver`).
 
@@ -77,7 +77,7 @@ def _checked_start(start: tuple[Weights, Data]) -> tuple[Weights, Data]:
 def checked_schedule(
     learning_rate: float, iterations: int, record_at: Iterable[int] | None, clip: float
 ) -> Sequence[int]:
-    """The iterations to record, in order (default: all of 0..``iterations``); raises where `train` says so."""
+    """The iterations to record, in order (default: all of 0..``iterations``); raises as `train` does."""
     checks.positive_float("learning_rate", learning_rate)
     checks.positive_int("iterations", iterations, least=0)
     checks.positive_float("clip", clip, zero_allowed=True)
@@ -85,8 +85,8 @@ def checked_schedule(
 
 
 def make_solver(config: NetworkConfig, weights: Weights, data: Data, engine: str = "auto") -> Solver:
-    """The engine that trains: "adjoint" is PyTorch's, "compiled" the C++ one (ValueError where it does not apply),
-    "auto" the compiled one where it is built and applies, else the adjoint."""
+    """The engine that trains: "adjoint" is PyTorch's, "compiled" the C++ one (ValueError if it does not apply),
+    "auto" the compiled one if it is built and applies, else the adjoint."""
     checks.choice("engine", engine, ENGINES)
     if engine == "compiled" or (engine == "auto" and not compiled.problem(config, weights, data)):
         return compiled.Compiled(config, weights, data)
@@ -131,9 +131,9 @@ def lockstep(trainings: Iterable[Iterator[Record]]) -> Iterator[tuple[Record, ..
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: what suits small networks where other work shares the processor.
+    """PyTorch on one thread: what suits small networks when other work shares the processor.
 
-    The threads of a product wait for each other; where one of two has no core to itself, a step of milliseconds
+    The threads of a product wait for each other; if one of two has no core to itself, a step of milliseconds
     takes a second.
     """
     before = torch.get_num_threads()
@@ -145,5 +145,5 @@ def one_thread() -> Iterator[None]:
 
 
 def progress(records: Iterable, total: int | None = None, label: str = "training") -> Iterable:
-    """The records under a progress bar for a person to see; no bar where nobody looks (`paths.unattended`)."""
+    """The records under a progress bar for a person to see; no bar if nobody looks (`paths.unattended`)."""
     return tqdm(records, desc=label, total=total, disable=paths.unattended(), leave=False)

@@ -49,7 +49,7 @@ def _sources() -> list[Path]:
 
 @functools.cache
 def _processor() -> str:
-    """What -march=native depends on: the processor's instruction sets, where the system lists them."""
+    """What -march=native depends on: the processor's instruction sets, if the system lists them."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -165,7 +165,7 @@ def build() -> Path:
 
 
 def load() -> tuple[ModuleType | None, str]:
-    """The engine's module, None where it does not run, and the reason in words."""
+    """The engine's module, None if it does not run, and the reason in words."""
     if os.environ.get("LIB_ENGINE", "").lower() in ("off", "0", "no"):
         return None, "LIB_ENGINE switches the compiled engine off"
     return _built()
@@ -203,7 +203,7 @@ def report() -> str:
 
 
 def conv_stack_problem(h: Tensor, tensors: Mapping[str, Tensor], activation: str) -> str:
-    """Why ``conv_stack`` does not take these, in words, or nothing where it does; ``tensors`` as there."""
+    """Why ``conv_stack`` does not take these, in words, or nothing if it does; ``tensors`` as there."""
     module, reason = load()
     if module is None:
         return reason
@@ -254,10 +254,10 @@ def conv_stack(
     tensors, each stacked over the layers: conv1.weight (L, C, C, 3, 3), conv1.bias (L, C), the same for
     conv2, and with batch norm bn1.weight, bn1.bias, bn1.running_mean, bn1.running_var (L, C), the same for
     bn2; ``activation`` s by name; ``training``: normalise by the batch's statistics and update the running
-    ones (and num_batches_tracked (L,), where given) in place with ``momentum``, else use the running ones.
+    ones (and num_batches_tracked (L,), if given) in place with ``momentum``, else use the running ones.
 
     Returns h_L (n, C, H, W), in channels-last memory. Differentiable once, with respect to h and the
-    parameters; gradients do not depend on the number of threads, to the last bit. Raises ValueError where
+    parameters; gradients do not depend on the number of threads, to the last bit. Raises ValueError if
     ``conv_stack_problem`` finds something; the caller then runs stock PyTorch.
     """
     if problem := conv_stack_problem(h, tensors, activation):
@@ -297,7 +297,7 @@ class _ConvStack(torch.autograd.Function):
 
 
 def main(arguments: list[str]) -> int:
-    """``build`` compiles the engine where a compiler is found; ``report`` prints which engine runs."""
+    """``build`` compiles the engine if a compiler is found; ``report`` prints which engine runs."""
     if arguments not in (["build"], ["report"]):
         print("usage: python -m lib.engine.build build|report", file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ from lib.blocks.network import INITIALISATIONS
 from lib.blocks.training import gaussian_data
 from lib.explore import frames
 from lib.explore.controls import CONTROLS, menu, scale, whole_number
-from lib.explore.depth_training import ROUNDING, fit_above_rounding
+from lib.explore.depth_training import ROUNDING, SMALLEST_DEPTH, depths_up_to, fit_above_rounding
 from lib.explore.explorer import Explorer
 from lib.explore.live import Run
 from lib.figures.style import GREY, depth_axis, minus
@@ -24,7 +24,6 @@ from lib.measures import Slope
 
 OWN = "MyBlock"  # what the notebook's own block is called
 NORMS = tuple(dict.fromkeys(norm for block in BLOCKS.values() for norm in block.normalisations))
-SMALLEST_DEPTH = 4
 START = {
     "block": "transformer",
     "activation": "gelu",
@@ -71,7 +70,7 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
         shape = TOKENS if values["block"] == OWN else BLOCKS[values["block"]].shape
         config = DistancesConfig(
             factory(values),
-            _depths(values["depth"]),
+            depths_up_to(values["depth"]),
             *gaussian_data(shape, values["seed"]),
             iterations=values["iterations"],
             learning_rate=values["learning_rate"],
@@ -90,7 +89,11 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
             raise ValueError(f"{OWN} is of this notebook: no figure has it.")
         norm = "" if values["normalisation"] == "none" else f", {values['normalisation']} norm"
         shown = {"blocks": [values["block"] + norm], "activations": [values["activation"]]}
-        shown |= {"depths": _depths(values["depth"]), "seeds": [values["seed"]], "iterations": [values["iterations"]]}
+        shown |= {
+            "depths": depths_up_to(values["depth"]),
+            "seeds": [values["seed"]],
+            "iterations": [values["iterations"]],
+        }
         shown |= {"learning_rate": values["learning_rate"], "slope_from": SMALLEST_DEPTH}
         return "blocks", shown, "" if values["initialisation"] == "weight-tied" else "of weight-tied layers"
 
@@ -114,10 +117,6 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
 
     _after_each_cell(look)
     return explorer
-
-
-def _depths(deepest: int) -> list[int]:
-    return [2**power for power in range(20) if SMALLEST_DEPTH <= 2**power < deepest] + [deepest]
 
 
 _looking: list[Callable] = []

@@ -81,7 +81,7 @@ CONTROLS: dict[str, Callable[[Any], widgets.ValueWidget]] = {
 
 
 def for_parameter(parameter: parameters.Parameter, value: Any) -> widgets.ValueWidget:
-    """The control for a parameter of a notebook: that of its name where there is one, else one of its type."""
+    """The control for a parameter of a notebook: that of its name if there is one, else one of its type."""
     labelled = label(html.escape(parameter.name.replace("_", " "))) | {"tooltip": parameter.words}
     if parameter.type == "list":
         # As YAML has it, which reads it again: 5.0e-05, where Python's 5e-05 would be text.

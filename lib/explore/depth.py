@@ -14,7 +14,15 @@ from matplotlib.figure import Figure
 from lib import tables
 from lib.dense.network import NetworkConfig
 from lib.explore.controls import CONTROLS
-from lib.explore.depth_training import ROUNDING, Comparison, DepthsConfig, DepthsState, depths_steps, side_by_side
+from lib.explore.depth_training import (
+    ROUNDING,
+    Comparison,
+    DepthsConfig,
+    DepthsState,
+    depths_steps,
+    depths_up_to,
+    side_by_side,
+)
 from lib.explore.explorer import Explorer, Values, in_a_row
 from lib.explore.frames import (
     HUE_COLORS,
@@ -32,7 +40,6 @@ from lib.figures.experiment import entries
 from lib.figures.style import GREY, MARKERS, depth_axis, minus
 from lib.tables import word
 
-SMALLEST_DEPTH = 4
 # What each story compares: initialisation, activation and convention of the first and of the second network, at which
 # learning rate.
 STORIES = {
@@ -62,12 +69,10 @@ def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row
     )
 
     def configs(values: Values) -> list[DepthsConfig]:
-        smallest = min(SMALLEST_DEPTH, max(values["depth"] // 2, 1))  # two depths at least
-        depths = [2**power for power in range(20) if smallest <= 2**power < values["depth"]] + [values["depth"]]
         first = replace(network, **{name: values[name] for name in names})
         networks = [first, replace(first, **{name: values[f"second_{name}"] for name in KIND})]
         return [
-            DepthsConfig(each, depths, values["iterations"], values["learning_rate"])
+            DepthsConfig(each, depths_up_to(values["depth"]), values["iterations"], values["learning_rate"])
             for each in networks[: 2 if values["compare"] else 1]
         ]
 
@@ -121,11 +126,11 @@ def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row
         view=("row", "column"),
     )
     for button in stories:
-        button.on_click(explorer.at_home(partial(_tell, explorer)))
+        button.on_click(explorer.on_kernel_thread(partial(_compare, explorer)))
     return explorer
 
 
-def _tell(explorer: Explorer, button: widgets.Button) -> None:
+def _compare(explorer: Explorer, button: widgets.Button) -> None:
     *networks, learning_rate = STORIES[button.description]
     values = {"compare": True, "learning_rate": learning_rate}
     for prefix, words in zip(("", "second_"), networks, strict=True):

@@ -14,6 +14,14 @@ from lib.tables import from_rows
 
 # Layers at most this far apart are equal up to rounding (of float64, for weights of order 1).
 ROUNDING = 1e-12
+SMALLEST_DEPTH = 4
+
+
+def depths_up_to(deepest: int) -> list[int]:
+    """The powers of two from `SMALLEST_DEPTH` on below ``deepest``, and ``deepest``: two depths at least, if it is 2 or
+    more."""
+    smallest = min(SMALLEST_DEPTH, max(deepest // 2, 1))
+    return [2**power for power in range(20) if smallest <= 2**power < deepest] + [deepest]
 
 
 def fit_above_rounding(depths: Iterable[int], distances: Iterable[float]) -> Slope | None:

@@ -37,7 +37,7 @@ Values = Mapping[str, Any]
 
 
 class Explorer(widgets.VBox):
-    """Controls beside a picture, with Start, Stop and Reset where there is something to train.
+    """Controls beside a picture, with Start, Stop and Reset if there is something to train.
 
     Main arguments: ``name`` of the saved figure; ``controls`` by parameter name; ``make``, the controls' values ->
     `live.Run`; ``draw``, (state, values, figure) -> figure, where ``figure`` is None or the last one, to be brought up
@@ -86,7 +86,7 @@ class Explorer(widgets.VBox):
             [self.hint, *above, self._body(panel or list(self.controls.values()), buttons), self._footer(name)]
         )
         for control in self.controls.values():
-            control.observe(self.at_home(self._moved), names="value")
+            control.observe(self.on_kernel_thread(self._moved), names="value")
         self._begin(first)
         if first is None:
             self._follow()
@@ -97,7 +97,7 @@ class Explorer(widgets.VBox):
         def button(text: str, icon: str, style: str, click: Callable[[], None]) -> widgets.Button:
             made = widgets.Button(description=text, icon=icon, button_style=style)
             made.layout = Layout(width="auto", flex="1 1 70px")
-            made.on_click(self.at_home(lambda _: click()))
+            made.on_click(self.on_kernel_thread(lambda _: click()))
             return made
 
         self.start_button = button("Start", "play", "success", self.start)
@@ -107,7 +107,7 @@ class Explorer(widgets.VBox):
         self.status, self.message = widgets.HTML(), widgets.HTML()
         run = [in_a_row(self.start_button, self.stop_button, self.reset_button), self.progress] if buttons else []
         grid = Layout(flex="1 1 300px", min_width="0", align_items="flex-start", align_content="flex-start")
-        # One column beside the picture; several above it where the window is narrow.
+        # One column beside the picture; several above it if the window is narrow.
         grid.grid_template_columns, grid.grid_gap = "repeat(auto-fit, minmax(280px, 1fr))", "0 24px"
         left = widgets.GridBox([*panel, widgets.VBox([*run, self.status])], layout=grid)
         self.image = widgets.Image(format="png", layout=Layout(width="100%", max_width="1600px"))
@@ -118,17 +118,17 @@ class Explorer(widgets.VBox):
 
     def _footer(self, name: str) -> widgets.VBox:
         self.save_button = widgets.Button(description="Save this figure", icon="download")
-        self.save_button.on_click(self.at_home(lambda _: self.save()))
+        self.save_button.on_click(self.on_kernel_thread(lambda _: self.save()))
         self.save_name = widgets.Text(name, description="as", style={"description_width": "24px"})
-        self.save_name.observe(self.at_home(lambda _: self._show_parameters()), names="value")
+        self.save_name.observe(self.on_kernel_thread(lambda _: self._show_parameters()), names="value")
         self.saved = widgets.HTML()
         self.saved.add_class("explorer-saved")
         self.parameters = widgets.Textarea(disabled=True, layout=Layout(width="100%", max_width="900px"))
         self.parameters.add_class("explorer-parameters")
         return widgets.VBox([in_a_row(self.save_button, self.save_name, self.saved), self.parameters])
 
-    def at_home(self, handler: Callable[..., None]) -> Callable[..., None]:
-        """The handler of an event, run where the explorer was made.
+    def on_kernel_thread(self, handler: Callable[..., None]) -> Callable[..., None]:
+        """The handler of an event, run in the thread that the explorer was made in.
 
         JupyterLab may deliver events in a thread of the kernel that is not the one of its cells, in which the run
         advances and pictures are drawn: the handler then waits for its turn there.

@@ -104,7 +104,7 @@ def encode(pixels: np.ndarray, form: str) -> bytes:
 
 
 class PlainLogFormatter(LogFormatterSciNotation):
-    """Tick labels of a logarithmic axis, as plain numbers where these are short."""
+    """Tick labels of a logarithmic axis, as plain numbers if these are short."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         label = super().__call__(x, pos)
@@ -118,7 +118,7 @@ def hue(number: int, count: int) -> tuple[tuple, ...]:
 
 
 def bring(axes: Axes, key: object, x: Sequence[float], y: Sequence[float], **style) -> None:
-    """Move the animated line of that key to the data, or draw it where there is none yet."""
+    """Move the animated line of that key to the data, or draw it if there is none yet."""
     gid = f"line {key}"
     line = next((line for line in axes.lines if line.get_gid() == gid), None)
     y = np.asarray(y, dtype=float)

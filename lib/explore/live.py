@@ -21,7 +21,7 @@ SENTENCES = (ValueError, TypeError, ArithmeticError, FileNotFoundError)
 class Run:
     """Something that takes steps: an iterator of ``states``, one a step (None: nothing new yet).
 
-    ``done`` says how many of ``total`` steps are behind a state, ``warning`` a sentence where there is one.
+    ``done`` says how many of ``total`` steps are behind a state, ``warning`` a sentence if there is one.
     """
 
     states: Iterator[Any]
@@ -56,7 +56,7 @@ class Live:
         getattr(self.run.states, "close", lambda: None)()
         try:
             self.run = make()
-            with one_thread():  # where a first step starts a thread, that has as many
+            with one_thread():  # a thread that the first step starts has as many
                 state = next(self.run.states) if first is None else first
         except SENTENCES as error:
             self.run, self.finished = Run(iter(())), True

@@ -88,7 +88,7 @@ class ImagePath:
 @dataclass(frozen=True)
 class View:
     """What the explorer draws of one network: the ``curve`` (L,) of one ``entry`` of a convolution across the layers,
-    the ``ratios`` of all its entries, the path of an image where there is one, and which layers (from 0) are kept for
+    the ``ratios`` of all its entries, the path of an image if there is one, and which layers (from 0) are kept for
     that, unless all are."""
 
     config: CifarConfig
@@ -119,13 +119,13 @@ class Trained:
         return self.checkpoint.network.residual_layers.stacked(f"{convolution}.weight").detach()
 
     def ratios(self, convolution: str) -> np.ndarray:
-        """The von Neumann ratio of every entry: (C, C, 3, 3), nan where it does not vary."""
+        """The von Neumann ratio of every entry: (C, C, 3, 3), nan if it does not vary."""
         if convolution not in self._ratios:
             self._ratios[convolution] = von_neumann_ratios(self.weights(convolution)).numpy()
         return self._ratios[convolution]
 
     def entry(self, choice: Choice) -> Entry:
-        """The chosen entry. Raises ValueError where the convolution has no such entry, or none that varies."""
+        """The chosen entry. Raises ValueError if the convolution has no such entry, or none that varies."""
         ratios = self.ratios(choice.convolution)
         if choice.how == "index":
             if any(place >= size for place, size in zip(choice.index, ratios.shape, strict=True)):
@@ -141,7 +141,7 @@ class Trained:
         return tuple(int(place) for place in np.unravel_index(extreme, ratios.shape))
 
     def layers(self, asked: int) -> int:
-        """How many layers are kept where ``asked`` are asked for: 0, or more than there are, means all."""
+        """How many layers are kept if ``asked`` are asked for: 0, or more than there are, means all."""
         return min(asked or self.config.depth, self.config.depth)
 
     def network(self, layers: int) -> ConvResNet:

@@ -11,7 +11,7 @@ from lib.tables import Table, select
 
 HOLDS, FAILS, OPEN = "as claimed", "not as claimed", "open"
 RATE_WITHIN = 0.1  # how far a fitted slope may lie from the claimed one
-LEAST_DEPTH = 16  # slopes are fitted over depths of at least this, where not said otherwise
+LEAST_DEPTH = 16  # slopes are fitted over depths of at least this, if not said otherwise
 FIT_DECIMALS = 6  # of fitted slopes and their intervals
 BEYOND = "beyond the paper"
 Read = Callable[[str], dict[str, np.ndarray]]  # the table of that name
@@ -23,7 +23,7 @@ class Claim:
     what was measured, the verdict and the figure.
 
     Claims on a rate also hold it as numbers: the ``expected`` slope and the fitted one with its bounds. A verdict is
-    `OPEN` where nothing of the paper's size has been run.
+    `OPEN` if nothing of the paper's size has been run.
     """
 
     statement: str

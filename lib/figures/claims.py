@@ -89,7 +89,7 @@ def read(profile: str, name: str) -> dict[str, np.ndarray]:
 def judge_all(profile: str = "paper") -> list[Claim]:
     """Every claim, judged from the tables of ``profile``, in the order of the paper's statements.
 
-    Raises ValueError for a profile without these figures, FileNotFoundError where one is not made yet.
+    Raises ValueError for a profile without these figures, FileNotFoundError if one is not made yet.
     """
     Config(profile)
     rooms = [*ROOMS, *(room for room, table in IF_TRAINED.items() if (folder(profile) / f"{table}.csv").is_file())]

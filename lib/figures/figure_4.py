@@ -76,7 +76,7 @@ def successive_distance_tables(
 
 def closer_by(averages: Mapping[str, list], epochs: int) -> dict[str, float]:
     """How many times closer successive layers are from weight-tied than from i.i.d. initialisation after a schedule of
-    that length: for each convolution the ratio of the medians over runs of the averages (without an entry where one
+    that length: for each convolution the ratio of the medians over runs of the averages (without an entry if one
     side is missing)."""
     chosen = tables.select(averages, epochs=epochs)
     factors = {}
@@ -90,7 +90,7 @@ def closer_by(averages: Mapping[str, list], epochs: int) -> dict[str, float]:
 
 def closer_along_depth(layers: Mapping[str, list], epochs: int, convolution: str, parts: int = 4) -> list[float]:
     """The same in each of ``parts`` equal parts of the layers, from the input to the output, out of the first table of
-    `successive_distance_tables`: the ratio of the means over layers and runs (nothing where one side is missing)."""
+    `successive_distance_tables`: the ratio of the means over layers and runs (nothing if one side is missing)."""
     chosen = tables.select(layers, epochs=epochs, convolution=convolution)
     sides = (tables.select(chosen, initialisation=side)["distance"] for side in INITIALISATIONS)
     tied, iid = ([part.mean() for part in np.array_split(side, parts)] if len(side) else [] for side in sides)
@@ -117,8 +117,8 @@ def draw(data: Data, config: Config) -> Figure:
     for (epochs, title), (curves, points) in zip(titles.items(), np.reshape(axes, (-1, 2)), strict=True):
         for initialisation, color in INITIALISATION_COLORS.items():
             for place, (convolution, line) in enumerate((("conv1", "-"), ("conv2", "--"))):
-                of = {"epochs": epochs, "initialisation": initialisation, "convolution": convolution}
-                curve, values = tables.select(layers, **of), tables.select(averages, **of)["average"]
+                shown = {"epochs": epochs, "initialisation": initialisation, "convolution": convolution}
+                curve, values = tables.select(layers, **shown), tables.select(averages, **shown)["average"]
                 if len(values) == 0:
                     continue
                 label = f"{tables.word(initialisation)}, {convolution}"

@@ -77,7 +77,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     The first has columns case, iteration (0 and the last), depth, loss,
 
     - ``successive``: max over k of |Z_{k+1} - Z_k|_F;
-    - ``distance``: of Z^L from the limit Z in the integral norm, or, where there is no limit (i.i.d.), from the
+    - ``distance``: of Z^L from the limit Z in the integral norm, or, if there is no limit (i.i.d.), from the
       deepest network (nan for itself);
     - ``output``: the same of the outputs F(x), root mean square over the training inputs and coordinates: i.i.d. layers
       have a limit as functions of x (`lib.figures.mean_limit`), though not as weights;

@@ -15,7 +15,7 @@ from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, hidden_states, initialise, outputs
 from lib.dense.solver import squared_speed
 from lib.dense.training import Record, lockstep, train
-from lib.digits import LIMIT_DECIMALS, difference, of_square, significant, square
+from lib.digits import LIMIT_DECIMALS, difference, known_digits, significant, square
 from lib.figures.claim import Claim, Read, find_largest, fit_in_depth, judge, judge_rate
 from lib.figures.experiment import Progress, evenly, largest_norm, mean_log_loss_rate, silent
 from lib.figures.results import Data
@@ -66,7 +66,7 @@ def polyak_lojasiewicz_ratio(record: Record | limit.LimitRecord) -> float:
 
 def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
     # The ratio divides by the loss: it has no more digits, but two of them even next to where the loss is rounding.
-    ratio = significant(polyak_lojasiewicz_ratio(record), max(2, of_square(record.loss)))
+    ratio = significant(polyak_lojasiewicz_ratio(record), max(2, known_digits(record.loss)))
     time = learning_rate * record.iteration
     return {"iteration": record.iteration, "time": time, "loss": square(record.loss), "ratio": ratio}
 

@@ -86,23 +86,23 @@ def summary(table: Table, config: Config) -> dict[str, list]:
     costs more than ``points`` (the depth, if half of them does)."""
     rows = []
     for name in dict.fromkeys(table.get("run", ())):
-        of = select(table, run=name, **KEPT)
-        if not len(of["layers"]):
+        found = select(table, run=name, **KEPT)
+        if not len(found["layers"]):
             continue
-        order = np.argsort(-of["layers"])
-        depth, fewest = int(of["depth"][0]), int(of["depth"][0])
-        for layers, found in zip(of["layers"][order], of["accuracy"][order], strict=True):
+        order = np.argsort(-found["layers"])
+        depth, fewest = int(found["depth"][0]), int(found["depth"][0])
+        for layers, reached in zip(found["layers"][order], found["accuracy"][order], strict=True):
             # Percentages of whole images: a rounding error is no point.
-            if of["accuracy_all"][0] - found > config.points + 1e-9:
+            if found["accuracy_all"][0] - reached > config.points + 1e-9:
                 break
             fewest = int(layers)
-        fit = slope(of, config)
+        fit = slope(found, config)
         rows.append(
             {
                 "run": str(name),
                 "depth": depth,
-                "accuracy_all": float(of["accuracy_all"][0]),
-                "half": float(of["distance"][order[0]]),
+                "accuracy_all": float(found["accuracy_all"][0]),
+                "half": float(found["distance"][order[0]]),
                 "slope": fit.slope,
                 "slope_low": fit.low,
                 "slope_high": fit.high,
@@ -112,13 +112,14 @@ def summary(table: Table, config: Config) -> dict[str, list]:
     return tables.from_rows(rows)
 
 
-def slope(of: Table, config: Config) -> Slope:
+def slope(rows: Table, config: Config) -> Slope:
     """The rate of the logits' distance in the number of layers kept, of one run's rows (nan: fewer than two above
     rounding)."""
-    fitted = (of["layers"] >= config.slope_from) & (4 * of["layers"] <= of["depth"]) & (of["distance"] > ROUNDING)
+    layers, distance = rows["layers"], rows["distance"]
+    fitted = (layers >= config.slope_from) & (4 * layers <= rows["depth"]) & (distance > ROUNDING)
     if fitted.sum() < 2:
         return Slope(np.nan, np.nan, np.nan, np.nan)
-    return fit_slope(of["layers"][fitted], of["distance"][fitted])
+    return fit_slope(layers[fitted], distance[fitted])
 
 
 def spot_check(config: Config) -> str:

@@ -18,7 +18,7 @@ from lib.figures.style import (
     BLUE,
     COLORS,
     GREY,
-    VERMILION,
+    INITIALISATION_COLORS,
     depth_axis,
     layers_axis,
     leave_room_for_legend,
@@ -30,7 +30,6 @@ from lib.measures import Slope, fit_slope
 from lib.ode import reversible
 from lib.tables import Table, select
 
-INITIALISATIONS = (("weight-tied", BLUE), ("iid", VERMILION))
 LINES = {"Euler": "-", "Heun": "--"}
 SHOWN_BELOW = 1e3  # a relative error
 
@@ -67,7 +66,7 @@ def backwards(config: Config, progress: Progress = silent) -> dict[str, list]:
     """The table of ``reversible.csv``: initialisation, method, depth, and `reversible.relative_errors`: state (of h_0)
     and gradient (of the loss, with respect to the layers)."""
     rows = []
-    cases = [(initialisation, depth) for initialisation, _ in INITIALISATIONS for depth in config.depths]
+    cases = [(initialisation, depth) for initialisation in INITIALISATION_COLORS for depth in config.depths]
     for initialisation, depth in progress(cases, len(cases)):
         network = replace(config.network, initialisation=initialisation, depth=depth)
         training = train(network, config.learning_rate, config.iterations, [config.iterations])
@@ -109,7 +108,7 @@ def draw(data: Data, config: Config) -> Figure:
     """
     dense, cifar, memory = (data[f"reversible{name}"] for name in ("", "_cifar", "_memory"))
     figure, (left, middle, right) = panels(3, height=3.5, width_ratios=[1, 1.1, 0.9])
-    for initialisation, color in INITIALISATIONS:
+    for initialisation, color in INITIALISATION_COLORS.items():
         for method, line in LINES.items():
             rows = select(dense, initialisation=initialisation, method=method)
             label = f"{tables.word(initialisation)}, {method}"

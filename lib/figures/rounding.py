@@ -49,15 +49,15 @@ def smoothness_by_precision() -> dict[str, list]:
 
 def precisions_meet(table: Mapping[str, list], depth: int, convolution: str = "conv1", within: float = 2) -> float:
     """The training time from which on, in the table of `smoothness_by_precision`, the share of noise of the runs in
-    float64 is between the least and the most of those in float32, both widened by a factor of ``within``; nan where it
+    float64 is between the least and the most of those in float32, both widened by a factor of ``within``; nan if it
     is not at the end."""
     column, meets = f"noise_{convolution}", math.nan
     rows = tables.select(table, depth=depth)
     for time in np.unique(rows["time"])[::-1]:
-        of = {dtype: tables.select(rows, time=time, dtype=dtype)[column] for dtype in ("float32", "float64")}
-        if not all(len(noise) for noise in of.values()):
+        noises = {dtype: tables.select(rows, time=time, dtype=dtype)[column] for dtype in ("float32", "float64")}
+        if not all(len(noise) for noise in noises.values()):
             continue
-        single, double = of["float32"], of["float64"]
+        single, double = noises["float32"], noises["float64"]
         if double.min() < single.min() / within or double.max() > single.max() * within:
             break
         meets = float(time)

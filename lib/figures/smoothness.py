@@ -66,9 +66,9 @@ def left_of_initialisation(runs: Iterable[Run]) -> dict[str, list]:
     (of training, in all), weight_decay_alone, left_conv1, share_conv1, chance_conv1, and the three of conv2.
 
     With Z(0) and Z(t) all entries of a convolution over the layers, ``left`` is the c that makes |Z(t) - c Z(0)|
-    least, and ``share`` that of |c Z(0)|^2 in |Z(t)|^2; both are nan where Z(0) is zero. ``chance`` is the share to be
+    least, and ``share`` that of |c Z(0)|^2 in |Z(t)|^2; both are nan if Z(0) is zero. ``chance`` is the share to be
     expected of an initialisation that has nothing to do with Z(t): 1/(L D) for i.i.d. layers of D entries, and
-    |sum_k Z_k(t)|^2 / (L D |Z(t)|^2) for weight-tied ones, 1/D where all Z_k(t) are the same. ``weight_decay_alone`` is
+    |sum_k Z_k(t)|^2 / (L D |Z(t)|^2) for weight-tied ones, 1/D if all Z_k(t) are the same. ``weight_decay_alone`` is
     what c would be without any gradient (`schedule.weight_decay_alone`).
     """
     rows = []
@@ -122,7 +122,7 @@ def draw(data: Data, config: Config) -> Figure:
         return figure
     longest = max(training["epochs"])
     runs = [tables.select(training, run=run) for run in dict.fromkeys(training["run"])]
-    # The shorter schedules on top: where both agree, one sees both.
+    # The shorter schedules on top: if both agree, one sees both.
     for rows in sorted(runs, key=lambda rows: (rows["initialisation"][0] == "iid", -rows["epochs"][0])):
         tied = rows["initialisation"][0] == "weight-tied"
         style = tied_run_style(rows, longest)[1] if tied else {"color": GREY, "linewidth": 0.8}

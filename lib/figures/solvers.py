@@ -75,17 +75,17 @@ def orders(table: Table, order_from: int = 8) -> dict[str, list]:
     rows = []
     for network in dict.fromkeys(table["network"]):
         for method in ode.METHODS:
-            of = select(table, network=network, method=method)
-            if not len(of["steps"]):
+            chosen = select(table, network=network, method=method)
+            if not len(chosen["steps"]):
                 continue
-            depth, steps, error = of["depth"][0], of["steps"], of["error"]
+            depth, steps, error = chosen["depth"][0], chosen["steps"], chosen["error"]
             ranges = {"order": (steps >= order_from) & (steps <= depth), "beyond": steps >= 2 * depth}
             found = {
                 name: -fit_slope(steps[part], error[part]).slope if part.sum() > 1 else np.nan
                 for name, part in ((name, part & (error > FLOOR) & (error < 1)) for name, part in ranges.items())
             }
-            stays = of["error_network"][steps == depth]
-            which = {"network": str(network), "depth": int(depth), "kind": str(of["kind"][0])}
+            stays = chosen["error_network"][steps == depth]
+            which = {"network": str(network), "depth": int(depth), "kind": str(chosen["kind"][0])}
             rows.append(which | {"method": method} | found | {"stays": stays[0] if len(stays) else np.nan})
     return tables.from_rows(rows)
 

@@ -99,7 +99,7 @@ def draw(data: Data, config: Config) -> Figure:
 
     ``networks``, ``training`` and ``spike`` have the columns of ``stem.csv``, ``stem_training.csv`` and
     ``stem_spike.csv``: networks in the colour of their activation, weight-tied ones full, i.i.d. ones hollow, squares
-    where the stem was held, the larger the longer their schedule; in training a line a run, and one at `SMOOTH_BELOW`.
+    if the stem was held, the larger the longer their schedule; in training a line a run, and one at `SMOOTH_BELOW`.
     """
     networks, training, spike = data["stem"], data["stem_training"], data["stem_spike"]
     figure, axes = panels(2, rows=3, height=6.4, width_ratios=[1.25, 1])

@@ -121,7 +121,7 @@ def plain_ticks(axis: Axis) -> None:
 
 
 def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
-    """A logarithmic axis of depths with a tick at powers of two (every other one where there are many)."""
+    """A logarithmic axis of depths with a tick at powers of two (every other one if there are many)."""
     axes.set_xscale("log", base=2)
     axes.set_xlabel(r"depth $L$")
     axes.xaxis.set_minor_formatter(NullFormatter())

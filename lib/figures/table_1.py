@@ -118,7 +118,7 @@ def compare(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") 
 
 
 def make_readable(table: Mapping[str, list]) -> dict[str, list[str]]:
-    """The table as it is read and printed: a row says itself where it has fewer epochs or runs than the paper."""
+    """The table as it is read and printed: a row says itself if it has fewer epochs or runs than the paper."""
 
     def percent(middle: float, spread: float) -> str:
         return f"{middle:.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
@@ -153,9 +153,9 @@ def resampling_distances() -> dict[str, float]:
     differences average out; 1 or more, if nothing of the network is left."""
     kept = tables.select(records.read_measured("resampling"), weights="kept", statistics="kept")
     return {
-        str(run): float(of["distance"][of["layers"].argmax()])
+        str(run): float(rows["distance"][rows["layers"].argmax()])
         for run in dict.fromkeys(kept["run"])
-        for of in [tables.select(kept, run=run)]
+        for rows in [tables.select(kept, run=run)]
     }
 
 

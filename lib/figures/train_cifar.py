@@ -10,7 +10,7 @@ from lib.figures.style import BLUE, VERMILION, panels, styled
 @styled
 def draw(log: Sequence[Mapping], epochs: int) -> Figure:
     """Loss and accuracy against the epoch; ``log`` has a line an epoch (`cifar_training.EpochRecord`), test
-    values where they were measured, ``epochs`` is the length of the schedule."""
+    values if they were measured, ``epochs`` is the length of the schedule."""
     figure, axes = panels(2)
     done = [line["epoch"] + 1 for line in log]
     tested = [line for line in log if line["test_loss"] is not None]

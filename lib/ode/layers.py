@@ -24,7 +24,7 @@ def matrix(depth: int, layers: int, rule: str = "kept") -> Tensor:
     """The coefficients of the rule: (n, L) in float64, for L = ``depth`` and n = ``layers``.
 
     n need not divide L. More layers than there are (n > L) are always interpolated; another rule then warns, in a
-    sentence. Raises TypeError or ValueError, one sentence, where ``layers`` is no whole number of at least 1 or the
+    sentence. Raises TypeError or ValueError, one sentence, if ``layers`` is no whole number of at least 1 or the
     rule none of `RULES`.
     """
     checks.positive_int("layers", layers)

@@ -191,7 +191,7 @@ def beside_others(measured: tables.Table, path: Path) -> dict[str, list]:
 
 def figures(profile: str = parameters.PAPER) -> dict[str, list]:
     """What each executed notebook of a profile took, in seconds, the start of its kernel included: columns notebook,
-    seconds, machine. Worth as much as the machine was idle meanwhile. Raises FileNotFoundError where none was run."""
+    seconds, machine. Worth as much as the machine was idle meanwhile. Raises FileNotFoundError if none was run."""
     here = machine()
     found = {path.stem: nbformat.read(path, as_version=4).metadata for path in report.executed(profile)}
     return tables.from_rows(
@@ -200,7 +200,7 @@ def figures(profile: str = parameters.PAPER) -> dict[str, list]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; returns 1 where the folder cannot be written or no notebook was run, 130 after Ctrl-C."""
+    """The command line; returns 1 if the folder cannot be written or no notebook was run, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.project.bench", description="What a training step costs, by engine."
     )

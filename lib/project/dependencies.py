@@ -56,8 +56,8 @@ def _reads(tree: ast.AST) -> set[str]:
 
 def dependencies(name: str, profile: str) -> list[Path]:
     """The files that a result is made from: the notebook, its profile, the modules of ``lib`` that it imports, those
-    that they import in turn; the trained networks, and the folder that they come to, where one of them reads
-    ``paths.CHECKPOINTS``; the tracked tables of the other figures where one reads ``paths.FIGURES``."""
+    that they import in turn; the trained networks, and the folder that they come to, if one of them reads
+    ``paths.CHECKPOINTS``; the tracked tables of the other figures if one reads ``paths.FIGURES``."""
     cells = [cell for cell in parameters.read(name).cells if cell.cell_type == "code"]
     tree = ast.parse("\n".join(parameters.code(cell) for cell in cells))
     reads = _reads(tree)
@@ -80,7 +80,7 @@ def dependencies(name: str, profile: str) -> list[Path]:
     return found
 
 
-def _make_rules(target: Path, prerequisites: Sequence[Path]) -> str:
+def make_rules(target: Path, prerequisites: Sequence[Path]) -> str:
     # A folder by another name than that of a target: `make checkpoints` trains.
     listed = [f"{paths.short(path)}/." if path.is_dir() else paths.short(path) for path in prerequisites]
     unwritable = [path for path in listed if not _WRITABLE.fullmatch(path)]

@@ -31,7 +31,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from lib import checks, parameters, paths
-from lib.project.dependencies import _make_rules, dependencies
+from lib.project.dependencies import dependencies, make_rules
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -179,7 +179,7 @@ def execute_with(name: str, values: Mapping[str, Any], output: Path, unfinished:
 
 @contextlib.contextmanager
 def _staging(name: str, kind: str) -> Iterator[Path]:
-    """The folder, empty, for the files of a run; paths.Busy where another process makes the same."""
+    """The folder, empty, for the files of a run; paths.Busy if another process makes the same."""
     folder = paths.BUILD / kind
     busy = f"Another process is making {name} in {paths.short(folder)}: wait for it, or end it."
     with paths.alone(paths.BUILD / "locks" / f"{kind}_{name}", busy):
@@ -206,7 +206,7 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
     paths.check_writable(destination(kind), result.parent)
     # The result carries the time of the start: what is edited during the run makes it out of date.
     started = time.time()
-    rules = _make_rules(result, dependencies(name, profile))
+    rules = make_rules(result, dependencies(name, profile))
     with _staging(name, kind) as staging:
         clock = time.monotonic()
         notebook = execute_with(name, values, staging, result.with_suffix(".unfinished.ipynb"))

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 
-# The flags of the released scripts, and the fields of their files' names, where they have another name here.
+# The flags of the released scripts, and the fields of their files' names, if they have another name here.
 RELEASED = {"NON_LIN": "ACTIVATION", "USE_BN": "BATCH_NORM", "LEARNING_RATE": "LR"}
 # Parameters of the notebook train_cifar that are not the variable's name in small letters.
 PARAMETERS = {"LR": "learning_rate"}

@@ -31,7 +31,7 @@ def test_a_difference_that_is_zero_up_to_rounding_is_zero():
 @pytest.mark.parametrize(("loss", "known"), [(1.994, 8), (1e-4, 8), (5.243911e-8, 8), (7.7e-17, 3), (1e-24, 0)])
 def test_a_loss_has_the_digits_that_its_root_has(loss, known):
     """Residuals of a loss of 7.7e-17 are 8.8e-9, which is 880 units of the eleventh decimal."""
-    assert digits.of_square(loss) == known
+    assert digits.known_digits(loss) == known
     assert digits.square(loss) == digits.significant(loss, known)
 
 

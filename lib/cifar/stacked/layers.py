@@ -63,7 +63,7 @@ class _Update(ctypes.Structure):
 class Kernels:
     """The kernels of the source, compiled for the present GPU by NVRTC, which comes with PyTorch's CUDA build.
 
-    ``blocks`` share the images of a run, 64 at most in a step. Raises RuntimeError, one sentence, where the GPU has no
+    ``blocks`` share the images of a run, 64 at most in a step. Raises RuntimeError, one sentence, if the GPU has no
     clusters of blocks, or the kernels do not compile.
     """
 

@@ -215,7 +215,7 @@ class Stack:
         )
 
     def not_finite(self, run: int) -> str:
-        """What in the parameters and running statistics of that run is not finite, in words; empty where all are."""
+        """What in the parameters and running statistics of that run is not finite, in words; empty if all are."""
         return cifar_training.not_finite({name: tensor[run] for name, tensor in self.tensors().items()})
 
     @torch.no_grad()
@@ -262,7 +262,7 @@ def _shared(config: CifarConfig) -> CifarConfig:
 
 
 def _common(configs: Sequence[CifarConfig]) -> CifarConfig:
-    """A config that stands for all; ValueError where the runs cannot be stacked."""
+    """A config that stands for all; ValueError if the runs cannot be stacked."""
     first = configs[0]
     for config in configs:
         if _shared(config) != _shared(first):
@@ -276,7 +276,7 @@ def _common(configs: Sequence[CifarConfig]) -> CifarConfig:
 
 
 def _why_alone(config: CifarConfig) -> str:
-    """Why a run can be trained alone only; nothing where it can be stacked."""
+    """Why a run can be trained alone only; nothing if it can be stacked."""
     if config.activation not in ACTIVATIONS or not config.batch_norm or config.hold_stem or config.depth_scaling:
         return (
             f"that takes batch norm, a stem that trains, no depth_scaling, and one of the activations "

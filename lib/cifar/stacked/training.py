@@ -47,9 +47,9 @@ def train(
     """Train, or go on training, the runs of these configs side by side; yield an EpochRecord a run after each epoch.
 
     Their states are in the folders of `states.run_folder`, written every ``save_every`` epochs, after the last
-    one, and after ``minutes``, where training stops. The ``seconds`` of a record are those of the whole stack.
+    one, and after ``minutes``, when training stops. The ``seconds`` of a record are those of the whole stack.
 
-    Raises ValueError for runs that cannot be stacked or are not equally far, RuntimeError where the kernels do not run,
+    Raises ValueError for runs that cannot be stacked or are not equally far, RuntimeError if the kernels do not run,
     DataNotFoundError without the data, and, when the others are finished, Divergence for runs with a loss or a weight
     that was not finite: their state before that stays.
     """
@@ -120,7 +120,7 @@ def train(
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m lib.cifar.stacked.training [RUN ...] [--epochs N]``: runs of ``checkpoints/sweep.csv``, stacked.
 
-    Returns 2 for wrong arguments, 1 where training failed, 130 where it was interrupted.
+    Returns 2 for wrong arguments, 1 if training failed, 130 if it was interrupted.
     """
     description = "Train runs side by side on one GPU, or go on training them."
     parser = argparse.ArgumentParser(prog="python -m lib.cifar.stacked.training", description=description)
@@ -187,7 +187,7 @@ def _stacks(configs: Iterable[CifarConfig], most: int) -> list[list[CifarConfig]
 
 
 def _published(config: CifarConfig, diverged: list[str]) -> bool:
-    """Publish the run where it is finished; whether it is. What is said of one that diverged goes to ``diverged``."""
+    """Publish the run if it is finished; whether it is. What is said of one that diverged goes to ``diverged``."""
     state = states.read_state(states.run_folder(config))
     if state is None or state["epoch"] < config.epochs:
         return False

@@ -1,16 +1,13 @@
-"""The figure of residual blocks, its explorer, and the explorer of a block of one's own."""
+"""The figure of residual blocks, and its explorer."""
 
 import re
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
-from torch import nn
 
 from lib import parameters, tables
-from lib.blocks import DistancesConfig, compare_depths, fit_slope, gaussian_data, make_block, successive_distances
-from lib.explore import blocks as explore
+from lib.blocks import fit_slope, gaussian_data, make_block, successive_distances
 from lib.explore import frames
 from lib.figures import blocks as room
 
@@ -112,72 +109,3 @@ def test_a_moved_control_makes_the_figure_anew():
         pass
     assert explorer.message.value == ""
     assert set(explorer.live.state[1]["blocks"]["seed"]) == {3}
-
-
-# --- The explorer -----------------------------------------------------------------------------------------------------
-
-
-class Mine(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.W = nn.Parameter(torch.zeros(16, 16))
-
-    def forward(self, h):
-        return h @ self.W
-
-
-class Other(Mine):
-    def forward(self, h):
-        return (h @ self.W)[:, :1]
-
-
-def _finish(explorer):
-    while explorer.live.advance(1.0):
-        pass
-
-
-def test_the_explorer_trains_a_block_on_board():
-    explorer = explore.explore_blocks({}, depth=8, iterations=2, block="convolution", normalisation="batch")
-    _finish(explorer)
-    state = explorer.live.state
-    x, y = gaussian_data((8, 8, 4, 4))
-    config = DistancesConfig(make_block("convolution", "gelu", "batch"), [4, 8], x, y, 2, 0.4)
-    assert state.max_distances() == compare_depths(config).max_distances()
-    panel = explore.draw(state, 2, 9).axes[0]
-    name, index = explore.chosen(state, 2, 9)
-    assert (name, index) == ("conv2.weight", (0, 1, 0, 0))
-    assert list(panel.lines[1].get_ydata()) == state.weights[8][name][(slice(None), *index)].tolist()
-    parameters.check_values("blocks", {"blocks": ["convolution, batch norm"]})
-    assert "convolution, batch norm" in explorer.parameters.value
-    explorer.controls["normalisation"].value = "none"
-    explorer.controls["block"].value = "perceptron"
-    explorer.controls["normalisation"].value = "group"
-    assert "normalisation of perceptron is &#x27;group&#x27;" in explorer.message.value
-
-
-def test_the_explorer_offers_one_s_own_block_and_takes_its_new_definition(monkeypatch):
-    class Shell:
-        events = property(lambda self: self)
-
-        def register(self, _, look):
-            self.look = look
-
-        def unregister(self, _, look):
-            assert look is self.look
-
-    shell, namespace = Shell(), {}
-    monkeypatch.setattr(explore, "get_ipython", lambda: shell)
-    explorer = explore.explore_blocks(namespace, block="MyBlock", depth=8, iterations=3)
-    assert "There is no class MyBlock yet" in explorer.message.value
-    namespace["MyBlock"] = Mine
-    shell.look()
-    assert explorer.message.value == ""
-    _finish(explorer)
-    assert list(explorer.live.state.weights[8]) == ["W"]
-    shell.look()  # the same class: the run stays
-    assert explorer.live.state.iteration == 3
-    namespace["MyBlock"] = Other
-    shell.look()
-    assert "Other turns h of the shape (8, 8, 16) into (8, 1, 16)" in explorer.message.value
-    explore.explore_blocks(namespace)
-    assert shell.look in explore._looking
