@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 # A smooth curve plus independent noise in each layer that makes up a share p of the variance across layers has a
@@ -149,6 +148,8 @@ def fit_slope(x, y, at_least: float = 0.0) -> Slope:
 
     Raises ValueError if fewer than two points remain.
     """
+    from scipy import stats  # half a second to import
+
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     keep = (x >= at_least) & (y > 0)
     if keep.sum() < 2:

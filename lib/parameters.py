@@ -10,17 +10,17 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
 import yaml
-from nbformat import NotebookNode
-from papermill.translators import PythonTranslator
 
 from lib import paths
+
+if TYPE_CHECKING:  # a second to import, and an explorer goes without
+    from nbformat import NotebookNode
 
 QUICK, PAPER, CUSTOM = "quick", "paper", "custom"
 # Notebooks of these names are opened or trained by a person: they are no figures.
@@ -122,20 +122,45 @@ def profiles() -> list[str]:
     return [QUICK, *sorted(path.name for path in paths.PROFILES.iterdir() if path.is_dir())]
 
 
-def read(name: str) -> NotebookNode:
-    """The notebook of that name; WrongParameters lists the names if there is none."""
+def _check_name(name: str) -> None:
     if name not in stored():
         reasons = "".join(f" ({sentence})" for sentence in left_out() if f"/{name}.ipynb " in sentence)
         raise WrongParameters(f"There is no notebook {name!r}{reasons}; the notebooks are: {', '.join(names())}.")
+
+
+def read(name: str) -> "NotebookNode":
+    """The notebook of that name, whole; WrongParameters lists the names where there is none."""
+    import nbformat
+
+    _check_name(name)
     return nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)
 
 
-def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:
-    """The code cells that carry ``tag``, in order."""
-    return [cell for cell in notebook.cells if cell.cell_type == "code" and tag in cell.metadata.get("tags", [])]
+@dataclass(frozen=True)
+class CodeCell:
+    """A code cell: what is written in it, and its tags."""
+
+    source: str
+    tags: tuple[str, ...]
 
 
-def code(cell: NotebookNode) -> str:
+def code_cells(name: str) -> list[CodeCell]:
+    """The code cells of a notebook, in order; raises as `read`."""
+    _check_name(name)
+    cells = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_bytes())["cells"]
+    return [
+        CodeCell("".join(cell["source"]), tuple(cell["metadata"].get("tags", [])))
+        for cell in cells
+        if cell["cell_type"] == "code"
+    ]
+
+
+def tagged(cells: Iterable[CodeCell], tag: str) -> list[CodeCell]:
+    """The cells that carry ``tag``, in order."""
+    return [cell for cell in cells if tag in cell.tags]
+
+
+def code(cell: "CodeCell | NotebookNode") -> str:
     """The Python of a code cell: IPython's own lines (%magic, !command) are left empty."""
     return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines())
 
@@ -145,7 +170,7 @@ def offered(name: str) -> dict[str, Parameter]:
 
     The cell holds one literal a line, ``name: type = value  # plain words``, with a type of ``TYPES``.
     """
-    cells = tagged(read(name), "parameters")
+    cells = tagged(code_cells(name), "parameters")
     if len(cells) != 1:
         raise WrongParameters(f"{name} has {len(cells)} cells tagged 'parameters', expected exactly one.")
     found = {}
@@ -162,8 +187,9 @@ def offered(name: str) -> dict[str, Parameter]:
             raise WrongParameters(f"{name}: {target.id} has the type {kind}, expected one of: {', '.join(TYPES)}.")
         words = code(cells[0]).splitlines()[line.end_lineno - 1].partition("  # ")[2]
         found[target.id] = Parameter(target.id, kind, default, words)
-    seen = {parameter.name for parameter in PythonTranslator.inspect(cells[0])}
-    if unseen := sorted(set(found) - seen):
+    # papermill reads lines, and takes a value from what follows the one '=' of a line.
+    once = {line.split(":")[0].strip() for line in cells[0].source.splitlines() if line.count("=") == 1}
+    if unseen := sorted(set(found) - once):
         raise WrongParameters(
             f"{name}: papermill does not see {', '.join(unseen)} in the parameters cell; "
             "a line takes one '=' only, comments included."
@@ -274,22 +300,19 @@ def check_values(name: str, values: Mapping[str, Any]) -> None:
     Only imports, the parameters (with ``values`` in place of the defaults) and the config run: nothing is computed.
     """
     check_types(name, values)
-    notebook = read(name)
-    config = tagged(notebook, "config")
+    cells = code_cells(name)
+    config = tagged(cells, "config")
     if not config:
         return
-    last = notebook.cells.index(config[-1])
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for cell in notebook.cells[: last + 1]:
-        if cell.cell_type != "code":
-            continue
+    for cell in cells[: cells.index(config[-1]) + 1]:
         try:
             exec(compile(code(cell), f"{name}.ipynb", "exec"), namespace)
         except (ValueError, TypeError) as error:
             if cell in config:
                 raise WrongParameters(f"{name}: {error}") from error
             raise
-        if "parameters" in cell.metadata.get("tags", []):
+        if "parameters" in cell.tags:
             namespace.update(values)
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 from lib.measures import LEVEL, Slope, fit_slope
 from lib.tables import Table, select
@@ -80,6 +79,8 @@ def _two_terms(a, b, depth, width):
 def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
     """Fit both terms to the root mean square over the seeds of all sizes, by non-negative least squares in the relative
     deviation of the squares."""
+    from scipy.optimize import nnls
+
     depths, widths, squares = _squared(table, quantity, **chosen)
     terms = np.stack([1.0 / depths**2, 1.0 / (depths * widths)], axis=1)
 

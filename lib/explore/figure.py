@@ -25,7 +25,7 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
     name = room.__name__.rpartition(".")[2]
     offered = parameters.offered(name)
     controls = {each.name: for_parameter(each, namespace[each.name]) for each in offered.values()}
-    cell = "\n".join(parameters.code(cell) for cell in parameters.tagged(parameters.read(name), "config"))
+    cell = "\n".join(parameters.code(cell) for cell in parameters.tagged(parameters.code_cells(name), "config"))
 
     def read(values: Values) -> dict[str, Any]:
         return {key: _list(key, value) if offered[key].type == "list" else value for key, value in values.items()}

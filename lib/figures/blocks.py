@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-from scipy import stats
+from scipy.special import stdtrit
 
 from lib import checks
 from lib.blocks.catalogue import BLOCKS, make_block
@@ -124,7 +124,7 @@ def slopes(table: Table, slope_from: int) -> dict[str, list]:
         doubles = [fit_slope(run["depth"], run["to_double"]).slope for run in runs if (run["to_double"] > 0).sum() > 1]
         half = math.nan
         if len(fits) > 1:
-            half = float(stats.t.ppf((1 + LEVEL) / 2, len(fits) - 1) * np.std(fits, ddof=1) / math.sqrt(len(fits)))
+            half = float(stdtrit(len(fits) - 1, (1 + LEVEL) / 2) * np.std(fits, ddof=1) / math.sqrt(len(fits)))
         mean, deepest = float(np.mean(fits)), select(of_case, depth=max(of_case["depth"]))
         case = {"block": block, "activation": activation, "time": float(time)}
         case |= {"slope": mean, "low": mean - half, "high": mean + half}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from lib import activations, checks
@@ -167,6 +166,8 @@ def scipy_output(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: 
         V, W = (torch.lerp(Z[below], Z[above], share) for Z in (weights.V, weights.W))
         h = torch.from_numpy(flat).view(start.shape)
         return (outer * s(config.inner_scale * (h @ W)) @ V).flatten().numpy()
+
+    from scipy.integrate import solve_ivp
 
     state = start.flatten().numpy()
     bends = (np.arange(depth) + 0.5) / depth

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
-from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from lib import checks
@@ -51,6 +49,8 @@ class LayersODE:
     each (L, ...), in float64."""
 
     def __init__(self, branch: Branch, layers: Sequence[Tensor]) -> None:
+        from scipy.interpolate import make_interp_spline
+
         self.branch, self.depth = branch, len(layers[0])
         self._shapes = [layer.shape[1:] for layer in layers]
         flat = torch.cat([layer.detach().double().flatten(1) for layer in layers], dim=1)
@@ -85,6 +85,7 @@ class LayersODE:
     def solve_adaptively(self, start: Tensor, tolerance: float) -> tuple[Tensor, int]:
         """H(1) by SciPy's RK45 (order 5, steps of its own choice) to this relative and absolute tolerance, and how many
         evaluations of the right-hand side it took."""
+        from scipy.integrate import solve_ivp
 
         def right_side(s: float, flat: np.ndarray) -> np.ndarray:
             return self.slope(s, torch.from_numpy(flat).view(start.shape)).flatten().numpy()

@@ -58,8 +58,7 @@ def dependencies(name: str, profile: str) -> list[Path]:
     """The files that a result is made from: the notebook, its profile, the modules of ``lib`` that it imports, those
     that they import in turn; the trained networks, and the folder that they come to, if one of them reads
     ``paths.CHECKPOINTS``; the tracked tables of the other figures if one reads ``paths.FIGURES``."""
-    cells = [cell for cell in parameters.read(name).cells if cell.cell_type == "code"]
-    tree = ast.parse("\n".join(parameters.code(cell) for cell in cells))
+    tree = ast.parse("\n".join(parameters.code(cell) for cell in parameters.code_cells(name)))
     reads = _reads(tree)
     modules, waiting = set(), _imports(tree)
     while waiting:

@@ -142,7 +142,7 @@ def execute_with(name: str, values: Mapping[str, Any], output: Path, unfinished:
     ``output`` is the folder for its files, ``unfinished`` the file that papermill keeps it in meanwhile. Raises
     parameters.WrongParameters with the sentence of its config, or RunFailed with a sentence or a short traceback.
     """
-    config = [cell.source for cell in parameters.tagged(parameters.read(name), "config")]
+    config = [cell.source for cell in parameters.tagged(parameters.code_cells(name), "config")]
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         with unattended_environment(output):

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from lib import parameters, paths
+from lib import paths
 from lib.cifar import dataset
 from lib.project import notebooks
 
@@ -26,8 +26,10 @@ def pytest_runtest_setup(item):
 
 
 def pytest_collection_modifyitems(items):
-    cells = [item for item in items if item.path.suffix == ".ipynb"]
-    needing = [item for item in cells if parameters.tagged(item.parent.nb, "needs-cifar10")]
+    def needs_images(item: pytest.Item) -> bool:
+        return any("needs-cifar10" in cell.metadata.get("tags", ()) for cell in item.parent.nb.cells)
+
+    needing = [item for item in items if item.path.suffix == ".ipynb" and needs_images(item)]
     if needing and not dataset.available():
         reason = f"CIFAR-10 is not in {paths.cifar10_root()}: set CIFAR10_ROOT to the folder that holds it"
         for item in needing:

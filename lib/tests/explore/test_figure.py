@@ -39,6 +39,7 @@ FIGURES = {
     "blocks": {"blocks": ["perceptron"], "depths": [2, 4], "seeds": [0], "iterations": [2, 3], "slope_from": 2},
     "solvers": {"depth": 16, "iterations": 5, "steps": [4, 8, 16], "tolerances": [0.1], "order_from": 4},
     "reversible": {"depths": [4, 8], "iterations": 5, "slope_from": 4},
+    "overview": {},
     "resampling": {},
     "claims": {},
     "conv_limit": {},

@@ -102,7 +102,7 @@ def test_a_moved_control_makes_the_figure_anew():
             exec(re.sub(r"results\.(save|show)\(", "(lambda *_: None)(", cell.source), namespace)
             if "parameters" in tags:
                 namespace |= SMALL | {"blocks": ["perceptron"], "seeds": [0]}
-    call = parameters.tagged(parameters.read("blocks"), "explorer")[0].source
+    call = parameters.tagged(parameters.code_cells("blocks"), "explorer")[0].source
     explorer = eval(call, namespace)
     explorer.controls["seeds"].value = "3"
     while explorer.live.advance(1.0):

@@ -1,9 +1,12 @@
 """Parameters and their checks, the stored notebooks, and the runner's rules about single notebooks."""
 
+import ast
 import itertools
 import math
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +15,7 @@ import nbformat
 import pytest
 import toy_project
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from papermill.translators import PythonTranslator
 
 from lib import parameters, paths
 from lib.parameters import WrongParameters
@@ -352,9 +356,30 @@ def test_stored_notebooks_are_executed_and_normalised(name):
 
 @stored
 def test_parameters_cells_are_literals_with_one_equals_sign_a_line(name):
-    (cell,) = parameters.tagged(parameters.read(name), "parameters")
+    (cell,) = parameters.tagged(parameters.code_cells(name), "parameters")
     assert all(line.count("=") == 1 for line in cell.source.splitlines() if line.strip())
     assert list(parameters.offered(name)) == [line.partition(":")[0] for line in cell.source.splitlines() if line]
+
+
+@stored
+def test_papermill_sees_the_parameters_that_are_offered(name):
+    cell = next(cell for cell in parameters.read(name).cells if "parameters" in cell.metadata.get("tags", []))
+    assert [parameter.name for parameter in PythonTranslator.inspect(cell)] == list(parameters.offered(name))
+
+
+# What takes long to import, and only some runs use.
+HEAVY = ("nbformat", "jsonschema", "papermill", "torchvision", "scipy.stats", "scipy.integrate", "scipy.optimize")
+
+
+def test_imports_of_the_notebooks_pull_in_nothing_that_only_some_runs_use():
+    names = set()
+    for name in parameters.names():
+        trees = [ast.parse(parameters.code(cell)) for cell in parameters.code_cells(name)]
+        lines = [line for tree in trees for line in tree.body if isinstance(line, ast.Import | ast.ImportFrom)]
+        names |= {ast.unparse(line) for line in lines if not ast.unparse(line).startswith("from IPython")}
+    code = "\n".join([*sorted(names), "import sys", f"print([name for name in {HEAVY} if name in sys.modules])"])
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 @pytest.mark.parametrize("profile", parameters.profiles())
