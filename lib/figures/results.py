@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -38,9 +39,12 @@ def _image(figure: Figure):
 def save(name: str, figure: Figure, data: Mapping[str, tables.Table] | None = None) -> list[Path]:
     """Write ``<name>.pdf`` and ``.png``, and a CSV for each table in ``data`` (by file name without ending).
 
-    The folder is `paths.figures_output`. The same figure gives the same bytes.
+    The folder is `paths.figures_output`. The same figure gives the same bytes. A ``<name>.yaml`` that is there holds
+    the parameters of the numbers that are replaced: it is moved aside, to ``<name>.yaml.old``.
     """
     folder = paths.figures_output()
+    with suppress(FileNotFoundError):
+        (folder / f"{name}.yaml").rename(folder / f"{name}.yaml.old")
     written = []
     with mpl.rc_context(SAVED):
         for ending, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):

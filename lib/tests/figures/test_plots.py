@@ -153,3 +153,14 @@ def test_wrong_references_and_entries_are_named():
         figure_2.Config(NETWORK, 300, recorded=101)
     with pytest.raises(ValueError, match="recorded is 1, expected a whole number of at least 2"):
         figure_2.Config(NETWORK, 300, recorded=1)  # the first and the last
+
+
+def test_parameters_of_numbers_that_are_replaced_are_moved_aside(tmp_path, monkeypatch):
+    monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("depth: 3\n")
+    (tmp_path / "other.yaml").write_text("depth: 4\n")
+    save("mine", Figure(), {"mine": {"depth": [5]}})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mine.csv", "mine.pdf", "mine.png", "mine.yaml.old", "other.yaml",
+    ]  # fmt: skip
+    assert (tmp_path / "mine.yaml.old").read_text() == "depth: 3\n"

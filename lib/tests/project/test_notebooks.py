@@ -143,6 +143,9 @@ def test_a_file_of_parameters_is_text_with_values(toy):
     file.write_text("mode: naïve\n", encoding="latin-1")
     with pytest.raises(WrongParameters, match=r"^my\.yaml is not text in UTF-8: save it in that encoding\.$"):
         parameters.by_hand(file=str(file))
+    file.write_text("depth: 2\nmode: plain\ndepth: 3\n")
+    with pytest.raises(WrongParameters, match=r"^my\.yaml is not YAML: depth has more than one value$"):
+        parameters.by_hand(file=str(file))
     for nothing in ("", "# depth: 3\n", "{}\n"):
         file.write_text(nothing)
         with pytest.raises(WrongParameters, match=r"^my\.yaml holds no values, expected lines 'name: value'\.$"):
