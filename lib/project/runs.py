@@ -204,7 +204,8 @@ def _train_command(chosen: argparse.Namespace) -> None:
     config_of(values)  # checks itself
     _check_place(values)
     train(values)
-    if not names:  # of several runs, the process that started them gathers the records
+    # Of several runs, the process that started them gathers the records; a trial has none.
+    if not names and not config_of(values).trial:
         records.gather()
 
 

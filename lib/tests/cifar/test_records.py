@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
+import shipped
 import torch
 from cifar_set import needs_cifar10, write_set
 from finished_runs import finish, write_state
@@ -19,6 +21,17 @@ from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.figures.table_1 import PAPER_TABLE
 
 SMALL = {"depth": 4, "epochs": 2, "test_every": 2}
+
+
+def test_what_ships_is_what_the_records_give(tmp_path):
+    """Or the first training of a user's own would change tracked tables."""
+    tracked = shipped.ROOT / "checkpoints"
+    for file in (records.RUNS, records.DISTANCES):
+        shutil.copy(tracked / file, tmp_path)
+    shutil.copytree(tracked / "records", tmp_path / "records")
+    records.gather(tmp_path)
+    for file in (records.RUNS, records.DISTANCES):
+        assert (tmp_path / file).read_bytes() == (tracked / file).read_bytes()
 
 
 def test_a_run_becomes_rows(tmp_path, monkeypatch):
