@@ -142,7 +142,7 @@ def _download(root: Path) -> None:
                 _fetch(url, archive, CIFAR10.tgz_md5, patient=url == urls[-1])
                 break
             except _NotFetched as error:
-                tried.append(f"{url} ({error})")
+                tried.append(f"{url} ({' '.join(str(error).split())})")
                 if not paths.unattended():
                     print(f"CIFAR-10 is not to be had from {tried[-1]}.", file=sys.stderr)
         else:
