@@ -51,6 +51,15 @@ def ratios_along_depth(weights: Tensor, parts: int = PARTS) -> list[float]:
     return [von_neumann_ratio(part) for part in weights.tensor_split(parts)]
 
 
+def smooth_share(weights: Tensor, parts: int = PARTS) -> float:
+    """The share of the depth whose layers are smooth: of ``parts`` equal parts of the layers of ``weights`` (L, ...),
+    those whose von Neumann ratio is below `SMOOTH_BELOW`. nan if a part does not vary with depth, or is so short
+    that not even a straight line counts as smooth (fewer than 11 layers)."""
+    ratios = np.array(ratios_along_depth(weights, parts))
+    long_enough = straight_line_ratio(len(weights) // parts) < SMOOTH_BELOW
+    return float((ratios < SMOOTH_BELOW).mean()) if long_enough and np.isfinite(ratios).all() else math.nan
+
+
 def straight_line_ratio(layers: int) -> float:
     """The von Neumann ratio of ``layers`` points on a straight line: 12/(n(n+1)) for n points (nan below two)."""
     return 12 / (layers * (layers + 1)) if layers > 1 else math.nan
@@ -64,6 +73,33 @@ def von_neumann_ratios(weights: Tensor) -> Tensor:
     variance = weights.var(dim=0)
     ratio = torch.diff(weights, dim=0).square().mean(dim=0) / variance
     return torch.where(variance > 1e-28 * weights.square().sum(dim=0), ratio, math.nan)
+
+
+# Half of what independent layers have.
+ROUGH = 0.75
+
+
+def local_roughness(distance, second_difference, parts: int = 0) -> np.ndarray:
+    """How rough layers Z_1, ..., Z_L are at a place of the depth: for k = 2..L-1
+
+        |Z_{k+1} - 2 Z_k + Z_{k-1}|^2 / (|Z_{k+1} - Z_k|^2 + |Z_k - Z_{k-1}|^2)
+
+    which is 1 - 2 <a, b> / (|a|^2 + |b|^2) with the steps a to layer k and b from it, between 0 and 2. 0 on a straight
+    line and O(1/L^2) on a smooth curve; 1 if a step has nothing to do with the one before, as in a random walk; 3/2 for
+    independent layers, on average; 2 if each step takes the one before back.
+
+    ``distance``: |Z_{k+1} - Z_k|, shape (..., L-1); ``second_difference``: (..., L-2). Returns (..., L-2), or with
+    ``parts`` P > 0 (..., P), the means over equal parts of the layers. nan if three layers are equal, and
+    of parts without layers.
+    """
+    above = np.square(np.asarray(second_difference, dtype=float))
+    steps = np.square(np.asarray(distance, dtype=float))
+    below = steps[..., 1:] + steps[..., :-1]
+    found = np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+    if not parts:
+        return found
+    split = np.array_split(found, parts, axis=-1)
+    return np.stack([part.mean(axis=-1) if part.shape[-1] else found.sum(axis=-1) * np.nan for part in split], axis=-1)
 
 
 def layer_noise(weights: Tensor, order: int = 8) -> float:

@@ -12,35 +12,67 @@ from lib.cifar.network import INITIALISATIONS, ConvNetConfig
 from lib.cifar.records import CONVOLUTIONS, Run
 
 
+@dataclass(frozen=True, order=True)
+class Setting:
+    """How networks were trained, whatever their activation, initialisation and seed. A median, a difference or a block
+    of a table is over networks of one setting."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    depth: int = 256
+    channels: int = 16
+    batch_norm: bool = True
+    norm_groups: int = 0
+    adaptive: bool = False
+    hold_stem: bool = False
+    depth_scaling: bool = False
+
+    @classmethod
+    def of(cls, config: CifarConfig) -> "Setting":
+        """The setting that a run was trained in."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+    @property
+    def words(self) -> str:
+        """What it says beside the network and the length of the schedule: "batch size 64, learning rate 0.04", and the
+        options that the paper does not have."""
+        options = ("adaptive", "hold_stem", "depth_scaling")
+        named = [name.replace("_", " ") for name in options if getattr(self, name)]
+        return ", ".join([f"batch size {self.batch_size}", f"learning rate {self.learning_rate:g}", *named])
+
+
 @dataclass(frozen=True)
 class NetworkChoice:
-    """Which trained networks to look at. ``epochs`` 0 means schedules of any length."""
+    """Which trained networks to look at; 0 for ``epochs``, ``learning_rate`` or ``batch_size`` means any."""
 
     activation: str = "gelu"
     batch_norm: bool = True
     depth: int = 256
     learning_rate: float = 0.04
     epochs: int = 0
+    batch_size: int = 64
 
     def __post_init__(self) -> None:
         checks.make_plain(self)
         network = ConvNetConfig(depth=self.depth, activation=self.activation, batch_norm=self.batch_norm)
         object.__setattr__(self, "activation", network.activation)
-        checks.positive_float("learning_rate", self.learning_rate)
+        checks.positive_float("learning_rate", self.learning_rate, zero_allowed=True)
         checks.positive_int("epochs", self.epochs, least=0)
+        checks.positive_int("batch_size", self.batch_size, least=0)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the choice says of a run's configuration; None if it says nothing."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"epochs": self.epochs or None}
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return named | {name: named[name] or None for name in ("epochs", "learning_rate", "batch_size")}
 
     def select(self, runs: Iterable[Run], **conditions: Any) -> list[Run]:
-        """The runs of this choice, in the paper's setting otherwise (16 channels, batches of 64, whole set, a stem that
-        trains with the rest, no group norm), as far as the conditions say nothing else; one of None is left out. How
-        often a run was evaluated is no part of its training: of runs that differ in nothing else, one counts."""
+        """The runs of this choice, in the paper's setting otherwise (16 channels, whole set, a stem that trains with
+        the rest, no group norm), as far as the conditions say nothing else; one of None is left out. How often a run
+        was evaluated is no part of its training: of runs that differ in nothing else, one counts."""
         paper = {
             "channels": 16,
-            "batch_size": 64,
             "adaptive": False,
             "hold_stem": False,
             "depth_scaling": False,
@@ -73,29 +105,56 @@ def run_name(words: str) -> str:
     return CifarConfig(activation, initialisation, epochs=int(epochs)).name
 
 
-def by_schedule(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[int, dict[str, list[Run]]]:
-    """The runs of one choice for each length of schedule, the shortest first (lengths are never mixed), and for each
+def released_setting(choice: NetworkChoice) -> Setting:
+    """The setting of the released script in what the choice leaves open, over a schedule of any length (0)."""
+    released = CifarConfig(
+        batch_norm=choice.batch_norm,
+        depth=choice.depth,
+        learning_rate=choice.learning_rate or CifarConfig.learning_rate,
+        batch_size=choice.batch_size or CifarConfig.batch_size,
+    )
+    return replace(Setting.of(released), epochs=0)
+
+
+RELEASED = released_setting(NetworkChoice()).words
+
+
+def by_setting(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[Setting, dict[str, list[Run]]]:
+    """The runs of one choice in each setting, the shortest schedule first (settings are never mixed), and in it of each
     initialisation, "weight-tied" before "iid". An initialisation without any run is left out."""
-    found: dict[int, dict[str, list[Run]]] = {}
-    runs = choice.select(runs, **conditions)
-    for run in sorted(runs, key=lambda run: (run.config.epochs, INITIALISATIONS.index(run.config.initialisation))):
-        found.setdefault(run.config.epochs, {}).setdefault(run.config.initialisation, []).append(run)
+    found: dict[Setting, dict[str, list[Run]]] = {}
+
+    def place(run: Run) -> tuple[Setting, int]:
+        return Setting.of(run.config), INITIALISATIONS.index(run.config.initialisation)
+
+    for run in sorted(choice.select(runs, **conditions), key=place):
+        found.setdefault(Setting.of(run.config), {}).setdefault(run.config.initialisation, []).append(run)
     return found
+
+
+def longest_schedule(runs: Iterable[Run]) -> list[Run]:
+    """The runs that have the most epochs among those of these that differ in activation, initialisation, seed and
+    length of schedule alone."""
+    runs = list(runs)
+    settings = [replace(Setting.of(run.config), epochs=0) for run in runs]
+    longest: dict[Setting, int] = {}
+    for run, setting in zip(runs, settings, strict=True):
+        longest[setting] = max(longest.get(setting, 0), run.config.epochs)
+    return [run for run, setting in zip(runs, settings, strict=True) if run.config.epochs == longest[setting]]
 
 
 def with_repeats(runs: Iterable[Run], choice: NetworkChoice, seed: int, **conditions: Any) -> list[Run]:
     """The runs of a choice and seed, and after them those of the other seeds with the longest schedule that there is,
     which tell how much of what is seen is the seed's."""
     found = choice.select(runs, **conditions)
-    repeats = records.longest_schedule(found)
+    repeats = longest_schedule(found)
     return records.select(found, seed=seed) + [run for run in repeats if run.config.seed != seed]
 
 
 def longest_by_depth(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> list[Run]:
     """The weight-tied runs of a choice in every depth there is, each depth's longest schedule, the shallowest first."""
     found = choice.select(runs, initialisation="weight-tied", depth=None, **conditions)
-    depths = sorted({run.config.depth for run in found})
-    return [run for depth in depths for run in records.longest_schedule(records.select(found, depth=depth))]
+    return sorted(longest_schedule(found), key=lambda run: run.config.depth)
 
 
 # The variables of `make train` for what a choice and its conditions name.
@@ -105,6 +164,7 @@ VARIABLES = {
     "batch_norm": "BATCH_NORM",
     "depth": "DEPTH",
     "learning_rate": "LR",
+    "batch_size": "BATCH_SIZE",
     "epochs": "EPOCHS",
     "seed": "SEED",
 }

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lib import tables
 from lib.cifar import dataset, schedule
-from lib.cifar.records import CONVOLUTIONS, Run
-from lib.measures import SMOOTH_BELOW
+from lib.cifar.records import CONVOLUTIONS, SHARES, Run
+from lib.measures import SMOOTH_BELOW, smooth_share
 
 SCALES = ("stem_scale", "path_length", "relative_path_length")
 RATIOS = tuple(f"von_neumann_{name}" for name in CONVOLUTIONS)
@@ -45,6 +45,17 @@ def measure_parts(
         for part, values in enumerate(zip(*found, strict=True), start=1):
             rows.append(describe_run(run) | {"part": part} | dict(zip(names, values, strict=True)))
     return make_columns(rows, ("part",), names)
+
+
+def smooth_shares(run: Run) -> dict[str, float]:
+    """The `smooth_share` of a run's layers after training, by the names in `SHARES`: what its record says, or else what
+    its weights do. nan if neither is here, since successive distances do not tell the variance of a part."""
+    found = {name: run.values.get(name, math.nan) for name in SHARES}
+    if all(math.isnan(share) for share in found.values()) and run.has_weights:
+        layers = run.load().network.residual_layers
+        weights = (layers.stacked(f"{name}.weight").detach() for name in CONVOLUTIONS)
+        found = {name: smooth_share(of) for name, of in zip(SHARES, weights, strict=True)}
+    return found
 
 
 def smoothness_in_training(runs: Iterable[Run]) -> dict[str, list]:

@@ -20,10 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib import paths
+from lib.cifar.network import CONVOLUTIONS
 
 FORMAT = "layer log"
 FORMAT_VERSION = 1
 ENDING = ".layers.safetensors"
+MEASURED = ("norm", "distance", "second_difference")
+NAMES = ("epoch", *(f"{what}_{name}" for name in CONVOLUTIONS for what in MEASURED))
 ASIDE = "move it aside, and restore it from where the run was trained"
 LayerLog = dict[str, Tensor]
 
@@ -71,9 +74,11 @@ def read(path: Path, run: str) -> LayerLog:
         raise LayerLogError(f"{path} is not a whole layer log ({error}): {ASIDE}.") from error
     if header.get("format") != FORMAT or header.get("format_version") != str(FORMAT_VERSION):
         raise LayerLogError(f"{path} has format {header.get('format')!r}, expected {FORMAT!r}: it is another file.")
-    if (found := json.loads(header.get("run", "null"))) != run:
+    if (found := header.get("run")) != json.dumps(run):
         raise LayerLogError(f"{path} is the layer log of {found}, expected that of {run}: it belongs to another run.")
-    if len({len(values) for values in log.values()}) != 1 or "epoch" not in log:
+    if lacking := [name for name in NAMES if name not in log]:
+        raise LayerLogError(f"{path} lacks {', '.join(lacking)}, expected with a layer log: {ASIDE}.")
+    if len({len(values) for values in log.values()}) != 1:
         shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in log.items())
         raise LayerLogError(f"{path} holds {shapes or 'nothing'}, expected a row an epoch of each: {ASIDE}.")
     return log

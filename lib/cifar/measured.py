@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from lib import checks, paths, tables
 from lib.cifar import dataset, records, resampling
+from lib.cifar.choice import NetworkChoice
 from lib.cifar.dataset import Images
 from lib.cifar.network import ConvResNet
 from lib.cifar.records import Run
@@ -138,8 +139,8 @@ def representatives(runs: Sequence[Run]) -> list[Run]:
     """Those of `REPRESENTATIVES` whose weights are here, in that order."""
     found = []
     for activation, initialisation, epochs in REPRESENTATIVES:
-        wanted = {"activation": activation, "initialisation": initialisation, "epochs": epochs}
-        found += records.select(runs, **wanted, depth=256, seed=0, batch_norm=True, hold_stem=False)[:1]
+        choice = NetworkChoice(activation, epochs=epochs)
+        found += choice.select(runs, initialisation=initialisation, seed=0)[:1]
     return found
 
 

@@ -4,8 +4,8 @@
     layers   h_{k+1} = h_k + (1/L) bn2(conv2(s(bn1(conv1(h_k)))))     k = 0..L-1, conv 3x3 with bias
     head     F(x)    = linear(average pooling of h_L)                 (n, 16, 10, 10) -> (n, 64) -> (n, 10)
 
-The strides (3 in the stem, 1 in the residual layers) are those of the released code and of its checkpoints;
-the paper's text says 2 and 2. The stem's ReLU stays whatever the activation s.
+The strides (3 in the stem, 1 in the residual layers) and the padding are those of the released script, whose head has
+64 features; the paper's text says strides of 2 and 2. The stem's ReLU stays whatever the activation s.
 """
 
 import math
@@ -22,8 +22,7 @@ from lib.engine import build as engine
 CLASSES = 10
 CONVOLUTIONS = ("conv1", "conv2")  # of a layer
 INITIALISATIONS = ("weight-tied", "iid")
-# 0 and 1 both give 10x10; with 1 a checkpoint of the released format reproduces its logged test accuracy and loss.
-STEM_PADDING = 1
+STEM_PADDING = 1  # of the released script; 0 would give 10x10 as well
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.1
 # Without batch norm, conv1 starts this much below Xavier's scale, so that 256 layers start near the identity.

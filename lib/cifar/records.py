@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib import checks, paths, tables
+from lib import checks, measures, paths, tables
 from lib.checks import Divergence
 from lib.cifar import layer_log, states, training
 from lib.cifar.checkpoints import Checkpoint, CheckpointError, load, save
@@ -32,8 +32,9 @@ from lib.cifar.network import CONVOLUTIONS, ConvResNet
 VERSION = 1
 ENTRIES = ("run", "config", "summary", "versions", "successive_distance", "log")
 PAPER_EPOCHS = 180
+SHARES = tuple(f"smooth_share_{name}" for name in CONVOLUTIONS)  # of the depth; older records lack them
 RUNS, DISTANCES, SWEEP = "runs.csv", "successive_distance.csv", "sweep.csv"
-SPIKE, ROUNDING = "loss_spike.csv", "rounding.csv"
+SPIKE, ROUNDING, PUBLISHED = "loss_spike.csv", "rounding.csv", "published_curves.csv"
 
 
 # ------------------------------------------------------------------------------------------ of a finished run
@@ -96,6 +97,8 @@ def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path,
             f"The run {config.name} in {folder} is no result, since {found}: train one with a learning rate below "
             f"{config.learning_rate:g}."
         )
+    shares = (measures.smooth_share(of) for of in training.kernels(network).values())
+    summary |= {name: None if math.isnan(share) else share for name, share in zip(SHARES, shares, strict=True)}
     weights = folder / f"{config.name}.safetensors"
     save(weights, Checkpoint(config, network, summary, state["versions"]))
     entries = {
@@ -177,12 +180,12 @@ def _write_tables(folder: Path, found: Sequence[Path]) -> int:
     records = [_read_record(path) for path in found]
     recorded = {record["run"] for record in records}
     runs, layers = _kept_rows(folder / RUNS, recorded), _kept_rows(folder / DISTANCES, recorded)
-    runs = [
-        {"run": row["run"], **asdict(CifarConfig()), **rename_saved(row)} for row in runs
-    ]  # with what older rows do not name
+    runs = [asdict(CifarConfig()) | rename_saved(row) for row in runs]  # older rows lack some
+    runs = [{"run": row["run"], **row, **dict.fromkeys(SHARES, math.nan), **row} for row in runs]
     for record in records:
         config = asdict(CifarConfig(**rename_saved(record["config"])))
         summary = {name: value for name, value in record["summary"].items() if name not in config}
+        summary |= {name: summary.get(name) for name in SHARES}
         row = {"run": record["run"], **config, **summary, **record["versions"]}
         runs.append({name: math.nan if value is None else value for name, value in row.items()})
         for name, values in record["successive_distance"].items():
@@ -298,6 +301,12 @@ def read_rounding() -> dict[str, np.ndarray]:
     return read_table(ROUNDING, ("depth", "batch_size", "dtype", "seed", "epoch", "step", "loss", *measured))
 
 
+def read_published() -> dict[str, np.ndarray]:
+    """``checkpoints/published_curves.csv``: four entries of the authors' network (GELU, weight-tied) over its layers,
+    read off the two pictures of it that they published; no rows if there is no such file."""
+    return read_table(PUBLISHED, ("picture", "convolution", "layer", "entry"))
+
+
 # Tables of `lib.cifar.measured` by name, ``checkpoints/<name>.csv``, and their columns.
 MEASURED = {
     "resampling": ("run", "layers", "weights", "statistics", "images", "accuracy", "accuracy_all", "distance"),
@@ -322,13 +331,6 @@ def select(runs: Iterable[Run], **conditions: Any) -> list[Run]:
     """The runs whose config has these values; a condition of None is left out."""
     wanted = {name: value for name, value in conditions.items() if value is not None}
     return [run for run in runs if all(getattr(run.config, name) == value for name, value in wanted.items())]
-
-
-def longest_schedule(runs: Iterable[Run]) -> list[Run]:
-    """The runs with the most epochs among these: schedules of different lengths are never mixed."""
-    runs = list(runs)
-    most = max((run.config.epochs for run in runs), default=0)
-    return [run for run in runs if run.config.epochs == most]
 
 
 def training_length(epochs: int) -> str:

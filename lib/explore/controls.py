@@ -57,6 +57,10 @@ def whole_number(text: str, tooltip: str, most: int = 9999) -> Callable[[Any], w
     return control
 
 
+def _epoch(value: Any) -> widgets.ValueWidget:
+    return widgets.IntSlider(value, min=0, max=max(180, value), continuous_update=False, **label("epoch"))
+
+
 CONTROLS: dict[str, Callable[[Any], widgets.ValueWidget]] = {
     "depth": scale("depth <i>L</i>", "number of layers of the deepest network", [2**k for k in range(3, 11)]),
     "width": scale("width <i>m</i>", "neurons of each layer", [2**k for k in range(8)]),
@@ -74,6 +78,7 @@ CONTROLS: dict[str, Callable[[Any], widgets.ValueWidget]] = {
     "reference": menu("reference", "in the limit's place", list(REFERENCES)),
     "sampling": menu("sampling", "of the norm over s", conventions.SAMPLING_RULES),
     "accuracy": menu("accuracy", "of which epoch", ("last", "best")),
+    "epoch": _epoch,
     "seed": whole_number("seed", "draws weights and data"),
     "row": whole_number("row", "of the entry shown, counted from 0"),
     "column": whole_number("column", "of the entry shown, counted from 0"),

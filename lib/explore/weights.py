@@ -14,6 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from lib.cifar.choice import RELEASED, Setting
 from lib.cifar.config import CifarConfig
 from lib.cifar.dataset import CLASSES
 from lib.cifar.records import CONVOLUTIONS
@@ -128,6 +129,8 @@ def trained_name(config: CifarConfig) -> str:
     """A trained network in words: initialisation, activation, schedule and what else differs from the paper."""
     parts = [word(config.initialisation), word(config.activation)]
     parts += [_norm(config), f"L = {config.depth}", f"{config.epochs} epochs"]
+    setting = Setting.of(config).words
+    parts += [] if setting == RELEASED else [setting]
     return " · ".join([*filter(None, parts), f"seed {config.seed}"])
 
 

@@ -14,6 +14,7 @@ from lib.figures import (
     figure_1_left,
     figure_1_right,
     figure_2,
+    figure_3,
     figure_4,
     initialisation,
     long_time,
@@ -38,6 +39,7 @@ ROOMS = (
     figure_2,
     initialisation,
     relu_counterexample,
+    figure_3,
     table_1,
     figure_4,
     mean_limit,
@@ -95,7 +97,7 @@ def judge_all(profile: str = "paper") -> list[Claim]:
     rooms = [*ROOMS, *(room for room, table in IF_TRAINED.items() if (folder(profile) / f"{table}.csv").is_file())]
     found = [claim for room in rooms for claim in room.claims(partial(read, profile))]
     order = ["Prop. 2", "Prop. 3", "clipped flow", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"]
-    order += ["Table 1", "Appendix", BEYOND]
+    order += ["Fig. 3", "Table 1", "Appendix", BEYOND]
     return sorted(found, key=lambda claim: next(i for i, name in enumerate(order) if claim.where.startswith(name)))
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import records
-from lib.cifar.choice import NetworkChoice
+from lib.cifar.choice import NetworkChoice, longest_schedule
 from lib.cifar.course import RATIOS, SCALES, describe_run, make_columns, smoothness_in_training
 from lib.cifar.records import Run
 from lib.figures.experiment import Progress, silent
@@ -34,7 +34,11 @@ class Config:
 def compute(config: Config, progress: Progress = silent) -> Data:
     """The networks at the end of training, the small ones along training, and the spike of a loss."""
     found = records.read_runs()
-    stems = records.longest_schedule(config.small.select(found, initialisation="weight-tied", hold_stem=None))
+    small = config.small.select(found, initialisation="weight-tied", hold_stem=None)
+    both = {run.config.epochs for run in small if run.config.hold_stem} & {
+        run.config.epochs for run in small if not run.config.hold_stem
+    }
+    stems = records.select(small, epochs=max(both)) if both else longest_schedule(small)
     return {
         "stem": relative_path_lengths(config.choice.select(found, activation=None, hold_stem=None)),
         "stem_training": smoothness_in_training(stems),

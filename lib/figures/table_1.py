@@ -2,20 +2,29 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import records
-from lib.cifar.choice import NetworkChoice, length_in_words
-from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
+from lib.cifar.choice import (
+    RELEASED,
+    NetworkChoice,
+    Setting,
+    length_in_words,
+    longest_schedule,
+    released_setting,
+)
+from lib.cifar.course import RATIOS, smooth_shares
+from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, SHARES, Run
 from lib.figures.claim import OPEN, Claim, Read, judge
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import styled
-from lib.measures import SMOOTH_BELOW
+from lib.measures import PARTS, SMOOTH_BELOW
 
 PAPER_RUNS = 5
 
@@ -70,67 +79,87 @@ def median_and_range(values: Iterable[float]) -> tuple[float, float]:
 
 
 def compare(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") -> dict[str, list]:
-    """The table of ``table_1.csv``, a row for each of the paper's: its numbers and ours.
+    """The table of ``table_1.csv``: a block for each `Setting` (whatever its schedule) of the choice, and in each a row
+    for each of the paper's, its numbers and ours, of the runs with the longest schedule in that setting. The released
+    script's setting comes first, whole; of the others there are the rows that are trained.
 
-    ``resampling`` is the median of the `resampling_distances` of those of its runs that have one (nan of none).
+    ``smooth``: all medians of the von Neumann ratio over all layers are below `SMOOTH_BELOW`. ``smooth_share_...``: the
+    median of `smooth_shares`, over those ``smooth_known`` runs of which it is known. ``resampling``: the median of the
+    `resampling_distances`, over the runs that have one. Each is nan of none.
 
-    Without batch norm the columns paper_... are absent: the paper's networks have it. Each row takes the runs of
-    its longest schedule. ``accuracy`` "last" takes that of the last epoch, "best" that of the best evaluated epoch (see
-    ``test_every``), which is what the released checkpoints log.
+    Without batch norm the columns paper_... are absent: the paper's networks have it. ``accuracy`` "last" takes that of
+    the last epoch, "best" that of the best evaluated epoch (see ``test_every``), which is what the released checkpoints
+    log.
     """
     checks.choice("accuracy", accuracy, ("last", "best"))
-    suffix = "" if accuracy == "last" else "_best"
-    runs, resampled = list(runs), resampling_distances()
+    resampled = resampling_distances()
+    found = choice.select(runs, activation=None)
+    first = released_setting(choice)
+    settings = sorted({replace(Setting.of(run.config), epochs=0) for run in found} - {first})
     rows = []
-    for paper in PAPER_TABLE:
-        here = choice.select(runs, activation=paper.activation, initialisation=paper.initialisation)
-        here = records.longest_schedule(here)
-        train, train_range = median_and_range(run.values[f"train_accuracy{suffix}"] for run in here)
-        test, test_range = median_and_range(run.values[f"test_accuracy{suffix}"] for run in here)
-        ratios = [median_and_range(run.values[f"von_neumann_{name}"] for run in here)[0] for name in CONVOLUTIONS]
-        published = {
-            "paper_train": paper.train,
-            "paper_train_range": paper.train_range,
-            "paper_test": paper.test,
-            "paper_test_range": paper.test_range,
-            "paper_smooth": paper.smooth,
-        }
-        rows.append(
-            {
-                "activation": paper.activation,
-                "initialisation": paper.initialisation,
-                **(published if choice.batch_norm else {}),
-                "train": train,
-                "train_range": train_range,
-                "test": test,
-                "test_range": test_range,
-                "von_neumann_conv1": ratios[0],
-                "von_neumann_conv2": ratios[1],
-                "smooth": all(ratio < SMOOTH_BELOW for ratio in ratios),
-                "resampling": median_and_range(
-                    resampled[run.config.name] for run in here if run.config.name in resampled
-                )[0],
-                "runs": len(here),
-                "epochs": here[0].config.epochs if here else 0,
-            }
-        )
+    for setting in (first, *settings):
+        block = [run for run in found if replace(Setting.of(run.config), epochs=0) == setting]
+        for paper in PAPER_TABLE:
+            here = records.select(block, activation=paper.activation, initialisation=paper.initialisation)
+            if here or setting == first:
+                row = {"setting": setting.words, "activation": paper.activation}
+                row |= {"initialisation": paper.initialisation} | (_published(paper) if choice.batch_norm else {})
+                rows.append(row | _ours(longest_schedule(here), accuracy, resampled))
     return tables.from_rows(rows)
 
 
+def _published(paper: PaperRow) -> dict[str, Any]:
+    return {
+        "paper_train": paper.train,
+        "paper_train_range": paper.train_range,
+        "paper_test": paper.test,
+        "paper_test_range": paper.test_range,
+        "paper_smooth": paper.smooth,
+    }
+
+
+def _ours(runs: list[Run], accuracy: str, resampled: Mapping[str, float]) -> dict[str, Any]:
+    # The part of a row that says what was measured, over runs of one setting and schedule.
+    suffix = "" if accuracy == "last" else "_best"
+    train, train_range = median_and_range(run.values[f"train_accuracy{suffix}"] for run in runs)
+    test, test_range = median_and_range(run.values[f"test_accuracy{suffix}"] for run in runs)
+    ratios = {name: median_and_range(run.values[name] for run in runs)[0] for name in RATIOS}
+    known = [shares for run in runs if np.isfinite(list((shares := smooth_shares(run)).values())).all()]
+    distances = (resampled[run.config.name] for run in runs if run.config.name in resampled)
+    return {
+        "train": train,
+        "train_range": train_range,
+        "test": test,
+        "test_range": test_range,
+        **ratios,
+        "smooth": all(ratio < SMOOTH_BELOW for ratio in ratios.values()),
+        **{name: median_and_range(shares[name] for shares in known)[0] for name in SHARES},
+        "smooth_known": len(known),
+        "resampling": median_and_range(distances)[0],
+        "runs": len(runs),
+        "epochs": runs[0].config.epochs if runs else 0,
+        "seeds": " ".join(str(run.config.seed) for run in runs),
+    }
+
+
 def make_readable(table: Mapping[str, list]) -> dict[str, list[str]]:
-    """The table as it is read and printed: a row says itself if it has fewer epochs or runs than the paper."""
+    """The table as it is read and printed: the first row of a block names its setting, and a row says itself if it
+    has fewer epochs or runs than the paper."""
 
     def percent(middle: float, spread: float) -> str:
         return f"{middle:.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
 
-    lines = []
+    lines, block = [], None
     for row in tables.rows(table):
-        line = {"activation": tables.word(row["activation"]), "initialisation": tables.word(row["initialisation"])}
+        line = {"setting": "" if row["setting"] == block else row["setting"]}
+        block = row["setting"]
+        line |= {"activation": tables.word(row["activation"]), "initialisation": tables.word(row["initialisation"])}
         if "paper_test" in row:
             line["paper train %"] = percent(row["paper_train"], row["paper_train_range"])
             line["paper test %"] = percent(row["paper_test"], row["paper_test_range"])
             line["paper smooth"] = "yes" if row["paper_smooth"] else "no"
-        ours = ("train %", "test %", "von Neumann conv1", "von Neumann conv2", "smooth", "resampling distance")
+        ours = ("train %", "test %", "von Neumann conv1", "von Neumann conv2", "smooth over all layers",
+                "smooth eighths conv1", "smooth eighths conv2", "resampling distance")  # fmt: skip
         if row["runs"] == 0:
             line |= dict.fromkeys(ours, "-") | {"trained": "not yet"}
         else:
@@ -140,11 +169,19 @@ def make_readable(table: Mapping[str, list]) -> dict[str, list[str]]:
                 f"{row['von_neumann_conv1']:.2g}",
                 f"{row['von_neumann_conv2']:.2g}",
                 "yes" if row["smooth"] else "no",
+                *(_eighths(row[name], row["smooth_known"], row["runs"]) for name in SHARES),
                 "-" if math.isnan(row["resampling"]) else f"{row['resampling']:.2g}",
             )
-            line |= dict(zip(ours, texts, strict=True)) | {"trained": _trained(row["epochs"], row["runs"])}
+            line |= dict(zip(ours, texts, strict=True)) | {"trained": _trained(row)}
         lines.append(line)
     return tables.from_rows(lines)
+
+
+def _eighths(share: float, known: int, runs: int) -> str:
+    # Of how many runs the share is known is said if it is not known of all.
+    if known == 0:
+        return "unknown"
+    return f"{PARTS * share:g} of {PARTS}" + ("" if known == runs else f" ({known} run{'' if known == 1 else 's'})")
 
 
 def resampling_distances() -> dict[str, float]:
@@ -159,25 +196,35 @@ def resampling_distances() -> dict[str, float]:
     }
 
 
-def _trained(epochs: int, runs: int) -> str:
+def _trained(row: Mapping[str, Any]) -> str:
+    runs, seeds = row["runs"], str(row["seeds"]).split()
     count = f"{runs} runs" if runs >= PAPER_RUNS else f"{runs} of {PAPER_RUNS} runs"
-    return f"{records.training_length(epochs)}, {count}"
+    named = f"seed{'' if runs == 1 else 's'} {', '.join(seeds)}"
+    return f"{records.training_length(row['epochs'])}, {count} ({named})"
 
 
 def claims(read: Read) -> Iterator[Claim]:
-    """What the paper says of its trained networks; open if none was trained for as long as the paper's."""
+    """What the paper says of its trained networks, for each setting that some were trained in; open if none was trained
+    for as long as the paper's."""
     for row in tables.rows(read("table_1")):
         claimed, found = row["paper_smooth"], row["smooth"]
         network = f"{tables.word(row['activation'])}, {tables.word(row['initialisation'])}"
+        if row["setting"] != RELEASED:
+            network += f", {row['setting']}"
+        share = ", ".join(
+            f"{_eighths(row[name], row['smooth_known'], row['runs'])} ({convolution})"
+            for name, convolution in zip(SHARES, CONVOLUTIONS, strict=True)
+        )
         measured = (
-            f"von Neumann ratio {row['von_neumann_conv1']:.2g} (conv1) and {row['von_neumann_conv2']:.2g} (conv2) "
-            f"after {length_in_words(row['epochs'], row['runs'])}"
+            f"von Neumann ratio over all layers {row['von_neumann_conv1']:.2g} (conv1) and "
+            f"{row['von_neumann_conv2']:.2g} (conv2), smooth eighths of the depth {share}, "
+            f"after {length_in_words(row['epochs'], row['runs'])} ({row['setting']})"
         )
         yield Claim(
             f"CIFAR-10, {network}: {'smooth' if claimed else 'rough'} across layers after training",
             "Table 1",
             measured if row["runs"] else "nothing trained yet",
-            f"{'both' if claimed else 'not both'} below {SMOOTH_BELOW} (medians over runs)",
+            f"{'both' if claimed else 'not both'} below {SMOOTH_BELOW} over all layers (medians over runs)",
             "",
             judge(claimed == found) if row["epochs"] >= PAPER_EPOCHS else OPEN,
             "table_1",

@@ -6,7 +6,7 @@ import numpy as np
 
 from lib import paths, tables
 from lib.cifar import records
-from lib.cifar.choice import NetworkChoice, run_name
+from lib.cifar.choice import RELEASED, NetworkChoice, run_name
 from lib.cifar.course import course, smoothness_in_training
 from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
@@ -99,19 +99,19 @@ def ratio(network: str) -> str:
 
 def as_published() -> str:
     """How many rows of Table 1 have the paper's word on smoothness."""
-    found = table("table_1")
+    found = select(table("table_1"), setting=RELEASED)
     return f"{int((found['smooth'] == found['paper_smooth']).sum())} of {len(found['smooth'])}"
 
 
 def closer(convolution: str = "conv1") -> str:
     """How many times closer successive layers are from weight-tied than from i.i.d. ones, GELU, the paper's epochs."""
-    return f"{closer_by(table('figure_4'), PAPER_EPOCHS)[convolution]:.3g}"
+    return f"{closer_by(table('figure_4'), RELEASED, PAPER_EPOCHS)[convolution]:.3g}"
 
 
 def closer_in(part: str, convolution: str = "conv1") -> str:
     """The same in the "first" or the "last" quarter of the layers."""
     place = {"first": 0, "last": -1}[part]
-    return f"{closer_along_depth(table('figure_4_layers'), PAPER_EPOCHS, convolution)[place]:.3g}"
+    return f"{closer_along_depth(table('figure_4_layers'), RELEASED, PAPER_EPOCHS, convolution)[place]:.3g}"
 
 
 def lost_after(activation: str) -> str:

@@ -132,7 +132,7 @@ def test_a_layer_log_that_is_cut_or_of_another_run_is_refused_in_a_sentence(tmp_
     kernels = {"conv1": torch.randn(4, 2, 2, 3, 3), "conv2": torch.randn(4, 2, 2, 3, 3)}
     path = tmp_path / "log.layers.safetensors"
     layer_log.write(path, layer_log.extend({}, 0, kernels), "one")
-    with pytest.raises(layer_log.LayerLogError, match="is the layer log of one, expected that of other"):
+    with pytest.raises(layer_log.LayerLogError, match='is the layer log of "one", expected that of other'):
         layer_log.read(path, "other")
     whole = path.read_bytes()
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
@@ -143,10 +143,16 @@ def test_a_layer_log_that_is_cut_or_of_another_run_is_refused_in_a_sentence(tmp_
         ):
             layer_log.read(path, "one")
         assert path.read_bytes() == content
-    save_file({"epoch": torch.zeros(2), "norm_conv1": torch.zeros(1, 4)}, path, metadata=safetensors_header(whole))
-    with pytest.raises(
-        layer_log.LayerLogError, match=r"holds epoch \(2,\), norm_conv1 \(1, 4\), expected a row an epoch"
-    ):
+    header = safetensors_header(whole)
+    uneven = {name: torch.zeros(1 + (name == "epoch"), 4) for name in layer_log.NAMES}
+    save_file(uneven, path, metadata=header)
+    with pytest.raises(layer_log.LayerLogError, match=r"epoch \(2, 4\).*, expected a row an epoch of each: move it"):
+        layer_log.read(path, "one")
+    save_file({name: uneven[name] for name in layer_log.NAMES[:-1]}, path, metadata=header)
+    with pytest.raises(layer_log.LayerLogError, match="lacks second_difference_conv2, expected with a layer log: move"):
+        layer_log.read(path, "one")
+    save_file(uneven, path, metadata=header | {"run": "not JSON"})
+    with pytest.raises(layer_log.LayerLogError, match="is the layer log of not JSON, expected that of one"):
         layer_log.read(path, "one")
     save_file({"epoch": torch.zeros(2)}, path)
     with pytest.raises(layer_log.LayerLogError, match="has format None, expected 'layer log'"):

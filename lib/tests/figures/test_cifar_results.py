@@ -1,30 +1,47 @@
 """From the tables and networks of checkpoints/ to Figure 3, Table 1 and Figure 4."""
 
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from finished_runs import finish
 
-from lib import tables
+from lib import measures, paths, tables
 from lib.cifar import records
-from lib.cifar.choice import NetworkChoice, by_schedule, longest_by_depth, nothing_trained, with_repeats
+from lib.cifar.choice import (
+    RELEASED,
+    NetworkChoice,
+    Setting,
+    by_setting,
+    longest_by_depth,
+    longest_schedule,
+    nothing_trained,
+    with_repeats,
+)
 from lib.cifar.config import CifarConfig
-from lib.cifar.course import smoothness_in_training
+from lib.cifar.course import smooth_shares, smoothness_in_training
+from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.figures import figure_3, figure_4, smoothness
-from lib.figures.figure_3 import draw_entries, entries_across_layers, networks_by_schedule
-from lib.figures.figure_4 import closer_by, schedule_titles, successive_distance_tables
+from lib.figures.claim import FAILS, HOLDS
+from lib.figures.figure_3 import draw_entries, entries_across_layers, networks_by_setting
+from lib.figures.figure_4 import block_titles, closer_by, successive_distance_tables
 from lib.figures.smoothness import lost_by_depth, smoothness_along_depth
 from lib.figures.table_1 import compare, make_readable
 
 
 def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
-    networks = networks_by_schedule(records.read_runs(), trained)
-    assert list(networks) == [(30, "weight-tied"), (30, "iid"), (180, "weight-tied")]
-    assert all(
-        (run.config.epochs, run.config.initialisation, run.config.seed) == (*of, 0) for of, run in networks.items()
-    )
+    networks = networks_by_setting(records.read_runs(), trained)
+    assert [(setting.epochs, smooth) for setting, smooth in networks] == [
+        (30, "weight-tied"),
+        (30, "iid"),
+        (180, "weight-tied"),
+    ]
+    for (setting, initialisation), run in networks.items():
+        assert (Setting.of(run.config), run.config.initialisation, run.config.seed) == (setting, initialisation, 0)
+    short = next(setting for setting, _ in networks)
     entries = {"conv1": (1, 2, 0, 2), "conv2": (15, 0, 1, 1)}
     monkeypatch.setattr(figure_3, "draw_entries", lambda seed: entries)
     layers = {key: run.load().network.residual_layers for key, run in networks.items()}
@@ -33,37 +50,42 @@ def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
     assert curve["layer"].tolist() == list(range(1, 65))
     np.testing.assert_allclose(curve["value"], 0.1 * np.sin(2 * np.pi * np.arange(64) / 64), atol=1e-6)
     noise = tables.select(table, initialisation="iid", convolution="conv1")["value"]
-    layer = networks[30, "iid"].load().network.state_dict()["residual_layers.7.conv1.weight"]
+    layer = networks[short, "iid"].load().network.state_dict()["residual_layers.7.conv1.weight"]
     assert noise[7] == layer[1, 2, 0, 2].item()
     config = figure_3.Config(trained)
-    data = {"figure_3": table, "figure_3_networks": figure_3.describe(networks, layers)}
-    titles = {of: figure_3.panel_title(data, config, *of) for of in networks}
-    assert titles[30, "weight-tied"] == "GELU, weight-tied: test 50.00 %\nown schedule of 30 epochs (paper: 180)"
+    nothing = {name: [] for name in ("picture", "convolution", "layer", "entry")}
+    ratios = figure_3.published_ratios(nothing)
+    data = {"figure_3": table, "figure_3_networks": figure_3.describe(networks, layers, ratios)}
+    data["figure_3_published"] = nothing
+    titles = {
+        (setting.epochs, smooth): figure_3.panel_title(data, config, setting.words, setting.epochs, smooth)
+        for setting, smooth in networks
+    }
+    length = "own schedule of 30 epochs (paper: 180)"
+    assert titles[30, "weight-tied"] == f"GELU, weight-tied: test 50.00 %\n{length}\n{RELEASED}"
     panels = np.reshape(figure_3.draw(data, config).axes, (4, 2))
     assert [panel.get_title() for panel in panels[::2].flat] == [*titles.values(), "GELU, i.i.d."]
     drawn = panels[3, 0]  # conv2 of the weight-tied network of 180 epochs
     np.testing.assert_allclose(drawn.lines[0].get_ydata(), curve["value"], rtol=1e-6)
     assert drawn.get_ylabel() == "conv2 $[15,0,1,1]$"
     assert [panel.texts[0].get_text() for panel in panels[2:, 1]] == ["no such network is here"] * 2
-    networks[30, "weight-tied"].path.unlink()
-    assert list(networks_by_schedule(records.read_runs(), trained)) == [(30, "iid"), (180, "weight-tied")]
+    networks[short, "weight-tied"].path.unlink()
+    assert list(networks_by_setting(records.read_runs(), trained)) == list(networks)[1:]
 
 
 def test_schedules_are_never_mixed(trained):
-    networks = by_schedule(records.read_runs(), trained)
+    networks = by_setting(records.read_runs(), trained)
     # The 180-epoch run has no i.i.d. counterpart.
-    assert {epochs: list(pair) for epochs, pair in networks.items()} == {
+    assert {setting.epochs: list(pair) for setting, pair in networks.items()} == {
         30: ["weight-tied", "iid"],
         180: ["weight-tied"],
     }
-    for epochs, pair in networks.items():
+    for setting, pair in networks.items():
         for initialisation, runs in pair.items():
-            assert {(run.config.epochs, run.config.initialisation) for run in runs} == {(epochs, initialisation)}
-    assert list(by_schedule(records.read_runs(), replace(trained, epochs=180))) == [180]
-    assert [len(runs) for runs in by_schedule(records.read_runs(), trained, seed=0)[30].values()] == [
-        1,
-        1,
-    ]
+            assert {(Setting.of(run.config), run.config.initialisation) for run in runs} == {(setting, initialisation)}
+    assert [setting.epochs for setting in by_setting(records.read_runs(), replace(trained, epochs=180))] == [180]
+    (short, *_) = by_setting(records.read_runs(), trained, seed=0).values()
+    assert [len(runs) for runs in short.values()] == [1, 1]
 
 
 def test_entries_are_drawn_from_all_by_their_seed():
@@ -118,8 +140,8 @@ def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(train
 
     readable = make_readable(table)
     assert readable["trained"][2:4] == [
-        "180 epochs, 1 of 5 runs",
-        "own schedule of 30 epochs (paper: 180), 3 of 5 runs",
+        "180 epochs, 1 of 5 runs (seed 0)",
+        "own schedule of 30 epochs (paper: 180), 3 of 5 runs (seeds 0, 1, 2)",
     ]
     assert readable["trained"][0] == "not yet"
     assert readable["test %"][3] == "52.0 ± 5.0"
@@ -130,8 +152,151 @@ def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(train
     assert (short["epochs"][2], short["runs"][2]) == (30, 3)
 
 
+@pytest.fixture
+def two_settings(tmp_path, monkeypatch):
+    """Weight-tied and i.i.d. runs of two batch sizes, of which the larger has the longer schedule and is the better."""
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    for batch_size, epochs, test in ((64, 2, 50.0), (64, 3, 60.0), (128, 4, 80.0)):
+        for initialisation in INITIALISATIONS:
+            for seed in (0, 1):
+                config = CifarConfig(
+                    depth=16, epochs=epochs, batch_size=batch_size, initialisation=initialisation, seed=seed
+                )
+                network = ConvResNet(config.network)
+                with torch.no_grad():  # half of the depth a line, half of it noise; larger with the larger batch
+                    for name in records.CONVOLUTIONS:
+                        weight = network.residual_layers.stacked(f"{name}.weight")
+                        line = torch.arange(16.0)[:, None, None, None, None].expand_as(weight)
+                        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+                        weight.copy_(batch_size * torch.where(torch.arange(16)[:, *[None] * 4] < 8, line, noise))
+                finish(tmp_path, config, network, test_accuracy=test + seed)
+    records.gather()
+    return replace(NetworkChoice(), depth=16, batch_size=0)
+
+
+def test_table_1_has_a_block_for_each_setting(two_settings):
+    table = compare(records.read_runs(), two_settings)
+    trained = tables.select(table, activation="gelu")
+    assert trained["setting"].tolist() == [RELEASED] * 2 + ["batch size 128, learning rate 0.04"] * 2
+    assert trained["test"].tolist() == [60.5, 60.5, 80.5, 80.5]  # no median over both
+    assert trained["epochs"].tolist() == [3, 3, 4, 4]
+    assert trained["seeds"].tolist() == ["0 1"] * 4
+    assert len(table["runs"]) == 6 + 2  # of the released script's setting all rows of the paper, trained or not
+    readable = make_readable(table)
+    assert [word for word in readable["setting"] if word] == list(dict.fromkeys(table["setting"]))
+    of_one = compare(records.read_runs(), replace(two_settings, batch_size=128))
+    assert set(of_one["setting"]) == {"batch size 128, learning rate 0.04"}
+    assert tables.select(of_one, activation="gelu")["test"].tolist() == [80.5, 80.5]
+
+
+def test_the_longest_schedule_is_that_of_each_setting(two_settings):
+    found = two_settings.select(records.read_runs())
+    longest = longest_schedule(found)
+    assert {(run.config.batch_size, run.config.epochs) for run in longest} == {(64, 3), (128, 4)}
+    assert len(longest) == 8
+    repeats = with_repeats(records.read_runs(), two_settings, seed=0)
+    assert {(run.config.batch_size, run.config.epochs) for run in repeats if run.config.seed} == {(64, 3), (128, 4)}
+    assert {run.config.batch_size for run in NetworkChoice(depth=16).select(records.read_runs())} == {64}
+
+
+def test_figures_3_and_4_keep_settings_apart(two_settings):
+    networks = networks_by_setting(records.read_runs(), two_settings)
+    assert [(setting.batch_size, setting.epochs) for setting, side in networks if side == "weight-tied"] == [
+        (64, 2),
+        (64, 3),
+        (128, 4),
+    ]
+    layers = {key: run.load().network.residual_layers for key, run in networks.items()}
+    table = entries_across_layers(layers, draw_entries(0))
+    assert len(set(zip(table["setting"], table["epochs"], strict=True))) == 3
+    layers, averages = successive_distance_tables(
+        by_setting(records.read_runs(), two_settings), records.read_distances()
+    )
+    small, large = (
+        tables.select(averages, epochs=epochs, initialisation="weight-tied", convolution="conv1") for epochs in (3, 4)
+    )
+    assert large["average"] == pytest.approx(2 * small["average"])  # as their weights are
+    assert set(large["setting"]) == {"batch size 128, learning rate 0.04"}
+    assert figure_4.blocks(averages) == figure_4.blocks(layers)
+    assert len(block_titles(averages, "gelu")) == 3
+
+
+def test_the_share_of_smooth_layers_is_that_of_parts_that_are_long_enough():
+    line, noise = torch.arange(128.0)[:, None].expand(-1, 50), torch.randn(128, 50)
+    assert measures.smooth_share(torch.cat([line, noise])) == 0.5
+    assert measures.smooth_share(line[:88]) == 1.0
+    assert math.isnan(measures.smooth_share(line[:80]))  # not even a line of ten layers is below the bound
+    assert math.isnan(measures.smooth_share(torch.ones(256, 3)))
+
+
+def test_the_share_of_smooth_layers_is_the_records_or_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    choice = NetworkChoice(depth=96)
+    for seed in (0, 1):
+        config = CifarConfig(depth=96, epochs=1, seed=seed, initialisation="iid")
+        network = ConvResNet(config.network)
+        with torch.no_grad():  # the second half of the layers on a line
+            for name in records.CONVOLUTIONS:
+                network.residual_layers.stacked(f"{name}.weight")[48:] = torch.arange(48.0)[:, None, None, None, None]
+        finish(tmp_path, config, network)
+    records.gather()
+    runs = records.read_runs()
+    assert [smooth_shares(run) for run in runs] == [dict.fromkeys(records.SHARES, 0.5)] * 2
+    old = replace(runs[0], values={name: of for name, of in runs[0].values.items() if name not in records.SHARES})
+    assert smooth_shares(old) == smooth_shares(runs[0])  # of its weights
+    old.path.unlink()
+    assert all(math.isnan(share) for share in smooth_shares(old).values())
+    (row,) = tables.rows(tables.select(compare([old, runs[1]], choice), activation="gelu", initialisation="iid"))
+    assert (row["runs"], row["smooth_known"], row["smooth_share_conv2"]) == (2, 1, 0.5)
+    readable = make_readable(compare([old, runs[1]], choice))
+    assert readable["smooth eighths conv1"][3] == "4 of 8 (1 run)"
+    assert make_readable(compare([old], choice))["smooth eighths conv1"][3] == "unknown"
+    # Tables that are gathered from an older record say that it is unknown.
+    path = records.record_path(runs[0].config)
+    record = json.loads(path.read_text())
+    record["summary"] = {name: of for name, of in record["summary"].items() if name not in records.SHARES}
+    path.write_text(json.dumps(record))
+    records.gather()
+    known = [run.values["smooth_share_conv1"] for run in records.read_runs()]
+    assert known == pytest.approx([math.nan, 0.5], nan_ok=True)
+
+
+def test_published_curves_are_shown_as_they_were_read(trained, monkeypatch):
+    layer = np.arange(1, 257)
+    curves = [
+        {"picture": picture, "convolution": name, "layer": int(k), "entry": size * math.sin(k / 20)}
+        for picture, size in (("first", 1.0), ("second", 2.0)) for name in records.CONVOLUTIONS for k in layer
+    ]  # fmt: skip
+    curves = tables.from_rows(curves)
+    ratios = figure_3.published_ratios(curves)
+    assert ratios["picture"] == ["first", "first", "second", "second"]
+    # Of a sine of so many radians a step, over whole and half periods.
+    assert ratios["von_neumann"] == pytest.approx([4 * math.sin(1 / 40) ** 2] * 4, rel=0.05)
+    assert ratios["high"] == pytest.approx([2.0 * ratio for ratio in ratios["von_neumann"]])
+    assert ratios["smooth_share"] == [1.0] * 4
+    networks = networks_by_setting(records.read_runs(), trained)
+    layers = {key: run.load().network.residual_layers for key, run in networks.items()}
+    described = figure_3.describe(networks, layers, ratios)
+    tied = tables.select(described, initialisation="weight-tied")
+    assert set(tied["as_published"]) == {0.0}  # 64 layers of a sine: ten times rougher
+    assert np.isnan(tied["smooth_share"]).all()  # parts of eight layers are too short
+    config = figure_3.Config(trained)
+    data = {"figure_3": entries_across_layers(layers, config.entries), "figure_3_networks": described}
+    axes = figure_3.draw(data | {"figure_3_published": curves}, config).axes
+    assert len(axes) == 4 + 8
+    np.testing.assert_allclose(axes[1].lines[0].get_ydata(), 2 * np.sin(layer / 20), rtol=1e-6, atol=1e-8)
+    assert not config.as_published  # 64 layers
+    assert figure_3.Config(NetworkChoice()).as_published
+    assert not figure_3.Config(NetworkChoice("relu")).as_published
+    (claim,) = figure_3.claims(lambda name: {key: np.array(column) for key, column in ratios.items()})
+    assert claim.verdict == HOLDS
+    rough = figure_3.published_ratios(curves | {"entry": np.random.default_rng(0).standard_normal(1024)})
+    (claim,) = figure_3.claims(lambda name: {key: np.array(column) for key, column in rough.items()})
+    assert claim.verdict == FAILS
+
+
 def test_figure_4_averages_over_layers_and_runs(trained):
-    networks = by_schedule(records.read_runs(), trained)
+    networks = by_setting(records.read_runs(), trained)
     layers, averages = successive_distance_tables(networks, records.read_distances())
     s = np.arange(64) / 64
     expected = 48 * np.abs(np.diff(0.1 * np.sin(2 * np.pi * s)))  # 2,304 equal entries: a factor 48
@@ -142,12 +307,15 @@ def test_figure_4_averages_over_layers_and_runs(trained):
         1,
         2,
     ]
-    factors = closer_by(averages, 30)
+    factors = closer_by(averages, RELEASED, 30)
     noise = np.median(tables.select(averages, initialisation="iid", convolution="conv2")["average"])
     assert factors["conv2"] == pytest.approx(noise / expected.mean(), rel=1e-4)
-    assert closer_by(averages, 180) == {}
-    titles = schedule_titles(averages, "gelu")
-    assert titles == {30: "GELU, own schedule of 30 epochs (paper: 180), 3 runs", 180: "GELU, 180 epochs, 1 run"}
+    assert closer_by(averages, RELEASED, 180) == {}
+    titles = block_titles(averages, "gelu")
+    assert titles == {
+        (RELEASED, 30): f"GELU, own schedule of 30 epochs (paper: 180), 3 runs\n{RELEASED}",
+        (RELEASED, 180): f"GELU, 180 epochs, 1 run\n{RELEASED}",
+    }
     curves, points, long_curves, _ = figure_4.draw(
         {"figure_4": averages, "figure_4_layers": layers}, figure_4.Config(trained)
     ).axes
@@ -158,15 +326,18 @@ def test_figure_4_averages_over_layers_and_runs(trained):
     assert len(points.lines[0].get_ydata()) == 3
 
 
-def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
+def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     runs, choice = records.read_runs(tmp_path), NetworkChoice()
     assert runs == []
-    assert by_schedule(runs, choice) == {}
+    assert by_setting(runs, choice) == {}
     assert set(make_readable(compare(runs, choice))["trained"]) == {"not yet"}
     layers, averages = successive_distance_tables({}, records.read_distances(tmp_path))
     assert layers["distance"] == averages["average"] == []
     config = figure_3.Config(choice)
-    empty = {"figure_3": entries_across_layers({}, config.entries), "figure_3_networks": figure_3.describe({}, {})}
+    published = records.read_published()
+    empty = {"figure_3": entries_across_layers({}, config.entries), "figure_3_published": published}
+    empty["figure_3_networks"] = figure_3.describe({}, {}, figure_3.published_ratios(published))
     figure = figure_3.draw(empty, config)
     assert [panel.texts[0].get_text() for panel in figure.axes] == ["no such network is here"] * 4
     nothing = smoothness_in_training([])
@@ -185,8 +356,8 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path):
     ):
         assert figure.axes[0].texts[0].get_text() == "no such network is trained yet"
     assert nothing_trained(NetworkChoice("relu", depth=128, learning_rate=0.1), seed=9) == (
-        "checkpoints/ holds no such network (activation ReLU, batch_norm True, depth 128, learning_rate 0.1, seed 9), "
-        "or not its weights: `make train ACTIVATION=relu DEPTH=128 LR=0.1 SEED=9` trains one."
+        "checkpoints/ holds no such network (activation ReLU, batch_norm True, depth 128, learning_rate 0.1, "
+        "batch_size 64, seed 9), or not its weights: `make train ACTIVATION=relu DEPTH=128 LR=0.1 SEED=9` trains one."
     )
     assert nothing_trained(choice, activation=None).endswith("its weights: `make train` trains one.")
 
