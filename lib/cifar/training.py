@@ -277,13 +277,15 @@ class Training:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])
+            layers = state.get("layers", {})  # a state from before this log has none
+            layer_log.extend(layers, state["epoch"], kernels(self.network))  # as will be done after the next epoch
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"{folder / STATE_FILE} does not hold the run that its config describes ({reason}): {_aside(folder)}."
             ) from error
         self.epoch, self.log = state["epoch"], state["log"]
-        self.layers = state.get("layers", {})  # a state from before this log has none
+        self.layers = layers
         # All that it was trained with, as the log has all devices.
         before = {name: str(version).split(" + ") for name, version in state["versions"].items()}
         self.versions = {

@@ -211,14 +211,14 @@ def claims(read: Read) -> Iterator[Claim]:
         network = f"{tables.word(row['activation'])}, {tables.word(row['initialisation'])}"
         if row["setting"] != RELEASED:
             network += f", {row['setting']}"
-        share = ", ".join(
-            f"{_eighths(row[name], row['smooth_known'], row['runs'])} ({convolution})"
-            for name, convolution in zip(SHARES, CONVOLUTIONS, strict=True)
-        )
+        known, runs = row["smooth_known"], row["runs"]
+        named = zip(SHARES, CONVOLUTIONS, strict=True)
+        shares = " and ".join(f"{_eighths(row[share], known, known)} ({name})" for share, name in named)
+        of_runs = f" of {known} run{'' if known == 1 else 's'}" if 0 < known < runs else ""
         measured = (
             f"von Neumann ratio over all layers {row['von_neumann_conv1']:.2g} (conv1) and "
-            f"{row['von_neumann_conv2']:.2g} (conv2), smooth eighths of the depth {share}, "
-            f"after {length_in_words(row['epochs'], row['runs'])} ({row['setting']})"
+            f"{row['von_neumann_conv2']:.2g} (conv2), smooth eighths of the depth{of_runs} "
+            f"{shares if known else 'unknown'}, after {length_in_words(row['epochs'], row['runs'])} ({row['setting']})"
         )
         yield Claim(
             f"CIFAR-10, {network}: {'smooth' if claimed else 'rough'} across layers after training",

@@ -314,6 +314,11 @@ def test_foreign_states_are_refused(tmp_path):
             {"network": state["network"] | {"linear.bias": torch.zeros(3)}},
             "state.pt does not hold the run .*linear.bias",
         ),
+        ({"layers": {"epoch": torch.zeros(1)}}, "state.pt does not hold the run .*norm_conv1"),
+        (
+            {"layers": {name: values[..., :2] for name, values in state["layers"].items()}},
+            "state.pt does not hold the run",
+        ),
     ):
         torch.save({name: value for name, value in (state | change).items() if value is not None}, path)
         with pytest.raises(ValueError, match=f"{sentence}.*: {aside}"):
