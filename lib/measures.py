@@ -66,7 +66,7 @@ def straight_line_ratio(layers: int) -> float:
 
 
 def von_neumann_ratios(weights: Tensor) -> Tensor:
-    """The same for every entry on its own: (L, ...) -> (...), nan if an entry does not vary with depth."""
+    """`von_neumann_ratio` of every entry on its own: (L, ...) -> (...), nan if an entry does not vary with depth."""
     weights = weights.double()
     if len(weights) < 2:
         return torch.full(weights.shape[1:], math.nan, dtype=torch.float64)

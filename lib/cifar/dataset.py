@@ -158,7 +158,7 @@ def _download(root: Path) -> None:
 
 def _fetch(url: str, archive: Path, md5: str, patient: bool) -> None:
     """Write what is at the address; raises _NotFetched unless it is the archive of that md5, and unless ``patient``
-    also where it comes too slowly."""
+    also if it comes too slowly."""
     digest, started = hashlib.md5(usedforsecurity=False), time.monotonic()
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "neural-ode-regularization"})

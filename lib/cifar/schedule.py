@@ -47,8 +47,8 @@ def _cosine(config: CifarConfig, epoch: int) -> float:
 
 
 def training_time(config: CifarConfig, images: int, epochs: int | None = None) -> float:
-    """The sum of the learning rates of all steps of the run's first ``epochs`` (all of them where None), over so many
-    images an epoch."""
+    """The sum of the learning rates of all steps of the run's first ``epochs`` (None: all), over so many ``images`` an
+    epoch."""
     epochs = config.epochs if epochs is None else epochs
     return steps(config, images) * sum(learning_rate(config, epoch) for epoch in range(epochs))
 

@@ -25,7 +25,7 @@ from lib import checks
 from lib.checks import Divergence
 from lib.dense import conventions
 from lib.dense.network import Data, NetworkConfig, Weights
-from lib.dense.spectral import FIRST_NODES, Grid, SpectralSolver, _cells, _states, check_exists, grid_of
+from lib.dense.spectral import FIRST_NODES, Grid, SpectralSolver, cell_matrices, check_exists, grid_of, solve_states
 from lib.dense.training import checked_schedule
 
 MAX_NODES = 256
@@ -72,7 +72,7 @@ class TrainedODE:
         last = None
         while nodes <= 8 * MAX_NODES:
             grid = grid_of(nodes, device)
-            H, _ = _states(self.config, grid, self.weights_at(grid.s), start, deque(), 0.01 * tolerance)
+            H, _ = solve_states(self.config, grid, self.weights_at(grid.s), start, deque(), 0.01 * tolerance)
             if last is not None and float((H[-1] - last).abs().max()) <= tolerance * float(H[-1].abs().max()):
                 return torch.tensordot(grid.interpolation(self.grid.s if s is None else s), H, dims=1)
             last, nodes = H[-1], 2 * nodes
@@ -95,7 +95,7 @@ class TrainedODE:
         checks.choice("sampling", rule, conventions.SAMPLING_RULES)
         depth, device = len(weights.V), str(self.grid.s.device)
         if rule == "integral":
-            at_cells, deviations = _cells(len(self.grid), depth, device)
+            at_cells, deviations = cell_matrices(len(self.grid), depth, device)
         else:
             at_cells, deviations = self.grid.interpolation(torch.arange(depth, dtype=torch.float64) / depth), None
         distances = {}

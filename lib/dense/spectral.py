@@ -72,7 +72,7 @@ def grid_of(nodes: int, device: str = "cpu") -> Grid:
 
 
 @functools.lru_cache(maxsize=256)
-def _cells(nodes: int, depth: int, device: str) -> tuple[Tensor, Tensor]:
+def cell_matrices(nodes: int, depth: int, device: str) -> tuple[Tensor, Tensor]:
     """Cell means (L, N) and within-cell deviations (N, N) of interpolants over the cells [(k-1)/L, k/L).
 
     For node values F the means are ``means @ F``, and |deviations @ F|^2 is the integral over [0, 1] of
@@ -125,7 +125,7 @@ class SpectralSolver:
         """The loss at the present weights, a tensor without axes; leaves H and G = inner * H W at the nodes behind."""
         weights, data = self.weights, self.data
         start = data.x if weights.A is None else data.x @ weights.A
-        self.H, self.G = _states(self.config, self.grid, weights, start, self._past_H, self.picard_tolerance)
+        self.H, self.G = solve_states(self.config, self.grid, weights, start, self._past_H, self.picard_tolerance)
         self.P = None
         output = self.H[-1] if weights.B is None else self.H[-1] @ weights.B
         self.residual = output - data.y
@@ -190,7 +190,7 @@ def check_exists(config: NetworkConfig) -> None:
         )
 
 
-def _states(config, grid, weights, start, past, tolerance) -> tuple[Tensor, Tensor]:
+def solve_states(config, grid, weights, start, past, tolerance) -> tuple[Tensor, Tensor]:
     """H and G = inner * H W at the nodes, by Picard iteration."""
     s, inner, outer = activations.get(config.activation).function, config.inner_scale, _outer(config)
     G = None

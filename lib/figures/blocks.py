@@ -190,7 +190,7 @@ HUES = {
 def draw(data: Data, config: Config) -> Figure:
     """Left, the slope of every block at the first and at the last training time, with its interval over seeds. Right,
     for the first and the last block, the largest successive distance at the first time and the distance to the network
-    twice as deep at the last one, medians over seeds. ``table`` has the columns of ``blocks.csv``."""
+    twice as deep at the last one, medians over seeds."""
     table, slope_from = data["blocks"], config.slope_from
     fits = slopes(table, slope_from)
     blocks, times = list(dict.fromkeys(fits["block"])), np.unique(fits["time"])

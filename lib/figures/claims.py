@@ -105,8 +105,7 @@ def judge_all(profile: str = "paper") -> list[Claim]:
 def draw(data: Data, config: Config) -> Figure:
     """The claims on rates: how far the fitted slopes in L are from the claimed ones, with 95 % intervals.
 
-    ``table`` has the columns of ``claims.csv``; how many rows without a slope are left out is said. The band is
-    +- ``within``.
+    The picture says how many claims without a slope are left out. The band is +- `RATE_WITHIN`.
     """
     table, within = data["claims"], RATE_WITHIN
     keep = np.isfinite(np.asarray(table["slope"], dtype=float))

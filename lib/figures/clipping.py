@@ -79,10 +79,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """The clipped flow: weight norms and Lipschitz constants against depth and time, and the bound C t.
-
-    ``table`` has the columns of ``clipping.csv``.
-    """
+    """The clipped flow: weight norms and Lipschitz constants against depth and time, and the bound C t."""
     table = data["clipping"]
     figure, ((norm, constant), (growth, change)) = panels(2, 2, height=5)
     clips, depths = np.unique(table["clip"]), np.unique(table["depth"])

@@ -70,7 +70,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """Successive distance against depth, a curve for each training time: the paper's quantity, then the
-    released aggregate. ``table`` has the columns of ``figure_1_left.csv``; rows that are 0 are not drawn."""
+    released aggregate. Rows that are 0 are not drawn."""
     table, slope_from = data["figure_1_left"], config.slope_from
     columns = {name: np.asarray(column) for name, column in table.items()}
     aggregate = np.maximum(columns["aggregate_V"], columns["aggregate_W"])

@@ -134,7 +134,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 def draw(data: Data, config: Config) -> Figure:
     """Distance to the limit: images over (iteration, depth) for V and W, and the rate at the last iteration.
 
-    ``table`` has the columns of ``figure_1_right.csv``; entries that are 0 stay white.
+    Entries that are 0 stay white.
     """
     table, slope_from = data["figure_1_right"], config.slope_from
     depths, iterations = np.unique(table["depth"]), np.unique(table["iteration"])

@@ -100,10 +100,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """One entry of V and of W across layers, lighter as training goes on, and the loss.
-
-    ``loss`` and ``weights`` have the columns of ``figure_2.csv`` and ``figure_2_weights.csv``.
-    """
+    """One entry of V and of W across layers, lighter as training goes on, and the loss."""
     loss, weights = data["figure_2"], data["figure_2_weights"]
     figure, axes = panels(3)
     iterations = np.unique(weights["iteration"])

@@ -151,8 +151,7 @@ def draw(data: Data, config: Config) -> Figure:
     """Successive distance, distances of weights and of outputs to the limit and quadratic variation against depth, for
     each initialisation.
 
-    Open markers and thin lines: before training; full ones: after. ``table`` and ``entries`` have the columns of
-    ``initialisation.csv`` and ``initialisation_weights.csv``.
+    Open markers and thin lines: before training; full ones: after.
     """
     table, entries = data["initialisation"], data["initialisation_weights"]
     figure, axes = panels(3, 2, height=5.2)

@@ -135,11 +135,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """PL ratios for several widths, then losses and final weights for several depths and the limit.
-
-    ``ratios``, ``curves`` and ``weights`` have the columns of ``long_time.csv``, ``long_time_depths.csv`` and
-    ``long_time_weights.csv``.
-    """
+    """PL ratios for several widths, then losses and final weights for several depths and the limit."""
     ratios, curves, weights = (data[name] for name in ("long_time", "long_time_depths", "long_time_weights"))
     samples = config.network.samples
     figure, ((along, least), (loss, final)) = panels(2, 2, height=4.8)

@@ -188,10 +188,7 @@ ERRORS = {
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Networks beside the limit: hidden states, errors against depth at the end, slopes during training.
-
-    ``errors`` has the columns of ``neural_ode.csv``, ``trajectories`` those of ``neural_ode_states.csv``.
-    """
+    """Networks beside the limit: hidden states, errors against depth at the end, slopes during training."""
     errors, trajectories, slope_from = data["neural_ode"], data["neural_ode_states"], config.slope_from
     figure, (states, error, slope) = panels(3, height=3.2, width_ratios=[1, 1.1, 1])
     depths = np.unique(trajectories["depth"])

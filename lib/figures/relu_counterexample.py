@@ -132,11 +132,8 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Weights across the layers with ReLU and with GELU, and the largest successive distance against depth.
-
-    ``table`` and ``weights`` have the columns of ``relu_counterexample.csv`` and ``..._weights.csv``; there is a panel
-    for each activation.
-    """
+    """Weights across the layers with ReLU and with GELU, and the largest successive distance against depth. There
+    is a panel for each activation."""
     table, weights = data["relu_counterexample"], data["relu_counterexample_weights"]
     names, factors = list(dict.fromkeys(table["activation"])), np.unique(table["factor"])
     figure, axes = panels(len(names) + 1, height=2.9, width_ratios=[1] * len(names) + [1.15])

@@ -90,9 +90,8 @@ def draw(data: Data, config: Config) -> Figure:
     """The share of noise from layer to layer in a convolution and its von Neumann ratio along training in two
     precisions, and the share at the end of training in equal parts of the layers.
 
-    ``precision`` and ``depth`` have the columns of ``rounding.csv`` and ``rounding_depth.csv``: networks of another
-    depth in another colour, a line a seed, float32 solid and float64 dashed; trained networks in the colour of their
-    activation, solid for the longest schedule and dashed for shorter ones.
+    In two precisions: a colour for each depth, a line a seed, float32 solid and float64 dashed. Trained networks: in
+    the colour of their activation, solid for the longest schedule and dashed for shorter ones.
     """
     precision, depth, convolution = data["rounding"], data["rounding_depth"], config.convolution
     figure, (share, ratio, parts) = panels(3, width_ratios=[1.15, 1.15, 1], height=3.0)

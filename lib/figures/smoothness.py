@@ -105,10 +105,9 @@ def draw(data: Data, config: Config) -> Figure:
     """The von Neumann ratio of a convolution along training, and at its end in equal parts of the layers; then along
     training in networks of several depths, and the training time at which each stops being smooth.
 
-    ``training``, ``depth``, ``deeper`` and ``lost`` have the columns of ``smoothness.csv``, ``smoothness_depth.csv``,
-    ``smoothness_depths.csv`` and ``smoothness_lost.csv``: a line a seed, weight-tied runs in the colour of their
-    activation, solid for the longest schedule and dashed for shorter ones, i.i.d. runs grey. `SMOOTH_BELOW` is the
-    ratio under which weights count as smooth, ``straight`` that of a straight line over a part.
+    A line a seed: weight-tied runs in the colour of their activation, solid for the longest schedule and dashed for
+    shorter ones, i.i.d. runs grey. Dotted: `SMOOTH_BELOW`, the ratio below which weights count as smooth. Dashed: that
+    of a straight line over a part.
     """
     training, depth, deeper, lost = (data[f"smoothness{name}"] for name in ("", "_depth", "_depths", "_lost"))
     convolution, straight = config.convolution, straight_line_ratio(config.choice.depth // PARTS)

@@ -101,9 +101,8 @@ def loss_spike(every: int) -> dict[str, list]:
 def draw(data: Data, config: Config) -> Figure:
     """What the size of the stem goes with, what comes of keeping it, and a spike of the loss step by step.
 
-    ``networks``, ``training`` and ``spike`` have the columns of ``stem.csv``, ``stem_training.csv`` and
-    ``stem_spike.csv``: networks in the colour of their activation, weight-tied ones full, i.i.d. ones hollow, squares
-    if the stem was held, the larger the longer their schedule; in training a line a run, and one at `SMOOTH_BELOW`.
+    Networks have the colour of their activation. Weight-tied ones are full, i.i.d. ones hollow, those with a held stem
+    squares, and the larger the longer their schedule. In training there is a line a run, and one at `SMOOTH_BELOW`.
     """
     networks, training, spike = data["stem"], data["stem_training"], data["stem_spike"]
     figure, axes = panels(2, rows=3, height=6.4, width_ratios=[1.25, 1])

@@ -42,7 +42,7 @@ class Stack:
     ) -> None:
         self.runs, self.device = list(runs), device
         self.train_set, self.test_set = train_set, test_set
-        self.config = _common([run.config for run in runs])
+        self.config = common_config([run.config for run in runs])
         self.captured = kernels is None
         if kernels is None:
             multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -256,26 +256,26 @@ def blocks_a_run(runs: int, multiprocessors: int) -> int:
     return next((blocks for blocks in BLOCKS_A_RUN if runs * blocks <= SEATED * multiprocessors), BLOCKS_A_RUN[-1])
 
 
-def _shared(config: CifarConfig) -> CifarConfig:
+def shared_settings(config: CifarConfig) -> CifarConfig:
     """What the runs of a stack have in common: the config but for activation, initialisation and seed."""
     return replace(config, activation=ACTIVATIONS[0], initialisation="weight-tied", seed=0)
 
 
-def _common(configs: Sequence[CifarConfig]) -> CifarConfig:
+def common_config(configs: Sequence[CifarConfig]) -> CifarConfig:
     """A config that stands for all; ValueError if the runs cannot be stacked."""
     first = configs[0]
     for config in configs:
-        if _shared(config) != _shared(first):
+        if shared_settings(config) != shared_settings(first):
             raise ValueError(
                 f"{config.name} and {first.name} cannot be stacked: runs of a stack differ in activation, "
                 f"initialisation and seed alone."
             )
-        if reason := _why_alone(config):
+        if reason := why_alone(config):
             raise ValueError(f"{config.name} cannot be stacked: {reason}.")
     return first
 
 
-def _why_alone(config: CifarConfig) -> str:
+def why_alone(config: CifarConfig) -> str:
     """Why a run can be trained alone only; nothing if it can be stacked."""
     if config.activation not in ACTIVATIONS or not config.batch_norm or config.hold_stem or config.depth_scaling:
         return (

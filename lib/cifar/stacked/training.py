@@ -26,7 +26,7 @@ from lib.cifar import dataset, records, schedule, states
 from lib.cifar import training as cifar_training
 from lib.cifar.config import CifarConfig
 from lib.cifar.progress import EpochRecord
-from lib.cifar.stacked.stack import Stack, _common, _shared, _why_alone
+from lib.cifar.stacked.stack import Stack, common_config, shared_settings, why_alone
 from lib.cifar.training import Training
 
 MOST = 15
@@ -61,7 +61,7 @@ def train(
         raise ValueError(f"device is {device!r}, and stacked runs need CUDA: make train trains a run alone.")
     if place.index is not None:
         torch.cuda.set_device(place)  # where graphs are captured and the kernels are loaded
-    config = _common(configs)
+    config = common_config(configs)
     cifar_training.without_tf32()
     with contextlib.ExitStack() as locks:
         runs, lost = [], {}
@@ -160,7 +160,7 @@ def _train_command(chosen: argparse.Namespace) -> None:
         except Divergence as error:  # the other stacks are none the worse for it
             diverged.append(str(error))
         finally:
-            finished = [config for config in configs if _published(config, diverged)]
+            finished = [config for config in configs if publish_if_finished(config, diverged)]
             if finished:
                 records.gather()
     if diverged:
@@ -172,7 +172,7 @@ def _pending(names: Sequence[str], epochs: int | None) -> list[CifarConfig]:
     listed = {config.name: config for config in records.sweep(epochs)}
     if unknown := [name for name in names if name not in listed]:
         raise ValueError(f"checkpoints/{records.SWEEP} lists no run of the name {unknown[0]}.")
-    fitting = [name for name, config in listed.items() if not _why_alone(config)]
+    fitting = [name for name, config in listed.items() if not why_alone(config)]
     done = records.finished()
     return [listed[name] for name in dict.fromkeys(names or fitting) if name not in done]
 
@@ -182,11 +182,11 @@ def _stacks(configs: Iterable[CifarConfig], most: int) -> list[list[CifarConfig]
     equally far."""
     groups: dict[tuple[CifarConfig, int], list[CifarConfig]] = {}
     for config in configs:
-        groups.setdefault((_shared(config), states.epochs_done(states.run_folder(config))), []).append(config)
+        groups.setdefault((shared_settings(config), states.epochs_done(states.run_folder(config))), []).append(config)
     return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
-def _published(config: CifarConfig, diverged: list[str]) -> bool:
+def publish_if_finished(config: CifarConfig, diverged: list[str]) -> bool:
     """Publish the run if it is finished; whether it is. What is said of one that diverged goes to ``diverged``."""
     state = states.read_state(states.run_folder(config))
     if state is None or state["epoch"] < config.epochs:
