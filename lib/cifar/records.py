@@ -231,6 +231,15 @@ def _kept_rows(path: Path, recorded: set[str]) -> list[dict[str, Any]]:
     return [row for row in _rows(path) if row["run"] not in recorded]
 
 
+def _entry(value: Any) -> Any:
+    # One entry that is no number makes texts of its whole column: the others are none the worse for it.
+    value = checks.plain(value)
+    try:
+        return json.loads(value.lower()) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return value
+
+
 @dataclass(frozen=True)
 class Run:
     """A row of ``runs.csv``: the ``config`` and every other column in ``values`` (nan if undefined)."""
@@ -271,7 +280,7 @@ def read_runs(folder: Path | None = None) -> list[Run]:
     for number, row in enumerate(_rows(folder / RUNS), start=2):
         try:
             row = rename_saved(row)
-            config = CifarConfig(**{name: checks.plain(row[name]) for name in names if name in row})
+            config = CifarConfig(**{name: _entry(row[name]) for name in names if name in row})
         except (ValueError, TypeError) as error:
             raise tables.TableError(f"{paths.short(folder / RUNS)}, line {number}: {error}") from error
         values = {name: checks.plain(value) for name, value in row.items() if name not in names}
@@ -324,7 +333,7 @@ def read_measured(name: str) -> dict[str, np.ndarray]:
 def read_table(name: str, columns: Iterable[str]) -> dict[str, np.ndarray]:
     """The table of that file name in ``checkpoints/``; these columns without rows if there is no such file."""
     path = paths.CHECKPOINTS / name
-    return tables.read_csv(path) if path.exists() else {column: np.array([]) for column in columns}
+    return tables.read_csv(path, ended=True) if path.exists() else {column: np.array([]) for column in columns}
 
 
 def select(runs: Iterable[Run], **conditions: Any) -> list[Run]:
@@ -347,10 +356,14 @@ def sweep(epochs: int | None = None, folder: Path | None = None) -> list[CifarCo
     """The runs listed in ``checkpoints/sweep.csv``, in order; ``epochs`` replaces the length of all."""
     names = {field.name for field in fields(CifarConfig)}
     configs = []
-    for row in map(rename_saved, _rows((folder or paths.CHECKPOINTS) / SWEEP, ended=False)):  # which people edit
+    for number, row in enumerate(_rows((folder or paths.CHECKPOINTS) / SWEEP, ended=False), start=2):  # people edit it
+        try:
+            row = rename_saved(row)
+            config = CifarConfig(**{name: _entry(row[name]) for name in names if name in row})
+        except (ValueError, TypeError) as error:
+            raise tables.TableError(f"{SWEEP}, line {number}: {error}") from error
         if unknown := sorted(row.keys() - names):
             raise ValueError(f"{SWEEP} has a column {unknown[0]}, expected some of: {', '.join(sorted(names))}.")
-        config = CifarConfig(**{name: checks.plain(value) for name, value in row.items()})
         configs.append(config if epochs is None else replace(config, epochs=epochs))
     return configs
 
