@@ -97,6 +97,12 @@ def ratio(network: str) -> str:
     return f"{_run(network).values['von_neumann_conv1']:.2g}"
 
 
+def published_ratio(convolution: str = "conv1") -> str:
+    """The von Neumann ratio of the authors' network, as far as their pictures tell."""
+    found = select(table("figure_3_published_ratios"), convolution=convolution)
+    return span([*found["low"], *found["high"]])
+
+
 def as_published() -> str:
     """How many rows of Table 1 have the paper's word on smoothness."""
     found = select(table("table_1"), setting=RELEASED)
