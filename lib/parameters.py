@@ -135,7 +135,7 @@ def _check_name(name: str) -> None:
 
 
 def read(name: str) -> "NotebookNode":
-    """The notebook of that name, whole; WrongParameters lists the names where there is none."""
+    """The notebook of that name, whole; WrongParameters lists the names if there is none."""
     import nbformat
 
     _check_name(name)

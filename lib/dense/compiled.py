@@ -1,7 +1,7 @@
 """The compiled engine for the fully connected network, as a `lib.dense.solver.Solver`.
 
 The arithmetic is that of the adjoint, to rounding; results do not depend on the number of threads and repeat bit for
-bit. ``lib/engine/csrc/dense_stack.cpp`` says how it works, `lib.engine.build` where it comes from.
+bit. ``lib/engine/csrc/dense_stack.cpp`` says how it works, `lib.engine.build` builds it.
 """
 
 import torch

@@ -89,7 +89,7 @@ def for_parameter(parameter: parameters.Parameter, value: Any) -> widgets.ValueW
     """The control for a parameter of a notebook: that of its name if there is one, else one of its type."""
     labelled = label(html.escape(parameter.name.replace("_", " "))) | {"tooltip": parameter.words}
     if parameter.type == "list":
-        # As YAML has it, which reads it again: 5.0e-05, where Python's 5e-05 would be text.
+        # As YAML has it, which reads it again: 5.0e-05. Python's 5e-05 would be text.
         text = yaml.safe_dump(list(value), default_flow_style=True, width=1000).strip()[1:-1]
         return widgets.Text(text, continuous_update=False, **labelled)
     if parameter.name in CONTROLS:

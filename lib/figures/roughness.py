@@ -93,7 +93,7 @@ def fronts(logs: Iterable[tuple[Run, LayerLog]], convolution: str) -> dict[str, 
             rough = next((line for line in lines if line[f"part_{part}"] >= ROUGH), {"epoch": 0, "time": math.nan})
             which = {name: lines[0][name] for name in ("run", "setting", "activation")}
             rows.append(
-                which | {"part": part, "first": lines[0]["epoch"]} | {of: rough[of] for of in ("epoch", "time")}
+                which | {"part": part, "first": lines[0]["epoch"]} | {name: rough[name] for name in ("epoch", "time")}
             )
     names = ("run", "setting", "activation", "part", "first", "epoch", "time")
     return {name: [row[name] for row in rows] for name in names}
