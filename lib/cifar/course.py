@@ -110,6 +110,15 @@ class Course:
         return f"above {SMOOTH_BELOW} after epoch {self.lost_after}"
 
 
+def reached_at(time: np.ndarray, values: np.ndarray, level: float) -> float:
+    """The time at which the values first reach a level, if their logarithm is linear in between (nan: never)."""
+    above = np.flatnonzero(values >= level)
+    if not len(above):
+        return math.nan
+    around = slice(max(above[0] - 1, 0), above[0] + 1)
+    return float(np.interp(math.log(level), np.log(values[around]), time[around]))
+
+
 def course(table: Mapping[str, list], run: str, convolution: str = "conv1") -> Course:
     """The `Course` of a run in the table of `smoothness_in_training`."""
     rows = tables.select(table, run=run)
@@ -118,10 +127,8 @@ def course(table: Mapping[str, list], run: str, convolution: str = "conv1") -> C
         return Course(math.nan, 0.0, None, math.nan, math.nan)
     least = np.nanargmin(ratio) if np.isfinite(ratio).any() else 0
     rough = np.flatnonzero(ratio >= SMOOTH_BELOW)
-    lost_after, lost_at = None, math.nan
-    if len(rough):
-        lost_after, around = int(rows["epoch"][rough[0]]), slice(max(rough[0] - 1, 0), rough[0] + 1)
-        lost_at = float(np.interp(math.log(SMOOTH_BELOW), np.log(ratio[around]), time[around]))
+    lost_after = int(rows["epoch"][rough[0]]) if len(rough) else None
+    lost_at = reached_at(time, ratio, SMOOTH_BELOW)
     growing = (ratio >= GROWING[0]) & (ratio < GROWING[1]) & (time > time[least])
     rate = float(np.polyfit(time[growing], np.log(ratio[growing]), 1)[0]) if growing.sum() >= 3 else math.nan
     return Course(float(ratio[-1]), float(time[-1]), lost_after, lost_at, rate)

@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 from lib import tables
 from lib.cifar import dataset, records, schedule
 from lib.cifar.choice import ConvolutionChoice, longest_by_depth, with_repeats
-from lib.cifar.course import RATIOS, course, describe_run, make_columns, measure_parts, smoothness_in_training
+from lib.cifar.course import (
+    RATIOS,
+    course,
+    describe_run,
+    make_columns,
+    measure_parts,
+    reached_at,
+    smoothness_in_training,
+)
 from lib.cifar.network import ConvResNet
 from lib.cifar.records import CONVOLUTIONS, Run
 from lib.figures.experiment import Progress, silent
@@ -18,6 +26,7 @@ from lib.figures.results import Data
 from lib.figures.style import (
     BLUE,
     GREY,
+    ORANGE,
     activation_color,
     color_scale,
     depth_axis,
@@ -28,8 +37,11 @@ from lib.figures.style import (
     tied_run_style,
     write_across,
 )
-from lib.measures import PARTS, SMOOTH_BELOW, fit_slope, ratios_along_depth, straight_line_ratio
+from lib.measures import PARTS, SMOOTH_BELOW, Slope, fit_slope, ratios_along_depth, straight_line_ratio
 
+STEEP = 100.0
+# What is held fixed over depths when the time until it is reached is compared, and at which levels.
+LEVELS = {"ratio": (0.03, SMOOTH_BELOW, 0.3), "L^2 ratio": (30.0, STEEP, 300.0)}
 LEFT = tuple(f"{what}_{name}" for name in CONVOLUTIONS for what in ("left", "share", "chance"))
 
 
@@ -39,16 +51,17 @@ class Config(ConvolutionChoice):
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """Five tables: along training, along the depth, along training in several depths, when smoothness is lost, and what
-    is left of the initial weights."""
+    """Six tables: along training, along the depth, along training in several depths, when smoothness is lost, how that
+    goes with the depth, and what is left of the initial weights."""
     found = records.read_runs()
     runs = with_repeats(found, config.choice, config.seed, activation=None)
-    deeper = smoothness_in_training(longest_by_depth(found, config.choice, seed=config.seed))
+    deeper = smoothness_in_training(longest_by_depth(found, config.choice))
     return {
         "smoothness": smoothness_in_training(runs),
         "smoothness_depth": smoothness_along_depth(run for run in runs if run.config.initialisation == "weight-tied"),
         "smoothness_depths": deeper,
         "smoothness_lost": lost_by_depth(deeper, config.convolution),
+        "smoothness_laws": laws_in_depth(deeper, config.convolution),
         "smoothness_initialisation": left_of_initialisation(runs),
     }
 
@@ -92,18 +105,52 @@ def left_of_initialisation(runs: Iterable[Run]) -> dict[str, list]:
 
 def lost_by_depth(table: Mapping[str, list], convolution: str = "conv1") -> dict[str, list]:
     """The table of ``smoothness_lost.csv``: of the runs in a table of `smoothness_in_training`, those whose layers stop
-    being smooth in training, by depth: run, depth, lost_after and lost_at (`Course`)."""
+    being smooth in training, by depth: run, depth, lost_after and lost_at (`Course`), and steep_at, the time at which
+    L^2 times the ratio reaches `STEEP`."""
     found = {run: course(table, run, convolution) for run in dict.fromkeys(table["run"])}
     depths = dict(zip(table["run"], table["depth"], strict=True))
     runs = sorted((run for run in found if found[run].lost_after), key=depths.__getitem__)
     columns = {name: [getattr(found[run], name) for run in runs] for name in ("lost_after", "lost_at")}
+    columns["steep_at"] = [_level_at(table, run, convolution, "L^2 ratio", STEEP) for run in runs]
     return {"run": runs, "depth": [depths[run] for run in runs]} | columns
+
+
+def _level_at(table: Mapping[str, list], run: str, convolution: str, held: str, level: float) -> float:
+    # The time at which a run reaches a level of what is held fixed over depths (a key of `LEVELS`).
+    rows = tables.select(table, run=run)
+    ratio = np.asarray(rows[f"von_neumann_{convolution}"], dtype=float)
+    factor = 1.0 if held == "ratio" else rows["depth"][0] ** 2
+    return reached_at(np.asarray(rows["time"], dtype=float), factor * ratio, level)
+
+
+def laws_in_depth(table: Mapping[str, list], convolution: str = "conv1") -> dict[str, list]:
+    """The table of ``smoothness_laws.csv``, a line a level in `LEVELS`: held, level, runs (of those in a table of
+    `smoothness_in_training`, the ones that reach it), and slope, low, high of the time at which they do in the depth L
+    (`fit_slope`; nan with fewer than two depths).
+
+    A smooth curve over the depth whose Lipschitz constant is K times its spread has a ratio of order K^2/L^2. So a
+    level of the ratio asks for steeper curves in deeper networks, and one of L^2 times the ratio for equally steep ones
+    (a straight line has 12).
+    """
+    rows = []
+    depths = dict(zip(table["run"], table["depth"], strict=True))
+    for held, levels in LEVELS.items():
+        for level in levels:
+            times = {run: _level_at(table, run, convolution, held, level) for run in depths}
+            reached = [run for run, time in times.items() if math.isfinite(time)]
+            fit = Slope(*[math.nan] * 4)
+            if len({depths[run] for run in reached}) > 1:
+                fit = fit_slope([depths[run] for run in reached], [times[run] for run in reached])
+            rows.append((held, level, len(reached), fit.slope, fit.low, fit.high))
+    names = ("held", "level", "runs", "slope", "low", "high")
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """The von Neumann ratio of a convolution along training, and at its end in equal parts of the layers; then along
-    training in networks of several depths, and the training time at which each stops being smooth.
+    training in networks of several depths, and the training time at which each stops being smooth, and at which it is
+    as steep as the others.
 
     A line a seed: weight-tied runs in the colour of their activation, solid for the longest schedule and dashed for
     shorter ones, i.i.d. runs grey. Dotted: `SMOOTH_BELOW`, the ratio below which weights count as smooth. Dashed: that
@@ -168,22 +215,27 @@ def _by_depth(depths: Axes, times: Axes, deeper: tables.Table, lost: tables.Tabl
     if len(deeper["run"]):
         color, _ = color_scale(deeper["depth"], log=True)
         for layers in np.unique(deeper["depth"]):
-            rows = tables.select(deeper, depth=layers)
-            ratio, label = rows[f"von_neumann_{convolution}"], f"{layers} layers"
-            depths.plot(rows["time"], ratio, color=color(layers), label=label)
+            of_depth = tables.select(deeper, depth=layers)
+            for number, run in enumerate(dict.fromkeys(of_depth["run"])):
+                rows, label = tables.select(of_depth, run=run), None if number else f"{layers} layers"
+                depths.plot(rows["time"], rows[f"von_neumann_{convolution}"], color=color(layers), label=label)
         depths.axhline(SMOOTH_BELOW, color=GREY, linestyle=":", linewidth=1, zorder=0)
         depths.legend(loc="lower right")
         depths.set(yscale="log", xlabel="training time $t$", ylabel=f"von Neumann ratio of {convolution}")
         depths.set_title(f"{tables.word(deeper['activation'][0])}, weight-tied, by depth")
     if len(lost["depth"]):
-        times.plot(lost["depth"], lost["lost_at"], "o", color=BLUE)
-        times.set(yscale="log", ylabel="training time $t$", title="where smoothness is lost")
-        if len(lost["depth"]) > 1:
-            fit = fit_slope(lost["depth"], lost["lost_at"])
-            fitted = np.array([min(lost["depth"]), max(lost["depth"])], dtype=float)
-            times.plot(
-                fitted, fit.constant * fitted**fit.slope, color=BLUE, linewidth=1, label=f"slope {minus(fit.slope, 2)}"
-            )
-            times.legend(loc="upper left")
+        times.set(yscale="log", ylabel="training time $t$", title="until a level is reached")
+        reached = (("lost_at", "o", BLUE, f"ratio {SMOOTH_BELOW:g}"),
+                   ("steep_at", "s", ORANGE, rf"$L^2\times$ratio {STEEP:g}"))  # fmt: skip
+        for column, marker, color, level in reached:
+            time = np.asarray(lost[column], dtype=float)
+            slope = ""
+            if len(set(np.asarray(lost["depth"])[np.isfinite(time)])) > 1:
+                fit = fit_slope(lost["depth"], time)
+                ends = np.array([min(lost["depth"]), max(lost["depth"])], dtype=float)
+                times.plot(ends, fit.constant * ends**fit.slope, color=color, linewidth=1)
+                slope = f": slope {minus(fit.slope, 2)}"
+            times.plot(lost["depth"], time, marker, color=color, label=level + slope)
+        times.legend(loc="upper left")
         depth_axis(times, lost["depth"])
         plain_ticks(times.yaxis)

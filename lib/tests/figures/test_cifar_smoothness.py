@@ -16,7 +16,7 @@ from lib.cifar.course import RATIOS, SCALES, course, smoothness_in_training
 from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.figures import rounding, smoothness, stem
 from lib.figures.rounding import NOISES, lost_in_precision, noise_of_parts, precisions_meet, smoothness_by_precision
-from lib.figures.smoothness import left_of_initialisation, lost_by_depth, smoothness_along_depth
+from lib.figures.smoothness import laws_in_depth, left_of_initialisation, lost_by_depth, smoothness_along_depth
 from lib.figures.stem import loss_spike, relative_path_lengths
 
 
@@ -126,6 +126,31 @@ def test_smoothness_is_lost_by_depth_where_each_run_passes_the_bound():
     assert not any(lost_by_depth(smoothness_in_training([])).values())
 
 
+def test_the_law_in_depth_depends_on_what_is_held_fixed():
+    """L^2 times the ratio grows as 12 exp(t / L): equally steep after a time in proportion to L, and at a level of the
+    ratio later than that in deeper networks, by as much as exponential growth says."""
+    depths, times = (32, 64, 128, 256), np.linspace(0, 4000, 4001)
+    rows = [
+        {"run": f"{L}", "depth": L, "epoch": k, "time": t, "von_neumann_conv1": 12 * math.exp(t / L) / L**2}
+        for L in depths for k, t in enumerate(times)
+    ]  # fmt: skip
+    table = tables.from_rows(rows)
+    laws = tables.rows(laws_in_depth(table))
+    for law in laws:
+        assert law["runs"] == 4
+        assert law["low"] <= law["slope"] <= law["high"]
+        if law["held"] == "L^2 ratio":
+            assert law["slope"] == pytest.approx(1, abs=1e-3)
+        else:
+            expected = measures.fit_slope(depths, [L * math.log(law["level"] * L**2 / 12) for L in depths])
+            assert law["slope"] == pytest.approx(expected.slope, rel=1e-3)
+            assert law["slope"] > 1.1
+    assert lost_by_depth(table)["steep_at"] == pytest.approx(
+        [L * math.log(smoothness.STEEP / 12) for L in depths], rel=1e-2
+    )
+    assert all(math.isnan(slope) for slope in laws_in_depth(smoothness_in_training([]))["slope"])
+
+
 def test_a_rate_is_found_where_some_ratios_are_undefined():
     ratio = [math.nan, 5e-3, 2e-3, 4e-3, 8e-3, 16e-3]
     table = tables.from_rows(
@@ -140,6 +165,7 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     depth = smoothness_along_depth([run for run in runs if run.config.initialisation == "weight-tied"])
     deeper = smoothness_in_training(longest_by_depth(records.read_runs(), trained))
     lost = {"run": ["a", "b"], "depth": [32, 64], "lost_after": [3, 6], "lost_at": [100.0, 200.0]}
+    lost["steep_at"] = [90.0, math.nan]
     names = ("smoothness", "smoothness_depth", "smoothness_depths", "smoothness_lost")
     config = smoothness.Config(trained, "conv2")
     course, parts, depths, times = smoothness.draw(
@@ -147,8 +173,8 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     ).axes
     assert [line.get_label() for line in depths.lines[:1]] == ["64 layers"]
     np.testing.assert_allclose(depths.lines[0].get_ydata(), deeper["von_neumann_conv2"], rtol=1e-7)
-    assert times.lines[0].get_xydata().tolist() == [[32, 100], [64, 200]]
-    assert times.get_legend_handles_labels()[1] == ["slope 1.00"]
+    assert times.lines[1].get_xydata().tolist() == [[32, 100], [64, 200]]
+    assert times.get_legend_handles_labels()[1] == ["ratio 0.1: slope 1.00", r"$L^2\times$ratio 100"]
     labels = ["GELU", "180 epochs", "30 epochs", "i.i.d."]
     assert course.get_legend_handles_labels()[1] == labels
     longest = tables.select(training, initialisation="weight-tied", epochs=180)
