@@ -96,6 +96,11 @@ BUILD := .build/$(PROFILE)
 CHECKED := $(BUILD)/checked
 RUN = $(PYTHON) -m lib.project.notebooks
 
+STRANGE := $(firstword $(foreach goal,$(MAKECMDGOALS),$(if $(findstring /,$(goal)),,$(filter-out $(TARGETS) $(FIGURES),$(goal)))))
+ifneq ($(STRANGE),)
+$(error There is no target $(STRANGE). The figures are: $(FIGURES); `make` alone lists all targets)
+endif
+
 # A variable that no target of this call reads would be lost without a word.
 GOALS := $(or $(MAKECMDGOALS),help)
 TAKES.train := $(TRAINING) PROFILE SET PARAMETERS LAUNCH
@@ -199,7 +204,7 @@ checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not fi
 	@$(PYTHON) -m lib.project.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(call option,--launch,LAUNCH) $(BY_HAND) $(VALUES)
 
 stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
-	@$(PYTHON) -m lib.cifar.dataset
+	@$(if $(findstring --help,$(STACK)),,$(PYTHON) -m lib.cifar.dataset)
 	@$(call after,STACK) $(PYTHON) -m lib.cifar.stacked.training $(call option,--epochs,EPOCHS) $(call option,--device,DEVICE)
 
 measure: | $(READY) ## What takes long on the trained networks: with fewer layers, as ODEs (MEASURE="--help"); not part of figures

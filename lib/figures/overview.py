@@ -50,9 +50,10 @@ def compute(config: Config, progress: Progress = silent) -> Data:
         for entry in chosen.tolist():
             values = layers[:, entry].tolist()
             weights += [{"network": network, "entry": entry, "layer": k, "value": v} for k, v in enumerate(values, 1)]
-        for row in tables.rows(tables.select(measured, run=run.config.name, **KEPT)):
-            kept.append({"network": network, "layers": int(row["layers"]), "accuracy": row["accuracy"]})
-        kept.append({"network": network, "layers": len(layers), "accuracy": run.values["test_accuracy"]})
+        kept_rows = tables.rows(tables.select(measured, run=run.config.name, **KEPT))
+        accuracies = {int(row["layers"]): row["accuracy"] for row in kept_rows}
+        accuracies[len(layers)] = run.values["test_accuracy"]
+        kept += [{"network": network, "layers": n, "accuracy": accuracies[n]} for n in sorted(accuracies)]
     return {"overview": _columns(kept, "network", "layers", "accuracy"),
             "overview_weights": _columns(weights, "network", "entry", "layer", "value")}  # fmt: skip
 

@@ -85,10 +85,10 @@ def memory_saved() -> str:
     return f"{found['stored'][-1] / found['backwards'][-1]:.1f}"
 
 
-def block_slopes() -> str:
-    """The slopes of all blocks with smooth activations, at the first training time."""
+def block_slopes(time: str) -> str:
+    """The slopes of all blocks with smooth activations, at the "first" or the "last" training time."""
     found = blocks_room.slopes(table("blocks"), 8)
-    found = select(found, time=min(found["time"]))
+    found = select(found, time={"first": min, "last": max}[time](found["time"]))
     return span(found["slope"][found["activation"] != "relu"])
 
 
@@ -147,11 +147,10 @@ def loss_share() -> str:
 
 
 def claims(which: str) -> str:
-    """How many claims there are ("all"), hold ("hold"), or do not ("fail")."""
-    verdicts = list(table("claims")["verdict"])
-    return str(
-        {"all": len(verdicts), "hold": verdicts.count(HOLDS), "fail": len(verdicts) - verdicts.count(HOLDS)}[which]
-    )
+    """How many claims of the paper there are ("all"), and hold ("hold")."""
+    found = table("claims")
+    verdicts = list(found["verdict"][found["where"] != "beyond the paper"])
+    return str({"all": len(verdicts), "hold": verdicts.count(HOLDS)}[which])
 
 
 # --- Networks trained on CIFAR-10 -------------------------------------------------------------------------------------
@@ -180,24 +179,6 @@ def eighths(network: str) -> str:
 def unsteady(run: Run, points: float = 2) -> int:
     """In how many epochs the training accuracy of a run fell by more than so many points."""
     return int((np.diff([line["train_accuracy"] for line in run.log()]) < -points).sum())
-
-
-def steady_and_not(activation: str) -> tuple[list[float], list[float]]:
-    """The test accuracies of the runs of the paper's schedule that trained steadily, and of the others."""
-    found: tuple[list[float], list[float]] = ([], [])
-    for run in _longest(activation):
-        found[unsteady(run) > 0].append(run.values["test_accuracy"])
-    return found
-
-
-def steady(activation: str) -> str:
-    """The test accuracies in % of the runs that trained steadily, of the paper's schedule."""
-    return span(steady_and_not(activation)[0], ".1f")
-
-
-def not_steady(activation: str) -> str:
-    """Those of the runs that did not."""
-    return span(steady_and_not(activation)[1], ".1f")
 
 
 def settings_and_seeds() -> str:

@@ -13,11 +13,12 @@ from pathlib import Path
 from lib import checks, paths
 from lib.project import numbers
 
-PLACE = re.compile(r"<!--(?P<call>[a-z][^>]*?)-->(?P<text>.*?)<!--/-->", re.DOTALL)
+MARK = re.compile(r"<!--(?P<call>[a-z][^>]*?)-->")
+PLACE = re.compile(MARK.pattern + r"(?P<text>(?:(?!<!--).)*)<!--/-->", re.DOTALL)
 
 
-class UnknownNumber(ValueError):
-    """A marked place that names no number."""
+class WrongPlace(ValueError):
+    """A marked place that cannot be filled."""
 
 
 def files() -> list[Path]:
@@ -27,24 +28,45 @@ def files() -> list[Path]:
 
 
 def number(call: str) -> str:
-    """What a place says, by what is written in its mark. Raises UnknownNumber."""
+    """What a place says, by what is written in its mark. Raises WrongPlace."""
     name, *arguments = shlex.split(call)
     function = getattr(numbers, name, None)
     if getattr(function, "__module__", "") != numbers.__name__ or name.startswith("_"):
-        raise UnknownNumber(f"A README has a place <!--{call}-->, but lib.project.numbers has no function {name}.")
-    return function(*arguments)
+        raise WrongPlace(f"lib.project.numbers has no function {name}")
+    try:
+        return function(*arguments)
+    except FileNotFoundError as error:
+        table = Path(error.filename)
+        raise WrongPlace(f"{paths.short(table)} is not there: `make figures` makes the tables") from error
+    except (LookupError, TypeError, ValueError, StopIteration) as error:
+        raise WrongPlace(f"the tables have nothing for it ({type(error).__name__}: {error})") from error
 
 
 def render(text: str) -> str:
-    """The text with every marked place filled anew."""
-    return PLACE.sub(lambda place: f"<!--{place['call']}-->{number(place['call'])}<!--/-->", text)
+    """The text with every marked place filled anew. Raises WrongPlace, with the mark, for one that names no number or
+    has no end."""
+    ended = [place.start() for place in PLACE.finditer(text)]
+    for mark in MARK.finditer(text):
+        if mark.start() not in ended:
+            raise WrongPlace(f"The place {mark[0]} has no end: write <!--/--> after its text.")
+
+    def filled(place: re.Match) -> str:
+        try:
+            return f"<!--{place['call']}-->{number(place['call'])}<!--/-->"
+        except WrongPlace as error:
+            raise WrongPlace(f"The place <!--{place['call']}--> cannot be filled: {error}.") from error
+
+    return PLACE.sub(filled, text)
 
 
 def _render_files() -> None:
     paths.need_clone()
     for path in files():
         before = path.read_text(encoding="utf-8")
-        after = render(before)
+        try:
+            after = render(before)
+        except WrongPlace as error:
+            raise WrongPlace(f"{paths.short(path)}: {error}") from error
         if after != before:
             paths.write_content(path, after)
         print(f"{paths.short(path)}: {'written anew' if after != before else 'unchanged'}")
@@ -52,7 +74,7 @@ def _render_files() -> None:
 
 def main() -> int:
     """``python -m lib.project.readme``; returns 1 for a place that cannot be filled."""
-    failures = (UnknownNumber, FileNotFoundError, paths.CannotWrite, paths.NotAClone)
+    failures = (WrongPlace, FileNotFoundError, paths.CannotWrite, paths.NotAClone)
     return checks.exit_code(partial(_render_files), "Interrupted.", failures=failures)
 
 

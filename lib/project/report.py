@@ -212,17 +212,19 @@ def render(profile: str) -> str:
         sections.append(f'<section id="{path.stem}">\n{took}{_with_inner_links(sanitised(body), names)}\n</section>')
         headings[path.stem] = sanitised(_markdown(title(notebook, path.stem)), without={"p", "a"}).strip()
     first, gallery = front(names)
+    question = html.unescape(re.search(r"<h1[^>]*>(.*?)</h1>", first)[1])
     others = [name for name in names if f'href="#{name}"' not in gallery]
     entries = "".join(f'<li><a href="#{name}">{headings[name]}</a></li>' for name in others)
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            "<title>Implicit regularization of deep residual networks towards neural ODEs: report</title>",
+            f"<title>{html.escape(question)}</title>",
             f"<style>{STYLE}</style>\n</head>\n<body>",
             first,
-            f"<p>This document holds the executed notebooks of the profile {html.escape(profile)}, code folded. The "
-            "numbers on this page are those of the paper profile.</p>",
+            f"<p>This document holds the executed notebooks of the profile {html.escape(profile)}, code folded; a "
+            "picture without a link is of a figure that it has not. The numbers on this page are those of the paper "
+            "profile.</p>",
             f"<nav>{gallery}{f'<ol>{entries}</ol>' if entries else ''}</nav>",
             *sections,
             "</body>\n</html>\n",

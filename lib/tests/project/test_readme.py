@@ -157,15 +157,25 @@ def test_the_marked_numbers_are_those_of_the_tables():
     assert sum(len(readme.PLACE.findall(text)) for text in READMES.values()) > 40
 
 
-def test_a_place_is_filled_and_what_names_no_number_is_said(monkeypatch):
+def test_a_place_is_filled_and_what_names_no_number_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(numbers, "loss", lambda figure, digits="2": f"{figure} in {digits}")
     monkeypatch.setattr(numbers.loss, "__module__", numbers.__name__)
     filled = readme.render('a <!--loss "my figure" 3-->old\n<!--/--> b')
     assert filled == 'a <!--loss "my figure" 3-->my figure in 3<!--/--> b'
     assert readme.render("<!-- a remark -->") == "<!-- a remark -->"
-    for call in ("nothing", "np", "select a"):
-        with pytest.raises(readme.UnknownNumber, match=f"place <!--{call}-->"):
+    for call in ("nothing", "np", "select a", "ratio", "ratio x", 'fewest "gelu weight-tied 31"', "claims some"):
+        with pytest.raises(
+            readme.WrongPlace, match=f"^The place <!--{re.escape(call)}--> cannot be filled: .*[^.]\\.$"
+        ):
             readme.render(f"<!--{call}--><!--/-->")
+    monkeypatch.setattr(paths, "FIGURES", tmp_path)
+    numbers.table.cache_clear()
+    with pytest.raises(readme.WrongPlace, match=r"figure_4.csv is not there: `make figures` makes the tables"):
+        readme.render("<!--closer--><!--/-->")
+    numbers.table.cache_clear()
+    lost = "<!--claims all-->43 and <!--claims hold-->41<!--/-->"
+    with pytest.raises(readme.WrongPlace, match=r"<!--claims all--> has no end"):
+        readme.render(lost)
 
 
 @pytest.mark.parametrize(("folder", "most"), [(".", 1000), ("checkpoints", 600)])
@@ -192,8 +202,8 @@ def test_versions_agree():
     project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
     assert lib.__version__ == project["version"]
     least = dict(requirement.split(">=") for requirement in project["dependencies"])
-    said = f"PyTorch {least['torch']}, torchvision {least['torchvision']}, Python {project['requires-python'][2:]}"
-    assert f"{said} or later" in READMES[paths.ROOT / "lib" / "README.md"]
+    said = f"PyTorch {least['torch']}, torchvision {least['torchvision']} and Python {project['requires-python'][2:]}"
+    assert f"At least {said}." in READMES[paths.ROOT / "lib" / "README.md"]
 
 
 def test_every_module_has_its_place_in_the_package_docstring():
