@@ -1,7 +1,6 @@
 """The record of every trained run, and the tables in ``checkpoints/`` that are gathered from the records.
 
-A record is a small JSON file of one run: configuration, log, smoothness, per-layer successive distances, but
-no weights. Each run writes its own, so that parallel runs cannot clash; `gather` makes of them
+A record is a JSON file of one run, all but its weights, which the run writes itself. `gather` makes of all records
 
     runs.csv                    one row a run,
     successive_distance.csv     one row a run, convolution and layer.
