@@ -289,12 +289,7 @@ def read_runs(folder: Path | None = None) -> list[Run]:
 
 def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
     """``checkpoints/successive_distance.csv`` as a table; without rows if there is no such file."""
-    path = (folder or paths.CHECKPOINTS) / DISTANCES
-    if path.exists():
-        return tables.read_csv(path, ended=True)
-    return {"run": np.array([], dtype=str), "convolution": np.array([], dtype=str)} | {
-        "layer": np.array([], dtype=int), "distance": np.array([]),
-    }  # fmt: skip
+    return read_table(DISTANCES, ("run", "convolution", "layer", "distance"), folder)
 
 
 def read_spike() -> dict[str, np.ndarray]:
@@ -329,9 +324,9 @@ def read_measured(name: str) -> dict[str, np.ndarray]:
     return read_table(f"{name}.csv", MEASURED[name])
 
 
-def read_table(name: str, columns: Iterable[str]) -> dict[str, np.ndarray]:
+def read_table(name: str, columns: Iterable[str], folder: Path | None = None) -> dict[str, np.ndarray]:
     """The table of that file name in ``checkpoints/``; these columns without rows if there is no such file."""
-    path = paths.CHECKPOINTS / name
+    path = (folder or paths.CHECKPOINTS) / name
     return tables.read_csv(path, ended=True) if path.exists() else {column: np.array([]) for column in columns}
 
 
