@@ -241,6 +241,12 @@ def lost_at(depth: str) -> str:
     return f"{select(table('smoothness_lost'), depth=int(depth))['lost_at'][0]:.0f}"
 
 
+def power_of_depth(held: str) -> str:
+    """The powers of the depth that the time of smoothness grows with, at several levels of the "ratio" or of the
+    "L^2 ratio"."""
+    return span(select(table("smoothness_laws"), held=held)["slope"])
+
+
 def left_of_start(epochs: str) -> str:
     """The largest share of the squared norm of trained layers that their initial weights make up, in %."""
     found = select(table("smoothness_initialisation"), epochs=int(epochs))
