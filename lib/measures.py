@@ -179,6 +179,17 @@ class Slope:
         return f"{self.slope:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def mean_interval(values) -> tuple[float, float]:
+    """The 95 % interval of the mean of independent draws (Student's t; nan twice for a single one)."""
+    from scipy import stats
+
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 def fit_slope(x, y, at_least: float = 0.0) -> Slope:
     """Fit y ~ C x^slope over the points with x >= ``at_least`` and y > 0.
 
@@ -195,6 +206,8 @@ def fit_slope(x, y, at_least: float = 0.0) -> Slope:
         )
     fit = stats.linregress(np.log(x[keep]), np.log(y[keep]))
     freedom = int(keep.sum()) - 2
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * fit.stderr) if freedom else math.nan
+    # scipy gives no error for constants, of which it is zero.
+    error = 0.0 if np.ptp(y[keep]) == 0 else fit.stderr
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * error) if freedom else math.nan
     slope = float(fit.slope)
     return Slope(slope, slope - half, slope + half, float(np.exp(fit.intercept)))

@@ -1,13 +1,45 @@
-"""Rates of root mean squares over seeds, with intervals by resampling the seeds."""
+"""Rates in the depth over several seeds, with intervals over the seeds and of the fit."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib.measures import LEVEL, Slope, fit_slope
+from lib.measures import LEVEL, Slope, fit_slope, mean_interval
 from lib.tables import Table, select
 
 RESAMPLES = 1000  # of the seeds, for an interval
+
+
+@dataclass(frozen=True)
+class SlopeOverSeeds(Slope):
+    """A rate over ``seeds`` draws: ``low`` and ``high`` bound the 95 % interval over the seeds, ``fit_low`` and
+    ``fit_high`` that of the fit of their mean, which says how straight the line is."""
+
+    fit_low: float
+    fit_high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, fit [{self.fit_low:.3f}, {self.fit_high:.3f}]"
+
+
+def mean_slope(table: Table, column: str, at_least: float = 0.0) -> SlopeOverSeeds:
+    """The mean over the seeds of the slopes in L of a column, fitted over the depths of ``at_least`` that all have.
+
+    ``table`` has columns seed and depth, a row for each pair. The mean of the slopes is the slope of the geometric
+    mean, as each is linear in log y; the interval of that fit stands beside Student's over the seeds, which is nan with
+    one seed. Everything is nan where there are no two depths at which all seeds are positive.
+    """
+    runs = [select(table, seed=seed) for seed in np.unique(table["seed"])]
+    values = [dict(zip(run["depth"].tolist(), run[column].tolist(), strict=True)) for run in runs]
+    shared = sorted(set.intersection(*map(set, values))) if values else []
+    depths = [depth for depth in shared if depth >= at_least and all(each[depth] > 0 for each in values)]
+    if len(depths) < 2:
+        return SlopeOverSeeds(*[math.nan] * 6, seeds=len(runs))
+    fits = [fit_slope(depths, [each[depth] for depth in depths]).slope for each in values]
+    mean = fit_slope(depths, np.exp(np.mean([[math.log(each[depth]) for depth in depths] for each in values], axis=0)))
+    return SlopeOverSeeds(mean.slope, *mean_interval(fits), mean.constant, mean.low, mean.high, len(runs))
 
 
 def _squared(table: Table, quantity: str, **chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,15 +72,18 @@ def root_mean_squares(table: Table, quantity: str, **chosen) -> dict[str, np.nda
     return {"depth": depths, "width": widths, "value": value, "low": low, "high": high}
 
 
-def slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> Slope:
+def slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> SlopeOverSeeds:
     """The rate in L of the root mean square over the seeds, over depths of ``at_least``, for networks of one width; its
-    95 % interval by resampling the seeds."""
+    95 % interval by resampling the seeds. Everything is nan if a number is missing."""
     depths, _, squares = _squared(table, quantity, **chosen)
+    if not np.isfinite(squares).all():
+        return SlopeOverSeeds(*[math.nan] * 6, seeds=squares.shape[1])
     fit = fit_slope(depths, np.sqrt(squares.mean(axis=1)), at_least)
     keep = depths >= at_least
     centred = np.log(depths[keep]) - np.log(depths[keep]).mean()
     low, high = _interval(np.log(_resampled(squares)[:, keep]) @ centred / (centred @ centred))
-    return Slope(fit.slope, float(low), float(high), fit.constant)
+    interval = float(low), float(high)
+    return SlopeOverSeeds(fit.slope, *interval, fit.constant, fit.low, fit.high, squares.shape[1])
 
 
 @dataclass(frozen=True)
@@ -78,10 +113,12 @@ def _two_terms(a, b, depth, width):
 
 def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
     """Fit both terms to the root mean square over the seeds of all sizes, by non-negative least squares in the relative
-    deviation of the squares."""
+    deviation of the squares. Everything is nan if a number is missing."""
     from scipy.optimize import nnls
 
     depths, widths, squares = _squared(table, quantity, **chosen)
+    if not np.isfinite(squares).all():
+        return TwoTerms(math.nan, math.nan, (math.nan,) * 2, (math.nan,) * 2, math.nan)
     terms = np.stack([1.0 / depths**2, 1.0 / (depths * widths)], axis=1)
 
     def fit(values: np.ndarray) -> np.ndarray:

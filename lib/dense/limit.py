@@ -108,6 +108,17 @@ class TrainedODE:
             distances[name] = math.sqrt(square)
         return distances
 
+    def uniform_distance(self, weights: Weights) -> float:
+        """sup over s of |Z^L(s) - Z(s)|_F, Z = (V, W), for a network's weights, layer k constant on its cell
+        [(k-1)/L, k/L]: looked at on both ends of every cell."""
+        depth = len(weights.V)
+        at_ends = self.weights_at(torch.arange(depth + 1, dtype=torch.float64) / depth)
+        squares = torch.zeros(2, depth, dtype=torch.float64, device=weights.V.device)
+        for name in "VW":
+            ends, layers = getattr(at_ends, name), getattr(weights, name)
+            squares += torch.stack([(layers - end).square().sum(dim=(1, 2)) for end in (ends[:-1], ends[1:])])
+        return math.sqrt(float(squares.max()))
+
     def steepness(self) -> float:
         """max over the nodes of |dZ/ds|_F, Z = (V, W): the limit of L max_k |Z_{k+1} - Z_k|_F."""
         slopes = [self.grid.derivative @ Z.flatten(1) for Z in (self.weights.V, self.weights.W)]

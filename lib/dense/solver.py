@@ -65,7 +65,13 @@ def squared_speed(solver: Solver) -> float:
 
     For the limit the middle term is the integral over s of the squared functional gradient.
     """
-    gradients = solver.gradients()
-    squares = {name: gradient.square().flatten(1).sum(dim=1) for name, gradient in gradients.items().items()}
-    layers = solver.step_factor * (solver.layer_weights @ (squares.pop("V") + squares.pop("W")))
-    return float(layers + sum(square.sum() for square in squares.values()))
+    return sum(squared_speeds(solver).values())
+
+
+def squared_speeds(solver: Solver) -> dict[str, float]:
+    """The terms of `squared_speed`: of V and W (summed over the layers) and, if they are trained, of A and B."""
+    squares = {name: gradient.square().flatten(1).sum(dim=1) for name, gradient in solver.gradients().items().items()}
+    return {
+        name: float(solver.step_factor * (solver.layer_weights @ square) if name in "VW" else square.sum())
+        for name, square in squares.items()
+    }

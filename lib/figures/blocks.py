@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-from scipy.special import stdtrit
 
 from lib import checks
 from lib.blocks.catalogue import BLOCKS, make_block
@@ -30,7 +29,7 @@ from lib.figures.style import (
     rate_line,
     styled,
 )
-from lib.measures import LEVEL, fit_slope
+from lib.measures import fit_slope, mean_interval
 from lib.tables import Table, from_rows, rows, select, word
 
 WITHIN = 0.1  # how far from -1 a slope may lie
@@ -122,12 +121,10 @@ def slopes(table: Table, slope_from: int) -> dict[str, list]:
         runs = [select(of_case, seed=seed) for seed in np.unique(of_case["seed"])]
         fits = [fit_slope(run["depth"], run["max_distance"], slope_from).slope for run in runs]
         doubles = [fit_slope(run["depth"], run["to_double"]).slope for run in runs if (run["to_double"] > 0).sum() > 1]
-        half = math.nan
-        if len(fits) > 1:
-            half = float(stdtrit(len(fits) - 1, (1 + LEVEL) / 2) * np.std(fits, ddof=1) / math.sqrt(len(fits)))
-        mean, deepest = float(np.mean(fits)), select(of_case, depth=max(of_case["depth"]))
+        low, high = mean_interval(fits)
+        deepest = select(of_case, depth=max(of_case["depth"]))
         case = {"block": block, "activation": activation, "time": float(time)}
-        case |= {"slope": mean, "low": mean - half, "high": mean + half}
+        case |= {"slope": float(np.mean(fits)), "low": low, "high": high}
         case["slope_to_double"] = float(np.mean(doubles)) if doubles else math.nan
         found.append(case | {name: float(np.median(deepest[name])) for name in ("loss", "moved", "from_linear")})
     return from_rows(found)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib.measures import Slope, fit_slope
+from lib.rates import SlopeOverSeeds, mean_slope
 from lib.tables import Table, select
 
 HOLDS, FAILS, OPEN = "as claimed", "not as claimed", "open"
-RATE_WITHIN = 0.1  # how far a fitted slope may lie from the claimed one
-LEAST_DEPTH = 16  # slopes are fitted over depths of at least this, if not said otherwise
+RATE_WITHIN = 0.1  # how far a slope may lie from the claimed one
+LEAST_DEPTH = 16  # slopes are fitted over depths of at least this, where not said otherwise
 FIT_DECIMALS = 6  # of fitted slopes and their intervals
 BEYOND = "beyond the paper"
 Read = Callable[[str], dict[str, np.ndarray]]  # the table of that name
@@ -22,8 +23,11 @@ class Claim:
     """What is said and where, what was measured and by which ``criterion`` it is judged (in words), the interval of
     what was measured, the verdict and the figure.
 
-    Claims on a rate also hold it as numbers: the ``expected`` slope and the fitted one with its bounds. A verdict is
-    `OPEN` if nothing of the paper's size has been run.
+    ``margin`` is the distance to the criterion, negative where it is missed: of a slope the difference, of all else the
+    power of ten of the factor (`factor_below`, `factor_above`). Claims on a slope also hold the ``expected`` one, the
+    measured one with its interval ``low``, ``high`` over the seeds, the interval ``fit_low``, ``fit_high`` of the fit,
+    and the slopes ``at_least``, ``at_most`` that the criterion allows. A verdict is `OPEN` where nothing of the paper's
+    size has been run, where numbers are missing, and where the interval of a slope has a part on either side.
     """
 
     statement: str
@@ -33,34 +37,83 @@ class Claim:
     interval: str
     verdict: str
     figure: str
+    margin: float = math.nan
     expected: float = math.nan
     slope: float = math.nan
     low: float = math.nan
     high: float = math.nan
+    fit_low: float = math.nan
+    fit_high: float = math.nan
+    at_least: float = -math.inf
+    at_most: float = math.inf
 
 
 def judge_rate(
     statement: str, where: str, figure: str, fit: Slope, expected: float, what: str = "slope in L", bound: int = 1
 ) -> Claim:
     """A claim on a slope: an upper bound (``bound`` 1), which a steeper fall fulfils too, a lower one (-1), or the
-    slope itself (0)."""
-    off = fit.slope - expected
-    verdict = judge((bound * off if bound else abs(off)) <= RATE_WITHIN)
-    criteria = {1: f"at most {expected + RATE_WITHIN:g}", -1: f"at least {expected - RATE_WITHIN:g}"}
-    criterion = criteria.get(bound, f"within {RATE_WITHIN}")
+    slope itself (0).
+
+    The whole interval over the seeds has to be allowed, or that of the fit where nothing is drawn at random.
+    """
+    at_least = expected - RATE_WITHIN if bound <= 0 else -math.inf
+    at_most = expected + RATE_WITHIN if bound >= 0 else math.inf
+    margin = float(np.min([at_most - fit.slope, fit.slope - at_least]))
+    if not all(map(math.isfinite, (fit.slope, fit.low, fit.high))):
+        verdict = OPEN
+    elif at_least <= fit.low and fit.high <= at_most:
+        verdict = HOLDS
+    else:
+        verdict = FAILS if fit.low > at_most or fit.high < at_least else OPEN
+    criterion = {1: f"at most {at_most:g}", -1: f"at least {at_least:g}"}.get(bound, f"within {RATE_WITHIN}")
     measured = f"{what} {fit.slope:.3f}, claimed {expected:g}"
-    interval = f"[{fit.low:.3f}, {fit.high:.3f}]"
+    seeds = isinstance(fit, SlopeOverSeeds)
+    of_fit = (fit.fit_low, fit.fit_high) if seeds else (fit.low, fit.high)
     # An interval of points next to a straight line is all rounding beyond some digits.
-    numbers = (round(number, FIT_DECIMALS) for number in (fit.slope, fit.low, fit.high))
-    return Claim(statement, where, measured, criterion, interval, verdict, figure, expected, *numbers)
+    values = (round(number, FIT_DECIMALS) for number in (margin, expected, fit.slope, fit.low, fit.high, *of_fit))
+    interval = f"{fit.seeds} seeds [{fit.low:.3f}, {fit.high:.3f}], " if seeds else "nothing drawn, "
+    interval += "fit [{:.3f}, {:.3f}]".format(*of_fit)
+    return Claim(statement, where, measured, criterion, interval, verdict, figure, *values, at_least, at_most)
+
+
+def judge(margin: float) -> str:
+    """The verdict in words: as claimed from 0 on, open for nan."""
+    return OPEN if math.isnan(margin) else HOLDS if margin >= 0 else FAILS
+
+
+def factor_below(value: float, bound: float) -> float:
+    """The margin of a ``value`` >= 0 that is to be at most ``bound``: log10(bound / value)."""
+    with np.errstate(divide="ignore"):
+        return float(np.log10(bound) - np.log10(value))
+
+
+def factor_above(value: float, bound: float) -> float:
+    """The margin of a ``value`` >= 0 that is to be at least ``bound``: log10(value / bound)."""
+    return -factor_below(value, bound)
+
+
+def tightest(*margins: float) -> float:
+    """The least of several margins, of which nan is the least."""
+    return float(np.min(margins))
+
+
+def _first_depth(depths: np.ndarray, at_least: int) -> int:
+    # Small sizes have few depths: take the larger half of them.
+    return at_least if (depths >= at_least).sum() >= 3 else depths[len(depths) // 2 - 1]
 
 
 def fit_in_depth(rows: Table, column: str, at_least: int = LEAST_DEPTH) -> Slope:
-    """The slope in L of a column over depths of ``at_least`` (small profiles: over the larger half of the depths)."""
+    """The slope in L of a column over depths of ``at_least`` (small profiles: over the larger half of the depths); nan
+    if there are no two positive numbers."""
     depths = np.unique(rows["depth"])
-    # Small sizes have few depths: take the larger half of them.
-    start = at_least if (depths >= at_least).sum() >= 3 else depths[len(depths) // 2 - 1]
-    return fit_slope(rows["depth"], rows[column], start)
+    if (np.asarray(rows[column], dtype=float) > 0).sum() < 2:
+        return Slope(*[math.nan] * 4)
+    return fit_slope(rows["depth"], rows[column], _first_depth(depths, at_least))
+
+
+def slope_over_seeds(rows: Table, column: str, at_least: int = LEAST_DEPTH) -> SlopeOverSeeds:
+    """The same as a mean over seeds (`lib.rates.mean_slope`); ``rows`` have columns seed and depth."""
+    return mean_slope(rows, column, _first_depth(np.unique(rows["depth"]), at_least))
 
 
 def select_last(table: Table, column: str = "iteration") -> dict[str, np.ndarray]:
@@ -69,17 +122,18 @@ def select_last(table: Table, column: str = "iteration") -> dict[str, np.ndarray
 
 
 def maximise_over_time(table: Table, *columns: str) -> dict[str, np.ndarray]:
-    """The largest value of each column over the training times, by depth."""
-    depths = np.unique(table["depth"])
-    largest = {name: [np.max(select(table, depth=depth)[name]) for depth in depths] for name in columns}
-    return {"depth": depths} | {name: np.array(values) for name, values in largest.items()}
+    """The largest value of each column over the training times, by seed and depth."""
+    found = {name: [] for name in ("seed", "depth", *columns)}
+    for seed in np.unique(table["seed"]):
+        of_seed = select(table, seed=seed)
+        for depth in np.unique(of_seed["depth"]):
+            rows = select(of_seed, depth=depth)
+            values = (seed, depth, *(np.max(rows[name]) for name in columns))
+            for name, value in zip(found, values, strict=True):
+                found[name].append(value)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def find_largest(fits: Iterable[Slope]) -> Slope:
-    """The fit with the largest slope."""
-    return max(fits, key=lambda fit: fit.slope)
-
-
-def judge(true: bool) -> str:
-    """The verdict in words."""
-    return HOLDS if true else FAILS
+    """The fit whose interval reaches highest; one without an interval, if there is one."""
+    return max(fits, key=lambda fit: math.inf if math.isnan(fit.high) else fit.high)

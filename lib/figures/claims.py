@@ -1,5 +1,6 @@
 """The paper's claims, one a row, each judged by its figure's room from the tables that the figures were drawn from."""
 
+import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ from lib.figures import (
     clipping,
     conv_limit,
     figure_1_left,
-    figure_1_right,
     figure_2,
     figure_3,
     figure_4,
@@ -20,21 +20,22 @@ from lib.figures import (
     long_time,
     mean_limit,
     neural_ode,
+    pl_condition,
     relu_counterexample,
     table_1,
 )
-from lib.figures.claim import BEYOND, RATE_WITHIN, Claim
+from lib.figures.claim import BEYOND, FAILS, HOLDS, OPEN, Claim
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import COLORS, GREY, panels, styled
-from lib.tables import from_rows
+from lib.figures.style import BLACK, BLUE, GREY, VERMILION, panels, styled
+from lib.tables import Table, from_rows
 
 # The rooms that judge claims: the theorems first, then the networks trained on CIFAR-10, then what is beyond the paper.
 ROOMS = (
     neural_ode,
     figure_1_left,
-    figure_1_right,
     clipping,
+    pl_condition,
     long_time,
     figure_2,
     initialisation,
@@ -96,43 +97,63 @@ def judge_all(profile: str = "paper") -> list[Claim]:
     Config(profile)
     rooms = [*ROOMS, *(room for room, table in IF_TRAINED.items() if (folder(profile) / f"{table}.csv").is_file())]
     found = [claim for room in rooms for claim in room.claims(partial(read, profile))]
-    order = ["Prop. 2", "Prop. 3", "clipped flow", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"]
+    order = ["Prop. 2", "Prop. 3", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"]
     order += ["Fig. 3", "Table 1", "Appendix", BEYOND]
     return sorted(found, key=lambda claim: next(i for i, name in enumerate(order) if claim.where.startswith(name)))
 
 
+VERDICT_STYLES = {
+    HOLDS: {"color": BLUE},
+    OPEN: {"color": GREY, "markerfacecolor": "white"},
+    FAILS: {"color": VERMILION, "marker": "D"},
+}
+FARTHEST = 3.0  # powers of ten from the criterion at which the picture ends
+
+
+def in_order(table: Table) -> np.ndarray:
+    """The places of the rows in the picture: those that fail first, then the open ones, then all others."""
+    rank = [[FAILS, OPEN, HOLDS].index(verdict) for verdict in table["verdict"]]
+    return np.argsort(rank, kind="stable")
+
+
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """The claims on rates: how far the fitted slopes in L are from the claimed ones, with 95 % intervals.
+    """Every claim with its distance to the criterion: of slopes in L the difference with its 95 % interval over the
+    seeds (of the fit if nothing is drawn), of all else the powers of ten between what was measured and what is allowed.
 
-    The picture says how many claims without a slope are left out. The band is +- `RATE_WITHIN`.
+    ``table`` has the columns of ``claims.csv``. What lies beyond the right edge of a panel is drawn on it.
     """
-    table, within = data["claims"], RATE_WITHIN
-    keep = np.isfinite(np.asarray(table["slope"], dtype=float))
-    rows = {name: np.asarray(column)[keep] for name, column in table.items()}
-    figure, axes = panels(1, height=0.6 + 0.2 * keep.sum())
-    places = np.arange(keep.sum())[::-1]
-    # An interval by resampling may leave its slope out.
-    reach = np.maximum([rows["slope"] - rows["low"], rows["high"] - rows["slope"]], 0)
-    axes.axvspan(-within, within, color="#E8EEF4", zorder=0)
-    axes.axvline(0, color=GREY, linewidth=1, zorder=1)
-    axes.errorbar(
-        rows["slope"] - rows["expected"], places, xerr=reach, fmt="o", color=COLORS[0], capsize=2, linewidth=1
-    )
-    labels = [f"{statement} ({where})" for statement, where in zip(rows["statement"], rows["where"], strict=True)]
-    axes.set_yticks(places, labels, fontsize=7)
-    for place, expected in zip(places, rows["expected"], strict=True):
-        text = f"{expected:g}".replace("-", "−")
-        axes.annotate(text, (1.04, place), xycoords=("axes fraction", "data"), va="center", ha="center", fontsize=7)
-    axes.annotate("claimed", (1.04, len(places) - 0.2), xycoords=("axes fraction", "data"), ha="center", fontsize=7)
-    axes.set_ylim(-0.7, len(places) - 0.3)
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(low, -1.25 * within), max(high, 1.25 * within))
-    axes.set_xticks([-within, 0, within])
-    others = len(keep) - keep.sum()
-    axes.set_xlabel("measured − claimed, 95 % interval")
-    if others:
-        figure.supxlabel(
-            f"The other {others} claims are no slopes in $L$: claims.md has them.", fontsize=7, x=0.02, ha="left"
-        )
+    table = {name: np.asarray(column)[in_order(data["claims"])] for name, column in data["claims"].items()}
+    count = len(table["verdict"])
+    figure, (slopes, factors) = panels(2, height=0.8 + 0.165 * count, width=10.5, width_ratios=[1, 1])
+    places = np.arange(count)[::-1]
+    at_most, slope, at_least = (np.asarray(table[name], dtype=float) for name in ("at_most", "slope", "at_least"))
+    for row, place in enumerate(places):
+        style = VERDICT_STYLES[table["verdict"][row]] | {"linewidth": 1, "zorder": 3}
+        margin = float(table["margin"][row])
+        if math.isfinite(slope[row]):
+            ends = [float(np.min([at_most[row] - end, end - at_least[row]]))
+                    for end in (table["low"][row], table["high"][row])]  # fmt: skip
+            reach = [[max(margin - min(ends), 0)], [max(max(ends) - margin, 0)]]
+            slopes.errorbar(margin, place, xerr=np.nan_to_num(reach), capsize=2, **{"marker": "o"} | style)
+        elif not math.isnan(margin):
+            factors.plot(np.clip(margin, -FARTHEST, FARTHEST), place, **{"marker": "o"} | style)
+    labels = [f"{statement} ({where})" for statement, where in zip(table["statement"], table["where"], strict=True)]
+    slopes.set_yticks(places, labels, fontsize=6.5)
+    for label, verdict in zip(slopes.get_yticklabels(), table["verdict"], strict=True):
+        label.set_color(VERDICT_STYLES[verdict]["color"] if verdict != HOLDS else BLACK)
+    factors.set_yticks(places, [])
+    slopes.set_xlabel("slopes: to the criterion, 95 % interval over seeds")
+    factors.set_xlabel("all else: powers of ten to the criterion")
+    for panel in (slopes, factors):
+        panel.axvline(0, color=GREY, linewidth=1, zorder=1)
+        panel.set_ylim(-0.7, count - 0.3)
+        panel.hlines(places, *panel.get_xlim(), color="#EEEEEE", linewidth=0.6, zorder=0)
+        panel.tick_params(axis="y", length=0)
+    factors.set_xlim(-1.05 * FARTHEST, 1.05 * FARTHEST)
+    for verdict, style in VERDICT_STYLES.items():
+        number = int((table["verdict"] == verdict).sum())
+        style = {"marker": "o", "linestyle": ""} | style
+        factors.plot([], [], label=f"{number} {verdict}", **style)
+    figure.legend(*factors.get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return figure

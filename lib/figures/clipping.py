@@ -1,33 +1,40 @@
-"""The clipped flow: norms and Lipschitz constants that do not grow with the depth (Prop. 3)."""
+"""The clipped flow, A and B trained: constants that do not grow with the depth, and its limit (Prop. 3 and Thm 4)."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from lib import checks, digits
+from lib import activations, checks
+from lib.dense import limit, spectral
 from lib.dense.distances import successive_squares
-from lib.dense.network import NetworkConfig
-from lib.dense.training import lockstep, train
-from lib.digits import difference
-from lib.figures.claim import Claim, Read, find_largest, fit_in_depth, judge, judge_rate, select_last
+from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
+from lib.dense.training import Record, lockstep, train
+from lib.digits import STATE_DECIMALS, difference
+from lib.figures.claim import Claim, Read, find_largest, judge_rate, maximise_over_time, slope_over_seeds
 from lib.figures.experiment import Progress, evenly, largest_norm, silent, sorted_table
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, LIGHT, MARKERS, depth_axis, panels, plain_ticks, styled
-from lib.measures import fit_slope
-from lib.tables import select
+from lib.figures.style import BLACK, COLORS, MARKERS, depth_axis, panels, plain_ticks, rate_line, styled
+from lib.rates import mean_slope
+from lib.tables import Table, select
 
-POWER_WITHIN = 0.05  # by how much the exponent of a power law may seem to rise
+NORMS = ("norm_A", "norm_V", "norm_W", "norm_B")
 
 
 @dataclass(frozen=True)
 class Config:
-    """The flow clipped at several ``clips`` C (0 stands for no clipping) at several ``depths``.
+    """The flow clipped at several ``clips`` C (0 stands for no clipping) at several ``depths``, beside its limit.
 
-    Trained for ``iterations`` with ``learning_rate`` eta (t = eta * iterations), looked at ``recorded`` times.
+    Trained for ``iterations`` with ``learning_rate`` eta (t = eta * iterations), looked at ``recorded`` times, for
+    ``seeds`` draws of weights and data, with consecutive seeds from the network's on. Suprema over x are taken over
+    ``inputs`` new Gaussian points. ``tolerance``: see `limit.train`. Raises ValueError for a network whose A and B are
+    not trained, and for an activation that is not C^2.
     """
 
     network: NetworkConfig
@@ -35,7 +42,10 @@ class Config:
     depths: list[int]
     iterations: int
     learning_rate: float = 0.01
-    recorded: int = 30
+    recorded: int = 11
+    seeds: int = 1
+    inputs: int = 50
+    tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
         checks.make_plain(self)
@@ -44,106 +54,164 @@ class Config:
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_int("recorded", self.recorded, least=2)
+        checks.positive_int("seeds", self.seeds)
+        checks.positive_int("inputs", self.inputs)
+        checks.positive_float("tolerance", self.tolerance)
+        spectral.check_exists(self.network)
+        activations.check_smooth(self.network.activation)
+        if not self.network.train_ends:
+            raise ValueError("train_ends is False, expected True: Prop. 3 and Thm 4 train A and B as well.")
+
+    @property
+    def moments(self) -> list[int]:
+        """The iterations that are looked at, the first and the last among them."""
+        return evenly(self.iterations, self.recorded)
+
+    @property
+    def runs(self) -> list[tuple[NetworkConfig, float]]:
+        """(network, C): every seed with every clip."""
+        networks = [dataclasses.replace(self.network, seed=self.network.seed + k) for k in range(self.seeds)]
+        return [(network, clip) for network in networks for clip in self.clips]
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """Columns clip, depth, iteration, time, loss and, over the states recorded so far and all layers,
+    """Columns seed, clip, depth, iteration, time, loss, ``clipped`` (the share of the entries of all velocities that
+    clipping changes) and, as norms of Frobenius and of Euclid,
 
-    - ``norm_V``, ``norm_W``: the largest |V_k|_F and |W_k|_F;
-    - ``lipschitz``: L max_k |Z_{k+1} - Z_k|_F;
-    - ``change``: the largest |entry(t) - entry(0)|, at most C t for the flow clipped at C.
+    - ``norm_A``, ``norm_V``, ``norm_W``, ``norm_B``: |A|, the largest |V_k| and |W_k|, and |B|;
+    - ``lipschitz``: L max_k |Z_{k+1} - Z_k|, Z = (V, W);
+    - ``weights``: from the limit of the same flow, the largest of sup over s of |Z^L(s) - Z(s)|, of |A^L - A| and of
+      |B^L - B|; ``hidden_states``: of |h_k - H(k/L)| over k and new inputs; ``output``: of F(x) over new inputs.
     """
-    recorded = evenly(config.iterations, config.recorded)
-    runs = [(clip, depth) for clip in config.clips for depth in config.depths]
-    trainings = [
-        train(config.network.at_depth(depth), config.learning_rate, config.iterations, recorded, clip=clip)
-        for clip, depth in runs
-    ]
-    starts, so_far, rows = {}, {}, []
-    for records in progress(lockstep(trainings), len(recorded)):
-        for (clip, depth), record in zip(runs, records, strict=True):
-            weights = record.weights
-            start = starts.get((clip, depth)) or starts.setdefault((clip, depth), weights.clone())
-            now = {
-                "norm_V": largest_norm(weights.V.flatten(1)),
-                "norm_W": largest_norm(weights.W.flatten(1)),
-                "lipschitz": depth * math.sqrt(float(sum(successive_squares(weights)).max())),
-                "change": max(float((getattr(weights, name) - getattr(start, name)).abs().max()) for name in "VW"),
-            }
-            before = so_far.get((clip, depth), now)
-            so_far[clip, depth] = {name: max(difference(value), before[name]) for name, value in now.items()}
-            when = {"iteration": record.iteration, "time": config.learning_rate * record.iteration}
-            rows.append({"clip": clip, "depth": depth, **when, "loss": record.loss, **so_far[clip, depth]})
-    return {"clipping": sorted_table(rows, "clip", "depth", "iteration")}
+    rows = []
+    for network, clip, records in progress(_moments(config), len(config.runs) * len(config.moments)):
+        exact, *networks = records
+        x = _new_inputs(config, network)
+        grids = [torch.arange(depth + 1, dtype=torch.float64) / depth for depth in config.depths]
+        states = exact.ode.hidden_states(x, torch.cat(grids)).split([len(grid) for grid in grids])
+        for depth, record, expected in zip(config.depths, networks, states, strict=True):
+            away = _distances(network.at_depth(depth), exact.ode, record.weights, x, expected)
+            moment = {"iteration": record.iteration, "time": config.learning_rate * record.iteration}
+            case = {"seed": network.seed, "clip": clip, "depth": depth, **moment, "loss": record.loss}
+            rows.append(case | {"clipped": _share_clipped(record, clip)} | _constants(record.weights) | away)
+    return {"clipping": sorted_table(rows, "seed", "clip", "depth", "iteration")}
+
+
+def _moments(config: Config) -> Iterator[tuple]:
+    # At each moment of each run: the network's configuration, C, the records of the limit and of the networks.
+    for network, clip in config.runs:
+        schedule = config.learning_rate, config.iterations, config.moments
+        trainings = [limit.train(network, *schedule, tolerance=config.tolerance, clip=clip)]
+        trainings += [train(network.at_depth(depth), *schedule, clip=clip) for depth in config.depths]
+        for records in lockstep(trainings):
+            yield network, clip, records
+
+
+def _new_inputs(config: Config, network: NetworkConfig) -> Tensor:
+    generator = torch.Generator().manual_seed(network.seed + 1)
+    return torch.randn(config.inputs, network.dimension, generator=generator, dtype=torch.float64)
+
+
+def _share_clipped(record: Record, clip: float) -> float:
+    if clip == 0:
+        return 0.0
+    above = total = 0
+    for name, gradient in record.gradients().items().items():
+        velocity = gradient * (record.solver.step_factor if name in "VW" else 1)
+        above, total = above + int((velocity.abs() > clip).sum()), total + velocity.numel()
+    return above / total
+
+
+def _constants(weights: Weights) -> dict[str, float]:
+    norms = {
+        "norm_A": float(weights.A.norm()),
+        "norm_V": largest_norm(weights.V.flatten(1)),
+        "norm_W": largest_norm(weights.W.flatten(1)),
+        "norm_B": float(weights.B.norm()),
+        "lipschitz": len(weights.V) * math.sqrt(float(sum(successive_squares(weights)).max())),
+    }
+    return {name: difference(value) for name, value in norms.items()}
+
+
+def _distances(
+    network: NetworkConfig, ode: limit.TrainedODE, weights: Weights, x: Tensor, expected: Tensor
+) -> dict[str, float]:
+    # ``expected`` holds H(k/L) for x: (L+1, n, q).
+    states = hidden_states(network, weights, x)
+    ends = [float((getattr(weights, name) - getattr(ode.weights, name)).norm()) for name in "AB"]
+    away = {
+        "weights": max(ode.uniform_distance(weights), *ends),
+        "hidden_states": largest_norm(states - expected),
+        "output": largest_norm(outputs(weights, states) - expected[-1] @ ode.weights.B),
+    }
+    return {name: difference(value, STATE_DECIMALS) for name, value in away.items()}
+
+
+def largest_so_far(table: Table, *columns: str) -> Table:
+    """The table with the largest values of the columns up to each time, of each seed, clip and depth."""
+    found = {name: np.array(column) for name, column in table.items()}
+    keys = np.stack([found[name] for name in ("seed", "clip", "depth")])
+    for key in np.unique(keys, axis=1).T:
+        keep = (keys == key[:, None]).all(axis=0)
+        for name in columns:
+            found[name][keep] = np.maximum.accumulate(found[name][keep])
+    return found
 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """The clipped flow: weight norms and Lipschitz constants against depth and time, and the bound C t."""
-    table = data["clipping"]
-    figure, ((norm, constant), (growth, change)) = panels(2, 2, height=5)
+    """The clipped flow: suprema up to the last time of weight norms, Lipschitz constants and distances to the limit
+    against depth, then Lipschitz constants against time. Medians over the seeds; ``table`` has the columns of
+    ``clipping.csv``."""
+    table = largest_so_far(data["clipping"], *NORMS, "lipschitz", "weights", "output")
+    figure, ((norm, constant), (growth, limits)) = panels(2, 2, height=5.2)
     clips, depths = np.unique(table["clip"]), np.unique(table["depth"])
-    last, deepest = max(table["iteration"]), depths[-1]
+    last, deepest, time = max(table["iteration"]), depths[-1], max(table["time"])
     for clip, color, marker in zip(clips, cycle((BLACK, *COLORS)), cycle(MARKERS), strict=False):
         end = select(table, clip=clip, iteration=last)
         label = "no clipping" if clip == 0 else f"$C={clip:g}$"
-        norm.plot(end["depth"], end["norm_V"], marker + "-", color=color, label=label)
-        constant.plot(end["depth"], end["lipschitz"], marker + "-", color=color)
+        for panel, column in ((norm, "norm_V"), (constant, "lipschitz"), (limits, "weights")):
+            values = [np.median(select(end, depth=depth)[column]) for depth in depths]
+            panel.plot(depths, values, marker + "-", color=color, label=label)
         path = select(table, clip=clip, depth=deepest)
-        later = path["time"] > 0
-        growth.plot(path["time"][later], path["lipschitz"][later], color=color)
-        change.plot(path["time"][later], path["change"][later], color=color)
-        if clip > 0:
-            bound = clip * path["time"][later]
-            change.plot(path["time"][later], bound, "--", color=LIGHT, linewidth=4, zorder=0)
-    time = table["time"][-1]
+        times = np.unique(path["time"][path["time"] > 0])
+        growth.plot(times, [np.median(select(path, time=each)["lipschitz"]) for each in times], color=color)
+    fits = [mean_slope(select(table, clip=clip, iteration=last), "weights", depths[0]) for clip in clips]
+    rate_line(limits, depths, find_largest(fits), -1.0, "slope $-1$")
     norm.set_title(rf"$\max_{{k,\,t\leq {time:g}}}\,\|V_k(t)\|_F$")
     constant.set_title(rf"$L\,\max_{{k,\,t\leq {time:g}}}\,\|Z_{{k+1}}(t)-Z_k(t)\|_F$")
-    growth.set_title(rf"$L\,\max_k\,\|Z_{{k+1}}-Z_k\|_F$ up to time $t$, $L={deepest}$")
-    change.set_title(r"largest change of an entry (dashes: bound $C\,t$)")
-    for panel in (norm, constant):
+    growth.set_title(rf"the same up to time $t$, $L={deepest}$")
+    limits.set_title(rf"weights to the limit, $\sup_{{s,\,t\leq {time:g}}}\,\|\cdot\|_F$")
+    for panel in (norm, constant, limits):
         depth_axis(panel, depths)
+    for panel in (norm, constant):
         panel.set_ylim(0)
-    for panel in (growth, change):
-        panel.set_xlabel("training time $t$")
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-        plain_ticks(panel.xaxis)
-    figure.legend(loc="outside lower center", ncols=len(clips))
+    limits.set_yscale("log")
+    growth.set_xlabel("training time $t$")
+    growth.set_xscale("log")
+    growth.set_yscale("log")
+    plain_ticks(growth.xaxis)
+    figure.legend(*limits.get_legend_handles_labels(), loc="outside lower center", ncols=len(clips) + 1)
     return figure
 
 
+CLAIMED = (  # column, where, statement, claimed slope
+    ("lipschitz", "Prop. 3", "L times sup over k and t <= T of |Z_(k+1) - Z_k|_F does not grow with L", 0.0),
+    ("weights", "Thm 4", "sup over s and t <= T of |Z^L - Z|_F, and of A and B, is O(1/L)", -1.0),
+    ("hidden_states", "Thm 4", "sup over k, x and t <= T of |h_k - H(k/L)| is O(1/L)", -1.0),
+    ("output", "Thm 4", "sup over x and t <= T of |F^L(x,t) - F(x,t)| is O(1/L)", -1.0),
+)
+
+
 def claims(read: Read) -> Iterator[Claim]:
+    """For every C > 0 the largest slope in L."""
     table = read("clipping")
-    clipped = [clip for clip in np.unique(table["clip"]) if clip > 0]
-    end = select_last(table)
-    for columns, statement in (
-        (("norm_V", "norm_W"), "Clipped flow: weight norms do not grow with L"),
-        (("lipschitz",), "Clipped flow: K in |Z_(k+1) - Z_k| <= K/L does not grow with L"),
-    ):
-        fits = [fit_in_depth(select(end, clip=clip), column, at_least=8) for clip in clipped for column in columns]
-        yield judge_rate(statement, "Prop. 3", "clipping", find_largest(fits), 0.0)
-    later = (table["clip"] > 0) & (table["time"] > 0)
-    share = table["change"][later] / (table["clip"][later] * table["time"][later])
-    measured = f"at most {share.max():.6f} of C t"
-    yield Claim(
-        "Clipped flow: no entry moves by more than C t", "clipped flow", measured, "at most 1, up to rounding", "",
-        judge(share.max() < 1 + 10.0 ** (1 - digits.DIGITS)), "clipping",
-    )  # fmt: skip
-    exponents = []
-    for clip in clipped:
-        path = select(table, clip=clip, depth=max(table["depth"]))
-        for start, stop in ((0.25, 0.5), (0.5, 1.0)):
-            part = (path["time"] >= start * path["time"][-1]) & (path["time"] <= stop * path["time"][-1])
-            exponents.append(fit_slope(path["time"][part], path["lipschitz"][part]).slope)
-    early, late = np.array(exponents).reshape(-1, 2).T
-    yield Claim(
-        "Clipped flow: K grows with T as a power of it, where the bound allows an exponential",
-        "Prop. 3",
-        f"K grows as T^p, p = {early.min():.2f} to {early.max():.2f} in the second quarter, {late.min():.2f} to "
-        f"{late.max():.2f} in the second half",
-        f"p rises by {POWER_WITHIN} at most; for an exponential it is proportional to T",
-        "",
-        judge(bool((late <= early + POWER_WITHIN).all())),
-        "clipping",
-    )
+    clips = [clip for clip in np.unique(table["clip"]) if clip > 0]
+    ever = [maximise_over_time(select(table, clip=clip), *NORMS, *(name for name, *_ in CLAIMED)) for clip in clips]
+    what = f"largest slope in L over {len(clips)} C"
+    statement = "Clipped flow, A and B trained: sup over k and t <= T of |A|, |V_k|, |W_k|, |B|_F does not grow with L"
+    fit = find_largest(slope_over_seeds(rows, name, at_least=8) for rows in ever for name in NORMS)
+    yield judge_rate(statement, "Prop. 3", "clipping", fit, 0.0, f"{what} and norms")
+    for name, where, words, expected in CLAIMED:
+        fit = find_largest(slope_over_seeds(rows, name) for rows in ever)
+        yield judge_rate(f"Clipped flow, A and B trained: {words}", where, "clipping", fit, expected, what)

@@ -150,6 +150,7 @@ def claims(read: Read) -> Iterator[Claim]:
             family = family_name(activation, normalisation)
             last, end = converges_until(rates, activation, normalisation, measure), rows["epoch"][-1]
             slope, low, high = (rows[name][-1] for name in ("slope", "low", "high"))
+            margin = -CONVERGES - float(np.max(rows["slope"]))
             seeds = rows["seeds"][-1]
             yield Claim(
                 f"CIFAR-10, {family}: {words} of depths L and 2L come together",
@@ -158,6 +159,11 @@ def claims(read: Read) -> Iterator[Claim]:
                 f"-{CONVERGES:g} up to epoch {last}",
                 f"slope at most -{CONVERGES:g} after every epoch",
                 f"[{low:.2f}, {high:.2f}]",
-                judge(last == end),
+                judge(margin),
                 "conv_limit",
+                margin,
+                slope=slope,
+                low=low,
+                high=high,
+                at_most=-CONVERGES,
             )

@@ -1,5 +1,6 @@
 """Figure 1, left: layers that start equal stay within K/L of each other (Prop. 3)."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,11 +12,22 @@ from lib.dense.distances import SuccessiveDistance
 from lib.dense.network import NetworkConfig
 from lib.dense.training import lockstep, train
 from lib.digits import difference
-from lib.figures.claim import Claim, Read, fit_in_depth, judge_rate, select_last
+from lib.figures.claim import Claim, Read, judge_rate, select_last, slope_over_seeds
 from lib.figures.experiment import Progress, last, silent, sorted_table
 from lib.figures.results import Data
-from lib.figures.style import color_scale, depth_axis, leave_room_for_legend, minus, panels, rate_line, styled
+from lib.figures.style import (
+    color_scale,
+    depth_axis,
+    intervals,
+    leave_room_for_legend,
+    minus,
+    panels,
+    rate_line,
+    styled,
+)
 from lib.measures import fit_slope
+from lib.rates import mean_slope
+from lib.tables import select
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,9 @@ class Config:
     """Figure 1 left: networks of several ``depths``, trained with ``learning_rate`` (steps L * eta).
 
     ``iterations`` lists the training times x: a curve each, over the states t < x. ``slope_from`` is the
-    smallest depth that the slope is fitted over. ``network`` gives everything else (its depth is not used).
+    smallest depth that slopes are fitted over. ``network`` gives everything else (its depth is not used), with the
+    first of ``seeds`` seeds, which are consecutive. The first is drawn, at all depths; the others, at depths up to
+    ``repeat_depth``, say how much slopes differ from draw to draw.
     """
 
     network: NetworkConfig
@@ -31,6 +45,8 @@ class Config:
     iterations: list[int]
     learning_rate: float = 0.01
     slope_from: int = 16
+    seeds: int = 1
+    repeat_depth: int = 256
 
     def __post_init__(self) -> None:
         checks.make_plain(self)
@@ -38,6 +54,17 @@ class Config:
         checks.positive_ints("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
         checks.two_sizes(self.slope_from, self.depths)
+        checks.positive_int("seeds", self.seeds)
+        checks.positive_int("repeat_depth", self.repeat_depth)
+        if self.seeds > 1:
+            checks.two_sizes(self.slope_from, [depth for depth in self.depths if depth <= self.repeat_depth])
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """(seed, depth) of every network."""
+        first = self.network.seed
+        further = [(first + k, L) for k in range(1, self.seeds) for L in self.depths if self.repeat_depth >= L]
+        return [(first, L) for L in self.depths] + further
 
     @property
     def steps(self) -> int:
@@ -47,32 +74,31 @@ class Config:
 
 def steps(config: Config) -> Iterator[Data]:
     """The table of `compute` so far, after each iteration; nothing until the first training time."""
-    trainings = []
-    for depth in config.depths:
-        network = config.network.at_depth(depth)
-        trainings.append(train(network, config.learning_rate, config.iterations[-1] - 1))
-    running = [SuccessiveDistance() for _ in config.depths]
+    networks = [dataclasses.replace(config.network, seed=seed, depth=depth) for seed, depth in config.runs]
+    trainings = [train(network, config.learning_rate, config.iterations[-1] - 1) for network in networks]
+    running = [SuccessiveDistance() for _ in config.runs]
     rows = []
     for records in lockstep(trainings):
-        for depth, record, so_far in zip(config.depths, records, running, strict=True):
+        for (seed, depth), record, so_far in zip(config.runs, records, running, strict=True):
             so_far.update(record.weights)
             if record.iteration + 1 in config.iterations:
                 distances = {name: difference(value) for name, value in so_far.values().items()}
-                rows.append({"depth": depth, "iterations": record.iteration + 1, **distances})
-        yield {"figure_1_left": sorted_table(rows, "depth", "iterations")} if rows else {}
+                rows.append({"seed": seed, "depth": depth, "iterations": record.iteration + 1, **distances})
+        yield {"figure_1_left": sorted_table(rows, "seed", "depth", "iterations")} if rows else {}
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """The table of ``figure_1_left.csv``: a row for each depth and each training time in ``iterations``."""
+    """The table of ``figure_1_left.csv``: a row for each seed, depth and training time in ``iterations``."""
     return last(progress(steps(config), config.steps))
 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Successive distance against depth, a curve for each training time: the paper's quantity, then the
-    released aggregate. Rows that are 0 are not drawn."""
+    """Successive distance against depth, a curve for each training time, of the first seed: the paper's quantity, then
+    the released aggregate, with slopes over all seeds. ``table`` has the columns of ``figure_1_left.csv``; rows that
+    are 0 are not drawn."""
     table, slope_from = data["figure_1_left"], config.slope_from
-    columns = {name: np.asarray(column) for name, column in table.items()}
+    columns = select(table, seed=min(table["seed"]))
     aggregate = np.maximum(columns["aggregate_V"], columns["aggregate_W"])
     times = [t for t in np.unique(columns["iterations"]) if aggregate[columns["iterations"] == t].max() > 0]
     depths = np.unique(columns["depth"])
@@ -94,10 +120,14 @@ def draw(data: Data, config: Config) -> Figure:
         if fit is not None:
             fitted = depths[depths >= slope_from]
             rate_line(panel, fitted, fit, exponent, f"slope ${'-1' if exponent == -1 else '-1/2'}$")
-            panel.legend(loc="lower left", title=f"slope, {times[-1]} iterations: {minus(fit.slope)}", title_fontsize=8)
+            end = select(table, iterations=times[-1])
+            end["aggregate"] = np.maximum(end["aggregate_V"], end["aggregate_W"])
+            over = mean_slope(end, "max_distance" if exponent == -1 else "aggregate", slope_from)
+            words = f"slope, {times[-1]} iterations: {minus(over.slope)}\n{intervals(over)}"
+            panel.legend(loc="lower left", title=words, title_fontsize=7)
         depth_axis(panel, depths)
         panel.set_yscale("log")
-        leave_room_for_legend(panel, 0.2)
+        leave_room_for_legend(panel, 0.3)
         panel.set_ylabel(label)
         panel.set_title(title)
     if times:
@@ -109,5 +139,6 @@ def draw(data: Data, config: Config) -> Figure:
 
 def claims(read: Read) -> Iterator[Claim]:
     left = select_last(read("figure_1_left"), "iterations")
-    statement = "Layers that start equal stay within K/L of each other during training"
-    yield judge_rate(statement, "Prop. 3, Fig. 1 left", "figure_1_left", fit_in_depth(left, "max_distance"), -1.0)
+    statement = "Layers that start equal: max over k and t <= T of |Z_(k+1)(t) - Z_k(t)|_F is at most K/L"
+    fit = slope_over_seeds(left, "max_distance")
+    yield judge_rate(statement, "Prop. 3, Fig. 1 left", "figure_1_left", fit, -1.0)

@@ -13,7 +13,6 @@ from lib.dense.distances import distance
 from lib.dense.network import NetworkConfig
 from lib.dense.training import Record, lockstep, train
 from lib.digits import DECIMALS, LIMIT_DECIMALS, difference
-from lib.figures.claim import Claim, Read, fit_in_depth, judge_rate, maximise_over_time
 from lib.figures.experiment import Progress, last, silent, sorted_table
 from lib.figures.results import Data
 from lib.figures.style import (
@@ -174,12 +173,3 @@ def draw(data: Data, config: Config) -> Figure:
     leave_room_for_legend(rate, 0.35)
     rate.legend(loc="lower left")
     return figure
-
-
-def claims(read: Read) -> Iterator[Claim]:
-    right = maximise_over_time(read("figure_1_right"), "distance_V", "distance_W")
-    for name in "VW":
-        statement = f"{name} of the trained network converges to the limit's, in the norm of Fig. 1, uniformly in t"
-        yield judge_rate(
-            statement, "Thm 4, Fig. 1 right", "figure_1_right", fit_in_depth(right, f"distance_{name}"), -1.0
-        )

@@ -14,7 +14,7 @@ from lib.cifar import records
 from lib.cifar.choice import NetworkChoice, Setting, by_setting
 from lib.cifar.network import ResidualLayers
 from lib.cifar.records import CONVOLUTIONS, Run
-from lib.figures.claim import OPEN, Claim, Read, judge
+from lib.figures.claim import Claim, Read, factor_below, judge
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import BLACK, INITIALISATION_COLORS, panels, styled, write_across
@@ -222,7 +222,9 @@ def claims(read: Read) -> Iterator[Claim]:
         counts = sorted({round(PARTS * share) for share in rows["smooth_share"]})
         shares[name] = f"{' or '.join(map(str, counts))} of {PARTS} ({name})"
     true = " and ".join(f"{low[name]:.2g} to {high[name]:.2g} ({name})" for name in CONVOLUTIONS)
-    decided = max(low.values()) >= SMOOTH_BELOW or max(high.values()) < SMOOTH_BELOW
+    # The end that decides; between the two nothing is.
+    least, most = (factor_below(float(np.max(list(ends.values()))), SMOOTH_BELOW) for ends in (high, low))
+    margin = most if most < 0 else least if least >= 0 <= most else math.nan
     yield Claim(
         "CIFAR-10, the published GELU network, weight-tied: smooth across layers after training",
         "Fig. 3",
@@ -230,6 +232,7 @@ def claims(read: Read) -> Iterator[Claim]:
         f"smooth eighths of the depth, as read, {', '.join(shares.values())}",
         f"both below {SMOOTH_BELOW} over all layers",
         "",
-        judge(max(low.values()) < SMOOTH_BELOW) if decided else OPEN,
+        judge(margin),
         "figure_3",
+        margin,
     )

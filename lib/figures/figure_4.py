@@ -1,5 +1,6 @@
 """The appendix's figure: how far successive layers are from each other after training."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from lib.cifar import records
 from lib.cifar.choice import RELEASED, NetworkChoice, Setting, by_setting, length_in_words
 from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
-from lib.figures.claim import OPEN, Claim, Read, judge
+from lib.figures.claim import OPEN, Claim, Read, factor_above, factor_below, judge, tightest
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import HEIGHT, INITIALISATION_COLORS, panels, styled, write_across
@@ -159,7 +160,9 @@ def claims(read: Read) -> Iterator[Claim]:
         epochs = PAPER_EPOCHS if PAPER_EPOCHS in schedules else max(schedules, default=0)
         factors = closer_by(averages, setting, epochs)
         measured = " and ".join(f"{factor:.3g} ({name})" for name, factor in factors.items())
-        near = all(PAPER_CLOSER / 2 <= factor <= 2 * PAPER_CLOSER for factor in factors.values())
+        low, high = PAPER_CLOSER / 2, 2 * PAPER_CLOSER
+        found = list(factors.values()) or [math.nan]
+        margin = tightest(*(each for by in found for each in (factor_above(by, low), factor_below(by, high))))
         sides = (
             tables.select(averages, setting=setting, epochs=epochs, initialisation=side)["seed"]
             for side in INITIALISATIONS
@@ -170,8 +173,9 @@ def claims(read: Read) -> Iterator[Claim]:
             f"{networks}: layers are about {PAPER_CLOSER} times closer from weight-tied than from i.i.d. ones",
             "Appendix, Fig. 4",
             f"{measured} times, after {trained} of each at least ({setting})" if schedules else "nothing trained yet",
-            f"{PAPER_CLOSER // 2} to {2 * PAPER_CLOSER} times",
+            f"{low:g} to {high} times",
             "",
-            judge(near) if epochs >= PAPER_EPOCHS else OPEN,
+            judge(margin) if epochs >= PAPER_EPOCHS else OPEN,
             "figure_4",
+            margin,
         )

@@ -1,4 +1,4 @@
-"""Initialisations beside each other: weight-tied, Gaussian processes, i.i.d. (section 4.3)."""
+"""Initialisations beside each other: what training adds to weight-tied, Gaussian and i.i.d. layers (section 4.3)."""
 
 import dataclasses
 import math
@@ -13,23 +13,29 @@ from torch import Tensor
 from lib import checks
 from lib.dense import limit
 from lib.dense.distances import successive_squares
-from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
-from lib.dense.training import lockstep, train
-from lib.digits import difference
-from lib.figures.claim import LEAST_DEPTH, Claim, Read, fit_in_depth, judge_rate, select_last
-from lib.figures.experiment import Progress, silent
+from lib.dense.network import NetworkConfig, Weights, hidden_states, initial_functions, initialise, outputs
+from lib.dense.training import train
+from lib.digits import STATE_DECIMALS, difference
+from lib.figures.claim import OPEN, Claim, Read, find_largest, judge_rate, slope_over_seeds
+from lib.figures.experiment import Progress, last, silent
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, GREY, MARKERS, depth_axis, panels, styled
 from lib.measures import integral_distance
-from lib.tables import from_rows, select
+from lib.tables import Table, from_rows, select
+
+WIDE = {"linewidth": 2.6, "markersize": 6}
+TRAINED = 0.1  # the share of the first loss that is left once a network counts as trained
+# Trained so far, D changes by several times its size per unit of s, which fewer layers do not resolve.
+RESOLVING = 64
 
 
 @dataclass(frozen=True)
 class Config:
-    """Initialisations compared at several ``depths``, before and after ``iterations`` of training.
+    """Initialisations compared at several ``depths``, by what ``iterations`` of training add to the weights.
 
     ``length_scales``: those of the Gaussian processes. ``initial_V``: whether i.i.d. layers and Gaussian processes
-    draw V as well; the weight-tied case is the paper's, V = 0. ``network`` gives everything else.
+    draw V as well; the weight-tied case is the paper's, V = 0. ``network`` gives everything else, with ``seeds``
+    consecutive seeds from its own on.
     """
 
     network: NetworkConfig
@@ -40,6 +46,7 @@ class Config:
     learning_rate: float = 0.1
     tolerance: float = 1e-5
     slope_from: int = 16
+    seeds: int = 1
 
     def __post_init__(self) -> None:
         checks.make_plain(self)
@@ -49,6 +56,7 @@ class Config:
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_float("tolerance", self.tolerance)
         checks.two_sizes(self.slope_from, self.depths)
+        checks.positive_int("seeds", self.seeds)
         self.cases  # noqa: B018 (the configurations check themselves)
 
     @property
@@ -72,69 +80,89 @@ class Config:
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """Two tables: how layers and hidden states behave as the depth grows, and one entry of W across the layers.
+    """Two tables: what training adds as the depth grows, and one entry of it across the layers.
 
-    The first has columns case, iteration (0 and the last), depth, loss,
+    With D_k = Z_k(t) - Z_k(0) at the last iteration, the first has columns seed, case, depth, start (the first loss),
+    loss (the last one),
 
-    - ``successive``: max over k of |Z_{k+1} - Z_k|_F;
-    - ``distance``: of Z^L from the limit Z in the integral norm, or, if there is no limit (i.i.d.), from the
-      deepest network (nan for itself);
+    - ``successive``: max over k of |D_{k+1} - D_k|_F, over ``size``, the root of the mean over k of |D_k|_F^2;
+    - ``distance``: of D^L from the limit's D in the integral norm, or, where there is no limit (i.i.d.), from the
+      deepest network's (nan for itself);
     - ``output``: the same of the outputs F(x), root mean square over the training inputs and coordinates: i.i.d. layers
       have a limit as functions of x (`lib.figures.mean_limit`), though not as weights;
-    - ``variation``: sum over k of |h_{k+1} - h_k|^2, averaged over the training inputs: the quadratic variation,
-      of order 1/L for an ordinary differential equation and of order 1 for a stochastic one.
+    - ``variation``: sum over k of |g_{k+1} - g_k|^2 for g_k = h_k(t) - h_k(0), averaged over the training inputs: the
+      quadratic variation of what training adds to the hidden states, of order 1/L for an ordinary differential
+      equation and of order 1 for a stochastic one.
 
-    The second has columns case, iteration, s = k/L, entry for the deepest network.
+    The second has columns case, s = k/L, entry: one entry of W_k(t) - W_k(0), of the first seed's deepest network.
     """
+    seeds = [config.network.seed + k for k in range(config.seeds)]
+    runs = [(seed, case, network) for seed in seeds for case, network in config.cases.items()]
     rows, entries = [], []
-    moments = [0, config.iterations]
-    for case, network in progress(config.cases.items(), len(config.cases)):
-        smooth = network.initialisation != "iid"
-        _, data = initialise(network)
-        trainings = [
-            train(network.at_depth(L), config.learning_rate, config.iterations, moments) for L in config.depths
-        ]
-        if smooth:
-            reference = limit.train(
-                network, config.learning_rate, config.iterations, moments, tolerance=config.tolerance
-            )
-            trainings.append(reference)
-        for records in lockstep(trainings):
-            networks = records[:-1] if smooth else records
-            deepest = networks[-1].weights
-            expected = records[-1].ode(data.x) if smooth else _output(network, config.depths[-1], deepest, data.x)
-            iteration = networks[-1].iteration
-            for depth, record in zip(config.depths, networks, strict=True):
-                weights = record.weights
-                if smooth:
-                    parts = records[-1].ode.distance_to_network(weights).values()
-                elif depth < config.depths[-1]:
-                    parts = (integral_distance(weights.V, deepest.V), integral_distance(weights.W, deepest.W))
-                else:
-                    parts = (math.nan,)
-                squares = sum(successive_squares(weights))
-                states = hidden_states(network.at_depth(depth), weights, data.x)
-                apart = (outputs(weights, states) - expected).square().mean().sqrt()
-                variation = states.diff(dim=0).square().sum() / config.network.samples
-                rows.append(
-                    {
-                        "case": case,
-                        "iteration": iteration,
-                        "depth": depth,
-                        "loss": record.loss,
-                        "successive": difference(math.sqrt(float(squares.max()))),
-                        "distance": difference(math.hypot(*parts)),
-                        "output": difference(float(apart)) if smooth or depth < config.depths[-1] else math.nan,
-                        "variation": difference(float(variation)),
-                    }
-                )
-            for k, entry in enumerate(deepest.W[:, 0, 0].tolist(), start=1):
-                entries.append({"case": case, "iteration": iteration, "s": k / len(deepest.W), "entry": entry})
+    for seed, case, network in progress(runs, len(runs)):
+        network = dataclasses.replace(network, seed=seed)
+        found = [_train(config, network.at_depth(depth)) for depth in config.depths]
+        deepest = found[-1]
+        moved, output = _limit(config, network) if network.initialisation != "iid" else (None, deepest.output)
+        for depth, trained in zip(config.depths, found, strict=True):
+            if moved is not None:
+                parts = moved.distance_to_network(trained.moved).values()
+            elif trained is deepest:
+                parts = (math.nan,)
+            else:
+                parts = (integral_distance(getattr(trained.moved, Z), getattr(deepest.moved, Z)) for Z in "VW")
+            reference = moved is not None or trained is not deepest
+            apart = float((trained.output - output).square().mean().sqrt()) if reference else math.nan
+            measured = {"distance": math.hypot(*parts), "output": apart, "variation": trained.variation}
+            measured = trained.sizes | {name: difference(value, STATE_DECIMALS) for name, value in measured.items()}
+            losses = {"start": trained.losses[0], "loss": trained.losses[1]}
+            rows.append({"seed": seed, "case": case, "depth": depth} | losses | measured)
+        if seed == seeds[0]:
+            for k, entry in enumerate(deepest.moved.W[:, 0, 0].tolist(), start=1):
+                entries.append({"case": case, "s": k / config.depths[-1], "entry": difference(entry)})
     return {"initialisation": from_rows(rows), "initialisation_weights": from_rows(entries)}
 
 
-def _output(network: NetworkConfig, depth: int, weights: Weights, x: Tensor) -> Tensor:
-    return outputs(weights, hidden_states(network.at_depth(depth), weights, x))
+@dataclass
+class Trained:
+    """What training did to a network: its first and last loss, what it added to the weights, the sizes ``successive``
+    and ``size`` and the ``variation`` of the table, and the outputs (n, d')."""
+
+    losses: tuple[float, float]
+    moved: Weights
+    sizes: dict[str, float]
+    variation: float
+    output: Tensor
+
+
+def _train(config: Config, network: NetworkConfig) -> Trained:
+    start, data = initialise(network)
+    before = hidden_states(network, start, data.x)
+    first, end = (
+        (record.loss, record.weights)
+        for record in train(network, config.learning_rate, config.iterations, [0, config.iterations])
+    )
+    states = hidden_states(network, end[1], data.x)
+    moved = _difference(end[1], start)
+    squares = sum(Z.square().flatten(1).sum(dim=1) for Z in (moved.V, moved.W))
+    size = math.sqrt(float(squares.mean()))
+    successive = math.sqrt(float(sum(successive_squares(moved)).max())) / size
+    variation = float((states - before).diff(dim=0).square().sum()) / network.samples
+    sizes = {"successive": difference(successive), "size": difference(size)}
+    return Trained((first[0], end[0]), moved, sizes, variation, outputs(end[1], states))
+
+
+def _limit(config: Config, network: NetworkConfig) -> tuple[limit.TrainedODE, Tensor]:
+    # What training adds to the limit's weights, as functions of s, and the limit's outputs.
+    schedule = config.learning_rate, config.iterations, [config.iterations]
+    ode = last(limit.train(network, *schedule, tolerance=config.tolerance)).ode
+    weights_at, data = initial_functions(network)
+    moved = _difference(ode.weights, weights_at(ode.grid.s.cpu()).to(ode.grid.s))
+    return limit.TrainedODE(ode.config, ode.grid, moved), ode(data.x, 0.01 * config.tolerance)
+
+
+def _difference(end: Weights, start: Weights) -> Weights:
+    return Weights(end.V - start.V, end.W - start.W)
 
 
 def _case_label(case: str) -> str:
@@ -143,73 +171,88 @@ def _case_label(case: str) -> str:
     return {"iid": "i.i.d.", "iid 1/sqrt(L)": r"i.i.d., scaling $1/\sqrt{L}$"}.get(case, case)
 
 
-COLUMNS = ("successive", "distance", "output", "variation")  # of the table, a panel each
+def _means(rows: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """The depths at which the column is positive for every seed, and its geometric mean over the seeds."""
+    found = {depth: select(rows, depth=depth)[column] for depth in np.unique(rows["depth"])}
+    depths = [depth for depth, values in found.items() if (values > 1e-10).all()]
+    return np.array(depths), np.array([math.exp(np.log(found[depth]).mean()) for depth in depths])
 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Successive distance, distances of weights and of outputs to the limit and quadratic variation against depth, for
-    each initialisation.
-
-    Open markers and thin lines: before training; full ones: after.
-    """
+    """What training adds to each initialisation, against depth: how rough it is across the layers, how far weights and
+    outputs are from the limit's, the quadratic variation of hidden states; geometric means over the seeds. Then one
+    entry across the layers. ``table`` and ``entries`` have the columns of ``initialisation.csv`` and
+    ``initialisation_weights.csv``."""
     table, entries = data["initialisation"], data["initialisation_weights"]
     figure, axes = panels(3, 2, height=5.2)
     successive, distance, output, variation, entry, legend = axes.flat
-    cases = list(dict.fromkeys(table["case"]))
-    before, after = np.unique(table["iteration"])
-    for case, color, marker in zip(cases, cycle((BLACK, *COLORS)), cycle(MARKERS), strict=False):
-        for iteration, style in ((before, {"markerfacecolor": "white", "linewidth": 0.7}), (after, {})):
-            rows = select(table, case=case, iteration=iteration)
-            for panel, name in zip((successive, distance, output, variation), COLUMNS, strict=True):
-                values = np.where(np.nan_to_num(rows[name]) > 1e-10, rows[name], np.nan)
-                panel.plot(rows["depth"], values, marker + "-", color=color, **style)
-        rows = select(entries, case=case, iteration=after)
-        if case != "iid 1/sqrt(L)":
-            width = 0.5 if case == "iid" else 1.3
-            entry.plot(rows["s"], rows["entry"], color=color, linewidth=width, zorder=1 if case == "iid" else 2)
-        legend.plot([], [], marker + "-", color=color, label=_case_label(case))
-    legend.plot([], [], "o", color=GREY, markerfacecolor="white", label="open: before training,\nif it differs")
+    by_column = {"successive": successive, "distance": distance, "output": output, "variation": variation}
+    for case, color, marker in zip(config.cases, cycle((BLACK, *COLORS)), cycle(MARKERS), strict=False):
+        # Curves that lie on each other: a wide one below, a dashed one with open markers above.
+        style = {"weight-tied": WIDE, "iid": WIDE, "iid 1/sqrt(L)": {"linestyle": "--", "markerfacecolor": "white"}}
+        style = {"color": color, "marker": marker} | style.get(case, {})
+        for column, panel in by_column.items():
+            panel.plot(*_means(select(table, case=case), column), **style)
+        rows = select(entries, case=case)
+        if not case.startswith("iid"):
+            entry.plot(rows["s"], rows["entry"], color=color, linewidth=1.3, zorder=2)
+        elif case == "iid":
+            entry.plot(rows["s"], rows["entry"], color=color, linewidth=0.5, zorder=1)
+        legend.plot([], [], label=_case_label(case), **style)
     titles = {
-        successive: r"$\max_k\,\|Z_{k+1}-Z_k\|_F$",
-        distance: "weights to their limit",
+        successive: r"$\max_k\,\|D_{k+1}-D_k\|_F$ over the size of $D$",
+        distance: "$D$ to its limit",
         output: "outputs to their limit",
-        variation: r"$\sum_k\,\|h_{k+1}-h_k\|^2$",
+        variation: r"variation of $h_k(t)-h_k(0)$",
     }
     for panel, title in titles.items():
         depth_axis(panel, table["depth"])
         panel.set_yscale("log")
         panel.set_title(title)
     entry.set_xlabel("$s=k/L$")
-    entry.set_title(f"one entry of $W_k$, $L={max(table['depth'])}$")
+    entry.set_title(f"one entry of $W_k(t)-W_k(0)$, $L={max(table['depth'])}$")
     legend.set_axis_off()
-    legend.legend(loc="center left", title="i.i.d.: to the deepest network", title_fontsize=8)
+    legend.plot([], [], " ", color=GREY, label="i.i.d.: to the deepest network")
+    legend.legend(loc="center left", title="$D=Z(t)-Z(0)$, means over seeds", title_fontsize=8)
     return figure
 
 
+NAMES = {
+    "weight-tied": "Weight-tied layers",
+    "iid": "i.i.d. layers",
+    "iid 1/sqrt(L)": "i.i.d. layers, 1/sqrt(L)",
+}
+
+
 def claims(read: Read) -> Iterator[Claim]:
+    """That training itself adds what is smooth or rough, in networks that are trained: else all is open."""
     table = read("initialisation")
-    after = select_last(table)
-    longest = {}
+    left = float(np.max(table["loss"] / table["start"]))
+
+    def judged(statement: str, fit, expected: float, bound: int, what: str = "slope in L") -> Claim:
+        claim = judge_rate(statement, "section 4.3", "initialisation", fit, expected, what, bound)
+        trained = f", once the loss is below {100 * TRAINED:.0f} % of its start"
+        measured = f"{claim.measured}; at most {100 * left:.0f} % of the loss is left"
+        changes = {"measured": measured, "criterion": claim.criterion + trained}
+        return dataclasses.replace(claim, **changes, **({} if left <= TRAINED else {"verdict": OPEN}))
+
+    smooth = []
     for case in dict.fromkeys(table["case"]):
-        rows = select(after, case=case)
-        smooth = not case.startswith("iid")
-        # A Gaussian process of length scale ell is resolved by depths well above 1/ell.
-        at_least = max(LEAST_DEPTH, 8 / float(case.split()[-1])) if case.startswith("Gaussian") else LEAST_DEPTH
-        fit = fit_in_depth(rows, "successive", int(at_least))
-        names = {
-            "weight-tied": "Weight-tied layers",
-            "iid": "i.i.d. layers",
-            "iid 1/sqrt(L)": "i.i.d. layers, 1/sqrt(L)",
-        }
-        what = names.get(case, f"Gaussian process of length scale {case.split()[-1]}")
-        statement = f"{what}: {'smooth' if smooth else 'rough'} after training"
-        expected, bound = (-1.0, 1) if smooth else (0.0, -1)
-        yield judge_rate(statement, "section 4.3", "initialisation", fit, expected, bound=bound)
-        longest[case] = rows
+        rows = select(table, case=case)
+        what = NAMES.get(case, f"Gaussian process of length scale {case.split()[-1]}")
+        measure = "max over k of |D_(k+1) - D_k|_F over the size of D = Z(t) - Z(0)"
+        if case.startswith("iid"):
+            statement = f"{what}: what training adds is rough: {measure} does not fall"
+            yield judged(statement, slope_over_seeds(rows, "successive", RESOLVING), 0.0, -1)
+        else:
+            statement = f"{what}: what training adds is smooth: {measure} is O(1/L)"
+            yield judged(statement, slope_over_seeds(rows, "successive", RESOLVING), -1.0, 1)
+            smooth.append(slope_over_seeds(rows, "distance", RESOLVING))
+    statement = "Smooth initialisations: D^L converges to the limit's D as 1/L, (int |D^L - D|_F^2 ds)^(1/2)"
+    yield judged(statement, find_largest(smooth), -1.0, 1, f"largest slope in L over {len(smooth)} initialisations")
     for case, expected, kind in (("iid", -1.0, "an ordinary"), ("iid 1/sqrt(L)", 0.0, "a stochastic")):
-        fit = fit_in_depth(longest[case], "variation")
         scaling = "1/sqrt(L)" if "sqrt" in case else "1/L"
-        statement = f"i.i.d. layers, {scaling}: hidden states vary as for {kind} differential equation"
-        what = "quadratic variation, slope in L"
-        yield judge_rate(statement, "section 4.3", "initialisation", fit, expected, what, bound=0)
+        statement = f"i.i.d. layers, {scaling}: h_k(t) - h_k(0) varies as for {kind} differential equation"
+        fit = slope_over_seeds(select(table, case=case), "variation", RESOLVING)
+        yield judged(statement, fit, expected, 0, "quadratic variation over k, slope in L")

@@ -13,6 +13,7 @@ A network of weight-tied initialisation has the neural ODE of its own m units as
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
@@ -29,7 +30,17 @@ from lib.dense import limit, spectral
 from lib.dense.network import Data as Samples
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise
 from lib.dense.training import Record, train
-from lib.figures.claim import BEYOND, LEAST_DEPTH, Claim, Read, judge, judge_rate, select_last
+from lib.figures.claim import (
+    BEYOND,
+    LEAST_DEPTH,
+    Claim,
+    Read,
+    factor_below,
+    judge,
+    judge_rate,
+    select_last,
+    tightest,
+)
 from lib.figures.experiment import Progress, evenly, silent
 from lib.figures.results import Data
 from lib.figures.style import (
@@ -363,10 +374,12 @@ def claims(read: Read) -> Iterator[Claim]:
         for quantity, word in QUANTITIES.items():
             chosen = {"initialisation": initialisation, "reference": reference, "width": narrow}
             fit = slope_in_depth(end, quantity, LEAST_DEPTH, **chosen)
-            statement, what = f"{layers}: trained {word} converge to {where_to}", f"{seeds} seeds, slope in L"
-            yield judge_rate(statement, BEYOND, "mean_limit", fit, expected, what, bound=0)
+            statement = f"{layers}: trained {word} converge to {where_to}"
+            yield judge_rate(statement, BEYOND, "mean_limit", fit, expected, bound=0)
     fit = two_terms(end, "output", initialisation="iid")
     widths = [int(width) for width in np.unique(select(end, initialisation="iid")["width"])]
+    lacks = min(*fit.a_interval, *fit.b_interval) <= 0
+    margin = tightest(factor_below(fit.residual, TWO_TERMS_WITHIN), -math.inf if lacks else math.inf)
     yield Claim(
         "i.i.d. layers: the distance of the outputs from the mean ODE's is of order 1/L + 1/sqrt(L m)",
         BEYOND,
@@ -374,6 +387,7 @@ def claims(read: Read) -> Iterator[Claim]:
         f"{100 * fit.residual:.0f} % off",
         f"within {100 * TWO_TERMS_WITHIN:.0f} % (root mean square over sizes), both terms above 0",
         "a [{:.2g}, {:.2g}], b [{:.2g}, {:.2g}]".format(*fit.a_interval, *fit.b_interval),
-        judge(fit.residual < TWO_TERMS_WITHIN and min(*fit.a_interval, *fit.b_interval) > 0),
+        judge(margin),
         "mean_limit",
+        margin,
     )

@@ -1,5 +1,6 @@
 """Networks beside the neural ODE that they converge to (Prop. 2 and Thm 4)."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
 from lib.dense.training import lockstep, train
 from lib.digits import STATE_DECIMALS, difference
-from lib.figures.claim import Claim, Read, fit_in_depth, judge_rate, maximise_over_time, select_last
+from lib.figures.claim import Claim, Read, judge_rate, maximise_over_time, select_last, slope_over_seeds
 from lib.figures.experiment import Progress, largest_norm, silent
 from lib.figures.results import Data
 from lib.figures.style import (
@@ -33,6 +34,7 @@ from lib.figures.style import (
     styled,
 )
 from lib.measures import fit_slope
+from lib.rates import mean_slope
 from lib.tables import from_rows, select
 
 
@@ -41,8 +43,9 @@ class Config:
     """Networks of several ``depths`` beside the neural ODE of infinite depth, all trained alike.
 
     The states at ``compared`` (increasing iterations t) are compared; suprema over x are taken over ``inputs``
-    standard Gaussian points that are not in the training set. ``tolerance``: see `limit.train`; ``slope_from``: the
-    smallest depth that rates are fitted over. Raises ValueError for an activation that is not C^2, whose ODE the
+    standard Gaussian points that are not in the training set. ``seeds``: how many draws of weights, data and inputs,
+    with consecutive seeds from the network's on. ``tolerance``: see `limit.train`; ``slope_from``: the smallest depth
+    that rates are fitted over. Raises ValueError for an activation that is not C^2, whose ODE the
     solver does not resolve.
     """
 
@@ -53,6 +56,7 @@ class Config:
     inputs: int = 100
     tolerance: float = 1e-5
     slope_from: int = 16
+    seeds: int = 1
 
     def __post_init__(self) -> None:
         checks.make_plain(self)
@@ -62,19 +66,25 @@ class Config:
         checks.positive_int("inputs", self.inputs)
         checks.positive_float("tolerance", self.tolerance)
         checks.two_sizes(self.slope_from, self.depths)
+        checks.positive_int("seeds", self.seeds)
         spectral.check_exists(self.network)
         activations.check_smooth(self.network.activation)
 
-    def draw_inputs(self) -> Tensor:
-        """New inputs x: (inputs, d), drawn from the seed after the network's."""
-        generator = torch.Generator().manual_seed(self.network.seed + 1)
+    @property
+    def networks(self) -> list[NetworkConfig]:
+        """The network with each of the seeds."""
+        return [dataclasses.replace(self.network, seed=self.network.seed + k) for k in range(self.seeds)]
+
+    def draw_inputs(self, seed: int) -> Tensor:
+        """New inputs x: (inputs, d), drawn from the seed after that of the network's."""
+        generator = torch.Generator().manual_seed(seed + 1)
         return torch.randn(self.inputs, self.network.dimension, generator=generator, dtype=torch.float64)
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
     """Errors of networks beside the limit, and hidden states to look at.
 
-    The first table has columns iteration, depth and, each a supremum of Euclidean or Frobenius norms,
+    The first table has columns seed, iteration, depth and, each a supremum of Euclidean or Frobenius norms,
 
     - ``weights``: |Z^L(s) - Z(s)| over s, at both ends of every layer's cell (Thm 4 is uniform in s);
     - ``distance_V``, ``distance_W``: the same in the integral norm of Figure 1 right, V and W apart;
@@ -83,27 +93,21 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     - ``scipy``: of F(x) between the trained network and SciPy's solution of the ODE whose weights interpolate the
       network's (nan but for the last iteration): this knows nothing of `lib.dense.limit`.
 
-    The second table holds the first coordinate of five hidden states over s at the end, for the limit and the
-    second and fourth depth: columns depth, s, input, value.
+    The second table holds the first coordinate of five hidden states over s at the end, for the first seed, the limit
+    and the second and fourth depth: columns depth, s, input, value.
     """
-    x = config.draw_inputs()
-    reference = limit.train(
-        config.network, config.learning_rate, config.compared[-1], config.compared, tolerance=config.tolerance
-    )
-    trainings = [
-        train(config.network.at_depth(depth), config.learning_rate, config.compared[-1], config.compared)
-        for depth in config.depths
-    ]
-    grids = [torch.arange(depth + 1, dtype=torch.float64) / depth for depth in config.depths]
-    rows = []
-    steps = zip(reference, lockstep(trainings), strict=True)
-    for record, records in progress(steps, len(config.compared)):
+    steps = itertools.chain.from_iterable(_steps(config, network) for network in config.networks)
+    rows, first = [], None
+    for network, x, record, records in progress(steps, config.seeds * len(config.compared)):
         ode, last = record.ode, record.iteration == config.compared[-1]
+        grids = [torch.arange(depth + 1, dtype=torch.float64) / depth for depth in config.depths]
         exact = ode.hidden_states(x, torch.cat(grids)).split([len(grid) for grid in grids])
         for depth, states, other in zip(config.depths, exact, records, strict=True):
-            errors = _errors(config.network.at_depth(depth), ode, states, other.weights, x, last)
-            rows.append({"iteration": record.iteration, "depth": depth, **errors})
-    few = x[:5]
+            errors = _errors(network.at_depth(depth), ode, states, other.weights, x, last)
+            rows.append({"seed": network.seed, "iteration": record.iteration, "depth": depth, **errors})
+        if last and first is None:
+            first = x[:5], ode, grids, records
+    few, ode, grids, records = first
     fine = torch.linspace(0, 1, 101, dtype=torch.float64)
     shown = [(LIMIT, fine, ode.hidden_states(few, fine))]
     for depth, grid, other in list(zip(config.depths, grids, records, strict=True))[1:4:2]:
@@ -117,6 +121,16 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     return {"neural_ode": from_rows(rows), "neural_ode_states": from_rows(trajectories)}
 
 
+def _steps(config: Config, network: NetworkConfig) -> Iterator[tuple]:
+    # At each compared moment of one seed: the network's configuration, inputs, the limit's record, the networks'.
+    schedule = config.learning_rate, config.compared[-1], config.compared
+    reference = limit.train(network, *schedule, tolerance=config.tolerance)
+    trainings = [train(network.at_depth(depth), *schedule) for depth in config.depths]
+    x = config.draw_inputs(network.seed)
+    for record, records in zip(reference, lockstep(trainings), strict=True):
+        yield network, x, record, records
+
+
 def _errors(network, ode, exact, weights, x, last) -> dict[str, float]:
     """The errors of one network beside the limit; ``exact`` holds H(k/L) for x: (L+1, n, q)."""
     output = exact[-1] if ode.weights.B is None else exact[-1] @ ode.weights.B
@@ -126,7 +140,7 @@ def _errors(network, ode, exact, weights, x, last) -> dict[str, float]:
     distances = ode.distance_to_network(weights)
     scipy = scipy_output(network, weights, x) if last else None
     errors = {
-        "weights": uniform_distance(ode, weights),
+        "weights": ode.uniform_distance(weights),
         "distance_V": distances["V"],
         "distance_W": distances["W"],
         "hidden_states": largest_norm(states - exact),
@@ -135,17 +149,6 @@ def _errors(network, ode, exact, weights, x, last) -> dict[str, float]:
         "scipy": largest_norm(scipy - outputs(weights, states)) if last else math.nan,
     }
     return {name: difference(error, STATE_DECIMALS) for name, error in errors.items()}
-
-
-def uniform_distance(ode: limit.TrainedODE, weights: Weights) -> float:
-    """sup over s of |Z^L(s) - Z(s)|_F, Z = (V, W), at both ends of every layer's cell [(k-1)/L, k/L]."""
-    depth = len(weights.V)
-    at_ends = ode.weights_at(torch.arange(depth + 1, dtype=torch.float64) / depth)
-    squares = torch.zeros(2, depth, dtype=torch.float64)
-    for name in "VW":
-        ends, layers = getattr(at_ends, name), getattr(weights, name)
-        squares += torch.stack([(layers - end).square().sum(dim=(1, 2)) for end in (ends[:-1], ends[1:])])
-    return math.sqrt(float(squares.max()))
 
 
 def scipy_output(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: float = 1e-7) -> Tensor:
@@ -188,7 +191,11 @@ ERRORS = {
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Networks beside the limit: hidden states, errors against depth at the end, slopes during training."""
+    """Networks beside the limit: hidden states, errors against depth at the end of the first seed, slopes during
+    training with intervals over the seeds.
+
+    ``errors`` has the columns of ``neural_ode.csv``, ``trajectories`` those of ``neural_ode_states.csv``.
+    """
     errors, trajectories, slope_from = data["neural_ode"], data["neural_ode_states"], config.slope_from
     figure, (states, error, slope) = panels(3, height=3.2, width_ratios=[1, 1.1, 1])
     depths = np.unique(trajectories["depth"])
@@ -207,7 +214,7 @@ def draw(data: Data, config: Config) -> Figure:
     leave_room_above(states, 0.3)
     states.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=1)
     iterations = np.unique(errors["iteration"])
-    last = select(errors, iteration=iterations[-1])
+    last = select(errors, iteration=iterations[-1], seed=min(errors["seed"]))
     for (name, label), color, marker in zip(ERRORS.items(), COLORS, MARKERS, strict=False):
         style = {"markerfacecolor": "none", "linestyle": "none", "markersize": 7} if name == "hidden_states" else {}
         error.plot(last["depth"], last[name], marker=marker, color=color, label=label, **style)
@@ -217,35 +224,41 @@ def draw(data: Data, config: Config) -> Figure:
         rate_line(error, fitted, fit, -1.0, "slope $-1$")
     depth_axis(error, last["depth"])
     error.set_yscale("log")
-    error.set_title(f"distance at iteration {iterations[-1]}")
+    error.set_title(f"at iteration {iterations[-1]}, first seed")
+    error.set_ylabel("largest distance, $|\\cdot|_2$ or $\\|\\cdot\\|_F$")
     for place, shift in ((4, -1), (1, 1)):
         name, times, fits = list(ERRORS)[place], [], []
         for iteration in iterations:
             rows = select(errors, iteration=iteration)
-            if ((rows[name] > 1e-12) & (rows["depth"] >= slope_from)).sum() > 2:
+            if (rows[name][rows["depth"] >= slope_from] > 1e-12).all():
                 times.append(iteration + shift * 0.006 * iterations[-1])
-                fits.append(fit_slope(rows["depth"], rows[name], slope_from))
-        bars = [[fit.slope - fit.low for fit in fits], [fit.high - fit.slope for fit in fits]]
+                fits.append(mean_slope(rows, name, slope_from))
+        bars = np.nan_to_num([[fit.slope - fit.low for fit in fits], [fit.high - fit.slope for fit in fits]])
         slopes = [fit.slope for fit in fits]
         slope.errorbar(times, slopes, bars, color=COLORS[place], marker=MARKERS[place], linewidth=1, capsize=2)
     slope.axhline(-1, color=GREY, linestyle="--", linewidth=1, zorder=0)
     low, high = slope.get_ylim()
     slope.set_ylim(min(low, -1.1), max(high, -0.9))
     slope.set_xlabel("training iteration")
-    slope.set_title("slope in $L$: weights, output")
+    slope.set_title(f"slopes in $L$, {config.seeds} seed{'s' if config.seeds > 1 else ''}")
     figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
+CLAIMED = (  # column, whether over all t, where, what
+    ("discretised", False, "Prop. 2", "A network that samples Lipschitz V(s), W(s): sup over x of |F^L(x) - F(x)|"),
+    ("weights", True, "Thm 4", "Trained weights: sup over s and t <= T of |Z^L(s,t) - Z(s,t)|_F"),
+    ("hidden_states", True, "Thm 4", "Trained hidden states: sup over k, x and t <= T of |h_k - H(k/L)|"),
+    ("output", True, "Thm 4", "Trained outputs: sup over x and t <= T of |F^L(x,t) - F(x,t)|"),
+    ("distance_V", True, "Thm 4, Fig. 1 right", "Trained V: sup over t <= T of (int |V^L - V|_F^2 ds)^(1/2)"),
+    ("distance_W", True, "Thm 4, Fig. 1 right", "Trained W: sup over t <= T of (int |W^L - W|_F^2 ds)^(1/2)"),
+    ("scipy", False, "Thm 4", "SciPy's ODE through the trained weights: sup over x of the outputs' distance"),
+)
+
+
 def claims(read: Read) -> Iterator[Claim]:
     errors = read("neural_ode")
-    end, ever = select_last(errors), maximise_over_time(errors, "weights", "hidden_states", "output")
-    statements = (
-        (end, "A network that samples Lipschitz V(s), W(s) is within C/L of its neural ODE", "Prop. 2", "discretised"),
-        (ever, "Trained weights converge to the limit's, uniformly in s and t", "Thm 4", "weights"),
-        (ever, "Trained hidden states converge to the limit's, uniformly in s and t", "Thm 4", "hidden_states"),
-        (ever, "Trained outputs converge to the limit's, uniformly in t", "Thm 4", "output"),
-        (end, "The ODE through a trained network's weights, solved by SciPy, gives its outputs", "Thm 4", "scipy"),
-    )
-    for table, statement, where, column in statements:
-        yield judge_rate(statement, where, "neural_ode", fit_in_depth(table, column), -1.0)
+    end, ever = select_last(errors), maximise_over_time(errors, *(name for name, always, *_ in CLAIMED if always))
+    for name, always, where, statement in CLAIMED:
+        fit = slope_over_seeds(ever if always else end, name)
+        yield judge_rate(f"{statement} is O(1/L)", where, "neural_ode", fit, -1.0)

@@ -20,6 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from lib import digits, tables
 from lib.dense.limit import LIMIT
 from lib.measures import Slope
+from lib.rates import SlopeOverSeeds
 
 TEXT_WIDTH = 7.2  # inches: a figure over the full width of a page
 HEIGHT = 2.7
@@ -103,6 +104,13 @@ def color_scale(values: Sequence[float], log: bool = False) -> tuple[Callable[[f
 def minus(number: float, digits: int = 3) -> str:
     """A number for a label, with a true minus sign."""
     return f"{number:.{digits}f}".replace("-", "−")
+
+
+def intervals(fit: SlopeOverSeeds) -> str:
+    """The intervals of a slope for a label: over the seeds, if there are several, and of the fit."""
+    of_fit = f"fit [{minus(fit.fit_low)}, {minus(fit.fit_high)}]"
+    over = f"{fit.seeds} seeds [{minus(fit.low)}, {minus(fit.high)}]" if fit.seeds > 1 else "1 seed"
+    return f"95 %: {over},\n{of_fit}"
 
 
 def rate_line(axes: Axes, x: Sequence[float], fit: Slope, exponent: float, label: str | None = None) -> None:

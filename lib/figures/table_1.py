@@ -20,7 +20,7 @@ from lib.cifar.choice import (
 )
 from lib.cifar.course import RATIOS, smooth_shares
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, SHARES, Run
-from lib.figures.claim import OPEN, Claim, Read, judge
+from lib.figures.claim import OPEN, Claim, Read, factor_below, judge
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import styled
@@ -207,7 +207,9 @@ def claims(read: Read) -> Iterator[Claim]:
     """What the paper says of its trained networks, for each setting that some were trained in; open if none was trained
     for as long as the paper's."""
     for row in tables.rows(read("table_1")):
-        claimed, found = row["paper_smooth"], row["smooth"]
+        claimed = row["paper_smooth"]
+        smooth = factor_below(float(np.max([row["von_neumann_conv1"], row["von_neumann_conv2"]])), SMOOTH_BELOW)
+        margin = smooth if claimed else -smooth
         network = f"{tables.word(row['activation'])}, {tables.word(row['initialisation'])}"
         if row["setting"] != RELEASED:
             network += f", {row['setting']}"
@@ -226,8 +228,9 @@ def claims(read: Read) -> Iterator[Claim]:
             measured if row["runs"] else "nothing trained yet",
             f"{'both' if claimed else 'not both'} below {SMOOTH_BELOW} over all layers (medians over runs)",
             "",
-            judge(claimed == found) if row["epochs"] >= PAPER_EPOCHS else OPEN,
+            judge(margin) if row["epochs"] >= PAPER_EPOCHS else OPEN,
             "table_1",
+            margin,
         )
 
 

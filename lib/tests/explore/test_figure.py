@@ -17,13 +17,22 @@ from lib.explore.weights import explore_weights
 
 # Values that make each figure in a moment.
 FIGURES = {
-    "figure_1_left": {"depths": [4, 8, 16], "iterations": [1, 3, 6], "slope_from": 4},
+    "figure_1_left": {"depths": [4, 8, 16], "iterations": [1, 3, 6], "slope_from": 4, "seeds": 2, "repeat_depth": 8},
     "figure_1_right": {"depths": [4, 8, 16], "iterations": 6, "slope_from": 4},
     "figure_2": {"depth": 8, "iterations": 20, "recorded": 5},
-    "clipping": {"depths": [4, 8], "clips": [0.0, 0.01], "iterations": 5, "recorded": 3},
-    "initialisation": {"depths": [8, 16], "length_scales": [0.5], "iterations": 2, "tolerance": 1e-2},
-    "long_time": {"widths": [4], "seeds": [0], "depths": [4], "width_iterations": 5, "iterations": 5, "recorded": 3},
-    "neural_ode": {"depths": [4, 8], "compared": [0, 3], "slope_from": 4, "tolerance": 1e-3},
+    "clipping": {"depths": [4, 8], "clips": [0.0, 0.01], "iterations": 5, "recorded": 3, "seeds": 1},
+    "initialisation": {
+        "depths": [8, 16],
+        "length_scales": [0.5],
+        "iterations": 2,
+        "tolerance": 1e-2,
+        "slope_from": 8,
+        "seeds": 1,
+    },
+    "long_time": {"depths": [4, 8], "iterations": 5, "recorded": 3, "seeds": 1},
+    "pl_condition": {"widths": [2, 8], "target_scales": [0.1], "seeds": 1, "iterations": 5, "recorded": 4},
+    "bounds": {"depth": 4, "iterations": 5, "recorded": 3, "seeds": 1},
+    "neural_ode": {"depths": [4, 8], "compared": [0, 3], "slope_from": 4, "tolerance": 1e-3, "seeds": 1},
     "relu_counterexample": {"half_depths": [4, 8], "factors": [2.0], "iterations": 5, "slope_from": 4},
     "mean_limit": {
         "depths": [4, 8],

@@ -1,0 +1,171 @@
+"""Bounds beside measurements: how many powers of ten lie between, over the training time (Prop. 2, Prop. 3, Thm 6)."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from lib import activations, checks
+from lib.dense import gronwall, limit, lojasiewicz, spectral
+from lib.dense.distances import successive_squares
+from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
+from lib.dense.training import train
+from lib.digits import significant
+from lib.figures.experiment import Progress, evenly, largest_norm, silent
+from lib.figures.results import Data
+from lib.figures.style import BLACK, BLUE, VERMILION, panels, styled
+from lib.tables import Table, from_rows, select
+
+TITLES = {
+    "M": r"$M$ of Prop. 3: largest $\|A\|,\,\|V_k\|,\,\|W_k\|,\,\|B\|_F$",
+    "K": r"$K$ of Prop. 3: $L\,\max_k\,\|Z_{k+1}-Z_k\|_F$",
+    "C": r"$C$ of Prop. 2: $L\,\sup_x\,|F^L(x)-F(x)|$",
+    "rate": r"rate of Thm 6: $-\log(\ell(t)/\ell(0))\,/\,t$",
+}
+DIGITS = 6  # that bounds are told with
+
+
+@dataclass(frozen=True)
+class Config:
+    """A network trained by the flow clipped at ``clip`` C > 0, and once more by the flow without clipping, for Thm 6.
+
+    ``iterations`` steps of ``learning_rate``, looked at ``recorded`` times, for ``seeds`` draws with consecutive seeds
+    from the network's on. Suprema over x are taken over ``inputs`` new Gaussian points. ``tolerance``: see
+    `limit.train`.
+    """
+
+    network: NetworkConfig
+    clip: float
+    iterations: int
+    learning_rate: float = 0.025
+    recorded: int = 11
+    seeds: int = 1
+    inputs: int = 50
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        checks.make_plain(self)
+        for name in ("clip", "learning_rate", "tolerance"):
+            checks.positive_float(name, getattr(self, name))
+        for name in ("iterations", "seeds", "inputs"):
+            checks.positive_int(name, getattr(self, name))
+        checks.positive_int("recorded", self.recorded, least=2)
+        spectral.check_exists(self.network)
+        activations.check_smooth(self.network.activation)
+        if not self.network.train_ends:
+            raise ValueError("train_ends is False, expected True: the bounds are those of trained A and B.")
+        at_zero = float(activations.get(self.network.activation).function(torch.zeros(1)))
+        if at_zero != 0:
+            raise ValueError(f"activation is {self.network.activation!r}, expected one that is 0 at 0, as gelu is.")
+
+    @property
+    def moments(self) -> list[int]:
+        """The iterations that are looked at, but for the first, at which nothing has moved."""
+        return evenly(self.iterations, self.recorded)[1:]
+
+
+def compute(config: Config, progress: Progress = silent) -> Data:
+    """The table of ``bounds.csv``: columns seed, bound ("M", "K", "C" or "rate"), time, measured, ``own``, the bound
+    with the run's own norms, and ``prior``, with what is known before training (nan if there is none).
+
+    M and K are suprema up to that time; their bounds hold for every L and the steps that were taken. The bound of the
+    rate is a lower one: the smallest constant of the PL condition up to that time.
+    """
+    seeds = [config.network.seed + k for k in range(config.seeds)]
+    rows = []
+    for seed in progress(seeds, len(seeds)):
+        network = dataclasses.replace(config.network, seed=seed)
+        for parts in (_clipped(config, network), _euler(config, network), _rates(config, network)):
+            rows += [{"seed": seed} | row for row in parts]
+    return {"bounds": from_rows(rows)}
+
+
+def _row(config: Config, bound: str, iteration: int, measured: float, own: float, prior: float) -> dict:
+    values = {"measured": measured, "own": own, "prior": prior}
+    time = {"bound": bound, "time": significant(config.learning_rate * iteration)}
+    return time | {name: significant(value, DIGITS) for name, value in values.items()}
+
+
+def _norms(weights: Weights) -> dict[str, float]:
+    return {name: largest_norm(values.flatten(1 if name in "VW" else 0)) for name, values in weights.items().items()}
+
+
+def _clipped(config: Config, network: NetworkConfig) -> Iterator[dict]:
+    start, data = initialise(network)
+    first = _norms(start)
+    entries = {name: values[0].numel() if name in "VW" else values.numel() for name, values in start.items().items()}
+    own, prior, largest, apart = (0.0, 0.0), (0.0, 0.0), 0.0, 0.0
+    for record in train(network, config.learning_rate, config.iterations, clip=config.clip):
+        time, step = config.learning_rate * record.iteration, config.learning_rate
+        now = math.sqrt(float(sum(successive_squares(record.weights)).max()))
+        largest, apart = max(largest, *_norms(record.weights).values()), max(apart, network.depth * now)
+        if record.iteration in config.moments:
+            known = max(first[name] + config.clip * time * math.sqrt(entries[name]) for name in first)
+            yield _row(config, "M", record.iteration, largest, math.nan, known)
+            yield _row(config, "K", record.iteration, apart, math.hypot(*own), math.hypot(*prior))
+        own = gronwall.advance(network, gronwall.measured_sizes(network, record.weights, data), *own, step)
+        known = gronwall.bounded_sizes(network, start, data, config.clip, time)
+        prior = gronwall.advance(network, known, *prior, step)
+
+
+def _euler(config: Config, network: NetworkConfig) -> Iterator[dict]:
+    generator = torch.Generator().manual_seed(network.seed + 1)
+    x = torch.randn(config.inputs, network.dimension, generator=generator, dtype=torch.float64)
+    schedule = config.learning_rate, config.iterations, config.moments
+    for record in limit.train(network, *schedule, clip=config.clip, tolerance=config.tolerance):
+        sampled = record.ode.network(network.depth)
+        away = outputs(sampled, hidden_states(network, sampled, x)) - record.ode(x, 1e-8)
+        constant = gronwall.euler_constant(record.ode, x)
+        yield _row(config, "C", record.iteration, network.depth * largest_norm(away), constant, math.nan)
+
+
+def _rates(config: Config, network: NetworkConfig) -> Iterator[dict]:
+    first, least = None, math.inf
+    for record in train(network, config.learning_rate, config.iterations, [0, *config.moments]):
+        first = first or record.loss
+        least = min(least, lojasiewicz.constant(network, record.weights, record.solver.data.x))
+        if record.iteration:
+            rate = -math.log(record.loss / first) / (config.learning_rate * record.iteration)
+            yield _row(config, "rate", record.iteration, rate, least, math.nan)
+
+
+def powers_of_ten(table: Table, bound: str, kind: str, time: float) -> float:
+    """log10 of the factor between the ``kind`` ("own" or "prior") of bound and what was measured, at that time: the
+    median over the seeds."""
+    rows = select(table, bound=bound, time=time)
+    return float(np.median(np.abs(np.log10(rows[kind]) - np.log10(rows["measured"]))))
+
+
+@styled
+def draw(data: Data, config: Config) -> Figure:
+    """What was measured and its bounds against the training time, medians over the seeds, with the powers of ten in
+    between at the end. ``table`` has the columns of ``bounds.csv``."""
+    table = data["bounds"]
+    figure, axes = panels(2, 2, height=5)
+    labels = {
+        "measured": ("measured", {"color": BLACK}),
+        "own": ("bound, the run's own norms", {"color": BLUE, "linestyle": "--"}),
+        "prior": ("bound, before training", {"color": VERMILION, "linestyle": ":"}),
+    }
+    median = functools.partial(np.median, axis=0)
+    for panel, (bound, title) in zip(axes.flat, TITLES.items(), strict=True):
+        rows = select(table, bound=bound)
+        times = np.unique(rows["time"])
+        for column, (label, style) in labels.items():
+            values = np.array([median(select(rows, time=time)[column]) for time in times])
+            panel.plot(times, values, label=label, **style)
+            if column != "measured" and np.isfinite(values).all():
+                text = f"$10^{{{powers_of_ten(table, bound, column, times[-1]):.2g}}}$"
+                place = {"textcoords": "offset points", "fontsize": 8, "color": style["color"]}
+                panel.annotate(text, (times[-1], values[-1]), (5, -3), **place)
+        if bound != "M":  # which hardly moves
+            panel.set_yscale("log")
+        panel.set_title(title)
+        panel.set_xlabel("training time $T$")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
