@@ -143,8 +143,8 @@ def draw(data: Data, config: Config) -> Figure:
     for label, verdict in zip(slopes.get_yticklabels(), table["verdict"], strict=True):
         label.set_color(VERDICT_STYLES[verdict]["color"] if verdict != HOLDS else BLACK)
     factors.set_yticks(places, [])
-    slopes.set_xlabel("slopes: to the criterion, 95 % interval over seeds")
-    factors.set_xlabel("all else: powers of ten to the criterion")
+    slopes.set_xlabel("slopes: to the criterion,\n95 % interval over seeds")
+    factors.set_xlabel("all else: powers of ten\nto the criterion")
     for panel in (slopes, factors):
         panel.axvline(0, color=GREY, linewidth=1, zorder=1)
         panel.set_ylim(-0.7, count - 0.3)

@@ -17,7 +17,7 @@ from lib.cifar.records import CONVOLUTIONS, Run
 from lib.figures.claim import Claim, Read, factor_below, judge
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLACK, INITIALISATION_COLORS, panels, styled, write_across
+from lib.figures.style import BLACK, GREY, INITIALISATION_COLORS, panels, styled, write_across
 from lib.measures import (
     PARTS,
     SMOOTH_BELOW,
@@ -192,10 +192,18 @@ def draw(data: Data, config: Config) -> Figure:
                 continue
             # A scale of its own for each: what matters is whether a curve is smooth, not where it lies.
             panel.plot(curve["layer"], curve["value"], color=color, linewidth=0.8)
+            _say_height(panel)
             panel.set_ylabel(f"{convolution} $[{','.join(str(i) for i in config.entries[convolution])}]$")
     for panel in axes[-1]:
         panel.set_xlabel("layer $k$")
     return figure
+
+
+def _say_height(panel: Axes) -> None:
+    # Scales differ by factors of ten and more.
+    low, high = panel.get_ylim()
+    place = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 7, "color": GREY}
+    panel.annotate(f"height {high - low:.1g}", (1, 1), **place)
 
 
 def _published(axes: np.ndarray, curves: tables.Table) -> None:
@@ -206,6 +214,7 @@ def _published(axes: np.ndarray, curves: tables.Table) -> None:
         for panel, name in zip(column, CONVOLUTIONS, strict=True):
             curve = tables.select(curves, picture=picture, convolution=name)
             panel.plot(curve["layer"], curve["entry"], color=BLACK, linewidth=0.8)
+            _say_height(panel)
             panel.set_ylabel(f"{name}, an entry")
 
 

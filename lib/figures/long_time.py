@@ -23,7 +23,7 @@ from lib.tables import Table, from_rows, select
 
 SAME_RATE = 0.1  # by how much of one rate of the loss another may differ
 LOSS_FALLS = 1e-3  # to what share of its start
-ROUNDING = 1e-20  # the share of the first loss below which the loss is rounding
+ROUNDING = 1e-14  # the share of the first loss below which the loss of the limit is that of its solver's tolerance
 INTERPOLATES = 1e-2  # what counts as no residual
 
 
@@ -162,7 +162,7 @@ def draw(data: Data, config: Config) -> Figure:
 def rates(curves: Table) -> dict[tuple[int, int], tuple[float, float, float]]:
     """-d(log loss)/dt over the second half of training, its third quarter and its last, by (seed, depth).
 
-    Training counts up to where the loss is `ROUNDING`: fast seeds are there long before slow ones.
+    Training counts until the loss is down to `ROUNDING`: fast seeds are there long before slow ones.
     """
     found = {}
     for seed in np.unique(curves["seed"]):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -175,11 +176,14 @@ def draw(data: Data, config: Config) -> Figure:
         course.plot(rows["time"], rows[f"von_neumann_{convolution}"], **style)
         ends = tables.select(depth, run=rows["run"][0])
         if len(ends["part"]):
-            # Hollow and of different sizes, so that one sees all of those that lie on top of each other.
-            marker = {"markerfacecolor": "white", "markersize": 5 + 2 * (ends["activation"][0] == "identity")}
+            marker = _marker(ends["activation"][0])
             parts.plot(ends["part"], ends[f"von_neumann_{convolution}"], "o", **style, **marker)
     for activation in dict.fromkeys(tables.select(training, initialisation="weight-tied")["activation"].tolist()):
-        course.plot([], [], color=activation_color(activation), label=tables.word(activation))
+        color, label = activation_color(activation), tables.word(activation)
+        course.plot([], [], color=color, label=label)
+        parts.plot([], [], "o", color=color, label=label, **_marker(activation))
+    parts.legend(loc="lower left", ncols=3, columnspacing=0.6, handletextpad=0.1,
+                 title="sizes keep markers apart that lie\non each other", title_fontsize=7)  # fmt: skip
     for epochs in np.unique(training["epochs"])[::-1]:
         course.plot([], [], "-" if epochs == longest else "--", color="black", label=f"{epochs} epochs")
     if "iid" in training["initialisation"]:
@@ -205,6 +209,11 @@ def draw(data: Data, config: Config) -> Figure:
         write_across(parts, "their weights are not here")
     _by_depth(depths, times, deeper, lost, convolution)
     return figure
+
+
+def _marker(activation: str) -> dict[str, Any]:
+    # Hollow and of different sizes, so that one sees all of those that lie on top of each other.
+    return {"markerfacecolor": "white", "markersize": 5 + 2 * (activation == "identity")}
 
 
 def _by_depth(depths: Axes, times: Axes, deeper: tables.Table, lost: tables.Table, convolution: str) -> None:
