@@ -70,3 +70,8 @@ def test_a_figure_is_made_anew_by_its_own_room_alone():
     for name in sorted(rooms & {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")} - {"claims", "train_cifar"}):
         found = {path.stem for path in dependencies.dependencies(name, "paper") if path.parent == LIB / "figures"}
         assert found & rooms == {name}, name
+
+
+def test_files_of_tests_have_names_of_their_own():
+    names = [path.name for path in (LIB / "tests").rglob("test_*.py")]
+    assert len(set(names)) == len(names), "pytest imports them by name"
