@@ -17,7 +17,7 @@ from lib.figures.rounding import lost_in_precision
 from lib.figures.stem import accuracy_by_length
 from lib.figures.style import minus
 from lib.figures.table_1 import PAPER_TABLE
-from lib.measures import ratios_along_depth
+from lib.measures import fit_slope, ratios_along_depth
 from lib.tables import Table, rows, select, word
 
 DEPTH = 256  # L of the paper's networks on CIFAR-10
@@ -55,6 +55,28 @@ def slopes(figure: str, claimed: str) -> str:
     found = select(table("claims"), figure=figure)
     slope, expected = (found[name].astype(float) for name in ("slope", "expected"))
     return span(slope[expected == float(claimed)], ".3f")
+
+
+def convergence() -> str:
+    """The slopes of both curves of Figure 1 right, at its last iteration."""
+    found = table("figure_1_right")
+    last = select(found, iteration=max(found["iteration"]))
+    return span([fit_slope(last["depth"], last[f"distance_{Z}"], 16).slope for Z in "VW"], ".3f")
+
+
+def mu_kept() -> str:
+    """The least share of the PL constant that networks of m >= n keep in training, with the smallest targets."""
+    found = table("pl_condition")
+    wide = (found["width"] >= found["samples"]) & (found["target_scale"] == min(found["target_scale"]))
+    return f"{min(found['mu'][wide] / found['mu_start'][wide]):.2f}"
+
+
+def powers_off(bound: str, kind: str) -> str:
+    """By how many powers of ten a measured constant is away from its bound at the last time, in the median over the
+    draws: with the run's "own" norms, or those known a "prior"."""
+    found = select(table("bounds"), bound=bound)
+    last = select(found, time=max(found["time"]))
+    return f"{np.median(np.log10(last[kind] / last['measured'])):.2g}"
 
 
 def loss(figure: str) -> str:
