@@ -266,15 +266,24 @@ def _read_released(source: Path) -> tuple[dict[str, Tensor], dict[str, list[floa
     tensors, log = (content, {}) if key is None else (content[key], content.get("log_dict"))
     arrays = {entry for entry, value in tensors.items() if isinstance(value, np.ndarray) and value.dtype.kind in "biuf"}
     tensors = {entry: torch.tensor(value) if entry in arrays else value for entry, value in tensors.items()}
-    wrong = [entry for entry, value in tensors.items() if not isinstance(value, Tensor) or not isinstance(entry, str)]
+    wrong = [entry for entry, value in tensors.items() if _kind(value) != "Tensor" or not isinstance(entry, str)]
     if wrong or not tensors:
-        found = f"{wrong[0]}, a {type(tensors[wrong[0]]).__name__}" if wrong else "nothing"
+        found = f"{wrong[0]}, a {_kind(tensors[wrong[0]])}" if wrong else "nothing"
         raise CheckpointError(
             f"{source} holds {found}{f' in {key}' if key else ''}, expected the tensors of a state dict, alone or "
             "under net: save it with torch.save(network.state_dict(), file) where it was trained."
         )
     log = log if isinstance(log, dict) else {}
     return tensors, {name: _numbers(log.get(name)) for name in ("train_loss", "test_loss", "train_acc", "test_acc")}
+
+
+def _kind(value: Any) -> str:
+    # "Tensor" for one that holds its numbers as they are.
+    if isinstance(value, Tensor) and value.is_meta:
+        return "tensor without numbers (meta)"
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        return "sparse tensor"
+    return type(value).__name__
 
 
 def _plain_data() -> list[Any]:
@@ -287,7 +296,7 @@ def _plain_data() -> list[Any]:
         argparse.Namespace,
         np.dtype,
         np.ndarray,
-        *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
+        *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdSUMm"},
     ]
 
 

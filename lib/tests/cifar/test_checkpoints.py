@@ -304,6 +304,7 @@ def test_pickled_code_is_not_run(tmp_path):
             assert "it holds objects of builtins.exec, which could run code: save the network" in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")
 def test_wrong_released_files_get_sentences(tmp_path, capsys):
     for change, sentence in (
         (lambda c: c | {"net": c["net"] | {"linear.weight": torch.zeros(10, 16)}},
@@ -319,6 +320,10 @@ def test_wrong_released_files_get_sentences(tmp_path, capsys):
          r"is no trained network, since linear.bias holds nan"),
         (lambda c: c | {"net": c["net"] | {"module.linear.bias": torch.zeros(10)}}, "holds linear.bias twice"),
         (lambda c: c | {"net": {}}, "holds nothing in net, expected the tensors"),
+        (lambda c: c | {"net": c["net"] | {"linear.bias": np.array(["a"])}}, "holds linear.bias, a ndarray in net"),
+        (lambda c: c | {"net": c["net"] | {"linear.bias": np.datetime64("2024-02-29")}}, "a datetime64 in net"),
+        (lambda c: c | {"net": c["net"] | {"linear.bias": torch.ones(10).to_sparse()}}, "linear.bias, a sparse tensor"),
+        (lambda c: c | {"net": c["net"] | {"linear.bias": torch.ones(10, device="meta")}}, "a tensor without numbers"),
         (lambda c: c["log_dict"], "holds test_loss, a list, expected the tensors of a state dict"),
         (lambda c: torch.zeros(3), "holds a Tensor, expected a dict with the entries net and log_dict"),
     ):  # fmt: skip
