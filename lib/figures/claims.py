@@ -132,8 +132,11 @@ def draw(data: Data, config: Config) -> Figure:
         style = VERDICT_STYLES[table["verdict"][row]] | {"linewidth": 1, "zorder": 3}
         margin = float(table["margin"][row])
         if math.isfinite(slope[row]):
-            ends = [float(np.min([at_most[row] - end, end - at_least[row]]))
-                    for end in (table["low"][row], table["high"][row])]  # fmt: skip
+            low, high = table["low"][row], table["high"][row]
+            # Between two criteria the margin is largest in the middle.
+            middle = (at_most[row] + at_least[row]) / 2
+            inside = [middle] if low < middle < high else []
+            ends = [float(np.min([at_most[row] - end, end - at_least[row]])) for end in (low, high, *inside)]
             reach = [[max(margin - min(ends), 0)], [max(max(ends) - margin, 0)]]
             slopes.errorbar(margin, place, xerr=np.nan_to_num(reach), capsize=2, **{"marker": "o"} | style)
         elif not math.isnan(margin):
