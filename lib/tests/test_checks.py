@@ -52,8 +52,12 @@ def start_command(*arguments, **changes):
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
     }
-    # A shell that puts the tests in the background makes them ignore SIGINT, which is inherited.
-    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+
+    def default():
+        # A shell that puts the tests in the background makes them ignore SIGINT, nohup SIGHUP, which is inherited.
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     return subprocess.Popen([sys.executable, *arguments], preexec_fn=default, **options)
 
 

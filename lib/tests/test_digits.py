@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lib import digits, tables
+from lib.cifar import records
 from lib.cifar.choice import NetworkChoice
 from lib.figures import figure_3
 from lib.figures.results import save
@@ -43,19 +44,27 @@ def test_no_loss_and_no_number_stay_what_they_are():
 
 def test_rounding_noise_reaches_neither_a_table_nor_its_picture(tmp_path, monkeypatch):
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
-    table = {"epochs": [30] * 4, "initialisation": ["weight-tied"] * 4, "convolution": ["conv1"] * 2 + ["conv2"] * 2}
+    setting = "batch size 64, learning rate 0.04"
+    table = {
+        "setting": [setting] * 4,
+        "epochs": [30] * 4,
+        "initialisation": ["weight-tied"] * 4,
+        "convolution": ["conv1"] * 2 + ["conv2"] * 2,
+    }
     table |= {"layer": [1, 2, 1, 2], "value": [0.1, 1 / 3, 2 / 3, 0.7]}
     noisy = {**table, "value": np.nextafter(table["value"], 1)}
     config = figure_3.Config(NetworkChoice())
-    networks = figure_3.describe({}, {})
+    published = records.read_published()
+    others = {"figure_3_published": published}
+    others["figure_3_networks"] = figure_3.describe({}, {}, figure_3.published_ratios(published))
 
     def files(data):
-        save("figure_3", figure_3.draw({"figure_3": data, "figure_3_networks": networks}, config), {"figure_3": data})
+        save("figure_3", figure_3.draw({"figure_3": data, **others}, config), {"figure_3": data})
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     assert noisy["value"].tolist() != table["value"]
     assert files(table) == files(noisy)
     # The picture of what was written is the same again.
     read = tables.read_csv(tmp_path / "figure_3.csv")
-    save("figure_3", figure_3.draw({"figure_3": read, "figure_3_networks": networks}, config))
+    save("figure_3", figure_3.draw({"figure_3": read, **others}, config))
     assert files(table)["figure_3.pdf"] == (tmp_path / "figure_3.pdf").read_bytes()

@@ -297,7 +297,7 @@ def test_names_of_files_are_data_to_make(project, capsys):
     for file in files:
         file.write_text("")
     stamp = project / ".build" / "paper" / "figure_a.ipynb"
-    rules = dependencies._make_rules(stamp, files)
+    rules = dependencies.make_rules(stamp, files)
     stamp.with_suffix(".d").write_text(rules.replace(f"{project}/", ""))
     unwatched = capsys.readouterr().err
     assert [name for name in names if repr(str(project / "checkpoints" / name)) in unwatched] == names[3:]
