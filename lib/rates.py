@@ -29,13 +29,16 @@ def mean_slope(table: Table, column: str, at_least: float = 0.0) -> SlopeOverSee
 
     ``table`` has columns seed and depth, a row for each pair. The mean of the slopes is the slope of the geometric
     mean, as each is linear in log y; the interval of that fit stands beside Student's over the seeds, which is nan with
-    one seed. Everything is nan where there are no two depths at which all seeds are positive.
+    one seed. Everything is nan if a number is missing (nan), or if there are no two depths at which all seeds are
+    positive.
     """
     runs = [select(table, seed=seed) for seed in np.unique(table["seed"])]
     values = [dict(zip(run["depth"].tolist(), run[column].tolist(), strict=True)) for run in runs]
     shared = sorted(set.intersection(*map(set, values))) if values else []
-    depths = [depth for depth in shared if depth >= at_least and all(each[depth] > 0 for each in values)]
-    if len(depths) < 2:
+    shared = [depth for depth in shared if depth >= at_least]
+    missing = any(math.isnan(each[depth]) for each in values for depth in shared)
+    depths = [depth for depth in shared if all(each[depth] > 0 for each in values)]
+    if missing or len(depths) < 2:
         return SlopeOverSeeds(*[math.nan] * 6, seeds=len(runs))
     fits = [fit_slope(depths, [each[depth] for depth in depths]).slope for each in values]
     mean = fit_slope(depths, np.exp(np.mean([[math.log(each[depth]) for depth in depths] for each in values], axis=0)))

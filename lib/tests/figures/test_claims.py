@@ -240,6 +240,16 @@ def test_each_claim_is_open_while_its_numbers_are_missing(figures, counter):
     assert named(counter.statement).verdict == OPEN
 
 
+def test_a_slope_of_which_one_number_is_missing_is_open():
+    depths, seeds = np.array([8, 16, 32, 64] * 5), np.repeat(np.arange(5), 4)
+    table = {"seed": seeds, "depth": depths, "distance": 1.0 / depths * (1 + 0.01 * seeds)}
+    assert judge_rate("s", "w", "f", mean_slope(table, "distance"), -1.0).verdict == HOLDS
+    for missing in (0, 7, 19):
+        distance = table["distance"].copy()
+        distance[missing] = math.nan
+        assert judge_rate("s", "w", "f", mean_slope(table | {"distance": distance}, "distance"), -1.0).verdict == OPEN
+
+
 def test_every_claim_has_its_counter_test(figures):
     for claim in claims.judge_all():
         matching = [each.statement for each in COUNTERS if claim.statement.startswith(each.statement)]
