@@ -16,6 +16,11 @@ def successive_squares(weights: Weights) -> tuple[Tensor, Tensor]:
     return tuple(torch.diff(Z, dim=0).square().sum(dim=(1, 2)) for Z in (weights.V, weights.W))
 
 
+def largest_successive_distance(weights: Weights) -> float:
+    """max over k of |Z_{k+1} - Z_k|_F, Z = (V, W)."""
+    return math.sqrt(float(sum(successive_squares(weights)).max()))
+
+
 class SuccessiveDistance:
     """Running maximum and aggregate of successive distances over the states it is shown.
 

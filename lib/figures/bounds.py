@@ -1,6 +1,5 @@
 """Bounds beside measurements: how many powers of ten lie between, over the training time (Prop. 2, Prop. 3, Thm 6)."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -12,11 +11,11 @@ from matplotlib.figure import Figure
 
 from lib import activations, checks
 from lib.dense import gronwall, limit, lojasiewicz, spectral
-from lib.dense.distances import successive_squares
+from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import train
 from lib.digits import significant
-from lib.figures.experiment import Progress, evenly, largest_norm, silent
+from lib.figures.experiment import Progress, evenly, largest_norm, new_inputs, seeded, silent
 from lib.figures.results import Data
 from lib.figures.style import BLACK, BLUE, VERMILION, panels, styled
 from lib.tables import Table, from_rows, select
@@ -76,12 +75,10 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     M and K are suprema up to that time; their bounds hold for every L and the steps that were taken. The bound of the
     rate is a lower one: the smallest constant of the PL condition up to that time.
     """
-    seeds = [config.network.seed + k for k in range(config.seeds)]
     rows = []
-    for seed in progress(seeds, len(seeds)):
-        network = dataclasses.replace(config.network, seed=seed)
+    for network in progress(seeded(config.network, config.seeds), config.seeds):
         for parts in (_clipped(config, network), _euler(config, network), _rates(config, network)):
-            rows += [{"seed": seed} | row for row in parts]
+            rows += [{"seed": network.seed} | row for row in parts]
     return {"bounds": from_rows(rows)}
 
 
@@ -99,12 +96,12 @@ def _clipped(config: Config, network: NetworkConfig) -> Iterator[dict]:
     start, data = initialise(network)
     first = _norms(start)
     entries = {name: values[0].numel() if name in "VW" else values.numel() for name, values in start.items().items()}
-    own, prior, largest, apart = (0.0, 0.0), (0.0, 0.0), 0.0, 0.0
+    own, prior, largest, apart, moments = (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, config.moments
     for record in train(network, config.learning_rate, config.iterations, clip=config.clip):
         time, step = config.learning_rate * record.iteration, config.learning_rate
-        now = math.sqrt(float(sum(successive_squares(record.weights)).max()))
-        largest, apart = max(largest, *_norms(record.weights).values()), max(apart, network.depth * now)
-        if record.iteration in config.moments:
+        now = network.depth * largest_successive_distance(record.weights)
+        largest, apart = max(largest, *_norms(record.weights).values()), max(apart, now)
+        if record.iteration in moments:
             known = max(first[name] + config.clip * time * math.sqrt(entries[name]) for name in first)
             yield _row(config, "M", record.iteration, largest, math.nan, known)
             yield _row(config, "K", record.iteration, apart, math.hypot(*own), math.hypot(*prior))
@@ -114,8 +111,7 @@ def _clipped(config: Config, network: NetworkConfig) -> Iterator[dict]:
 
 
 def _euler(config: Config, network: NetworkConfig) -> Iterator[dict]:
-    generator = torch.Generator().manual_seed(network.seed + 1)
-    x = torch.randn(config.inputs, network.dimension, generator=generator, dtype=torch.float64)
+    x = new_inputs(network, config.inputs)
     schedule = config.learning_rate, config.iterations, config.moments
     for record in limit.train(network, *schedule, clip=config.clip, tolerance=config.tolerance):
         sampled = record.ode.network(network.depth)

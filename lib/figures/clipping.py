@@ -1,7 +1,5 @@
 """The clipped flow, A and B trained: constants that do not grow with the depth, and its limit (Prop. 3 and Thm 4)."""
 
-import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
@@ -13,12 +11,12 @@ from torch import Tensor
 
 from lib import activations, checks
 from lib.dense import limit, spectral
-from lib.dense.distances import successive_squares
+from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
 from lib.dense.training import Record, lockstep, train
 from lib.digits import STATE_DECIMALS, difference
 from lib.figures.claim import Claim, Read, find_largest, judge_rate, maximise_over_time, slope_over_seeds
-from lib.figures.experiment import Progress, evenly, largest_norm, silent, sorted_table
+from lib.figures.experiment import Progress, evenly, largest_norm, new_inputs, seeded, silent, sorted_table
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, MARKERS, depth_axis, panels, plain_ticks, rate_line, styled
 from lib.rates import mean_slope
@@ -70,8 +68,7 @@ class Config:
     @property
     def runs(self) -> list[tuple[NetworkConfig, float]]:
         """(network, C): every seed with every clip."""
-        networks = [dataclasses.replace(self.network, seed=self.network.seed + k) for k in range(self.seeds)]
-        return [(network, clip) for network in networks for clip in self.clips]
+        return [(network, clip) for network in seeded(self.network, self.seeds) for clip in self.clips]
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
@@ -86,7 +83,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     rows = []
     for network, clip, records in progress(_moments(config), len(config.runs) * len(config.moments)):
         exact, *networks = records
-        x = _new_inputs(config, network)
+        x = new_inputs(network, config.inputs)
         grids = [torch.arange(depth + 1, dtype=torch.float64) / depth for depth in config.depths]
         states = exact.ode.hidden_states(x, torch.cat(grids)).split([len(grid) for grid in grids])
         for depth, record, expected in zip(config.depths, networks, states, strict=True):
@@ -107,11 +104,6 @@ def _moments(config: Config) -> Iterator[tuple]:
             yield network, clip, records
 
 
-def _new_inputs(config: Config, network: NetworkConfig) -> Tensor:
-    generator = torch.Generator().manual_seed(network.seed + 1)
-    return torch.randn(config.inputs, network.dimension, generator=generator, dtype=torch.float64)
-
-
 def _share_clipped(record: Record, clip: float) -> float:
     if clip == 0:
         return 0.0
@@ -128,7 +120,7 @@ def _constants(weights: Weights) -> dict[str, float]:
         "norm_V": largest_norm(weights.V.flatten(1)),
         "norm_W": largest_norm(weights.W.flatten(1)),
         "norm_B": float(weights.B.norm()),
-        "lipschitz": len(weights.V) * math.sqrt(float(sum(successive_squares(weights)).max())),
+        "lipschitz": len(weights.V) * largest_successive_distance(weights),
     }
     return {name: difference(value) for name, value in norms.items()}
 

@@ -1,13 +1,15 @@
 """What the experiments share: bars that wrap them, moments to look at, tables out of rows, rates of a loss."""
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from lib.dense.network import Weights
+from lib.dense.network import NetworkConfig, Weights
 from lib.tables import from_rows
 
 # Wraps an iterable of a known length, as `lib.dense.training.progress` does with a bar.
@@ -22,6 +24,17 @@ def silent(records: Iterable, total: int) -> Iterable:
 def evenly(iterations: int, count: int) -> list[int]:
     """At most ``count`` >= 2 evenly spaced iterations from 0 to ``iterations``, both among them."""
     return sorted({round(t) for t in np.linspace(0, iterations, min(count, iterations + 1))})
+
+
+def seeded(network: NetworkConfig, count: int) -> list[NetworkConfig]:
+    """The network with each of ``count`` consecutive seeds, its own first."""
+    return [dataclasses.replace(network, seed=network.seed + k) for k in range(count)]
+
+
+def new_inputs(network: NetworkConfig, count: int) -> Tensor:
+    """New standard Gaussian inputs x: (count, d), from the seed after the network's, in float64."""
+    generator = torch.Generator().manual_seed(network.seed + 1)
+    return torch.randn(count, network.dimension, generator=generator, dtype=torch.float64)
 
 
 def last(steps: Iterable):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib import checks
 from lib.dense import limit
-from lib.dense.distances import successive_squares
+from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initial_functions, initialise, outputs
 from lib.dense.training import train
 from lib.digits import STATE_DECIMALS, difference
@@ -146,7 +146,7 @@ def _train(config: Config, network: NetworkConfig) -> Trained:
     moved = _difference(end[1], start)
     squares = sum(Z.square().flatten(1).sum(dim=1) for Z in (moved.V, moved.W))
     size = math.sqrt(float(squares.mean()))
-    successive = math.sqrt(float(sum(successive_squares(moved)).max())) / size
+    successive = largest_successive_distance(moved) / size
     variation = float((states - before).diff(dim=0).square().sum()) / network.samples
     sizes = {"successive": difference(successive), "size": difference(size)}
     return Trained((first[0], end[0]), moved, sizes, variation, outputs(end[1], states))

@@ -1,6 +1,5 @@
 """Training for long: the rate of the loss and the limit of the weights (Thm 6)."""
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
@@ -16,7 +15,7 @@ from lib.dense.network import NetworkConfig, hidden_states, initialise, outputs
 from lib.dense.training import Record, lockstep, train
 from lib.digits import LIMIT_DECIMALS, difference, known_digits, significant, square
 from lib.figures.claim import Claim, Read, factor_below, find_largest, judge, judge_rate, slope_over_seeds, tightest
-from lib.figures.experiment import Progress, evenly, largest_norm, mean_log_loss_rate, silent
+from lib.figures.experiment import Progress, evenly, largest_norm, mean_log_loss_rate, seeded, silent
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, depth_label, panels, styled
 from lib.tables import Table, from_rows, select
@@ -54,11 +53,6 @@ class Config:
         checks.positive_float("target_scale", self.network.target_scale)  # the ratio divides by the loss
         spectral.check_exists(self.network)
 
-    @property
-    def networks(self) -> list[NetworkConfig]:
-        """The network with each of the seeds."""
-        return [dataclasses.replace(self.network, seed=self.network.seed + k) for k in range(self.seeds)]
-
 
 def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
     # The ratio divides by the loss: it has no more digits, but two of them even next to where the loss is rounding.
@@ -75,7 +69,11 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     the limit); the third seed, depth, distance_V, distance_W (integral norm), residual (the largest |F(x_i) - y_i|).
     """
     recorded = evenly(config.iterations, config.recorded)
-    steps = ((network, records) for network in config.networks for records in _moments(config, network, recorded))
+    steps = (
+        (network, records)
+        for network in seeded(config.network, config.seeds)
+        for records in _moments(config, network, recorded)
+    )
     rows, weights, nearness = [], [], []
     for network, records in progress(steps, config.seeds * len(recorded)):
         for depth, record in zip([LIMIT, *config.depths], records, strict=True):

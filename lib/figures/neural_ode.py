@@ -1,6 +1,5 @@
 """Networks beside the neural ODE that they converge to (Prop. 2 and Thm 4)."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
 from lib.dense.training import lockstep, train
 from lib.digits import STATE_DECIMALS, difference
 from lib.figures.claim import Claim, Read, judge_rate, maximise_over_time, select_last, slope_over_seeds
-from lib.figures.experiment import Progress, largest_norm, silent
+from lib.figures.experiment import Progress, largest_norm, new_inputs, seeded, silent
 from lib.figures.results import Data
 from lib.figures.style import (
     BLACK,
@@ -70,16 +69,6 @@ class Config:
         spectral.check_exists(self.network)
         activations.check_smooth(self.network.activation)
 
-    @property
-    def networks(self) -> list[NetworkConfig]:
-        """The network with each of the seeds."""
-        return [dataclasses.replace(self.network, seed=self.network.seed + k) for k in range(self.seeds)]
-
-    def draw_inputs(self, seed: int) -> Tensor:
-        """New inputs x: (inputs, d), drawn from the seed after that of the network's."""
-        generator = torch.Generator().manual_seed(seed + 1)
-        return torch.randn(self.inputs, self.network.dimension, generator=generator, dtype=torch.float64)
-
 
 def compute(config: Config, progress: Progress = silent) -> Data:
     """Errors of networks beside the limit, and hidden states to look at.
@@ -96,7 +85,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     The second table holds the first coordinate of five hidden states over s at the end, for the first seed, the limit
     and the second and fourth depth: columns depth, s, input, value.
     """
-    steps = itertools.chain.from_iterable(_steps(config, network) for network in config.networks)
+    steps = itertools.chain.from_iterable(_steps(config, network) for network in seeded(config.network, config.seeds))
     rows, first = [], None
     for network, x, record, records in progress(steps, config.seeds * len(config.compared)):
         ode, last = record.ode, record.iteration == config.compared[-1]
@@ -126,7 +115,7 @@ def _steps(config: Config, network: NetworkConfig) -> Iterator[tuple]:
     schedule = config.learning_rate, config.compared[-1], config.compared
     reference = limit.train(network, *schedule, tolerance=config.tolerance)
     trainings = [train(network.at_depth(depth), *schedule) for depth in config.depths]
-    x = config.draw_inputs(network.seed)
+    x = new_inputs(network, config.inputs)
     for record, records in zip(reference, lockstep(trainings), strict=True):
         yield network, x, record, records
 
