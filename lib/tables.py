@@ -34,10 +34,11 @@ def word(value: Any) -> Any:
     return WORDS.get(value, value)
 
 
-def from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, list]:
-    """A table from observations, each a dict with the same keys."""
+def from_rows(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> dict[str, list]:
+    """A table from observations, each a dict with the same keys; of these columns, which are then there without
+    observations too."""
     rows = list(rows)
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+    return {name: [row[name] for row in rows] for name in columns or (rows[0] if rows else ())}
 
 
 def rows(table: Table) -> list[dict[str, Any]]:

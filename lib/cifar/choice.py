@@ -34,6 +34,11 @@ class Setting:
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
     @property
+    def of_any_length(self) -> "Setting":
+        """The setting whatever the length of the schedule (0)."""
+        return replace(self, epochs=0)
+
+    @property
     def words(self) -> str:
         """What it says beside the network and the length of the schedule: "batch size 64, learning rate 0.04", and the
         options that the paper does not have."""
@@ -113,7 +118,7 @@ def released_setting(choice: NetworkChoice) -> Setting:
         learning_rate=choice.learning_rate or CifarConfig.learning_rate,
         batch_size=choice.batch_size or CifarConfig.batch_size,
     )
-    return replace(Setting.of(released), epochs=0)
+    return Setting.of(released).of_any_length
 
 
 RELEASED = released_setting(NetworkChoice()).words
@@ -136,7 +141,7 @@ def longest_schedule(runs: Iterable[Run]) -> list[Run]:
     """The runs that have the most epochs among those of these that differ in activation, initialisation, seed and
     length of schedule alone."""
     runs = list(runs)
-    settings = [replace(Setting.of(run.config), epochs=0) for run in runs]
+    settings = [Setting.of(run.config).of_any_length for run in runs]
     longest: dict[Setting, int] = {}
     for run, setting in zip(runs, settings, strict=True):
         longest[setting] = max(longest.get(setting, 0), run.config.epochs)

@@ -30,9 +30,7 @@ def describe_run(run: Run) -> dict[str, Any]:
 def make_columns(
     rows: list[dict[str, Any]], names: tuple[str, ...], measured: tuple[str, ...] = RATIOS
 ) -> dict[str, list]:
-    # By name, so that the columns are there even if no run is.
-    names = ("run", "activation", "initialisation", "epochs", *names, *measured)
-    return {name: [row[name] for row in rows] for name in names}
+    return tables.from_rows(rows, ("run", "activation", "initialisation", "epochs", *names, *measured))
 
 
 def measure_parts(

@@ -317,6 +317,7 @@ MEASURED = {
     "reversible": ("run", "method", "layers", "state", "gradient"),
     "memory": ("layers", "stored", "backwards"),
 }
+KEPT = {"weights": "kept", "statistics": "kept"}  # the rows of "resampling" for layers as they are
 
 
 def read_measured(name: str) -> dict[str, np.ndarray]:

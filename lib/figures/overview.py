@@ -14,7 +14,6 @@ from lib.figures.results import Data
 from lib.figures.style import BLUE, TEXT_WIDTH, VERMILION, layers_axis, panels, styled, write_across
 
 COLORS = {"smooth": BLUE, "rough": VERMILION}
-KEPT = {"weights": "kept", "statistics": "kept"}
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,14 @@ def compute(config: Config, progress: Progress = silent) -> Data:
         for entry in chosen.tolist():
             values = layers[:, entry].tolist()
             weights += [{"network": network, "entry": entry, "layer": k, "value": v} for k, v in enumerate(values, 1)]
-        kept_rows = tables.rows(tables.select(measured, run=run.config.name, **KEPT))
+        kept_rows = tables.rows(tables.select(measured, run=run.config.name, **records.KEPT))
         accuracies = {int(row["layers"]): row["accuracy"] for row in kept_rows}
         accuracies[len(layers)] = run.values["test_accuracy"]
         kept += [{"network": network, "layers": n, "accuracy": accuracies[n]} for n in sorted(accuracies)]
-    return {"overview": _columns(kept, "network", "layers", "accuracy"),
-            "overview_weights": _columns(weights, "network", "entry", "layer", "value")}  # fmt: skip
-
-
-def _columns(rows: list[dict], *names: str) -> dict[str, list]:
-    # By name, so that the columns are there even if no network is.
-    return {name: [row[name] for row in rows] for name in names}
+    return {
+        "overview": tables.from_rows(kept, ("network", "layers", "accuracy")),
+        "overview_weights": tables.from_rows(weights, ("network", "entry", "layer", "value")),
+    }
 
 
 @styled
@@ -80,8 +76,7 @@ def draw(data: Data, config: Config) -> Figure:
     for network in names:
         rows = tables.select(data["overview"], network=network)
         if len(rows["layers"]):
-            order = np.argsort(rows["layers"])
-            axes[2].plot(rows["layers"][order], rows["accuracy"][order], "o-", color=COLORS[network], label=network)
+            axes[2].plot(rows["layers"], rows["accuracy"], "o-", color=COLORS[network], label=network)
     if len(data["overview"]["layers"]):
         layers_axis(axes[2], data["overview"]["layers"])
         axes[2].legend(loc="upper left")

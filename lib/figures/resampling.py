@@ -19,7 +19,6 @@ from lib.measures import Slope, fit_slope
 from lib.tables import Table, select
 
 ROUNDING = 1e-5  # distances of logits below this are that of float32
-KEPT = {"weights": "kept", "statistics": "kept"}
 # What each policy is called, weights first, then the statistics of the batch norms.
 POLICY_LABELS = {
     ("kept", "kept"): "kept, statistics with them",
@@ -86,7 +85,7 @@ def summary(table: Table, config: Config) -> dict[str, list]:
     costs more than ``points`` (the depth, if half of them does)."""
     rows = []
     for name in dict.fromkeys(table.get("run", ())):
-        found = select(table, run=name, **KEPT)
+        found = select(table, run=name, **records.KEPT)
         if not len(found["layers"]):
             continue
         order = np.argsort(-found["layers"])
@@ -199,7 +198,7 @@ def draw(data: Data, config: Config) -> Figure:
             panel.set_axis_off()
         return figure
     accuracies, distances = above
-    kept = {name: np.asarray(column) for name, column in select(table, **KEPT).items()}
+    kept = {name: np.asarray(column) for name, column in select(table, **records.KEPT).items()}
     for name in dict.fromkeys(kept["run"]):
         rows = tables.rows(select(kept, run=name))
         rows.sort(key=lambda row: row["layers"])

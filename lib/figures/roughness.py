@@ -49,12 +49,13 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     """The tables of `roughness_in_training`, `fronts` and `logged_runs`: of the runs that have a layer log, those with
     the longest schedule in their setting."""
     found = config.choice.select(records.read_runs(), activation=None, initialisation="weight-tied", seed=config.seed)
-    logged = [run for run in found if run.config.activation in ACTIVATIONS and run.layers()]
-    shown = [(run, run.layers()) for run in longest_schedule(logged)]
+    logs = {run.config.name: run.layers() for run in found}
+    logged = [run for run in found if run.config.activation in ACTIVATIONS and logs[run.config.name]]
+    shown = [(run, logs[run.config.name]) for run in longest_schedule(logged)]
     return {
         "roughness": roughness_in_training(shown, config.convolution, config.parts),
         "roughness_front": fronts(shown, config.convolution),
-        "roughness_runs": logged_runs(found),
+        "roughness_runs": logged_runs((run, logs[run.config.name]) for run in found),
     }
 
 
@@ -79,7 +80,7 @@ def roughness_in_training(
     `local_roughness` in each of so many equal parts of the layers, part_1 (next to the input), part_2, ..."""
     rows = [row for run, log in logs for row in _rows(run, log, convolution, parts)]
     names = ("run", "setting", "activation", "epoch", "begun", "time", *(f"part_{k}" for k in range(1, parts + 1)))
-    return {name: [row[name] for row in rows] for name in names}
+    return tables.from_rows(rows, names)
 
 
 def fronts(logs: Iterable[tuple[Run, LayerLog]], convolution: str) -> dict[str, list]:
@@ -95,20 +96,18 @@ def fronts(logs: Iterable[tuple[Run, LayerLog]], convolution: str) -> dict[str, 
             rows.append(
                 which | {"part": part, "first": lines[0]["epoch"]} | {name: rough[name] for name in ("epoch", "time")}
             )
-    names = ("run", "setting", "activation", "part", "first", "epoch", "time")
-    return {name: [row[name] for row in rows] for name in names}
+    return tables.from_rows(rows, ("run", "setting", "activation", "part", "first", "epoch", "time"))
 
 
-def logged_runs(runs: Iterable[Run]) -> dict[str, list]:
+def logged_runs(logs: Iterable[tuple[Run, LayerLog]]) -> dict[str, list]:
     """The table of ``roughness_runs.csv``: run, setting, activation, epochs, and how many of them its layer log has (0:
     it was trained before there were such logs)."""
     rows = []
-    for run in runs:
-        log, setting = run.layers(), Setting.of(run.config)
+    for run, log in logs:
         logged = len(log["epoch"]) if log else 0
-        rows.append((run.config.name, setting.words, run.config.activation, setting.epochs, logged))
-    names = ("run", "setting", "activation", "epochs", "logged")
-    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+        which = {"run": run.config.name, "setting": Setting.of(run.config).words, "activation": run.config.activation}
+        rows.append(which | {"epochs": run.config.epochs, "logged": logged})
+    return tables.from_rows(rows, ("run", "setting", "activation", "epochs", "logged"))
 
 
 @styled

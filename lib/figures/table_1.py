@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -95,10 +95,10 @@ def compare(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") 
     resampled = resampling_distances()
     found = choice.select(runs, activation=None)
     first = released_setting(choice)
-    settings = sorted({replace(Setting.of(run.config), epochs=0) for run in found} - {first})
+    settings = sorted({Setting.of(run.config).of_any_length for run in found} - {first})
     rows = []
     for setting in (first, *settings):
-        block = [run for run in found if replace(Setting.of(run.config), epochs=0) == setting]
+        block = [run for run in found if Setting.of(run.config).of_any_length == setting]
         for paper in PAPER_TABLE:
             here = records.select(block, activation=paper.activation, initialisation=paper.initialisation)
             if here or setting == first:
@@ -188,7 +188,7 @@ def resampling_distances() -> dict[str, float]:
     """How far the logits on the test images are off with half of the layers kept, relative to their size, by run: those
     in ``checkpoints/resampling.csv``, whose weights are here. Small, if layers are like their neighbours or their
     differences average out; 1 or more, if nothing of the network is left."""
-    kept = tables.select(records.read_measured("resampling"), weights="kept", statistics="kept")
+    kept = tables.select(records.read_measured("resampling"), **records.KEPT)
     return {
         str(run): float(rows["distance"][rows["layers"].argmax()])
         for run in dict.fromkeys(kept["run"])
