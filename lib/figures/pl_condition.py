@@ -201,11 +201,16 @@ def judge_part(part: Table) -> float:
     return factor_above(float(np.min(keeps(part))), KEEPS) if len(part["width"]) else math.nan
 
 
+def wide_with_small_targets(table: Table) -> Table:
+    """The networks of m >= n with the smallest targets."""
+    wide = {name: column[table["width"] >= table["samples"]] for name, column in table.items()}
+    return select(wide, target_scale=np.min(table["target_scale"]))
+
+
 def claims(read: Read) -> Iterator[Claim]:
     """For widths m >= n and the smallest targets."""
     table = read("pl_condition")
-    wide = {name: column[table["width"] >= table["samples"]] for name, column in table.items()}
-    small = select(wide, target_scale=np.min(table["target_scale"]))
+    small = wide_with_small_targets(table)
     margin = judge_part(small)
     share, start = (float(np.min(values, initial=math.inf)) for values in (keeps(small), small["mu_start"]))
     seeds, scale = len(np.unique(table["seed"])), np.min(table["target_scale"])

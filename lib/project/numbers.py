@@ -11,16 +11,15 @@ from lib.cifar.course import course, smoothness_in_training
 from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 from lib.figures import blocks as blocks_room
+from lib.figures import bounds, pl_condition
 from lib.figures.claim import HOLDS
-from lib.figures.figure_4 import closer_along_depth, closer_by
+from lib.figures.figure_4 import closer_by
 from lib.figures.rounding import lost_in_precision
 from lib.figures.stem import accuracy_by_length
 from lib.figures.style import minus
 from lib.figures.table_1 import PAPER_TABLE
 from lib.measures import fit_slope, ratios_along_depth
 from lib.tables import Table, rows, select, word
-
-DEPTH = 256  # L of the paper's networks on CIFAR-10
 
 
 @functools.cache
@@ -66,17 +65,14 @@ def convergence() -> str:
 
 def mu_kept() -> str:
     """The least share of the PL constant that networks of m >= n keep in training, with the smallest targets."""
-    found = table("pl_condition")
-    wide = (found["width"] >= found["samples"]) & (found["target_scale"] == min(found["target_scale"]))
-    return f"{min(found['mu'][wide] / found['mu_start'][wide]):.2f}"
+    return f"{np.min(pl_condition.keeps(pl_condition.wide_with_small_targets(table('pl_condition')))):.2f}"
 
 
 def powers_off(bound: str, kind: str) -> str:
     """By how many powers of ten a measured constant is away from its bound at the last time, in the median over the
     draws: with the run's "own" norms, or those known a "prior"."""
-    found = select(table("bounds"), bound=bound)
-    last = select(found, time=max(found["time"]))
-    return f"{np.median(np.log10(last[kind] / last['measured'])):.2g}"
+    found = table("bounds")
+    return f"{bounds.powers_of_ten(found, bound, kind, max(found['time'])):.2g}"
 
 
 def loss(figure: str) -> str:
@@ -91,7 +87,7 @@ def fewest(network: str) -> str:
 
 def points_lost(network: str, layers: str) -> str:
     """How many points of test accuracy a network loses with so many of its layers, kept as they are."""
-    found = select(table("resampling"), run=run_name(network), layers=int(layers), weights="kept", statistics="kept")
+    found = select(table("resampling"), run=run_name(network), layers=int(layers), **records.KEPT)
     return f"{found['accuracy_all'][0] - found['accuracy'][0]:.0f}"
 
 
@@ -134,12 +130,6 @@ def as_published() -> str:
 def closer(convolution: str = "conv1") -> str:
     """How many times closer successive layers are from weight-tied than from i.i.d. ones, GELU, the paper's epochs."""
     return f"{closer_by(table('figure_4'), RELEASED, PAPER_EPOCHS)[convolution]:.3g}"
-
-
-def closer_in(part: str, convolution: str = "conv1") -> str:
-    """The same in the "first" or the "last" quarter of the layers."""
-    place = {"first": 0, "last": -1}[part]
-    return f"{closer_along_depth(table('figure_4_layers'), RELEASED, PAPER_EPOCHS, convolution)[place]:.3g}"
 
 
 def lost_after(activation: str) -> str:

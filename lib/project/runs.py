@@ -201,11 +201,11 @@ def _train_command(chosen: argparse.Namespace) -> None:
     else:
         values = parameters.profile_values(NOTEBOOK, chosen.profile) | by_hand
     parameters.check_types(NOTEBOOK, values)
-    config_of(values)  # checks itself
+    config = config_of(values)
     _check_place(values)
     train(values)
     # Of several runs, the process that started them gathers the records; a trial has none.
-    if not names and not config_of(values).trial:
+    if not names and not config.trial:
         records.gather()
 
 
