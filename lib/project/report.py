@@ -14,6 +14,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence, Set
+from functools import partial
 from pathlib import Path
 
 import latex2mathml.converter
@@ -25,7 +26,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 
-from lib import parameters, paths
+from lib import checks, parameters, paths
 from lib.project import notebooks
 
 # The order of the paper, then of what goes beyond it; notebooks that are not listed come after these.
@@ -237,17 +238,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.project.report", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default=parameters.PAPER, help="whose executed notebooks (default: paper)")
     profile = parser.parse_args(arguments).profile
+    misuses = (FileNotFoundError, paths.CannotWrite, paths.NotAClone)
+    return checks.exit_code(
+        partial(_command, profile), "Interrupted; no report is written.", failures=(), misuses=misuses
+    )
+
+
+def _command(profile: str) -> None:
     target = paths.BUILD / f"report-{profile}.html"
-    try:
-        paths.need_clone()
-        paths.check_writable(target.parent)
-        document = render(profile)
-    except (FileNotFoundError, paths.CannotWrite, paths.NotAClone) as error:
-        print(error, file=sys.stderr)
-        return 2
+    paths.need_clone()
+    paths.check_writable(target.parent)
+    document = render(profile)
     paths.write_content(target, document)
     print(f"wrote {paths.short(target)} ({len(document.encode()) / 1e6:.1f} MB)")
-    return 0
 
 
 if __name__ == "__main__":
