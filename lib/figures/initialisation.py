@@ -21,6 +21,7 @@ from lib.figures.experiment import Progress, last, silent
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, GREY, MARKERS, depth_axis, panels, styled
 from lib.measures import integral_distance
+from lib.rates import SlopeOverSeeds, mean_slope
 from lib.tables import Table, from_rows, select
 
 WIDE = {"linewidth": 2.6, "markersize": 6}
@@ -176,6 +177,16 @@ def _means(rows: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     found = {depth: select(rows, depth=depth)[column] for depth in np.unique(rows["depth"])}
     depths = [depth for depth, values in found.items() if (values > 1e-10).all()]
     return np.array(depths), np.array([math.exp(np.log(found[depth]).mean()) for depth in depths])
+
+
+def slopes(table: Table, case: str, slope_from: int) -> dict[str, SlopeOverSeeds]:
+    """Of successive, distance, output and variation: the slope in L, a mean over the seeds (`lib.rates.mean_slope`).
+    The deepest i.i.d. network is left out of distance and output, as these are taken from it."""
+    rows = select(table, case=case)
+    shallower = {name: column[rows["depth"] < max(rows["depth"])] for name, column in rows.items()}
+    to_reference = shallower if case.startswith("iid") else rows
+    by_column = {"successive": rows, "distance": to_reference, "output": to_reference, "variation": rows}
+    return {column: mean_slope(of_column, column, slope_from) for column, of_column in by_column.items()}
 
 
 @styled

@@ -231,6 +231,15 @@ def test_training_adds_rough_weights_to_independent_layers(initialisations):
         assert fit_slope(rows["depth"], rows["variation"]).slope == pytest.approx(variation, abs=0.4)
 
 
+def test_the_deepest_independent_network_is_no_missing_number(initialisations):
+    independent = select(initialisations["initialisation"], case="iid")
+    seeds = [select(independent, seed=seed) for seed in (3, 4)]
+    fitted = [fit_slope(run["depth"][:-1], run["output"][:-1]).slope for run in seeds]
+    slopes = initialisation.slopes(initialisations["initialisation"], "iid", 16)
+    assert slopes["output"].slope == pytest.approx(np.mean(fitted))
+    assert all(math.isfinite(slope.slope) for slope in slopes.values())
+
+
 def test_what_training_adds_is_the_change_of_the_weights(initialisations):
     config = dataclasses.replace(CASES.cases["iid"], depth=16)
     start, data = initialise(config)
