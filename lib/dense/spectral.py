@@ -175,6 +175,7 @@ class SpectralSolver:
         return take_steps(self, learning_rate, count, clip)
 
 
+@functools.lru_cache(maxsize=256)
 def _outer(config: NetworkConfig) -> float:
     """The factor c of the limit's right side: the network's, without its 1/L."""
     return config.at_depth(1).outer_scale
