@@ -93,8 +93,12 @@ def factor_above(value: float, bound: float) -> float:
 
 
 def tightest(*margins: float) -> float:
-    """The least of several margins, of which nan is the least."""
-    return float(np.min(margins))
+    """The margin of a claim of several parts: the least of theirs.
+
+    A part that fails makes the claim fail, whatever is missing of the others; else a missing part (nan) leaves it open.
+    """
+    failing = [margin for margin in margins if margin < 0]
+    return float(min(failing)) if failing else float(np.min(margins, initial=math.inf if margins else math.nan))
 
 
 def _first_depth(depths: np.ndarray, at_least: int) -> int:

@@ -16,7 +16,7 @@ from lib.dense import lojasiewicz
 from lib.dense.network import NetworkConfig
 from lib.dense.training import Record, train
 from lib.digits import known_digits, significant
-from lib.figures.claim import Claim, Read, factor_above, judge
+from lib.figures.claim import Claim, Read, factor_above, judge, tightest
 from lib.figures.experiment import Progress, evenly, mean_log_loss_rate, silent
 from lib.figures.results import Data
 from lib.figures.style import BLUE, GREEN, GREY, VERMILION, panels, styled
@@ -119,16 +119,16 @@ def median_over_seeds(table: Table, column: str) -> np.ndarray:
     return np.array([[np.median(select(table, target_scale=s, width=m)[column]) for m in widths] for s in scales])
 
 
+def _shares_kept(table: Table) -> np.ndarray:
+    # The least of mu / mu(0) over time, of every network; 0 where mu(0) is.
+    return np.divide(table["mu"], table["mu_start"], out=table["mu"] * 0.0, where=table["mu_start"] != 0)
+
+
 def keeps(table: Table) -> np.ndarray:
     """By (target scale, width), the least of mu / mu(0) over time and seeds; 0 where mu(0) is."""
     scales, widths = np.unique(table["target_scale"]), np.unique(table["width"])
-    shares = np.zeros((len(scales), len(widths)))
-    for (i, s), (j, m) in itertools.product(enumerate(scales), enumerate(widths)):
-        cell = select(table, target_scale=s, width=m)
-        shares[i, j] = np.min(
-            np.divide(cell["mu"], cell["mu_start"], out=cell["mu"] * 0.0, where=cell["mu_start"] != 0)
-        )
-    return shares
+    cells = ([_shares_kept(select(table, target_scale=s, width=m)) for m in widths] for s in scales)
+    return np.array([[np.min(shares) for shares in row] for row in cells])
 
 
 @styled
@@ -198,27 +198,30 @@ def _draw_shares(axes: Axes, table: Table) -> None:
 def judge_part(part: Table) -> float:
     """The margin of the criterion for the networks of a part of the table: mu keeps `KEEPS` of mu(0), which is not
     0."""
-    return factor_above(float(np.min(keeps(part))), KEEPS) if len(part["width"]) else math.nan
+    return tightest(*(factor_above(share, KEEPS) for share in _shares_kept(part)))
 
 
-def wide_with_small_targets(table: Table) -> Table:
-    """The networks of m >= n with the smallest targets."""
-    wide = {name: column[table["width"] >= table["samples"]] for name, column in table.items()}
-    return select(wide, target_scale=np.min(table["target_scale"]))
+def select_wide(table: Table) -> Table:
+    """The networks of m >= n."""
+    wide = table["width"] >= table["samples"]
+    return {name: column[wide] for name, column in table.items()}
 
 
 def claims(read: Read) -> Iterator[Claim]:
-    """For widths m >= n and the smallest targets."""
-    table = read("pl_condition")
-    small = wide_with_small_targets(table)
-    margin = judge_part(small)
-    share, start = (float(np.min(values, initial=math.inf)) for values in (keeps(small), small["mu_start"]))
-    seeds, scale = len(np.unique(table["seed"])), np.min(table["target_scale"])
+    """For widths m >= n and all sizes of the targets, with what is left of the loss: a network that has hardly trained
+    says little."""
+    wide = select_wide(read("pl_condition"))
+    margin = judge_part(wide)
+    share, start = (float(np.min(values, initial=math.inf)) for values in (_shares_kept(wide), wide["mu_start"]))
+    sizes = np.unique(wide["target_scale"])
+    left = [np.max(rows["loss"] / rows["start"]) for rows in (select(wide, target_scale=size) for size in sizes)]
+    told = ", ".join(f"{100 * most:.2g} % (size {size:g})" for size, most in zip(sizes, left, strict=True))
     yield Claim(
-        "m >= n, small targets: the PL constant mu(t), the least ratio over all residuals, stays above a positive mu",
+        "m >= n: the PL constant mu(t), the least ratio over all residuals, stays above a positive mu",
         "Def. 1, Prop. 5",
-        f"{seeds} seeds, targets of size {scale:g}: mu(t) at least {share:.2f} mu(0), mu(0) at least {start:.1e}",
-        f"at least {KEEPS:g} mu(0) > 0 at every t, width and seed",
+        f"{len(np.unique(wide['seed']))} seeds: mu(t) at least {share:.2f} mu(0), mu(0) at least {start:.1e}; of the "
+        f"loss at most {told} is left",
+        f"at least {KEEPS:g} mu(0) > 0 at every t, width, size of the targets and seed",
         "",
         judge(margin),
         "pl_condition",

@@ -64,8 +64,8 @@ def convergence() -> str:
 
 
 def mu_kept() -> str:
-    """The least share of the PL constant that networks of m >= n keep in training, with the smallest targets."""
-    return f"{np.min(pl_condition.keeps(pl_condition.wide_with_small_targets(table('pl_condition')))):.2f}"
+    """The least share of the PL constant that networks of m >= n keep in training, whatever the targets."""
+    return f"{np.min(pl_condition.keeps(pl_condition.select_wide(table('pl_condition')))):.2f}"
 
 
 def powers_off(bound: str, kind: str) -> str:

@@ -154,13 +154,21 @@ def test_curves_hold_every_run(trained_long):
 
 def test_rates_are_those_of_an_exponential():
     curves = from_rows({"seed": 0, "depth": 4, "time": t, "loss": math.exp(-0.3 * t)} for t in np.arange(20.0))
-    assert long_time.rates(curves)[0, 4] == pytest.approx([0.3] * 3)
+    assert long_time.rates({name: np.array(column) for name, column in curves.items()})[0, 4] == pytest.approx(0.3)
 
 
 def test_long_time_figure_draws_its_tables(trained_long):
     curves = trained_long["long_time"]
     figure = long_time.draw(trained_long, LONG)
     assert list(figure.axes[0].lines[1].get_ydata()) == list(select(curves, seed=1, depth=4)["loss"])
+
+
+def test_ratios_are_drawn_as_long_as_the_loss_is_resolved(trained_long):
+    curves = {name: np.array(column) for name, column in trained_long["long_time"].items()}
+    late = curves["iteration"] >= 40
+    curves["loss"] = np.where(late, 1e-3 * long_time.ROUNDING * curves["loss"][0], curves["loss"])
+    for line in long_time.draw(trained_long | {"long_time": curves}, LONG).axes[1].lines:
+        assert max(line.get_xdata()) == pytest.approx(30 * 0.05)
 
 
 def test_long_time_figure_draws_every_depth_there_is():
