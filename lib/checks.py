@@ -29,8 +29,10 @@ class Divergence(ArithmeticError):
 
 
 def plain(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's own, arrays of them as lists; lists and tuples entry by entry. Everything
-    else as it is."""
+    """Numbers of numpy and torch as Python's own, arrays of them and ranges as lists; lists and tuples entry by entry.
+    Everything else as it is."""
+    if isinstance(value, range):
+        return list(value)
     if isinstance(value, list | tuple):
         return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
     return value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
@@ -114,16 +116,20 @@ def two_sizes(slope_from: Any, depths: Any) -> None:
 
 
 def as_tensor(name: str, values: Any) -> "torch.Tensor":
-    """``values`` as a tensor: a tensor as it is, all else that numpy takes for an array of real numbers in float64,
-    with NaN for what is masked.
+    """``values`` as a tensor: a tensor as it is (dense), all else that numpy takes for an array of real numbers in
+    float64, with NaN for what is masked.
 
     Raises TypeError, one sentence that begins with ``name``, for what is no such array.
     """
     import numpy as np
     import torch
 
+    if values is None:
+        raise TypeError(f"{name} is None, expected a tensor, a numpy array, or lists of equal lengths.")
     if isinstance(values, torch.Tensor):
-        return values
+        if values.is_meta:
+            raise TypeError(f"{name} is on the meta device, expected a tensor that holds numbers, as on cpu or cuda.")
+        return values if values.layout == torch.strided else values.to_dense()
     try:
         array = np.asanyarray(values)
         if array.dtype.kind not in "biufO":  # numpy would read texts as numbers and drop imaginary parts
@@ -184,7 +190,8 @@ def thread_count(name: str, value: Any) -> None:
 
 def moments(record_at: Iterable[int] | None, iterations: int) -> Sequence[int]:
     """The iterations to record, in order (None: all of 0..``iterations``); raise ValueError for others than these."""
-    wanted = range(iterations + 1) if record_at is None else plain(record_at)
+    wanted = range(iterations + 1) if record_at is None else record_at
+    wanted = wanted if isinstance(wanted, range) else plain(wanted)
     try:
         wanted = wanted if isinstance(wanted, range) else sorted({operator.index(plain(each)) for each in wanted})
     except TypeError:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib import checks
+
 # A smooth curve plus independent noise in each layer that makes up a share p of the variance across layers has a
 # von Neumann ratio of about 2 p: below 0.1, at least 95 % of what varies along depth is smooth, in this model. (A
 # random walk over the layers is neither, and has 6/L, which is 0.023 for 256: what lies well below that is a curve.)
@@ -23,7 +25,13 @@ def von_neumann_ratio(weights: Tensor) -> float:
     Source: von Neumann, "Distribution of the ratio of the mean square successive difference to the
     variance", 1941.
     """
-    flat = weights.flatten(1).double()
+    weights = checks.as_tensor("weights", weights)
+    if not weights.ndim or weights.is_complex():
+        raise TypeError(
+            f"weights is {weights.dtype} of the shape {tuple(weights.shape)}, expected real numbers (L, ...), "
+            "one layer a row."
+        )
+    flat = weights.detach().reshape(len(weights), -1).double()
     variances = _variances(flat)
     if variances is None:
         return math.nan
@@ -191,14 +199,21 @@ def mean_interval(values) -> tuple[float, float]:
 
 
 def fit_slope(x, y, at_least: float = 0.0) -> Slope:
-    """Fit y ~ C x^slope over the points with x >= ``at_least`` and y > 0.
+    """Fit y ~ C x^slope over the points with x >= ``at_least``, x > 0 and y > 0 (which leaves out NaN).
 
-    Raises ValueError if fewer than two points remain.
+    ``x`` and ``y``: (n,) each, all that `lib.checks.as_tensor` takes. Raises ValueError if fewer than two points
+    remain, if all have the same x, or if one is infinite.
     """
     from scipy import stats  # half a second to import
 
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    keep = (x >= at_least) & (y > 0)
+    x, y = (np.ravel(checks.as_tensor(*each).detach().cpu().double().numpy()) for each in (("x", x), ("y", y)))
+    if len(x) != len(y):
+        raise ValueError(f"A slope needs as many y as x, found {len(x)} x and {len(y)} y.")
+    if np.isinf(x).any() or np.isinf(y).any():
+        raise ValueError(f"A slope needs finite numbers, found {np.isinf(x).sum() + np.isinf(y).sum()} infinite ones.")
+    keep = (x >= at_least) & (x > 0) & (y > 0)
+    if keep.sum() > 1 and np.ptp(x[keep]) == 0:
+        raise ValueError(f"A slope needs two different x, found {x[keep][0]:g} alone: add depths.")
     if keep.sum() < 2:
         raise ValueError(
             f"A slope needs two points with x >= {at_least:g} and y > 0, found {int(keep.sum())}: "

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lib import checks
-from lib.blocks.network import INITIALISATIONS, Block, BlockNetwork, Loss
+from lib.blocks.block import Block
+from lib.blocks.network import INITIALISATIONS, BlockNetwork, Loss, checked_data
 from lib.blocks.training import check_optimizer, train
 from lib.measures import integral_distance
 from lib.tables import from_rows
@@ -23,8 +24,9 @@ STEP = {torch.float64: 1e-3, torch.float32: 2e-2}  # of the difference that stan
 class DistancesConfig:
     """Networks of one ``block`` (a factory, see `lib.blocks.network.BlockNetwork`) at several ``depths``.
 
-    Main arguments: ``x`` (n, ...) and ``y``; ``iterations`` T, steps of ``learning_rate`` times the multiplier L;
-    ``record_at``, the iterations that have rows in the table (default: T alone).
+    Main arguments: ``x`` (n, ...) and ``y``, as `lib.blocks.network.checked_data` takes them; ``iterations`` T, steps
+    of ``learning_rate`` times the multiplier L; ``record_at``, the iterations that have rows in the table (default: T
+    alone).
 
     Other arguments: ``loss``, (F(x), y) -> one number; ``initialisation``, "weight-tied" or "iid"; ``seed`` of the
     blocks; ``optimizer``, "sgd" alone; ``chunk``, see `BlockNetwork`.
@@ -44,14 +46,16 @@ class DistancesConfig:
     chunk: int = 32
 
     def __post_init__(self) -> None:
+        for name in ("depths", "iterations", "learning_rate", "record_at", "seed", "chunk"):
+            object.__setattr__(self, name, checks.plain(getattr(self, name)))
         checks.positive_ints("depths", self.depths, least=2)
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
         checks.choice("initialisation", self.initialisation, INITIALISATIONS)
         check_optimizer(self.optimizer)
         checks.moments(self.record_at, self.iterations)
-        if not isinstance(self.x, Tensor) or not self.x.is_floating_point():
-            raise TypeError("x is no tensor of floating-point numbers, expected inputs (n, ...), one sample a row.")
+        for name, values in zip("xy", checked_data(self.x, self.y, self.loss), strict=True):
+            object.__setattr__(self, name, values)
 
     @property
     def recorded(self) -> list[int]:
@@ -168,6 +172,8 @@ def distance_steps(config: DistancesConfig) -> Iterator[DistancesState]:
     ]  # fmt: skip
     state, recorded = DistancesState(config), config.recorded
     for records in zip(*trainings, strict=True):
+        if not state.measured:
+            _check_same_start([record.network for record in records])
         for depth, record in zip(config.depths, records, strict=True):
             if depth not in state.measured:
                 start = {name: Z.clone() for name, Z in record.weights.items()}
@@ -179,6 +185,19 @@ def distance_steps(config: DistancesConfig) -> Iterator[DistancesState]:
         if state.iteration in recorded:
             state._measure()
         yield state
+
+
+def _check_same_start(networks: Sequence[BlockNetwork]) -> None:
+    """Raise ValueError unless the first layers of all these networks are the same."""
+    expected = {name: Z[0] for name, Z in networks[0].weights.items()}
+    for network in networks[1:]:
+        found = {name: Z[0] for name, Z in network.weights.items()}
+        if found.keys() != expected.keys() or not all(torch.equal(found[name], expected[name]) for name in found):
+            raise ValueError(
+                f"block() makes a {type(network.block).__name__} with other parameters at each call, from the same "
+                "seed: draw them with torch's own random numbers on the CPU, so that networks differ in nothing but "
+                "depth."
+            )
 
 
 def compare_depths(
@@ -205,8 +224,8 @@ def successive_distances(
     """Train networks of ``block`` at several ``depths`` and say how far their layers are apart.
 
     Main arguments: ``block``, a class or function without arguments that makes a `torch.nn.Module` with ``forward(h)``
-    which keeps the shape of h; ``x`` (n, ...), which is h_0, and the targets ``y`` of the output h_L; ``iterations``,
-    steps of ``learning_rate`` (times L, for the flow dZ_k/dt = -L dl/dZ_k).
+    which keeps the shape of h; ``x`` (n, ...), which is h_0, and the targets ``y`` of the output h_L, as tensors,
+    arrays or lists; ``iterations``, steps of ``learning_rate`` (times L, for the flow dZ_k/dt = -L dl/dZ_k).
 
     Other arguments: ``record_at``, the iterations that have rows (default: the last one); ``by_parameter``, a row for
     each parameter instead of one for all together; ``progress``, which may draw a bar; ``options``: ``loss``,

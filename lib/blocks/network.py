@@ -5,20 +5,18 @@
 f is the ``forward`` of a `torch.nn.Module`, Z_1, ..., Z_L are its parameters, stacked along a first axis.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lib import checks
+from lib.blocks.block import Block, check_block, draw_blocks, summary
 
 INITIALISATIONS = ("weight-tied", "iid")
-BLOCK_SEED = 2**31  # added to the seed, so that blocks and the data of the same seed are not the same numbers
 
-Block = Callable[[], nn.Module]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -27,9 +25,8 @@ class BlockNetwork:
 
     Main arguments: ``block``, a factory (a class or a function without arguments), called once for the
     weight-tied initialisation, whose layers all start as copies of that one object, and L times for "iid"; ``depth``
-    L; ``x`` (n, ...) and ``y``, tensors or arrays; the block's parameters and targets that are no whole numbers follow
-    x in dtype and device; ``loss``, (F(x), y) -> a
-    tensor without axes.
+    L; ``x`` (n, ...) and ``y`` (see `checked_data`); the block's parameters follow x in dtype and device; ``loss``,
+    (F(x), y) -> a tensor without axes.
 
     Other arguments: ``seed`` of the blocks' draws (on the CPU; equal for all depths, and the first layers of a
     deep i.i.d. network are those of a shallow one); ``chunk``, the number of layers whose intermediate results are
@@ -57,12 +54,10 @@ class BlockNetwork:
         checks.positive_int("chunk", chunk)
         checks.positive_int("seed", seed, least=0)
         checks.choice("initialisation", initialisation, INITIALISATIONS)
-        x, y = _data(x, y)
-        if loss is nn.functional.mse_loss and (not isinstance(y, Tensor) or y.shape != x.shape):
-            shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(f"y is {shape}, expected {tuple(x.shape)}, the shape of x and of F(x), for this loss.")
+        depth, chunk, seed = checks.plain((depth, chunk, seed))
+        x, y = checked_data(x, y, loss)
         self.depth, self.x, self.y, self.loss = depth, x, y, loss
-        modules = _draw(block, depth if initialisation == "iid" else 1, seed, x)
+        modules = draw_blocks(block, depth if initialisation == "iid" else 1, seed, x)
         self.block = modules[0]
         with torch.random.fork_rng(devices=[]):  # a look at the block leaves the caller's random numbers alone
             check_block(self.block, x)
@@ -75,6 +70,7 @@ class BlockNetwork:
             {name: tensor[k].detach().requires_grad_(name in trained) for name, tensor in stacked.items()}
             for k in range(depth)
         ]
+        self._places = _find_places(self.block)
         self._fixed = {name: tensor for name, tensor in stacked.items() if name not in trained}
         self._chunks = [leaves[first : first + chunk] for first in range(0, depth, chunk)]
         self._states: list[Tensor] = []
@@ -87,12 +83,28 @@ class BlockNetwork:
             for chunk in self._chunks[:-1]:
                 self._states.append(self._through(self._states[-1], chunk))
         h, output = self._graph(self._states[-1], self._chunks[-1])
-        with torch.enable_grad():
-            loss = self.loss(output, self.y)
-        if loss.ndim:
-            raise ValueError(f"The loss has the shape {tuple(loss.shape)}, expected one number: take its mean or sum.")
+        loss = self._loss(output)
         self._end = h, output, loss
         return loss.detach()
+
+    def _loss(self, output: Tensor) -> Tensor:
+        try:
+            with torch.enable_grad():
+                loss = self.loss(output, self.y)
+        except Exception as error:
+            F, y = (
+                f"{tuple(t.shape)} of {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
+                for t in (output, self.y)
+            )
+            raise ValueError(
+                f"loss(F(x), y) raised {summary(error)}; F(x) is {F} and y is {y}, expected what this loss takes."
+            ) from error
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            found = "a tensor without a gradient" if isinstance(loss, Tensor) else f"of the type {type(loss).__name__}"
+            raise TypeError(f"The loss is {found}, expected a tensor that operations of PyTorch make of F(x).")
+        if loss.ndim:
+            raise ValueError(f"The loss has the shape {tuple(loss.shape)}, expected one number: take its mean or sum.")
+        return loss
 
     @property
     def output(self) -> Tensor:
@@ -128,53 +140,50 @@ class BlockNetwork:
             h = state.detach().requires_grad_()
             return h, self._through(h, chunk)
 
-    def _through(self, h: Tensor, layers) -> Tensor:
-        for layer in layers:
-            h = h + functional_call(self.block, layer, (h,)) / self.depth
+    def _through(self, h: Tensor, layers: Iterable[Mapping[str, Tensor]]) -> Tensor:
+        # torch.func.functional_call looks the places up in each call: with small blocks, a third of the time.
+        own = [(held, key, held[key]) for _, held, key in self._places]
+        try:
+            for layer in layers:
+                for name, held, key in self._places:
+                    held[key] = layer[name]
+                h = torch.add(h, self.block(h), alpha=1 / self.depth)
+        finally:
+            for held, key, tensor in own:
+                held[key] = tensor
         return h
 
 
-def _data(x: Any, y: Any) -> tuple[Tensor, Any]:
-    """Inputs and targets as tensors, checked; targets of another kind, which the loss may take, are passed on."""
+def checked_data(x: Any, y: Any, loss: Loss) -> tuple[Tensor, Any]:
+    """Inputs and targets as tensors, all that `checks.as_tensor` takes: x (n, ...) of floating-point numbers, y in the
+    dtype of x (whole numbers, which may be labels, stay so unless the loss is the squared error) and on its device.
+
+    Targets of another kind, which the loss may take, are passed on. Raises TypeError or ValueError, one sentence.
+    """
+    if not callable(loss):
+        raise TypeError(f"loss is {loss!r}, expected a function of F(x) and y that gives one number.")
     x = checks.as_tensor("x", x)
-    if x.is_complex() or not x.ndim:
-        raise TypeError(f"x is {x.dtype} of the shape {tuple(x.shape)}, expected real numbers, one sample a row.")
-    x = x if x.is_floating_point() else x.double()
-    checks.finite_entries("x", x)
-    if isinstance(y, np.ndarray | list):
-        tensor = checks.as_tensor("y", y)
-        y = tensor.long() if np.asarray(y).dtype.kind in "biu" else tensor  # labels stay whole numbers
-    if isinstance(y, Tensor):
-        y = y.to(x.device, x.dtype if y.is_floating_point() else None)
-        checks.finite_entries("y", y)
-    return x, y
-
-
-def _draw(block: Block, count: int, seed: int, x: Tensor) -> list[nn.Module]:
-    """``count`` new blocks, each in the dtype and on the device of x."""
-    if isinstance(block, nn.Module) or not callable(block):
-        name = type(block).__name__
+    if x.is_complex() or not x.ndim or not x.numel():
         raise TypeError(
-            f"block is {'an object of the class ' if isinstance(block, nn.Module) else ''}{name}, expected what makes "
-            f"one, such as the class or `lambda: MyBlock(16)`: each network needs blocks of its own."
+            f"x is {x.dtype} of the shape {tuple(x.shape)}, expected real numbers (n, ...), one sample a row."
         )
-    modules: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed + BLOCK_SEED)
-        for _ in range(count):
-            module = block()
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"block() is {module!r}, expected a torch.nn.Module with forward(h).")
-            if any(module is other for other in modules):
-                raise ValueError(
-                    f"block() returns the same {_name(module)} object again, expected a new one at each call: "
-                    "make the block inside of the function."
-                )
-            if callable(getattr(module, "start_at_zero", None)):
-                with torch.no_grad():
-                    module.start_at_zero()
-            modules.append(module)
-    return [module.to(dtype=x.dtype, device=x.device) for module in modules]
+    x = x.detach() if x.is_floating_point() else x.double()
+    checks.finite_entries("x", x)
+    squared = loss is nn.functional.mse_loss
+    if squared or isinstance(y, list | tuple) or hasattr(y, "__array__"):
+        whole = not squared and not isinstance(y, Tensor) and np.asarray(y).dtype.kind in "biu"
+        y = checks.as_tensor("y", y)
+        y = y.long() if whole else y  # labels stay whole numbers
+    if isinstance(y, Tensor):
+        if squared and y.is_complex():
+            raise TypeError(f"y is {y.dtype}, expected real numbers for this loss.")
+        y = y.detach().to(x.device, x.dtype if squared or y.is_floating_point() else None)
+        checks.finite_entries("y", y)
+    if squared and y.shape != x.shape:
+        raise ValueError(
+            f"y is {tuple(y.shape)}, expected {tuple(x.shape)}, the shape of x and of F(x), for this loss."
+        )
+    return x, y
 
 
 def _stack(modules: list[nn.Module], depth: int) -> dict[str, Tensor]:
@@ -185,51 +194,8 @@ def _stack(modules: list[nn.Module], depth: int) -> dict[str, Tensor]:
     return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
 
 
-def check_block(block: nn.Module, x: Tensor) -> None:
-    """Raise ValueError, one sentence, unless ``block(h)`` can be f of networks that are compared over their depths.
-
-    It has parameters to train, keeps the shape of h, leaves h as it is, is finite at h = x, gives the same for the
-    same h (no dropout), and its buffers stay as they are (no running statistics).
-    """
-    name = _name(block)
-    if not any(parameter.requires_grad for parameter in block.parameters()):
-        raise ValueError(f"{name} has no parameters to train: give it some, as torch.nn.Parameter or in a module.")
-    before = {key: buffer.clone() for key, buffer in block.named_buffers()}
-    h = x.clone()
-    with torch.no_grad():
-        random_state = _random_state(x.device)
-        found = block(h)
-        drew = not torch.equal(random_state, _random_state(x.device))
-    if not isinstance(found, Tensor) or found.shape != x.shape:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(
-            f"{name} turns h of the shape {tuple(x.shape)} into {shape}, expected the shape of h: a layer adds it to h."
-        )
-    if found.dtype != x.dtype:
-        raise ValueError(
-            f"{name} turns h of {x.dtype} into {found.dtype}, expected the dtype of h: make tensors in h.dtype."
-        )
-    if not torch.equal(h, x):
-        raise ValueError(f"{name} changes its input h in place: return a new tensor.")
-    for key, buffer in block.named_buffers():
-        if not torch.equal(buffer, before[key]):
-            raise ValueError(
-                f"{name} keeps running statistics ({key} changes in forward), which are no part of the gradient flow: "
-                "use track_running_stats=False, or a norm without them."
-            )
-    if drew:
-        raise ValueError(
-            f"{name} draws random numbers in forward, as dropout does, and other ones at each depth: take dropout out "
-            "(0.0), since networks are compared that differ in nothing but their depth."
-        )
-    if not found.isfinite().all():
-        raise ValueError(f"{name} is not finite (NaN or infinite) at h = x: look at its initial weights and the data.")
-
-
-def _name(block: nn.Module) -> str:
-    return type(block).__name__
-
-
-def _random_state(device: torch.device) -> Tensor:
-    cpu = torch.get_rng_state()
-    return torch.cat([cpu, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else cpu
+def _find_places(block: nn.Module) -> list[tuple[str, dict[str, Tensor | None], str]]:
+    """Where each parameter and buffer stands, more than once if modules share it: its name, the dict, its key there."""
+    names = {id(tensor): name for name, tensor in [*block.named_parameters(), *block.named_buffers()]}
+    dicts = [held for module in block.modules() for held in (module._parameters, module._buffers)]
+    return [(names[id(held[key])], held, key) for held in dicts for key in held if held[key] is not None]

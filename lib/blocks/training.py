@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lib import checks
-from lib.blocks.network import Block, BlockNetwork, Loss
+from lib.blocks.block import Block
+from lib.blocks.network import BlockNetwork, Loss
 from lib.checks import Divergence
 
 OPTIMIZERS = ("sgd",)
@@ -32,8 +33,21 @@ class Record:
 def gaussian_data(
     shape: Iterable[int], seed: int = 0, dtype: torch.dtype = torch.float64, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Independent standard Gaussian inputs x and targets y of one shape, samples along the first axis."""
-    generator = torch.Generator().manual_seed(seed)
+    """Independent standard Gaussian inputs x and targets y of one ``shape``, samples along the first axis.
+
+    Raises TypeError or ValueError, one sentence, for values that cannot be.
+    """
+    shape = checks.plain(shape)
+    if not isinstance(shape, Iterable) or not shape:
+        raise TypeError(f"shape is {shape!r}, expected the sizes of all axes, samples first, as in (50, 16).")
+    shape = tuple(checks.plain(size) for size in shape)
+    for size in shape:
+        checks.positive_int("an entry of shape", size)
+    checks.positive_int("seed", seed, least=0)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype is {dtype!r}, expected torch.float64 or torch.float32.")
+    device = checks.usable_device(device)
+    generator = torch.Generator().manual_seed(checks.plain(seed))
     x, y = (torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(2))
     return x.to(device, dtype), y.to(device, dtype)
 
@@ -75,7 +89,7 @@ def train(
     check_optimizer(optimizer)
     wanted = set(checks.moments(record_at, iterations))
     network = BlockNetwork(block, depth, x, y, loss, initialisation=initialisation, seed=seed, chunk=chunk)
-    return _records(network, learning_rate, wanted)
+    return _records(network, checks.plain(learning_rate), wanted)
 
 
 def _records(network: BlockNetwork, learning_rate: float, wanted: set[int]) -> Iterator[Record]:

@@ -50,7 +50,7 @@ def resample(
 
     Raises TypeError or ValueError, one sentence, for values that cannot be.
     """
-    statistics = statistics or weights
+    layers, statistics = checks.plain(layers), statistics or weights
     checks.choice("statistics", statistics, (*depth_layers.RULES, RECOMPUTED))
     if statistics == RECOMPUTED and images is None:
         raise ValueError("statistics is 'recomputed' and images is None, expected the normalised images to do it on.")
@@ -76,7 +76,14 @@ def resample(
 @torch.no_grad()
 def recompute_statistics(network: ConvResNet, images: Tensor) -> None:
     """Set the means and variances of the layers' batch norms, in place, to those of normalised ``images``
-    (m, 3, 32, 32) as one batch, each layer's with those before it recomputed."""
+    (m, 3, 32, 32) as one batch, each layer's with those before it recomputed.
+
+    Raises TypeError or ValueError, one sentence, for images that are no such array of finite numbers.
+    """
+    images = checks.as_tensor("images", images).to(network.linear.weight)
+    if images.ndim != 4 or images.shape[1:] != (3, 32, 32) or not len(images):
+        raise ValueError(f"images is {tuple(images.shape)}, expected (m, 3, 32, 32), normalised images.")
+    checks.finite_entries("images", images)
     layers = network.residual_layers
     if not layers.batch_norm:
         return

@@ -103,6 +103,7 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
         make,
         lambda state, values, figure: draw(state, values["parameter"], values["entry"], figure),
         reproduce=reproduce,
+        hint="press <b>Start</b> and watch the slope; then the block <b>convolution</b> with batch norm and ReLU.",
         table=lambda state, values: {"": distance_table(state)},
         status=status,
         view=("parameter", "entry"),

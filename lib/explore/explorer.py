@@ -42,11 +42,10 @@ class Explorer(widgets.VBox):
     Main arguments: ``name`` of the saved figure; ``controls`` by parameter name; ``make``, the controls' values ->
     `live.Run`; ``draw``, (state, values, figure) -> figure, where ``figure`` is None or the last one, to be brought up
     to date if the function can; ``reproduce``, values -> (notebook, parameters, remark) with which ``make`` makes the
-    same numbers.
+    same numbers; ``hint``, what to try first, a line of HTML.
 
-    Other arguments: ``hint``, what to try first, as HTML; ``panel``, the controls' arrangement; ``above``, widgets
-    over the whole width; ``table``,
-    (state, values) -> tables to save beside the figure; ``status``, (state, values) -> lines of text; ``view``, names
+    Other arguments: ``panel``, the controls' arrangement; ``above``, widgets over the whole width; ``table``, (state,
+    values) -> tables to save beside the figure; ``status``, (state, values) -> lines of text; ``view``, names
     of controls that change the picture and not the run; ``first``, a state to show before anything runs; ``follow``,
     whether a moved slider starts the run by itself; ``buttons``, whether there are Start, Stop, Reset and a bar.
 
@@ -61,7 +60,7 @@ class Explorer(widgets.VBox):
         draw: Callable[[Any, Values, Figure | None], Figure],
         *,
         reproduce: Callable[[Values], tuple[str, Values, str]],
-        hint: str = "",
+        hint: str,
         panel: Sequence[widgets.Widget] = (),
         above: Sequence[widgets.Widget] = (),
         table: Callable[[Any, Values], Mapping[str, tables.Table]] | None = None,
@@ -81,7 +80,7 @@ class Explorer(widgets.VBox):
         self._settling: asyncio.TimerHandle | None = None
         # The controls' values that the run was made with, and those that the state shown belongs to.
         self._run_values, self._state_values, self._state = self._start, self._start, None
-        self.hint = widgets.HTML(f"<b>Try first:</b> {hint}" if hint else "")
+        self.hint = widgets.HTML(f"<b>Try first:</b> {hint}")
         super().__init__(
             [self.hint, *above, self._body(panel or list(self.controls.values()), buttons), self._footer(name)]
         )

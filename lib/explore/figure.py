@@ -14,6 +14,9 @@ from lib.explore.explorer import Explorer, Values
 from lib.explore.live import Run, in_thread
 from lib.figures.results import Data
 
+# Parameters whose values tell most, the first of them first.
+TELLING = ("activation", "activations", "initialisation", "convolution", "layers", "every", "seed")
+
 
 def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -> Explorer:
     """The explorer at the end of a figure's notebook: a control for each parameter of the notebook.
@@ -56,19 +59,21 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
         lambda state, values, _: room.draw(*state[1:]),
         table=lambda state, values: {stem.removeprefix(name).lstrip("_"): table for stem, table in state[1].items()},
         reproduce=lambda values: (name, read(values), ""),
-        hint=_hint(controls),
+        hint=_hint(controls, offered),
         first=(0, data, configure({key: control.value for key, control in controls.items()})),
         follow=True,
     )
 
 
-def _hint(controls: Mapping[str, widgets.Widget]) -> str:
+def _hint(controls: Mapping[str, widgets.Widget], offered: Mapping[str, parameters.Parameter]) -> str:
     """What to try first: another value of what tells most, as far as the figure has such a parameter."""
-    telling = [name for name in ("activation", "initialisation", "seed") if name in controls]
+    telling = [name for name in TELLING if name in controls]
     name = next(iter([*telling, *controls]), None)
     if name is None:
         return "<b>Start</b>, which makes the figure anew."
-    return f"another <b>{name.replace('_', ' ')}</b>; Reset brings back the figure of this notebook."
+    shown = f"<b>{name.replace('_', ' ')}</b>"
+    what = f"other {shown}, with commas in between" if offered[name].type == "list" else f"another value of {shown}"
+    return f"{what}; Reset brings back the figure of this notebook."
 
 
 def _list(name: str, text: str) -> list:

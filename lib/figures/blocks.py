@@ -152,23 +152,20 @@ def readable(table: Table, slope_from: int) -> list[str]:
 
 
 def conclusion(table: Table, slope_from: int) -> str:
-    """What the table says, in a sentence of measured numbers: smooth blocks, ReLU, training time, lazy training."""
+    """What the table says, in a sentence: the slopes at the first and the last training time, and how many of them are
+    near -1, of blocks with a smooth activation or none, and of those with ReLU."""
     fits = slopes(table, slope_from)
-    times = list(dict.fromkeys((min(fits["time"]), max(fits["time"]))))
+    activations, times, found_slopes = (np.array(fits[name]) for name in ("activation", "time", "slope"))
+    relu = activations == "relu"
     parts = []
-    for kind in ("smooth", "ReLU"):
+    for kind, chosen in (("smooth blocks", ~relu), ("ReLU", relu)):
         found = []
-        for time in times:
-            at = select(fits, time=time)
-            near = np.abs(at["slope"][(at["activation"] == "relu") == (kind == "ReLU")] + 1) <= WITHIN
-            found.append(f"{near.sum()} of {len(near)} at t = {time:g}")
-        parts.append(f"{' and '.join(found)} with {kind} blocks")
-    linear = [np.array(select(fits, time=time)["from_linear"]) for time in times]
-    ranges = " and ".join(f"{each.min():.2f} to {each.max():.2f}" for each in linear)
-    return (
-        f"Slopes within {WITHIN} of -1: {', '.join(parts)}; the networks are {ranges} of their own change from their "
-        "linearisation."
-    )
+        for time in dict.fromkeys((times.min(), times.max())):
+            at = found_slopes[chosen & (times == time)]
+            near = (np.abs(at + 1) <= WITHIN).sum()
+            found += [f"{min(at):.2f} to {max(at):.2f} at t = {time:g} ({near} of {len(at)})"] if len(at) else []
+        parts += [f"with {kind} {' and '.join(found)}"] if found else []
+    return f"Slopes in L (in brackets, how many are within {WITHIN} of -1): {'; '.join(parts)}."
 
 
 # --- The picture ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Residual blocks of any kind: training, what is measured over depths, the blocks on board, and what is refused."""
 
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -105,23 +107,73 @@ def test_any_loss_and_frozen_parameters():
     records = list(train(block, 4, x, labels, 0.5, 5, loss=nn.functional.cross_entropy))
     assert records[-1].loss < records[0].loss
     assert list(records[0].weights) == ["weight"]
-    with pytest.raises(ValueError, match=r"The loss has the shape \(6,\), expected one number"):
-        next(train(block, 4, x, labels, loss=lambda h, y: nn.functional.cross_entropy(h, y, reduction="none")))
+    for loss, sentence in (
+        (
+            lambda h, y: nn.functional.cross_entropy(h, y, reduction="none"),
+            r"The loss has the shape \(6,\), expected one",
+        ),
+        (lambda h, y: (h @ y).mean(), r"loss\(F\(x\), y\) raised RuntimeError: .* F\(x\) is \(6, 3\) .* y is \(6,\)"),
+        (lambda h, y: h.detach().mean(), "The loss is a tensor without a gradient"),
+        (lambda h, y: 1.0, "The loss is of the type float"),
+        ("mse", "loss is 'mse', expected a function"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            next(train(block, 4, x, labels, loss=loss))
 
 
-def test_own_data_come_as_arrays_and_lists():
+def _nested(values):
+    return tuple(map(tuple, values.tolist()))
+
+
+def _losses(x, y, **options):
+    """What training and the table say of the loss after two steps."""
+    (record,) = train(Bias, 4, x, y, iterations=2, record_at=[2], **options)
+    table = successive_distances(Bias, [2, 4], x, y, iterations=2, **options)
+    assert table["loss"][1] == record.loss
+    return [record.loss, *table["loss"]]
+
+
+@pytest.mark.parametrize("form", [Tensor.numpy, Tensor.tolist, _nested, list, Tensor.to_sparse])
+def test_own_data_come_as_arrays_and_lists(form):
     x, y = gaussian_data((6, 3))
-    expected = [record.loss for record in train(Bias, 4, x, y, iterations=2)]
-    for form in (Tensor.numpy, Tensor.tolist):
-        assert [record.loss for record in train(Bias, 4, form(x), form(y), iterations=2)] == expected
-    single = list(train(Bias, 4, x.float(), y.numpy(), iterations=2))
-    assert [record.loss for record in single] == pytest.approx(expected, rel=1e-6)
-    assert single[0].weights["b"].dtype == torch.float32
-    # Labels stay whole numbers.
-    labels, loss = torch.tensor([0, 1, 2, 0, 1, 2]), nn.functional.cross_entropy
-    expected = [record.loss for record in train(Bias, 4, x, labels, iterations=2, loss=loss)]
-    for form in (Tensor.numpy, Tensor.tolist):
-        assert [record.loss for record in train(Bias, 4, x, form(labels), iterations=2, loss=loss)] == expected
+    assert _losses(form(x), form(y)) == _losses(x, y)
+    labels, loss = torch.tensor([0, 1, 2, 0, 1, 2]), nn.functional.cross_entropy  # labels stay whole numbers
+    form = Tensor.tolist if form is _nested else form
+    assert _losses(x, form(labels), loss=loss) == _losses(x, labels, loss=loss)
+
+
+def test_own_data_of_other_dtypes():
+    x, y = gaussian_data((6, 3))
+    assert _losses(x.float(), y.numpy()) == pytest.approx(_losses(x, y), rel=1e-6)
+    (start,) = train(Bias, 4, x.float(), y.numpy(), iterations=0)
+    assert start.weights["b"].dtype == torch.float32
+    whole = [(10 * each).int() for each in (x, y)]
+    assert _losses(*whole) == _losses(*(each.double() for each in whole))
+    assert _losses(whole[0].numpy(), whole[1].tolist()) == _losses(*whole)
+
+
+def test_numbers_of_numpy_are_numbers():
+    x, y = gaussian_data((6, 3))
+    plain = {"depths": [2, 4], "iterations": 2, "learning_rate": 0.25, "seed": 3, "record_at": [0, 2], "chunk": 1}
+    expected = successive_distances(Bias, x=x, y=y, **plain)
+    same = {
+        "depths": [np.array([2, 4]), range(2, 6, 2), (np.int8(2), np.int64(4)), torch.tensor([2, 4])],
+        "iterations": [np.int8(2)],
+        "learning_rate": [np.float32(0.25), np.array(0.25), torch.tensor(0.25)],
+        "seed": [np.int8(3), np.uint8(3)],
+        "record_at": [np.array([0, 2]), range(0, 3, 2), (2, 0)],
+        "chunk": [np.int8(1)],
+    }
+    for name, values in same.items():
+        for value in values:
+            found = successive_distances(Bias, x=x, y=y, **plain | {name: value})
+            for column in ("depth", "step", "loss", "max_distance"):
+                assert found[column] == expected[column], name
+    (record,) = train(Bias, np.int8(100), x, y, np.float32(0.25), np.int8(2), [np.int8(2)])  # 2 * 100 is no int8
+    (plainly,) = train(Bias, 100, x, y, 0.25, 2, [2])
+    assert record.loss == plainly.loss
+    for data in (gaussian_data(np.array([6, 3]), np.int32(0)), gaussian_data(torch.Size([6, 3]))):
+        assert torch.equal(data[0], x)
 
 
 def test_own_data_that_cannot_be_are_said_before_training():
@@ -132,11 +184,27 @@ def test_own_data_that_cannot_be_are_said_before_training():
         ((missing, y), "x holds nan in row 4, column 1"),
         ((x, missing.numpy()), "y holds nan in row 4, column 1"),
         ((x, y[:, :1]), r"y is \(6, 1\), expected \(6, 3\)"),
+        ((x, y[:, 0].numpy()), r"y is \(6,\), expected \(6, 3\)"),
         ((x * 1j, y), "x is torch.complex128"),
+        ((x, y * 1j), "y is torch.complex128"),
+        ((1.0, y), r"x is torch.float64 of the shape \(\), expected real numbers \(n, ...\)"),
+        ((x[:0], y[:0]), r"x is torch.float64 of the shape \(0, 3\)"),
+        ((None, y), "x is None, expected a tensor"),
+        ((x, None), "y is None, expected a tensor"),
+        ((x.to("meta"), y), "x is on the meta device"),
         ((x, ["a"]), "y is a list that is no array of real numbers"),
+        (([[1.0, 2.0], [3.0]], y), "x is a list that is no array .* lists of equal lengths"),
+    ):
+        for call in (lambda x, y: train(Bias, 4, x, y), lambda x, y: successive_distances(Bias, [2, 4], x, y)):
+            with pytest.raises((TypeError, ValueError), match=sentence):
+                call(*data)
+    for shape, sentence in (
+        (4, "shape is 4, expected the sizes"),
+        ((), "shape is"),
+        ((4, 0), "an entry of shape is 0"),
     ):
         with pytest.raises((TypeError, ValueError), match=sentence):
-            train(Bias, 4, *data)
+            gaussian_data(shape)
 
 
 def test_divergence_is_a_sentence():
@@ -238,30 +306,200 @@ def _of(forward, **members):
 SHARED = nn.Linear(3, 3)
 
 
-@pytest.mark.parametrize(
-    ("block", "sentence"),
-    [
-        (lambda: nn.Linear(3, 2), r"Linear turns h of the shape \(4, 3\) into \(4, 2\), expected the shape of h"),
-        (_of(lambda self, h: (h, h)), "Odd turns h .* into tuple"),
-        (nn.Identity, "Identity has no parameters to train"),
-        (lambda: nn.BatchNorm1d(3), r"BatchNorm1d keeps running statistics \(running_mean .*track_running_stats=False"),
-        (
-            lambda: nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)),
-            "Sequential draws random numbers in forward.*dropout",
-        ),
-        (_of(lambda self, h: h / 0), r"Odd is not finite \(NaN or infinite\) at h = x"),
-        (_of(lambda self, h: h.mul_(2)), "Odd changes its input h in place"),
-        (_of(lambda self, h: h.float()), "Odd turns h of torch.float64 into torch.float32"),
-        (nn.Linear(3, 3), "block is an object of the class Linear, expected what makes one"),
-        (3, "block is int, expected what makes one"),
-        (lambda: 3, r"block\(\) is 3, expected a torch.nn.Module"),
-        (lambda: SHARED, r"block\(\) returns the same Linear object again"),
-    ],
-)
+class Remembers(nn.Linear):
+    """Adds to its result what it gave before, or with `count` the number of calls."""
+
+    def __init__(self, detach=False, count=False):
+        super().__init__(3, 3)
+        self.before, self.detach, self.count = 0, detach, count
+
+    def forward(self, h):
+        found = super().forward(h) + self.before
+        self.before = self.before + 1 if self.count else found.detach() if self.detach else found
+        return found
+
+
+class Constant(nn.Linear):
+    """Holds a tensor that is neither a parameter nor a buffer."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        self.C = torch.randn(3, 3)
+
+    def forward(self, h):
+        return super().forward(h) @ self.C
+
+
+class ZeroNothing(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+
+    def start_at_zero(self):
+        self.nothing.zero_()
+
+
+class Doubling(nn.Linear):
+    """Doubles its weight at each call."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+
+    def forward(self, h):
+        self.weight.data.mul_(2)
+        return super().forward(h)
+
+
+@torch.no_grad()
+def _without_gradient(self, h):
+    return nn.Linear.forward(self, h)
+
+
+def _raising(*_):
+    raise RuntimeError("no luck\nmore lines")
+
+
+OUTSIDE = np.random.default_rng(0)  # random numbers that torch does not know
+
+
+def _random_outside(self, h):
+    return nn.Linear.forward(self, h) * OUTSIDE.random()
+
+
+class Scaled(nn.Linear):
+    def __init__(self, scale):
+        super().__init__(3, 3)
+        nn.init.constant_(self.weight, scale)
+
+
+def _squared_in_place(self, h):
+    found = torch.exp(nn.Linear.forward(self, h))
+    found += 1
+    return found
+
+
+def _scripted():
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        return torch.jit.script(nn.Linear(3, 3))
+
+
+BLOCKS_THAT_CANNOT_BE = [
+    (lambda: nn.Linear(3, 2), r"Linear turns h of the shape \(4, 3\) into \(4, 2\), expected the shape of h"),
+    (_of(lambda self, h: (h, h)), "Odd turns h .* into tuple"),
+    (_of(lambda self, h: None), "Odd turns h .* into NoneType"),
+    (_of(lambda self, h: h.detach().numpy()), "Odd turns h .* into ndarray"),
+    (lambda: nn.LSTM(3, 3), "LSTM turns h .* into tuple"),
+    (nn.Identity, "Identity has no parameters to train"),
+    (_of(lambda self, h: h, weight=None, bias=None), "Odd has no parameters to train"),
+    (lambda: nn.Linear(3, 3).requires_grad_(False), "Linear has no parameters to train"),
+    (lambda: nn.BatchNorm1d(3), r"BatchNorm1d keeps running statistics \(running_mean .*track_running_stats=False"),
+    (lambda: nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)), "Sequential draws random numbers in forward.*dropout"),
+    (_of(lambda self, h: self.weight[0] * h / 0), r"Odd is not finite \(NaN or infinite\) at h = x"),
+    (_of(lambda self, h: h.mul_(2)), "Odd changes its input h in place"),
+    (_of(lambda self, h: h.float()), "Odd turns h of torch.float64 into torch.float32, expected the dtype of h"),
+    (_of(lambda self, h: h.long()), "Odd turns h of torch.float64 into torch.int64, expected the dtype of h"),
+    (_of(lambda self, h: h * 1j), "Odd turns h of torch.float64 into torch.complex128, expected the dtype of h"),
+    (_of(lambda self, h: h.to_sparse()), "Odd turns h of torch.strided into torch.sparse_coo, expected the layout"),
+    (lambda: nn.Linear(3, 3, dtype=torch.complex64), "Linear has complex numbers in weight, expected real ones"),
+    (lambda: nn.Linear(3, 3, device="meta"), "Linear has no numbers in weight, which is on the meta device"),
+    (lambda: nn.LazyLinear(3), "LazyLinear has no shape for weight yet"),
+    (_scripted, "RecursiveScriptModule is compiled by torch.jit"),
+    (Constant, r"Constant holds the tensor C as a plain attribute.*register_buffer"),
+    (Remembers, "Remembers gives another result when it is called again"),
+    (lambda: Remembers(detach=True), "Remembers gives another result when it is called again"),
+    (lambda: Remembers(count=True), "Remembers gives another result when it is called again"),
+    (_of(_random_outside), "Odd gives another result when it is called again.*random numbers"),
+    (Doubling, "Doubling changes its parameter weight in forward"),
+    (_of(_without_gradient), "Odd gives no gradient to its parameters"),
+    (_of(lambda self, h: (nn.Linear.forward(self, h) > 0).to(h)), "Odd gives no gradient to its parameters"),
+    (_of(lambda self, h: h.clone()), "Odd gives no gradient to its parameters"),
+    (_of(_squared_in_place), "Odd has no gradient: its backward pass raised RuntimeError"),
+    (_of(lambda self, h, t: h * t), r"Odd cannot take h of the shape \(4, 3\) .* raised TypeError: .* argument: 't'"),
+    (lambda: nn.Linear(5, 5), "Linear cannot take h of the shape .* raised RuntimeError: mat1 and mat2"),
+    (lambda: nn.MultiheadAttention(3, 1), "MultiheadAttention cannot take h .* raised TypeError"),
+    (_of(_raising), "Odd cannot take h .* forward raised RuntimeError: no luck; expected a forward"),
+    (ZeroNothing, r"ZeroNothing.start_at_zero\(\) raised AttributeError: .*nothing"),
+    (nn.Linear(3, 3), "block is an object of the class Linear, expected what makes one"),
+    ([nn.Linear(3, 3)], "block is list, expected what makes one"),
+    (3, "block is int, expected what makes one"),
+    (lambda: 3, r"What block\(\) makes is of the type int, expected a torch.nn.Module"),
+    (lambda: Bias, r"What block\(\) makes is the class Bias, expected a torch.nn.Module"),
+    (nn.Linear, r"block\(\) raised TypeError: .*in_features.*such as `lambda: MyBlock\(16\)`"),
+    (lambda h: h, r"block\(\) raised TypeError: .* argument: 'h', expected a class or a function without"),
+    (_raising, r"block\(\) raised RuntimeError: no luck, expected a class"),
+    (lambda: Scaled(OUTSIDE.random()), "block.. makes a Scaled with other parameters at each call, from the same seed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("block", "sentence"), BLOCKS_THAT_CANNOT_BE)
 def test_blocks_that_cannot_be_layers(block, sentence):
     x, y = gaussian_data((4, 3))
-    with pytest.raises((TypeError, ValueError), match=sentence):
-        successive_distances(block, [2, 4], x, y, initialisation="iid")
+    with pytest.raises((TypeError, ValueError), match=sentence) as caught:
+        successive_distances(block, [2, 4], x, y)
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_that_are_one_object_or_unlike():
+    x, y = gaussian_data((4, 3))
+    bias = iter([True, False] * 2)
+    for block, sentence in (
+        (lambda: SHARED, r"block\(\) returns the same Linear object again"),
+        (lambda: nn.Sequential(SHARED), r"block\(\) returns the same Sequential object again, or one with the same"),
+        (
+            lambda: nn.Linear(3, 3, bias=next(bias)),
+            r"makes a Linear with \{'weight': \(3, 3\)\} after one with .*'bias'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            BlockNetwork(block, 2, x, y, initialisation="iid")
+
+
+class Tied(nn.Module):
+    """f(h) = tanh(h W) W: two modules share one parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, h):
+        return self.second(torch.tanh(self.first(h)))
+
+
+class Recurrent(nn.Module):
+    """A recurrent unit over the tokens, which looks for its weights itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.unit = nn.LSTM(3, 3, batch_first=True)
+
+    def forward(self, h):
+        return self.unit(h[:, None])[0][:, 0]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Tied,
+        Recurrent,
+        lambda: nn.BatchNorm1d(3).eval(),
+        lambda: nn.Linear(3, 3).float(),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
+    ],
+)
+def test_layers_have_the_weights_of_their_own(block):
+    """The output is that of modules that hold the weights; the block itself is left as it was made."""
+    x, y = gaussian_data((4, 3))
+    *_, record = train(block, 3, x, y, 0.5, 2)
+    h, network = x, record.network
+    before = {name: tensor.clone() for name, tensor in network.block.state_dict().items()}
+    for k in range(3):
+        layer = block().double().requires_grad_(False)
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(record.weights[name][k])
+        h = h + layer(h) / 3
+    torch.testing.assert_close(network.output, h, rtol=0, atol=1e-12)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.block.state_dict().items())
+    assert not torch.equal(record.weights[name], record.weights[name][:1].expand_as(record.weights[name]))
 
 
 def test_dropout_that_does_nothing_passes():
@@ -277,7 +515,10 @@ def test_dropout_that_does_nothing_passes():
         ({"initialisation": "gaussian"}, "initialisation is 'gaussian', expected one of: weight-tied, iid"),
         ({"depths": [8, 4]}, r"depths is \[8, 4\], expected increasing numbers"),
         ({"record_at": [9]}, "record_at asks for iterations 9 to 9, expected them within 0 to 2"),
-        ({"x": torch.arange(6).reshape(2, 3)}, "x is no tensor of floating-point numbers"),
+        ({"depths": np.array([2.0, 4.0])}, "an entry of depths is 2.0, expected a whole number"),
+        ({"depths": [2, 2, 4]}, r"depths is \[2, 2, 4\], expected increasing numbers without repeats"),
+        ({"depths": [1, 2]}, "an entry of depths is 1, expected a whole number of at least 2"),
+        ({"depths": range(0)}, r"depths is \[\], expected a non-empty list"),
     ],
 )
 def test_values_that_cannot_be(values, sentence):

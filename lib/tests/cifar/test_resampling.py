@@ -225,3 +225,19 @@ def test_the_explorer_follows_the_layers_that_are_kept(network):
     (line,) = browsing.accuracies(trained.Choice(layers=4))
     assert line.startswith(f"{accuracy:.1f} % with 4 of 8 layers")
     assert browsing.accuracies(trained.Choice(layers=99))[0].count("8 of 8 layers") == 1
+
+
+def test_numbers_and_images_of_numpy(network, images):
+    expected = resample(network, 4, statistics="recomputed", images=images)
+    for layers, given in ((np.int64(4), images.numpy()), (np.array(4), images.tolist()), (torch.tensor(4), images)):
+        found = resample(network, layers, statistics="recomputed", images=given)
+        assert found.config.depth == 4
+        assert all(map(torch.equal, found.state_dict().values(), expected.state_dict().values()))
+    missing = images.clone()
+    missing[2, 1, 0, 3] = torch.nan
+    for wrong, sentence in (
+        (images[0], r"images is \(3, 32, 32\), expected \(m, 3, 32, 32\)"),
+        (missing, r"images holds nan in sample 2 at \(1, 0, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            resample(network, 4, statistics="recomputed", images=wrong)

@@ -154,3 +154,36 @@ def test_slope_and_its_interval():
 def test_slope_without_points_says_so():
     with pytest.raises(ValueError, match="needs two points with x >= 16 and y > 0, found 1"):
         fit_slope([2, 16, 64], [1.0, 0.5, 0.0], at_least=16)
+
+
+FORMS = [np.asarray, torch.tensor, list, tuple, lambda values: torch.tensor(values, requires_grad=True)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_measures_take_arrays_and_lists(form):
+    depths, distances = [2.0, 4.0, 8.0, 16.0], [3.0, math.nan, 0.75, 0.375]
+    assert fit_slope(form(depths), form(distances)).slope == pytest.approx(-1)
+    line = torch.linspace(0, 1, 20, dtype=torch.float64).tolist()
+    assert von_neumann_ratio(form(line)) == pytest.approx(straight_line_ratio(20))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: fit_slope([2, 4, 8], [1, 0.5]), "A slope needs as many y as x, found 3 x and 2 y"),
+        (lambda: fit_slope([4, 4], [1, 2]), "A slope needs two different x, found 4 alone"),
+        (lambda: fit_slope([0, 4], [1, 2]), "A slope needs two points"),
+        (lambda: fit_slope([2, 4], [1, math.inf]), "A slope needs finite numbers, found 1 infinite"),
+        (lambda: fit_slope([2, 4], None), "y is None, expected a tensor"),
+        (lambda: fit_slope(["a", "b"], [1, 2]), "x is a list that is no array of real numbers"),
+        (lambda: von_neumann_ratio(None), "weights is None"),
+        (
+            lambda: von_neumann_ratio(3.0),
+            r"weights is torch.float64 of the shape \(\), expected real",
+        ),
+        (lambda: von_neumann_ratio(torch.ones(3) * 1j), "weights is torch.complex64"),
+    ],
+)
+def test_what_measures_do_not_take(call, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        call()

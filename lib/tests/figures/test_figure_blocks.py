@@ -58,8 +58,9 @@ def test_the_conclusion_counts():
         for depth in (4, 8)
     ]  # fmt: skip
     text = room.conclusion(tables.from_rows(rows), 4)
-    assert "1 of 2 at t = 1 and 1 of 2 at t = 3 with smooth blocks, 0 of 1 at t = 1 and 0 of 1 at t = 3" in text
-    assert "0.10 to 0.10 and 0.30 to 0.30" in text
+    assert "-1.00 to -0.80 at t = 1 (1 of 2) and -1.00 to -0.80 at t = 3 (1 of 2)" in text
+    assert "ReLU -0.50 to -0.50 at t = 1 (0 of 1)" in text
+    assert "ReLU" not in room.conclusion(tables.from_rows(row for row in rows if row["activation"] != "relu"), 4)
 
 
 def test_the_picture_draws_its_table(table):

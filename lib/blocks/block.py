@@ -1,0 +1,205 @@
+"""One block, f in h_{k+1} = h_k + (1/L) f(h_k, Z_{k+1}): what makes it, and whether it can be a layer."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+BLOCK_SEED = 2**31  # added to the seed, so that blocks and the data of the same seed are not the same numbers
+
+Block = Callable[[], nn.Module]
+
+
+def draw_blocks(block: Block, count: int, seed: int, x: Tensor) -> list[nn.Module]:
+    """``count`` new blocks, each in the dtype and on the device of x.
+
+    Raises TypeError or ValueError, one sentence, for a factory that does not make such blocks.
+    """
+    if isinstance(block, nn.Module) or not callable(block):
+        name = type(block).__name__
+        raise TypeError(
+            f"block is {'an object of the class ' if isinstance(block, nn.Module) else ''}{name}, expected what makes "
+            f"one, such as the class or `lambda: MyBlock(16)`: each network needs blocks of its own."
+        )
+    modules: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed + BLOCK_SEED)
+        for _ in range(count):
+            module = _make(block)
+            _check_tensors(module)
+            if modules:
+                _check_another(module, modules)
+            modules.append(module)
+    return [module.to(dtype=x.dtype, device=x.device) for module in modules]
+
+
+def _make(block: Block) -> nn.Module:
+    """One new block, with what must start at zero at zero."""
+    try:
+        module = block()
+    except Exception as error:
+        raise TypeError(
+            f"block() raised {summary(error)}, expected a class or a function without arguments that makes a block, "
+            "such as `lambda: MyBlock(16)`."
+        ) from error
+    if not isinstance(module, nn.Module):
+        made = f"the class {module.__name__}" if isinstance(module, type) else f"of the type {type(module).__name__}"
+        raise TypeError(f"What block() makes is {made}, expected a torch.nn.Module with forward(h).")
+    if callable(getattr(module, "start_at_zero", None)):
+        try:
+            with torch.no_grad():
+                module.start_at_zero()
+        except Exception as error:
+            raise ValueError(
+                f"{_name(module)}.start_at_zero() raised {summary(error)}, expected a method without arguments that "
+                "sets parameters to zero."
+            ) from error
+    return module
+
+
+def _tensors(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from block.named_parameters()
+    yield from block.named_buffers()
+
+
+def _check_tensors(block: nn.Module) -> None:
+    """Raise ValueError unless all that the block holds can be stacked over layers and follow x in dtype and device."""
+    name = _name(block)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in block.modules()):
+        raise ValueError(f"{name} is compiled by torch.jit: give the module that it was compiled from.")
+    for key, tensor in _tensors(block):
+        if is_lazy(tensor):
+            raise ValueError(f"{name} has no shape for {key} yet: give its sizes instead of a lazy module.")
+        if tensor.is_meta:
+            raise ValueError(f"{name} has no numbers in {key}, which is on the meta device: make it on the CPU.")
+        if tensor.is_complex():
+            raise ValueError(f"{name} has complex numbers in {key}, expected real ones: hold both parts as real.")
+    for path, module in block.named_modules():
+        for key, held in vars(module).items():
+            if isinstance(held, Tensor) and held.ndim and held.is_leaf:  # a weight norm leaves computed ones
+                raise ValueError(
+                    f"{name} holds the tensor {f'{path}.{key}'.lstrip('.')} as a plain attribute, which is the same in "
+                    "all layers and not trained: make it a torch.nn.Parameter, or a buffer by register_buffer."
+                )
+
+
+def _check_another(module: nn.Module, modules: list[nn.Module]) -> None:
+    """Raise ValueError unless ``module`` is a new one with parameters like those of the ``modules`` before it."""
+    first, name = modules[0], _name(module)
+    shared = {id(parameter) for parameter in first.parameters()}
+    if module is first or any(id(parameter) in shared for parameter in module.parameters()):
+        raise ValueError(
+            f"block() returns the same {name} object again, or one with the same parameters, expected a new one at "
+            "each call: make the block, and all that is in it, inside of the function."
+        )
+    shapes, expected = ({key: tuple(t.shape) for key, t in _tensors(each)} for each in (module, first))
+    if shapes != expected:
+        raise ValueError(
+            f"block() makes a {name} with {shapes or 'no parameters'} after one with {expected or 'none'}, expected "
+            "the same names and shapes at each call: layers of one network are alike."
+        )
+
+
+def check_block(block: nn.Module, x: Tensor) -> None:
+    """Raise ValueError, one sentence, unless ``block(h)`` can be f of networks that are compared over their depths.
+
+    It has parameters to train, keeps the shape of h, leaves h as it is, is finite at h = x, gives the same for the
+    same h (no dropout, no state), depends on its parameters, and what it holds stays as it is (no running statistics).
+    """
+    name = _name(block)
+    trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError(f"{name} has no parameters to train: give it some, as torch.nn.Parameter or in a module.")
+    before = {key: tensor.detach().clone() for key, tensor in _tensors(block)}
+    random_state = _random_state(x.device)
+    h = x.clone()
+    with torch.enable_grad():
+        found = _call(block, h)
+    _check_result(name, found, x)
+    if not torch.equal(h, x):
+        raise ValueError(f"{name} changes its input h in place: return a new tensor.")
+    if not torch.equal(random_state, _random_state(x.device)):
+        raise ValueError(
+            f"{name} draws random numbers in forward, as dropout does, and other ones at each depth: take dropout out "
+            "(0.0), since networks are compared that differ in nothing but their depth."
+        )
+    buffers = {key for key, _ in block.named_buffers()}
+    for key, tensor in _tensors(block):
+        if key in before and torch.equal(tensor, before[key]):
+            continue
+        if key in buffers:
+            raise ValueError(
+                f"{name} keeps running statistics ({key} changes in forward), which are no part of the gradient flow: "
+                "use track_running_stats=False, or a norm without them."
+            )
+        raise ValueError(f"{name} changes its parameter {key} in forward, which is left to training: compute with it.")
+    found = found.detach()
+    if not found.isfinite().all():
+        raise ValueError(f"{name} is not finite (NaN or infinite) at h = x: look at its initial weights and the data.")
+    with torch.enable_grad():
+        again = _call(block, x.clone().requires_grad_())
+        # As far as the order of additions leaves them equal, on a GPU.
+        if not torch.allclose(again, found, rtol=0, atol=torch.finfo(x.dtype).eps ** 0.5 * float(found.abs().max())):
+            raise ValueError(
+                f"{name} gives another result when it is called again with the same h: take out what it remembers from "
+                "call to call, and random numbers."
+            )
+        if not _reaches(name, again, trained):
+            raise ValueError(
+                f"{name} gives no gradient to its parameters: use them in forward, without detach, torch.no_grad, "
+                "rounding or comparisons in between."
+            )
+
+
+def _check_result(name: str, found: object, x: Tensor) -> None:
+    if not isinstance(found, Tensor) or found.shape != x.shape:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"{name} turns h of the shape {tuple(x.shape)} into {shape}, expected the shape of h: a layer adds it to h."
+        )
+    for what in ("dtype", "device", "layout"):
+        now, then = getattr(found, what), getattr(x, what)
+        if now != then:
+            raise ValueError(
+                f"{name} turns h of {then} into {now}, expected the {what} of h: make tensors like h, as "
+                "torch.zeros_like(h) does."
+            )
+
+
+def _call(block: nn.Module, h: Tensor) -> object:
+    try:
+        return block(h)
+    except Exception as error:
+        raise ValueError(
+            f"{_name(block)} cannot take h of the shape {tuple(h.shape)} and {h.dtype}: forward raised "
+            f"{summary(error)}; expected a forward(h) that takes h alone and keeps its shape."
+        ) from error
+
+
+def _reaches(name: str, found: Tensor, trained: list[Tensor]) -> bool:
+    """Whether a gradient of the result reaches a parameter."""
+    try:
+        return found.requires_grad and any(
+            gradient is not None for gradient in torch.autograd.grad(found.sum(), trained, allow_unused=True)
+        )
+    except Exception as error:
+        raise ValueError(
+            f"{name} has no gradient: its backward pass raised {summary(error)}; expected operations of PyTorch, none "
+            "of them in place on what is needed again."
+        ) from error
+
+
+def summary(error: Exception) -> str:
+    """An error in one line: its kind and the first line of what it says."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first[:200].rstrip('.')}" if first else type(error).__name__
+
+
+def _name(block: nn.Module) -> str:
+    return type(block).__name__
+
+
+def _random_state(device: torch.device) -> Tensor:
+    cpu = torch.get_rng_state()
+    return torch.cat([cpu, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else cpu
