@@ -22,6 +22,11 @@ class Other(Mine):
         return (h @ self.W)[:, :1]
 
 
+class Raising(Mine):
+    def forward(self, h):
+        return h[:, :, 99] @ self.W
+
+
 def _finish(explorer):
     while explorer.live.advance(1.0):
         pass
@@ -70,5 +75,10 @@ def test_the_explorer_offers_one_s_own_block_and_takes_its_new_definition(monkey
     namespace["MyBlock"] = Other
     shell.look()
     assert "Other turns h of the shape (8, 8, 16) into (8, 1, 16)" in explorer.message.value
+    namespace["MyBlock"] = Raising
+    shell.look()
+    assert "Raising cannot take h of the shape (8, 8, 16)" in explorer.message.value
+    assert "raised IndexError: " in explorer.message.value
+    assert "<b>Start</b>" in explorer.hint.value
     explore.explore_blocks(namespace)
     assert shell.look in explore._looking
