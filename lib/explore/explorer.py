@@ -261,14 +261,16 @@ class Explorer(widgets.VBox):
     # --- From playing to reproducing ---
 
     def _show_parameters(self) -> None:
-        try:
-            lines = self._parameter_lines(self.save_name.value)
-        except SENTENCES:  # the message says why
-            lines = []
+        lines = self._parameter_lines(self.save_name.value)
         self.parameters.value, self.parameters.rows = "".join(f"{line}\n" for line in lines), len(lines) + 1
+        self.parameters.layout.display = None if lines else "none"
 
     def _parameter_lines(self, name: str) -> list[str]:
-        notebook, values, remark = self._reproduce(self.values())
+        """What makes the same with make; nothing if no figure can, or if the values cannot be."""
+        try:
+            notebook, values, remark = self._reproduce(self.values())
+        except SENTENCES:
+            return []
         lines = [f"# make {notebook} PARAMETERS=figures/custom/{name}.yaml"]
         lines += [f"# {remark}"] if remark else []
         for parameter, value in values.items():
@@ -277,7 +279,8 @@ class Explorer(widgets.VBox):
         return lines
 
     def save(self) -> None:
-        """Save the picture as PDF and PNG, its tables as CSV and the parameters as YAML: all of them or nothing.
+        """Save the picture as PDF and PNG, its tables as CSV and the parameters, if a figure has them, as YAML: all of
+        them or nothing.
 
         The name given is counted up if there is such a file; what went wrong stands beside the button.
         """
@@ -311,17 +314,18 @@ class Explorer(widgets.VBox):
         stem = next(stem for stem in stems if not any(path.exists() for path in files(stem)))
         _, _, *tables, parameters = files(stem)
         lines = self._parameter_lines(stem)
-        if state is not self._first and run.done(state) < run.total and not self.live.finished:
+        if lines and state is not self._first and run.done(state) < run.total and not self.live.finished:
             lines.insert(1, f"# saved at step {run.done(state)} of {run.total}: this makes the whole run")
         try:
             data = dict(zip((path.stem for path in tables), kinds.values(), strict=True))
             save(stem, self._draw(state, values, None), data)
-            paths.write_content(parameters, "\n".join(lines) + "\n")
+            if lines:
+                paths.write_content(parameters, "\n".join(lines) + "\n")
         except OSError:
             for path in files(stem):  # none of them was there before
                 path.unlink(missing_ok=True)
             raise
-        return files(stem)
+        return [*files(stem)[:-1], *([parameters] if lines else [])]
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -43,7 +43,7 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
     controls: dict[str, widgets.ValueWidget] = {
         "run": widgets.Dropdown(options=named, value=first, **label("network")),
         "second": widgets.Dropdown(
-            options=[("none", None), *named], value=others[0] if others else None, **label("beside it")
+            options=[("none", ""), *named], value=others[0] if others else "", **label("beside it")
         ),
         "convolution": menu("convolution", "of each layer", CONVOLUTIONS)(start.convolution),
         "how": menu("entry", "which of the entries to follow through the layers", trained.HOW)(start.how),

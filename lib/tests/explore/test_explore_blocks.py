@@ -45,13 +45,16 @@ def test_the_explorer_trains_a_block_on_board():
     assert list(panel.lines[1].get_ydata()) == state.weights[8][name][(slice(None), *index)].tolist()
     parameters.check_values("blocks", {"blocks": ["convolution, batch norm"]})
     assert "convolution, batch norm" in explorer.parameters.value
+    assert explorer.parameters.layout.display is None
     explorer.controls["normalisation"].value = "none"
     explorer.controls["block"].value = "perceptron"
     explorer.controls["normalisation"].value = "group"
     assert "normalisation of perceptron is &#x27;group&#x27;" in explorer.message.value
 
 
-def test_the_explorer_offers_one_s_own_block_and_takes_its_new_definition(monkeypatch):
+def test_the_explorer_offers_one_s_own_block_and_takes_its_new_definition(monkeypatch, tmp_path):
+    monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
+
     class Shell:
         events = property(lambda self: self)
 
@@ -70,6 +73,10 @@ def test_the_explorer_offers_one_s_own_block_and_takes_its_new_definition(monkey
     assert explorer.message.value == ""
     _finish(explorer)
     assert list(explorer.live.state.weights[8]) == ["W"]
+    assert explorer.parameters.layout.display == "none"  # no figure has it, and nothing takes its place
+    explorer.save()
+    assert "Wrote explore_blocks.pdf, explore_blocks.png, explore_blocks.csv into" in explorer.saved.value
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".csv"}
     shell.look()  # the same class: the run stays
     assert explorer.live.state.iteration == 3
     namespace["MyBlock"] = Other

@@ -103,7 +103,8 @@ def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatc
     assert "conv2: out channel 3" in explorer._frames.figure._suptitle.get_text()
     explorer.controls["image"].value = 5000
     assert "There is no test image 5000: they end at 89" in explorer.status.value
-    explorer.controls["second"].value = None
+    explorer.controls["second"].value = ""
+    assert explorer.controls["second"].label == "none"
     finish(explorer)
     assert "curve1" not in axes(explorer)
     explorer.save()
