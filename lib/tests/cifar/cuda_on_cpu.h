@@ -2,6 +2,7 @@
 // with others. Slow, and without races: fibres take turns.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -37,20 +38,28 @@ struct Group {  // a block
     double exchanged[THREADS][4];
 };
 struct Fibre {
-    ucontext_t context;
+    ucontext_t context;  // where it begins
+    jmp_buf place;       // where it rests: unlike swapcontext, a jump asks the system for nothing
     std::unique_ptr<char[]> stack;
     Group* group;
     unsigned block, thread;
-    bool done = false;
+    bool begun = false, done = false;
     long awaited = 0;
+    const Meeting* meeting = nullptr;  // that it rests at, until its turn is not `turn`
+    long turn = 0;
 };
 
 inline Fibre* now = nullptr;
 inline std::vector<Group>* groups = nullptr;
-inline ucontext_t scheduler;
+inline ucontext_t start;
+inline jmp_buf scheduler;
 inline std::function<void()> body;
 
-inline void rest() { swapcontext(&now->context, &scheduler); }
+inline void rest(const Meeting& meeting, long turn) {
+    if (meeting.turn != turn) return;
+    now->meeting = &meeting, now->turn = turn;
+    if (!_setjmp(now->place)) _longjmp(scheduler, 1);
+}
 inline long join(Meeting& meeting) {
     const long turn = meeting.turn;
     if (++meeting.arrived == meeting.size) {
@@ -59,15 +68,20 @@ inline long join(Meeting& meeting) {
     }
     return turn;
 }
-inline void meet(Meeting& meeting) {
-    const long turn = join(meeting);
-    while (meeting.turn == turn) rest();
-}
+inline void meet(Meeting& meeting) { rest(meeting, join(meeting)); }
 inline void meet_warp() { meet(now->group->warps[now->thread / 32]); }
 inline void enter() {
     body();
     now->done = true;
-    swapcontext(&now->context, &scheduler);
+    _longjmp(scheduler, 1);
+}
+// Run the fibre up to its next rest, or its end.
+inline void go_on(Fibre& fibre) {
+    now = &fibre;
+    if (_setjmp(scheduler)) return;
+    if (fibre.begun) _longjmp(fibre.place, 1);
+    fibre.begun = true;
+    swapcontext(&start, &fibre.context);
 }
 
 inline void launch(unsigned blocks, size_t shared_bytes, std::function<void()> kernel) {
@@ -89,8 +103,7 @@ inline void launch(unsigned blocks, size_t shared_bytes, std::function<void()> k
         left = false;
         for (Fibre& fibre : all)
             if (!fibre.done) {
-                now = &fibre;
-                swapcontext(&scheduler, &fibre.context);
+                if (!fibre.meeting || fibre.meeting->turn != fibre.turn) go_on(fibre);
                 left = true;
             }
     }
@@ -122,9 +135,7 @@ inline void send(double* p, int block, double value) {
 }
 inline fibres::Meeting& cluster() { return (*fibres::groups)[fibres::now->block / BLOCKS * BLOCKS].cluster; }
 inline void arrive() { fibres::now->awaited = fibres::join(cluster()); }
-inline void wait() {
-    while (cluster().turn == fibres::now->awaited) fibres::rest();
-}
+inline void wait() { fibres::rest(cluster(), fibres::now->awaited); }
 inline unsigned to_halves(float first, float second) {
     const _Float16 pair[2] = {static_cast<_Float16>(first), static_cast<_Float16>(second)};
     unsigned bits;
@@ -174,13 +185,13 @@ inline void load_matrices(unsigned (&r)[4], unsigned address) { load_blocks(r, a
 inline void load_transposed(unsigned (&r)[4], unsigned address) { load_blocks(r, address, true); }
 
 inline void multiply_add(float* c, const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    static unsigned fragments[64][fibres::THREADS / 32][32][6];  // block, warp, lane
+    static float2 fragments[64][fibres::THREADS / 32][32][6];  // block, warp, lane
     const unsigned warp = fibres::now->thread / 32, lane = fibres::now->thread % 32;
     auto& own = fragments[fibres::now->block % 64][warp];
     const unsigned given[6] = {a[0], a[1], a[2], a[3], b0, b1};
-    std::memcpy(own[lane], given, sizeof given);
+    for (int i = 0; i < 6; ++i) own[lane][i] = to_floats(given[i]);
     fibres::meet_warp();
-    const auto half = [](unsigned bits, int which) { return which ? to_floats(bits).y : to_floats(bits).x; };
+    const auto half = [](const float2& pair, int which) { return which ? pair.y : pair.x; };
     for (int i = 0; i < 4; ++i) {
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         float sum = c[i];
