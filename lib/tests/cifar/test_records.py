@@ -237,7 +237,7 @@ def test_a_shipped_network_reproduces_its_record():
     shipped = [run for run in records.read_runs() if run.has_weights]
     if not shipped:
         pytest.skip("checkpoints/ holds no trained network yet")
-    run = shipped[0]
+    run = min(shipped, key=lambda run: run.config.depth)  # its 10 000 images take the least
     checkpoint = run.load()
     measured = training.measured(checkpoint.network)
     for name in RATIOS:

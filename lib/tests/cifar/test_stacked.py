@@ -304,11 +304,11 @@ class StepByStep(Stack):
 def test_the_first_hundred_losses_of_a_stack_are_those_of_its_runs_alone(monkeypatch):
     """In float64: in float32 rounding turns the sign of a value before a ReLU sooner, and the runs part."""
     monkeypatch.setattr(stack_module, "StackedLayers", ByAutograd)
-    monkeypatch.setattr(stacked_layers, "BATCH", 16)
+    monkeypatch.setattr(stacked_layers, "BATCH", 8)
     setting = {
         "depth": 2,
-        "batch_size": 16,
-        "train_images": 1600,
+        "batch_size": 8,
+        "train_images": 800,
         "test_images": 1,
         "epochs": 1,
         "learning_rate": 1 / 32,
