@@ -11,8 +11,16 @@ from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.explore import explorer as module
 from lib.explore import frames, live
 from lib.explore.depth import explore_depth
+from lib.figures import style
 
-PIXELS = frames.Frames.pixels
+PIXELS, CANVAS = frames.Frames.pixels, style.FigureCanvasAgg
+
+
+class Unseen(CANVAS):
+    """A canvas whose figure nobody looks at: the tick labels of its layout would take most of a test's time."""
+
+    def draw(self) -> None:
+        pass
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +31,14 @@ def output(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LIVE", (30, "jpeg"))
     monkeypatch.setattr(module, "FRAME", 1.0)
     monkeypatch.setattr(frames.Frames, "pixels", sketch)
+    monkeypatch.setattr(style, "FigureCanvasAgg", Unseen)
     return tmp_path / "output"
 
 
 @pytest.fixture
 def real_pictures(output, monkeypatch):
     monkeypatch.setattr(frames.Frames, "pixels", PIXELS)
+    monkeypatch.setattr(style, "FigureCanvasAgg", CANVAS)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import io
 import re
 
@@ -62,8 +63,13 @@ FIGURES = {
 }
 
 
-def _figure_explorer(name, values):
-    """The explorer at the end of a notebook that has run with other values, nothing saved or checked."""
+@functools.cache
+def _run(name):
+    """What a notebook has in its names at its explorer, run with the values of `FIGURES`, nothing drawn or checked."""
+    return _run_with(name, FIGURES[name])
+
+
+def _run_with(name, values):
     namespace = {"__name__": "__main__"}
     notebook = parameters.read(name)
     for cell in notebook.cells:
@@ -71,13 +77,21 @@ def _figure_explorer(name, values):
         if cell.cell_type != "code" or "nbval-check-output" in tags:
             continue
         if "explorer" in tags:
-            functions, call, arguments = cell.source.rpartition("explore_figure(")
-            exec(functions, namespace)
-            return eval(call + arguments, namespace)
-        exec(re.sub(r"results\.(save|show)\(", "(lambda *_: None)(", parameters.code(cell)), namespace)
+            return namespace
+        # The explorer draws the same figure.
+        silent = re.sub(rf"(results\.(save|show)|\b{name}\.draw)\(", "(lambda *_: None)(", parameters.code(cell))
+        exec(silent, namespace)
         if "parameters" in tags:
             namespace |= values
     raise AssertionError(f"{name} does not end with an explorer.")
+
+
+def _figure_explorer(name, values=None):
+    """The explorer at the end of a notebook that has run with other values."""
+    namespace = dict(_run(name) if values is None else _run_with(name, values))
+    functions, call, arguments = parameters.read(name).cells[-1].source.rpartition("explore_figure(")
+    exec(functions, namespace)
+    return eval(call + arguments, namespace)
 
 
 def test_every_figure_has_an_explorer():
@@ -91,7 +105,7 @@ def test_every_figure_has_an_explorer():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_moved_control_makes_the_figure_anew(name):
-    explorer = _figure_explorer(name, FIGURES[name])
+    explorer = _figure_explorer(name)
     first = explorer.image.value
     assert Image.open(io.BytesIO(first)).format == "PNG"
     assert any(control.replace("_", " ") in explorer.hint.value for control in [*explorer.controls, "Start"])
@@ -112,7 +126,7 @@ def test_a_moved_control_makes_the_figure_anew(name):
 
 
 def test_reset_of_a_figure_is_the_notebook_s_own():
-    explorer = _figure_explorer("figure_2", FIGURES["figure_2"])
+    explorer = _figure_explorer("figure_2")
     before = explorer.image.value, explorer.parameters.value
     explorer.controls["width"].value = 32
     assert (explorer.image.value, explorer.parameters.value) != before
@@ -121,7 +135,7 @@ def test_reset_of_a_figure_is_the_notebook_s_own():
 
 
 def test_a_figure_trained_anew_is_the_function_s(output):
-    explorer = _figure_explorer("figure_2", FIGURES["figure_2"])
+    explorer = _figure_explorer("figure_2")
     explorer.controls["seed"].value = 4
     finish(explorer)
     _, data, config = explorer.live.state
@@ -137,7 +151,7 @@ def test_a_figure_trained_anew_is_the_function_s(output):
 
 
 def test_a_picture_of_other_values_is_not_saved(output):
-    explorer = _figure_explorer("clipping", FIGURES["clipping"])
+    explorer = _figure_explorer("clipping")
     for control, value in (("seed", 7), ("clips", "-1")):  # being computed, impossible
         explorer.controls[control].value = value
         explorer.save()
@@ -151,7 +165,7 @@ def test_a_picture_of_other_values_is_not_saved(output):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_tables_are_saved_by_the_names_that_the_room_gives(name, output):
-    explorer = _figure_explorer(name, FIGURES[name])
+    explorer = _figure_explorer(name)
     before = set(output.glob("*.csv"))  # of the notebook's own cells
     explorer.save()
     saved = set(output.glob("*.csv")) - before
@@ -175,7 +189,7 @@ def test_small_numbers_of_a_list_are_read_as_they_are_written():
     ],
 )
 def test_values_that_a_figure_cannot_have_are_named(control, value, sentence):
-    explorer = _figure_explorer("figure_1_left", FIGURES["figure_1_left"])
+    explorer = _figure_explorer("figure_1_left")
     explorer.controls[control].value = value
     assert sentence.replace("'", "&#x27;") in explorer.message.value
 
@@ -186,7 +200,7 @@ def test_where_nobody_looks_nothing_runs_by_itself(nobody, folder, monkeypatch):
     assert paths.unattended() == nobody
 
     async def play():
-        shown = _figure_explorer("clipping", FIGURES["clipping"])
+        shown = _figure_explorer("clipping")
         assert not shown.live.running
         assert threads() == 0
         browsing = explore_weights(folder)
