@@ -67,6 +67,12 @@ class Config:
         return [(first, L) for L in self.depths] + further
 
     @property
+    def fitted(self) -> list[int]:
+        """The depths that slopes are fitted over: those of every seed from ``slope_from`` on."""
+        deepest = self.depths[-1] if self.seeds == 1 else self.repeat_depth
+        return [depth for depth in self.depths if self.slope_from <= depth <= deepest]
+
+    @property
     def steps(self) -> int:
         """How many states are looked at."""
         return self.iterations[-1]
@@ -123,7 +129,8 @@ def draw(data: Data, config: Config) -> Figure:
             end = select(table, iterations=times[-1])
             end["aggregate"] = np.maximum(end["aggregate_V"], end["aggregate_W"])
             over = mean_slope(end, "max_distance" if exponent == -1 else "aggregate", slope_from)
-            words = f"slope, {times[-1]} iterations: {minus(over.slope)}\n{intervals(over)}"
+            depths_over = f"$L={config.fitted[0]}$ to ${config.fitted[-1]}$"
+            words = f"slope, {times[-1]} iterations: {minus(over.slope)}\n{intervals(over)}, {depths_over}"
             panel.legend(loc="lower left", title=words, title_fontsize=7)
         depth_axis(panel, depths)
         panel.set_yscale("log")

@@ -14,10 +14,10 @@ from lib.cifar import records
 from lib.cifar.choice import NetworkChoice, Setting, by_setting
 from lib.cifar.network import ResidualLayers
 from lib.cifar.records import CONVOLUTIONS, Run
-from lib.figures.claim import Claim, Read, factor_below, judge
+from lib.figures.claim import Claim, Read, factor_below, judge, tightest
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLACK, GREY, INITIALISATION_COLORS, panels, styled, write_across
+from lib.figures.style import BLACK, GREY, INITIALISATION_COLORS, leave_room_above, panels, styled, write_across
 from lib.measures import (
     PARTS,
     SMOOTH_BELOW,
@@ -200,7 +200,8 @@ def draw(data: Data, config: Config) -> Figure:
 
 
 def _say_height(panel: Axes) -> None:
-    # Scales differ by factors of ten and more.
+    # Scales differ by factors of ten and more. The text stands above the curve.
+    leave_room_above(panel, 0.15)
     low, high = panel.get_ylim()
     place = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 7, "color": GREY}
     panel.annotate(f"height {high - low:.1g}", (1, 1), **place)
@@ -232,7 +233,7 @@ def claims(read: Read) -> Iterator[Claim]:
         shares[name] = f"{' or '.join(map(str, counts))} of {PARTS} ({name})"
     true = " and ".join(f"{low[name]:.2g} to {high[name]:.2g} ({name})" for name in CONVOLUTIONS)
     # The end that decides; between the two nothing is.
-    least, most = (factor_below(float(np.max(list(ends.values()))), SMOOTH_BELOW) for ends in (high, low))
+    least, most = (tightest(*(factor_below(end, SMOOTH_BELOW) for end in ends.values())) for ends in (high, low))
     margin = most if most < 0 else least if least >= 0 <= most else math.nan
     yield Claim(
         "CIFAR-10, the published GELU network, weight-tied: smooth across layers after training",

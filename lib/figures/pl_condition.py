@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lib import checks
 from lib.dense import lojasiewicz
@@ -25,6 +26,8 @@ from lib.tables import Table, from_rows, select
 KEEPS = 0.5  # the share of mu(0) that mu(t) has to keep
 DONE = 1e-6  # of the first loss: no plateau is left
 NO_CONSTANT = 1e-10  # what is no constant but rounding
+BORDERS = {":": "n-d", "--": "n"}  # the widths that lines are drawn at
+BORDER = {"color": "black", "linewidth": 1.2}
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ def draw(data: Data, config: Config) -> Figure:
     """Heat maps over m/n and the size of the targets, medians over seeds: the smallest ratio along training, the
     smallest constant mu, the rate of the loss; then whose gradient the smallest ratio is, at the smallest targets.
 
-    The red frame holds the cells in which mu keeps half of mu(0) in every seed; the lines are at m = n - d and m = n.
+    The red frame holds the cells in which mu keeps half of mu(0) in every seed; the lines are at m = n - d and m = n,
+    as the legend says.
     ``table`` has the columns of ``pl_condition.csv``.
     """
     table = data["pl_condition"]
@@ -149,6 +153,11 @@ def draw(data: Data, config: Config) -> Figure:
     for axes, column, title in maps:
         _heat_map(figure, axes, table, column, title, config.network.dimension)
     _draw_shares(parts, table)
+    marks = [
+        Line2D([], [], color=VERMILION, linewidth=2, label=rf"$\mu(t)\geq{KEEPS:g}\,\mu(0)>0$ for all $t$ and seeds"),
+        *(Line2D([], [], **BORDER, linestyle=line, label=f"$m={word}$") for line, word in BORDERS.items()),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks))
     return figure
 
 
@@ -172,8 +181,8 @@ def _heat_map(figure: Figure, axes: Axes, table: Table, column: str, title: str,
         for xs, ys, neighbour in edges:
             if inside[i, j] and not neighbour:
                 axes.plot(xs, ys, color=VERMILION, linewidth=2, zorder=3, clip_on=False, solid_capstyle="projecting")
-    for width, line in ((samples - dimension, ":"), (samples, "--")):
-        axes.axvline(np.searchsorted(widths, width), color="black", linestyle=line, linewidth=1.2)
+    for width, line in zip((samples - dimension, samples), BORDERS, strict=True):
+        axes.axvline(np.searchsorted(widths, width), linestyle=line, **BORDER)
     axes.set_xlabel("$m/n$")
     axes.set_ylabel("size of the targets")
     axes.set_title(title)

@@ -151,7 +151,7 @@ def laws_in_depth(table: Mapping[str, list], convolution: str = "conv1") -> dict
 def draw(data: Data, config: Config) -> Figure:
     """The von Neumann ratio of a convolution along training, and at its end in equal parts of the layers; then along
     training in networks of several depths, and the training time at which each stops being smooth, and at which it is
-    as steep as the others.
+    as steep as the others, with slopes in the depth over n networks.
 
     A line a seed: weight-tied runs in the colour of their activation, solid for the longest schedule and dashed for
     shorter ones, i.i.d. runs grey. Dotted: `SMOOTH_BELOW`, the ratio below which weights count as smooth. Dashed: that
@@ -243,8 +243,10 @@ def _by_depth(depths: Axes, times: Axes, deeper: tables.Table, lost: tables.Tabl
                 fit = fit_slope(lost["depth"], time)
                 ends = np.array([min(lost["depth"]), max(lost["depth"])], dtype=float)
                 times.plot(ends, fit.constant * ends**fit.slope, color=color, linewidth=1)
-                slope = f": slope {minus(fit.slope, 2)}"
+                slope = f": slope {minus(fit.slope, 2)}, n = {int(np.isfinite(time).sum())}"
             times.plot(lost["depth"], time, marker, color=color, label=level + slope)
+        low, high = times.get_ylim()
+        times.set_ylim(low, high * (high / low) ** 0.2)
         times.legend(loc="upper left")
         depth_axis(times, lost["depth"])
         plain_ticks(times.yaxis)
