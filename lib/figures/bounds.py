@@ -15,6 +15,7 @@ from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import train
 from lib.digits import significant
+from lib.figures.claim import Claim, Read, factor_above, factor_below, judge, tightest
 from lib.figures.experiment import Progress, evenly, largest_norm, new_inputs, seeded, silent
 from lib.figures.results import Data
 from lib.figures.style import BLACK, BLUE, VERMILION, panels, styled
@@ -26,6 +27,7 @@ TITLES = {
     "C": r"$C$ of Prop. 2: $L\,\sup_x\,|F^L(x)-F(x)|$",
     "rate": r"rate of Thm 6: $-\log(\ell(t)/\ell(0))\,/\,t$",
 }
+LOWER = ("rate",)  # bounds from below; all others are from above
 DIGITS = 6  # that bounds are told with
 
 
@@ -130,17 +132,24 @@ def _rates(config: Config, network: NetworkConfig) -> Iterator[dict]:
             yield _row(config, "rate", record.iteration, rate, least, math.nan)
 
 
+def room(table: Table, bound: str, kind: str) -> np.ndarray:
+    """log10 of the factor between what was measured and the ``kind`` ("own" or "prior") of bound, for each time and
+    seed: negative if the bound is violated, nan if there is none."""
+    rows, factor = select(table, bound=bound), factor_above if bound in LOWER else factor_below
+    measured = np.where(rows["measured"] < 0, 0.0, rows["measured"])  # a rate of a loss that rises
+    return np.array([factor(value, of) for value, of in zip(measured, rows[kind], strict=True)])
+
+
 def powers_of_ten(table: Table, bound: str, kind: str, time: float) -> float:
-    """log10 of the factor between the ``kind`` ("own" or "prior") of bound and what was measured, at that time: the
-    median over the seeds."""
-    rows = select(table, bound=bound, time=time)
-    return float(np.median(np.abs(np.log10(rows[kind]) - np.log10(rows["measured"]))))
+    """The least `room` over the seeds, at that time."""
+    return tightest(*room(select(table, time=time), bound, kind))
 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """What was measured and its bounds against the training time, medians over the seeds, with the powers of ten in
-    between at the end. ``table`` has the columns of ``bounds.csv``."""
+    between at the end, the least over the seeds: positive if the bound holds. A cross is drawn on a bound at each time
+    at which a seed violates it. ``table`` has the columns of ``bounds.csv``."""
     table = data["bounds"]
     figure, axes = panels(2, 2, height=5)
     labels = {
@@ -156,12 +165,43 @@ def draw(data: Data, config: Config) -> Figure:
             values = np.array([median(select(rows, time=time)[column]) for time in times])
             panel.plot(times, values, label=label, **style)
             if column != "measured" and np.isfinite(values).all():
-                text = f"$10^{{{powers_of_ten(table, bound, column, times[-1]):.2g}}}$"
+                powers = np.array([powers_of_ten(table, bound, column, time) for time in times])
                 place = {"textcoords": "offset points", "fontsize": 8, "color": style["color"]}
-                panel.annotate(text, (times[-1], values[-1]), (5, -3), **place)
+                panel.annotate(f"$10^{{{powers[-1]:+.2g}}}$", (times[-1], values[-1]), (5, -3), **place)
+                if (powers < 0).any():
+                    panel.plot(times[powers < 0], values[powers < 0], "X", color=BLACK, markersize=7, zorder=4)
         if bound != "M":  # which hardly moves
             panel.set_yscale("log")
         panel.set_title(title)
         panel.set_xlabel("training time $T$")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
+
+
+CLAIMED = (  # bound, kinds, where, statement
+    ("C", ("own",), "Prop. 2; constant ours",
+     "A network that samples the trained ODE: L sup over x of |F^L(x) - F(x)| is at most the bound C"),
+    ("K", ("own", "prior"), "Prop. 3; constant ours",
+     "Clipped flow: L times sup over k and t <= T of |Z_(k+1) - Z_k|_F is at most the bound K"),
+    ("rate", ("own",), "Thm 6", "-log(l(t)/l(0))/t is at least the least PL constant up to t"),
+)  # fmt: skip
+KINDS = {"own": "with the run's own norms", "prior": "known before training"}
+
+
+def claims(read: Read) -> Iterator[Claim]:
+    """That no bound is violated. (That of M adds up the clipped steps: it could not be.)"""
+    table = read("bounds")
+    for bound, kinds, where, statement in CLAIMED:
+        margins = {kind: tightest(*room(table, bound, kind)) for kind in kinds}
+        told = " and ".join(f"{margin:+.2g} ({KINDS[kind]})" for kind, margin in margins.items())
+        margin = tightest(*margins.values())
+        yield Claim(
+            statement,
+            where,
+            f"{len(np.unique(table['seed']))} seeds: powers of ten to the bound at least {told}",
+            "at least 0 at every T and seed",
+            "",
+            judge(margin),
+            "bounds",
+            margin,
+        )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lib import checks, paths, tables
 from lib.figures import (
+    bounds,
     clipping,
     conv_limit,
     figure_1_left,
@@ -36,6 +37,7 @@ ROOMS = (
     figure_1_left,
     clipping,
     pl_condition,
+    bounds,
     long_time,
     figure_2,
     initialisation,

@@ -12,7 +12,7 @@ from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 from lib.figures import blocks as blocks_room
 from lib.figures import bounds, pl_condition
-from lib.figures.claim import HOLDS
+from lib.figures.claim import BEYOND, HOLDS
 from lib.figures.figure_4 import closer_by
 from lib.figures.rounding import lost_in_precision
 from lib.figures.stem import accuracy_by_length
@@ -50,10 +50,12 @@ def power(number: float) -> str:
 
 
 def slopes(figure: str, claimed: str) -> str:
-    """All slopes that the claims of a figure measure where this one is claimed, in three decimals."""
+    """All slopes that the claims of a figure measure where this one is claimed, by the paper if it claims any there, in
+    three decimals."""
     found = select(table("claims"), figure=figure)
-    slope, expected = (found[name].astype(float) for name in ("slope", "expected"))
-    return span(slope[expected == float(claimed)], ".3f")
+    chosen, ours = found["expected"].astype(float) == float(claimed), found["where"] == BEYOND
+    chosen = chosen & ~ours if (chosen & ~ours).any() else chosen
+    return span(found["slope"].astype(float)[chosen], "z.3f")
 
 
 def convergence() -> str:
@@ -69,8 +71,8 @@ def mu_kept() -> str:
 
 
 def powers_off(bound: str, kind: str) -> str:
-    """By how many powers of ten a measured constant is away from its bound at the last time, in the median over the
-    draws: with the run's "own" norms, or those known a "prior"."""
+    """How many powers of ten there are from a measured constant to its bound at the last time, at least, over the
+    draws: with the run's "own" norms, or those known a "prior"; negative if the bound is violated."""
     found = table("bounds")
     return f"{bounds.powers_of_ten(found, bound, kind, max(found['time'])):.2g}"
 
@@ -161,7 +163,7 @@ def loss_share() -> str:
 def claims(which: str) -> str:
     """How many claims of the paper there are ("all"), and hold ("hold")."""
     found = table("claims")
-    verdicts = list(found["verdict"][found["where"] != "beyond the paper"])
+    verdicts = list(found["verdict"][found["where"] != BEYOND])
     return str({"all": len(verdicts), "hold": verdicts.count(HOLDS)}[which])
 
 

@@ -95,7 +95,23 @@ def test_what_is_known_before_training_is_no_better_than_the_runs_own_norms(tabl
     assert (rows["own"] <= rows["prior"]).all()
     powers = bounds.powers_of_ten(table, "K", "prior", max(rows["time"]))
     ends = select(rows, time=max(rows["time"]))
-    assert powers == pytest.approx(np.median(np.log10(ends["prior"] / ends["measured"])))
+    assert powers == pytest.approx(np.min(np.log10(ends["prior"] / ends["measured"])))
+
+
+@pytest.mark.parametrize(("bound", "kind"), [("M", "prior"), ("K", "own"), ("rate", "own")])
+def test_a_violated_bound_is_seen(table, bound, kind):
+    """In one seed at one time: the powers of ten are negative, and a cross stands in the panel."""
+    end = max(table["time"])
+    kept = bounds.draw({"bounds": table}, RUN).axes[list(bounds.TITLES).index(bound)]
+    one = (table["bound"] == bound) & (table["time"] == end) & (table["seed"] == min(table["seed"]))
+    scale = table[kind][one] / table["measured"][one] * (2 if bound != "rate" else 0.5)
+    violated = table | {"measured": np.where(one, table["measured"] * np.resize(scale, len(one)), table["measured"])}
+    assert bounds.powers_of_ten(table, bound, kind, end) > 0
+    assert bounds.powers_of_ten(violated, bound, kind, end) == pytest.approx(-np.log10(2))
+    panel = bounds.draw({"bounds": violated}, RUN).axes[list(bounds.TITLES).index(bound)]
+    (cross,) = [line for line in panel.lines if line.get_marker() == "X"]
+    assert list(cross.get_xdata()) == [end]
+    assert not [line for line in kept.lines if line.get_marker() == "X"]
 
 
 def test_the_figure_draws_medians_over_the_seeds(table):
