@@ -12,9 +12,10 @@ from lib.tables import Table, select
 
 HOLDS, FAILS, OPEN = "as claimed", "not as claimed", "open"
 RATE_WITHIN = 0.1  # how far a slope may lie from the claimed one
-LEAST_DEPTH = 16  # slopes are fitted over depths of at least this, where not said otherwise
+LEAST_DEPTH = 16  # slopes are judged over depths of at least this: terms of higher order in 1/L are small from here on
 FIT_DECIMALS = 6  # of fitted slopes and their intervals
 BEYOND = "beyond the paper"
+RATE_OURS = "; rate ours"  # behind the place of a statement that the paper makes without a rate
 Read = Callable[[str], dict[str, np.ndarray]]  # the table of that name
 
 
@@ -66,14 +67,34 @@ def judge_rate(
     else:
         verdict = FAILS if fit.low > at_most or fit.high < at_least else OPEN
     criterion = {1: f"at most {at_most:g}", -1: f"at least {at_least:g}"}.get(bound, f"within {RATE_WITHIN}")
-    measured = f"{what} {fit.slope:.3f}, claimed {expected:g}"
+    measured = f"{what} {fit.slope:z.3f}, claimed {expected:g}"
     seeds = isinstance(fit, SlopeOverSeeds)
     of_fit = (fit.fit_low, fit.fit_high) if seeds else (fit.low, fit.high)
     # An interval of points next to a straight line is all rounding beyond some digits.
     values = (round(number, FIT_DECIMALS) for number in (margin, expected, fit.slope, fit.low, fit.high, *of_fit))
-    interval = f"{fit.seeds} seeds [{fit.low:.3f}, {fit.high:.3f}], " if seeds else "nothing drawn, "
-    interval += "fit [{:.3f}, {:.3f}]".format(*of_fit)
+    interval = f"{fit.seeds} seeds [{fit.low:z.3f}, {fit.high:z.3f}], " if seeds else "nothing drawn, "
+    interval += "fit [{:z.3f}, {:z.3f}]".format(*of_fit)
     return Claim(statement, where, measured, criterion, interval, verdict, figure, *values, at_least, at_most)
+
+
+def judge_rates(
+    statement: str,
+    where: str,
+    figure: str,
+    fits: Iterable[Slope],
+    expected: float,
+    what: str = "slope in L",
+    bound: int = 1,
+) -> Claim:
+    """A claim on several slopes, each judged by `judge_rate`: the one that decides.
+
+    A slope that fails makes the claim fail, whatever is missing of the others; else an open one leaves it open. Of
+    several with that verdict the one with the least margin is told.
+    """
+    parts = [judge_rate(statement, where, figure, fit, expected, what, bound) for fit in fits]
+    verdict = next(verdict for verdict in (FAILS, OPEN, HOLDS) if any(part.verdict == verdict for part in parts))
+    deciding = [part for part in parts if part.verdict == verdict]
+    return min(deciding, key=lambda part: -math.inf if math.isnan(part.margin) else part.margin)
 
 
 def judge(margin: float) -> str:
@@ -101,23 +122,23 @@ def tightest(*margins: float) -> float:
     return float(min(failing)) if failing else float(np.min(margins, initial=math.inf if margins else math.nan))
 
 
-def _first_depth(depths: np.ndarray, at_least: int) -> int:
+def _first_depth(depths: np.ndarray) -> int:
     # Small sizes have few depths: take the larger half of them.
-    return at_least if (depths >= at_least).sum() >= 3 else depths[len(depths) // 2 - 1]
+    return LEAST_DEPTH if (depths >= LEAST_DEPTH).sum() >= 3 else depths[len(depths) // 2 - 1]
 
 
-def fit_in_depth(rows: Table, column: str, at_least: int = LEAST_DEPTH) -> Slope:
-    """The slope in L of a column over depths of ``at_least`` (small profiles: over the larger half of the depths); nan
-    if there are no two positive numbers."""
-    depths = np.unique(rows["depth"])
-    if (np.asarray(rows[column], dtype=float) > 0).sum() < 2:
+def fit_in_depth(rows: Table, column: str) -> Slope:
+    """The slope in L of a column over depths of `LEAST_DEPTH` (small profiles: over the larger half of the depths); nan
+    if there are no two positive numbers, or one is missing."""
+    values = np.asarray(rows[column], dtype=float)
+    if np.isnan(values).any() or (values > 0).sum() < 2:
         return Slope(*[math.nan] * 4)
-    return fit_slope(rows["depth"], rows[column], _first_depth(depths, at_least))
+    return fit_slope(rows["depth"], rows[column], _first_depth(np.unique(rows["depth"])))
 
 
-def slope_over_seeds(rows: Table, column: str, at_least: int = LEAST_DEPTH) -> SlopeOverSeeds:
+def slope_over_seeds(rows: Table, column: str) -> SlopeOverSeeds:
     """The same as a mean over seeds (`lib.rates.mean_slope`); ``rows`` have columns seed and depth."""
-    return mean_slope(rows, column, _first_depth(np.unique(rows["depth"]), at_least))
+    return mean_slope(rows, column, _first_depth(np.unique(rows["depth"])))
 
 
 def select_last(table: Table, column: str = "iteration") -> dict[str, np.ndarray]:
@@ -136,8 +157,3 @@ def maximise_over_time(table: Table, *columns: str) -> dict[str, np.ndarray]:
             for name, value in zip(found, values, strict=True):
                 found[name].append(value)
     return {name: np.array(values) for name, values in found.items()}
-
-
-def find_largest(fits: Iterable[Slope]) -> Slope:
-    """The fit whose interval reaches highest; one without an interval, if there is one."""
-    return max(fits, key=lambda fit: math.inf if math.isnan(fit.high) else fit.high)

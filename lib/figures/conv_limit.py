@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from lib import checks
 from lib.cifar import depth_limit
 from lib.cifar.depth_limit import MEASURES
-from lib.figures.claim import BEYOND, Claim, Read, judge
+from lib.figures.claim import BEYOND, Claim, Read, judge, tightest
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import GREY, color_scale, depth_axis, panels, styled, write_across
@@ -150,7 +150,7 @@ def claims(read: Read) -> Iterator[Claim]:
             family = family_name(activation, normalisation)
             last, end = converges_until(rates, activation, normalisation, measure), rows["epoch"][-1]
             slope, low, high = (rows[name][-1] for name in ("slope", "low", "high"))
-            margin = -CONVERGES - float(np.max(rows["slope"]))
+            margin = tightest(*(-CONVERGES - each for each in rows["slope"]))
             seeds = rows["seeds"][-1]
             yield Claim(
                 f"CIFAR-10, {family}: {words} of depths L and 2L come together",

@@ -16,7 +16,7 @@ from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initial_functions, initialise, outputs
 from lib.dense.training import train
 from lib.digits import STATE_DECIMALS, difference
-from lib.figures.claim import OPEN, Claim, Read, find_largest, judge_rate, slope_over_seeds
+from lib.figures.claim import BEYOND, OPEN, RATE_OURS, Claim, Read, judge_rates, slope_over_seeds
 from lib.figures.experiment import Progress, last, silent
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, GREY, MARKERS, depth_axis, panels, styled
@@ -26,8 +26,6 @@ from lib.tables import Table, from_rows, select
 
 WIDE = {"linewidth": 2.6, "markersize": 6}
 TRAINED = 0.1  # the share of the first loss that is left once a network counts as trained
-# Trained so far, D changes by several times its size per unit of s, which fewer layers do not resolve.
-RESOLVING = 64
 
 
 @dataclass(frozen=True)
@@ -237,33 +235,35 @@ NAMES = {
 
 
 def claims(read: Read) -> Iterator[Claim]:
-    """That training itself adds what is smooth or rough, in networks that are trained: else all is open."""
+    """That training itself adds what is smooth or rough, in networks that are trained: else a claim is open."""
     table = read("initialisation")
-    left = float(np.max(table["loss"] / table["start"]))
 
-    def judged(statement: str, fit, expected: float, bound: int, what: str = "slope in L") -> Claim:
-        claim = judge_rate(statement, "section 4.3", "initialisation", fit, expected, what, bound)
+    def judged(statement, where, column, cases, expected: float, bound: int, what: str = "slope in L") -> Claim:
+        parts = [select(table, case=case) for case in cases]
+        fits = [slope_over_seeds(rows, column) for rows in parts]
+        claim = judge_rates(statement, where, "initialisation", fits, expected, what, bound)
+        left = float(np.max([np.max(rows["loss"] / rows["start"]) for rows in parts]))
         trained = f", once the loss is below {100 * TRAINED:.0f} % of its start"
         measured = f"{claim.measured}; at most {100 * left:.0f} % of the loss is left"
         changes = {"measured": measured, "criterion": claim.criterion + trained}
         return dataclasses.replace(claim, **changes, **({} if left <= TRAINED else {"verdict": OPEN}))
 
-    smooth = []
+    section, smooth = "section 4.3", []
     for case in dict.fromkeys(table["case"]):
-        rows = select(table, case=case)
         what = NAMES.get(case, f"Gaussian process of length scale {case.split()[-1]}")
         measure = "max over k of |D_(k+1) - D_k|_F over the size of D = Z(t) - Z(0)"
         if case.startswith("iid"):
             statement = f"{what}: what training adds is rough: {measure} does not fall"
-            yield judged(statement, slope_over_seeds(rows, "successive", RESOLVING), 0.0, -1)
+            yield judged(statement, BEYOND, "successive", [case], 0.0, -1)
         else:
             statement = f"{what}: what training adds is smooth: {measure} is O(1/L)"
-            yield judged(statement, slope_over_seeds(rows, "successive", RESOLVING), -1.0, 1)
-            smooth.append(slope_over_seeds(rows, "distance", RESOLVING))
+            yield judged(statement, section, "successive", [case], -1.0, 1)
+            smooth.append(case)
     statement = "Smooth initialisations: D^L converges to the limit's D as 1/L, (int |D^L - D|_F^2 ds)^(1/2)"
-    yield judged(statement, find_largest(smooth), -1.0, 1, f"largest slope in L over {len(smooth)} initialisations")
+    what = f"largest slope in L over {len(smooth)} initialisations"
+    yield judged(statement, section + RATE_OURS, "distance", smooth, -1.0, 1, what)
     for case, expected, kind in (("iid", -1.0, "an ordinary"), ("iid 1/sqrt(L)", 0.0, "a stochastic")):
         scaling = "1/sqrt(L)" if "sqrt" in case else "1/L"
         statement = f"i.i.d. layers, {scaling}: h_k(t) - h_k(0) varies as for {kind} differential equation"
-        fit = slope_over_seeds(select(table, case=case), "variation", RESOLVING)
-        yield judged(statement, fit, expected, 0, "quadratic variation over k, slope in L")
+        what = "quadratic variation over k, mean over x, slope in L"
+        yield judged(statement, BEYOND, "variation", [case], expected, 0, what)

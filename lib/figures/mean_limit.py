@@ -360,6 +360,8 @@ def _room_below(axes: Axes, share: float) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+MEASURES = {"output": "root mean square over x and draws", "loss": "root mean square over draws",
+            "hidden_states": "largest over s of the root mean square over x, root mean square over draws"}  # fmt: skip
 TWO_TERMS_WITHIN = 0.2  # how far distances may lie from their fit by two terms, relative
 
 
@@ -375,7 +377,8 @@ def claims(read: Read) -> Iterator[Claim]:
             chosen = {"initialisation": initialisation, "reference": reference, "width": narrow}
             fit = slope_in_depth(end, quantity, LEAST_DEPTH, **chosen)
             statement = f"{layers}: trained {word} converge to {where_to}"
-            yield judge_rate(statement, BEYOND, "mean_limit", fit, expected, bound=0)
+            what = f"{MEASURES[quantity]}, at the end: slope in L"
+            yield judge_rate(statement, BEYOND, "mean_limit", fit, expected, what, 0)
     fit = two_terms(end, "output", initialisation="iid")
     widths = [int(width) for width in np.unique(select(end, initialisation="iid")["width"])]
     lacks = min(*fit.a_interval, *fit.b_interval) <= 0
@@ -383,8 +386,8 @@ def claims(read: Read) -> Iterator[Claim]:
     yield Claim(
         "i.i.d. layers: the distance of the outputs from the mean ODE's is of order 1/L + 1/sqrt(L m)",
         BEYOND,
-        f"{seeds} seeds, m = {', '.join(map(str, widths))}: root of ({fit.a:.2g}/L)^2 + {fit.b:.2g}^2/(L m), "
-        f"{100 * fit.residual:.0f} % off",
+        f"{MEASURES['output']}, at the end: {seeds} seeds, m = {', '.join(map(str, widths))}: root of "
+        f"({fit.a:.2g}/L)^2 + {fit.b:.2g}^2/(L m), {100 * fit.residual:.0f} % off",
         f"within {100 * TWO_TERMS_WITHIN:.0f} % (root mean square over sizes), both terms above 0",
         "a [{:.2g}, {:.2g}], b [{:.2g}, {:.2g}]".format(*fit.a_interval, *fit.b_interval),
         judge(margin),

@@ -20,7 +20,7 @@ from lib.cifar.choice import (
 )
 from lib.cifar.course import RATIOS, smooth_shares
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, SHARES, Run
-from lib.figures.claim import OPEN, Claim, Read, factor_below, judge
+from lib.figures.claim import OPEN, Claim, Read, factor_below, judge, tightest
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import styled
@@ -208,8 +208,8 @@ def claims(read: Read) -> Iterator[Claim]:
     for as long as the paper's."""
     for row in tables.rows(read("table_1")):
         claimed = row["paper_smooth"]
-        smooth = factor_below(float(np.max([row["von_neumann_conv1"], row["von_neumann_conv2"]])), SMOOTH_BELOW)
-        margin = smooth if claimed else -smooth
+        smooth = tightest(*(factor_below(row[f"von_neumann_{name}"], SMOOTH_BELOW) for name in CONVOLUTIONS))
+        margin = smooth if claimed else -smooth  # rough: not smooth in one of them
         network = f"{tables.word(row['activation'])}, {tables.word(row['initialisation'])}"
         if row["setting"] != RELEASED:
             network += f", {row['setting']}"

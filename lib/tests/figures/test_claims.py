@@ -12,7 +12,8 @@ from lib import paths, tables
 from lib.cifar.choice import RELEASED
 from lib.cifar.network import CONVOLUTIONS, INITIALISATIONS
 from lib.figures import claims, long_time, pl_condition
-from lib.figures.claim import FAILS, HOLDS, OPEN, judge, judge_rate
+from lib.figures import clipping as clipping_room
+from lib.figures.claim import FAILS, HOLDS, OPEN, judge, judge_rate, judge_rates, tightest
 from lib.figures.table_1 import PAPER_TABLE
 from lib.measures import Slope
 from lib.rates import mean_slope
@@ -34,13 +35,17 @@ def figures(tmp_path, monkeypatch):
     norms = dict.fromkeys(("norm_A", "norm_V", "norm_W", "norm_B"), 1.0)
     clipping = [
         {"seed": seed, "clip": clip, "depth": L, "iteration": t, **norms, "lipschitz": 1.0 + t,
-         **dict.fromkeys(("weights", "hidden_states", "output"), (1 + seed + t) / L)}
+         **dict.fromkeys(clipping_room.CONVERGING, (1 + seed + t) / L)}
         for seed in SEEDS for clip in (0.0, 0.1, 0.2) for L in DEPTHS for t in (0, 5)
     ]  # fmt: skip
     condition = [
         {"width": m, "target_scale": scale, "seed": seed, "samples": 6, "mu": mu * kept, "mu_start": mu,
          "start": 1.0, "loss": 0.01}
         for m, mu in ((2, 0.0), (6, 0.1), (24, 0.2)) for scale, kept in ((0.1, 0.9), (1.0, 0.6)) for seed in SEEDS
+    ]  # fmt: skip
+    constants = [
+        {"seed": seed, "bound": bound, "time": t, "measured": 2.0, "own": 1.0 if bound == "rate" else 3.0, "prior": 4.0}
+        for seed in SEEDS for bound in ("M", "K", "C", "rate") for t in (1.0, 2.0)
     ]  # fmt: skip
     curves = [
         {"seed": seed, "depth": L, "iteration": t, "time": float(t), "loss": math.exp(-t), "ratio": 1.0}
@@ -100,6 +105,7 @@ def figures(tmp_path, monkeypatch):
         ),
         "clipping": from_rows(clipping),
         "pl_condition": from_rows(condition),
+        "bounds": from_rows(constants),
         "long_time": from_rows(curves),
         "long_time_limit": from_rows(ends),
         "figure_2": long,
@@ -174,42 +180,56 @@ def of_seeds(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray
 
 CIFAR = [(paper.activation, paper.initialisation, paper.smooth) for paper in PAPER_TABLE]
 ODE = (
-    ("A network that samples", "discretised"), ("Trained weights:", "weights"), ("Trained hidden", "hidden_states"),
-    ("Trained outputs:", "output"), ("Trained V:", "distance_V"), ("Trained W:", "distance_W"), ("SciPy", "scipy"),
+    ("A network that samples Lipschitz", "discretised"), ("Trained weights:", "weights"),
+    ("Trained hidden", "hidden_states"), ("Trained outputs:", "output"),
+    ("Trained V:", "distance_V"), ("Trained W:", "distance_W"), ("SciPy", "scipy"),
 )  # fmt: skip
 CLIPPED = "Clipped flow, A and B trained: "
 COUNTERS = [
     *(Counter(statement, "neural_ode", column, slower) for statement, column in ODE),
     Counter("Layers that start equal", "figure_1_left", "max_distance", slower),
-    Counter(CLIPPED + "sup over k and t <= T of |A|", "clipping", "norm_W", of_seeds(rising)),
-    Counter(CLIPPED + "L times", "clipping", "lipschitz", of_seeds(rising)),
-    Counter(CLIPPED + "sup over s", "clipping", "weights", slower, {"clip": 0.2}),
-    Counter(CLIPPED + "sup over k, x", "clipping", "hidden_states", slower, {"clip": 0.2}),
-    Counter(CLIPPED + "sup over x", "clipping", "output", slower, {"clip": 0.2}),
+    *(Counter(CLIPPED + measure, "clipping", column, of_seeds(rising))
+      for column, measure in clipping_room.BOUNDED.items()),
+    *(Counter(CLIPPED + measure, "clipping", column, slower, {"clip": clip})
+      for column, measure in clipping_room.CONVERGING.items() for clip in (0.1, 0.2)),
+    Counter("A network that samples the trained", "bounds", "measured", lambda x: 1.6 * x, {"bound": "C", "seed": 1}),
+    Counter("Clipped flow: L times", "bounds", "own", lambda x: 0.5 * x, {"bound": "K", "seed": 1}),
+    Counter("Clipped flow: L times", "bounds", "prior", lambda x: 0.1 * x, {"bound": "K", "seed": 1}),
+    Counter("-log(l(t)/l(0))/t", "bounds", "measured", np.negative, {"bound": "rate", "time": 1.0}),
     *(Counter("m >= n", "pl_condition", "mu", lambda mu: 0.1 * mu, {"target_scale": size}) for size in (0.1, 1.0)),
     Counter("The loss goes to 0", "long_time", "ratio", lambda ratio: ratio / (1.0 + np.arange(len(ratio)) % 17)),
     Counter("The loss goes to 0", "long_time", "loss", lambda loss: loss**0.1),
     Counter("The rate does not depend", "long_time", "loss", lambda loss: loss**1.2, {"depth": 64}),
-    Counter("Weights at the end of long", "long_time_limit", "distance_W", slower),
+    *(Counter("Weights at the end of long", "long_time_limit", f"distance_{Z}", slower) for Z in "VW"),
     Counter("The neural ODE of the trained", "long_time_limit", "residual", lambda x: 1e3 * x),
-    Counter("Trained for long", "figure_2", "ratio_V", lambda ratio: 100 * ratio),
+    *(Counter("Trained for long", "figure_2", f"ratio_{Z}", lambda ratio: 100 * ratio) for Z in "VW"),
+    Counter("Trained for long", "figure_2", "loss", np.ones_like),
     Counter("Weight-tied layers: what", "initialisation", "successive", slower, {"case": "weight-tied"}),
     Counter("Gaussian process of", "initialisation", "successive", slower, {"case": "Gaussian process 0.5"}),
     Counter("i.i.d. layers: what training adds", "initialisation", "successive", falling, {"case": "iid"}),
     Counter("i.i.d. layers, 1/sqrt(L): what", "initialisation", "successive", falling,
             {"case": "iid 1/sqrt(L)"}),
-    Counter("Smooth initialisations", "initialisation", "distance", slower, {"case": "weight-tied"}),
+    *(Counter("Smooth initialisations", "initialisation", "distance", slower, {"case": case})
+      for case in ("weight-tied", "Gaussian process 0.5")),
     Counter("i.i.d. layers, 1/L:", "initialisation", "variation", slower, {"case": "iid"}),
     Counter("i.i.d. layers, 1/sqrt(L): h_k", "initialisation", "variation", falling,
             {"case": "iid 1/sqrt(L)"}),
-    Counter("ReLU: odd layers", "relu_counterexample", "odd_moved", lambda x: x + 1e-3, {"activation": "relu"}),
-    Counter("ReLU: max_k", "relu_counterexample", "end", falling, {"activation": "relu"}),
-    Counter("GELU: on the same", "relu_counterexample", "end", slower, {"activation": "gelu"}),
-    Counter("CIFAR-10, the published GELU", "figure_3_published_ratios", "low", lambda x: 10 * x),
+    *(Counter("ReLU: odd layers", "relu_counterexample", column, lambda x: x + 1e-3,
+              {"activation": "relu", "factor": factor})
+      for column in ("odd_moved", "even", "even_spread") for factor in (1.5, 2.0)),
+    *(Counter(f"{words}", "relu_counterexample", "end", change, {"activation": name, "factor": factor})
+      for words, name, change in (("ReLU: max_k", "relu", falling), ("GELU: on the same", "gelu", slower))
+      for factor in (1.5, 2.0)),
+    *(Counter("CIFAR-10, the published GELU", "figure_3_published_ratios", "low", lambda x: 10 * x,
+              {"convolution": name}) for name in CONVOLUTIONS),
     *(Counter(f"CIFAR-10, {tables.word(activation)}, {tables.word(name)}", "table_1", "von_neumann_conv1",
               lambda x, smooth=smooth: x * 0 + (2.0 if smooth else 0.01),
               {"activation": activation, "initialisation": name}) for activation, name, smooth in CIFAR),
-    Counter("CIFAR-10, GELU: layers are about", "figure_4", "average", np.sqrt),
+    *(Counter(f"CIFAR-10, {tables.word(activation)}, {tables.word(name)}", "table_1", "von_neumann_conv2",
+              lambda x: x * 0 + 2.0, {"activation": activation, "initialisation": name})
+      for activation, name, smooth in CIFAR if smooth),
+    *(Counter("CIFAR-10, GELU: layers are about", "figure_4", "average", np.sqrt, {"convolution": name})
+      for name in CONVOLUTIONS),
     *(Counter(f"{words}: trained {quantity}", "mean_limit", column, lambda x: x**0.3,
               {"initialisation": kind})
       for words, kind in (("i.i.d. layers", "iid"), ("Weight-tied layers, mean-field scaling", "weight-tied"))
@@ -263,6 +283,60 @@ def test_an_interval_on_both_sides_of_the_criterion_leaves_a_claim_open():
         verdicts[low, high] = judge_rate("", "", "", Slope((low + high) / 2, low, high, 1.0), -1.0).verdict
     assert list(verdicts.values()) == [HOLDS, OPEN, FAILS]
     assert [judge(margin) for margin in (0.1, 0.0, -0.1, math.nan)] == [HOLDS, HOLDS, FAILS, OPEN]
+
+
+def test_a_part_that_fails_is_not_hidden_by_one_that_is_missing():
+    """Nor by one that holds; without one that fails, a missing one leaves the claim open."""
+    holds, fails, missing = Slope(-1.0, -1.01, -0.99, 1.0), Slope(-0.5, -0.51, -0.49, 1.0), Slope(*[math.nan] * 4)
+    expected = {(holds, fails): FAILS, (fails, missing): FAILS, (missing, fails, holds): FAILS,
+                (holds, missing): OPEN, (missing,): OPEN, (holds, holds): HOLDS}  # fmt: skip
+    for parts, verdict in expected.items():
+        for fits in (parts, parts[::-1]):
+            found = judge_rates("", "", "", fits, -1.0)
+            assert (found.verdict, judge(found.margin)) == (verdict, verdict)
+    # A lower bound: the steepest fall decides.
+    assert judge_rates("", "", "", [holds, missing], 0.0, bound=-1).slope == holds.slope
+    margins = {
+        (0.2, -0.1): -0.1,
+        (math.nan, -0.1): -0.1,
+        (-0.1, math.nan, 3.0): -0.1,
+        (0.2, 0.1): 0.1,
+        (math.inf,): math.inf,
+    }
+    for parts, least in margins.items():
+        assert tightest(*parts) == least
+    for parts in ((0.2, math.nan), (math.nan, 0.2), (math.nan,), ()):
+        assert math.isnan(tightest(*parts))
+
+
+PARTS = (  # of claims of several parts: what makes one fail, and what is missing of the others
+    (Counter(CLIPPED + "sup over s", "clipping", "weights", slower, {"clip": 0.1}), "weights", {"clip": 0.2}),
+    (Counter("Weights at the end", "long_time_limit", "distance_W", slower), "distance_V", {}),
+    (Counter("The loss goes to 0", "long_time", "loss", lambda loss: loss**0.1), "ratio", {}),
+    (Counter("m >= n", "pl_condition", "mu", lambda mu: 0.1 * mu, {"width": 6}), "mu", {"width": 24}),
+    (Counter("The neural ODE", "long_time_limit", "residual", lambda x: 1e3 * x, {"seed": 0}), "residual", {"seed": 1}),
+    (Counter("Trained for long", "figure_2", "ratio_V", lambda ratio: 100 * ratio), "ratio_W", {}),
+    (Counter("Smooth init", "initialisation", "distance", slower, {"case": "weight-tied"}),
+     "distance", {"case": "Gaussian process 0.5"}),
+    (Counter("ReLU: odd layers", "relu_counterexample", "even", lambda x: x + 1e-3), "odd_moved", {}),
+    (Counter("GELU: on the same", "relu_counterexample", "end", slower, {"factor": 1.5}), "end", {"factor": 2.0}),
+    (Counter("CIFAR-10, the published", "figure_3_published_ratios", "low", lambda x: 10 * x, {"convolution": "conv1"}),
+     "low", {"convolution": "conv2"}),
+    (Counter("CIFAR-10, identity, weight-tied", "table_1", "von_neumann_conv1", lambda x: x * 0 + 2.0),
+     "von_neumann_conv2", {}),
+    (Counter("CIFAR-10, GELU: layers", "figure_4", "average", np.sqrt, {"convolution": "conv1"}),
+     "average", {"convolution": "conv2"}),
+    (Counter("Clipped flow: L times", "bounds", "own", lambda x: 0.5 * x, {"bound": "K"}), "prior", {"bound": "K"}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("counter", "column", "chosen"), PARTS, ids=[counter.statement for counter, *_ in PARTS])
+def test_a_claim_fails_with_one_part_while_others_are_missing(figures, counter, column, chosen):
+    missing = Counter(counter.statement, counter.table, column, lambda x: x * math.nan, chosen)
+    missing.write(figures, missing.change)
+    assert named(counter.statement).verdict == OPEN
+    counter.write(figures, counter.change)
+    assert named(counter.statement).verdict == FAILS
 
 
 def test_one_seed_leaves_slopes_open(figures):

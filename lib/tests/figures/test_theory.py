@@ -282,7 +282,7 @@ def test_clipped_networks_converge_to_the_limit_of_the_clipped_flow(clipped):
     for seed in (1, 2):
         for clip in CLIPPED.clips:
             rows = select(end, seed=seed, clip=clip)
-            for name in ("weights", "hidden_states", "output"):
+            for name in clipping.CONVERGING:
                 assert fit_slope(rows["depth"], rows[name]).slope == pytest.approx(-1, abs=0.15), name
 
 
