@@ -18,7 +18,8 @@ CONDA_NAMES = {"torch": "pytorch"}
 IMPORT_NAMES = {"yaml": "pyyaml"}
 # These come with jupyterlab, papermill and matplotlib, whose files, kernels, pages and images they are, and with
 # PyTorch's CUDA build.
-COMES_ALONG = {"IPython", "PIL", "cuda", "jinja2", "nbclient", "nbconvert", "nbformat", "packaging"}
+COMES_ALONG = {"IPython", "PIL", "cuda", "ipykernel", "jinja2", "jupyter_client", "nbclient", "nbconvert", "nbformat"}
+COMES_ALONG |= {"packaging"}
 TOOLS = ("sh", "bash", "make", "rm", "cp", "mv", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
 TOOLS += ("ls", "grep", "tr", "cksum")
 
