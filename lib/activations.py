@@ -1,4 +1,4 @@
-"""Activations s and their derivatives s', by the names that notebooks, profiles and checkpoints use."""
+"""Activations s and their derivatives s', by their names in notebooks, profiles and checkpoints."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +15,8 @@ from lib import checks
 class Activation:
     """An activation s, entry by entry.
 
-    ``function`` is s, ``derivative`` s' (for the hand-written adjoint; at a kink it takes the value that
-    autograd takes), ``module`` builds the ``torch.nn`` layer, and ``smooth`` says whether s is C^2, as the
-    theorems assume.
-    """
+    ``function`` is s. ``derivative`` is s', for the hand-written adjoint; at a kink it has the value that autograd
+    uses. ``module`` builds the ``torch.nn`` layer. ``smooth`` says whether s is C^2, as the theorems assume."""
 
     name: str
     function: Callable[[Tensor], Tensor]
@@ -39,7 +37,7 @@ def _tanh_derivative(z: Tensor) -> Tensor:
 
 
 def _leaky_relu_derivative(z: Tensor) -> Tensor:
-    # Numbers of z's own dtype: 0.01 in float32 is another number.
+    # In z's own dtype, since 0.01 in float32 is another number.
     return torch.where(z > 0, z.new_ones(()), z.new_full((), 0.01))
 
 
@@ -59,9 +57,9 @@ ALIASES = {"linear": "identity"}
 
 
 def get(name: str) -> Activation:
-    """The activation of that name ("linear", the released code's word, means identity).
+    """The activation of that name; "linear" is the released code's name of the identity.
 
-    Raises ValueError with the list of names if there is none.
+    Raises ValueError, with the list of names, if there is none.
     """
     name = ALIASES.get(name, name) if isinstance(name, str) else name
     checks.choice("activation", name, ACTIVATIONS)

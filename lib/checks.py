@@ -1,5 +1,5 @@
-"""Checks of single values: each returns nothing or raises one sentence that names the value. And how a command ends:
-its status, its sentence, and no process of its own left behind."""
+"""Checks of single values, each of which raises one sentence that names the value, and the end of a command: its exit
+status, its message, and the end of its child processes."""
 
 import contextlib
 import dataclasses
@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-LARGEST_INT = 2**63 - 1  # of a tensor; a seed may not be larger either
-# Signals with which a person, a terminal or the machine ends a process.
+LARGEST_INT = 2**63 - 1  # of a tensor, and of a seed
+# The signals by which a person, a terminal or the machine ends a process.
 ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-MOST_THREADS = 1024  # of one process: with many more, OpenMP ends the process instead of raising
+MOST_THREADS = 1024  # with many more, OpenMP ends the process instead of raising an error
 
 
 class Divergence(ArithmeticError):
-    """A training whose loss is no longer a finite number."""
+    """The loss or a weight of a training is not finite."""
 
 
 def plain(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's own, arrays of them and ranges as lists; lists and tuples entry by entry.
-    Everything else as it is."""
+    """Convert numbers of numpy and torch to Python's, and their arrays and ranges to lists. Lists and tuples are
+    converted entry by entry. Everything else stays as it is."""
     if isinstance(value, range):
         return list(value)
     if isinstance(value, list | tuple):
@@ -39,14 +39,14 @@ def plain(value: Any) -> Any:
 
 
 def make_plain(config: Any) -> None:
-    """Make every field of a frozen dataclass `plain`, so that what it holds is written, compared and named as Python's
-    numbers are: the first line of each ``__post_init__``."""
+    """Make every field of a frozen dataclass `plain`, so that its values are written and compared as Python's. Call it
+    first in ``__post_init__``."""
     for field in dataclasses.fields(config):
         object.__setattr__(config, field.name, plain(getattr(config, field.name)))
 
 
 def positive_int(name: str, value: Any, least: int = 1, most: int = LARGEST_INT) -> None:
-    """Raise unless ``value`` is an int, numpy's included (not a bool), from ``least`` to ``most``."""
+    """Raise unless ``value`` is an int (also numpy's, but not a bool) from ``least`` to ``most``."""
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is {value!r}, expected a whole number of at least {least}.")
@@ -58,7 +58,7 @@ def positive_int(name: str, value: Any, least: int = 1, most: int = LARGEST_INT)
 
 
 def positive_float(name: str, value: Any, zero_allowed: bool = False) -> None:
-    """Raise unless ``value`` is a finite number above zero (or zero, if that is allowed)."""
+    """Raise unless ``value`` is a finite number above zero, or zero if that is allowed."""
     expected = "a number of at least 0" if zero_allowed else "a number above 0"
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -76,7 +76,7 @@ def boolean(name: str, value: Any) -> None:
 
 
 def choice(name: str, value: Any, possible: Iterable[Any]) -> None:
-    """Raise unless ``value`` is one of ``possible``; the sentence lists them."""
+    """Raise unless ``value`` is one of ``possible``. The message lists them."""
     possible = list(possible)
     if value not in possible:
         listed = ", ".join(str(item) for item in possible)
@@ -105,8 +105,8 @@ def positive_floats(name: str, values: Any, zero_allowed: bool = False) -> None:
         raise ValueError(f"{name} is {list(values)}, expected numbers without repeats.")
 
 
-def two_sizes(slope_from: Any, depths: Any) -> None:
-    """Raise unless ``slope_from`` is a depth that leaves two of ``depths`` or more to fit a slope over."""
+def slope_range(slope_from: Any, depths: Any) -> None:
+    """Raise unless at least two of the ``depths`` are >= ``slope_from``, so that a slope can be fitted."""
     positive_int("slope_from", slope_from)
     if sum(depth >= slope_from for depth in depths) < 2:
         raise ValueError(
@@ -116,10 +116,10 @@ def two_sizes(slope_from: Any, depths: Any) -> None:
 
 
 def as_tensor(name: str, values: Any) -> "torch.Tensor":
-    """``values`` as a tensor: a tensor as it is (dense), all else that numpy takes for an array of real numbers in
-    float64, with NaN for what is masked.
+    """``values`` as a tensor. A tensor stays as it is, but dense. An array of real numbers, or anything that numpy
+    converts to one, becomes float64, with NaN for masked entries.
 
-    Raises TypeError, one sentence that begins with ``name``, for what is no such array.
+    Raises TypeError, with ``name`` in the message, if it is not such an array.
     """
     import numpy as np
     import torch
@@ -132,20 +132,20 @@ def as_tensor(name: str, values: Any) -> "torch.Tensor":
         return values if values.layout == torch.strided else values.to_dense()
     try:
         array = np.asanyarray(values)
-        if array.dtype.kind not in "biufO":  # numpy would read texts as numbers and drop imaginary parts
+        if array.dtype.kind not in "biufO":  # numpy would convert texts to numbers and drop imaginary parts
             raise TypeError(f"its entries are of type {array.dtype}")
         filled = np.ma.filled(np.ma.asanyarray(array).astype(np.float64), math.nan)
         return torch.from_numpy(np.array(filled))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = str(error).rstrip(".")
         raise TypeError(
-            f"{name} is a {type(values).__name__} that is no array of real numbers ({reason}): expected a tensor, a "
-            "numpy array, or lists of equal lengths."
+            f"{name} is a {type(values).__name__} that is not an array of real numbers ({reason}): expected a tensor, "
+            "a numpy array, or lists of equal lengths."
         ) from error
 
 
 def finite_entries(name: str, tensor: "torch.Tensor") -> None:
-    """Raise ValueError if an entry is NaN or infinite; the sentence says where the first one is, counted from 0."""
+    """Raise ValueError if an entry is NaN or infinite. The message gives the place of the first one, counted from 0."""
     wrong = (~tensor.isfinite()).nonzero()
     if not len(wrong):
         return
@@ -157,16 +157,16 @@ def finite_entries(name: str, tensor: "torch.Tensor") -> None:
     raise ValueError(
         f"{name} holds {float(tensor[tuple(place)] if tensor.ndim else tensor)} in {where} (counted from 0; "
         f"{len(wrong)} {counted} not finite in {str(tensor.dtype).removeprefix('torch.')}), expected finite numbers: "
-        f"leave it out or fill it in."
+        f"remove it or replace it."
     )
 
 
 def usable_device(device: "str | torch.device") -> "torch.device":
-    """The device of that name, "auto" being CUDA if there is one and else the CPU.
+    """The device of that name. "auto" is CUDA if there is one, else the CPU.
 
-    Raises ValueError with one sentence if this machine has none such.
+    Raises ValueError if this machine does not have the device.
     """
-    import torch  # seconds to import, and no other check needs it
+    import torch  # takes seconds to import, and few checks need it
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -175,7 +175,7 @@ def usable_device(device: "str | torch.device") -> "torch.device":
     except RuntimeError:
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {device!r}, expected auto, cpu, cuda or cuda:0 and the like.")
+        raise ValueError(f"device is {device!r}, expected auto, cpu, cuda, or a number as in cuda:0.")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but PyTorch sees no CUDA device here: use cpu.")
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
@@ -184,12 +184,13 @@ def usable_device(device: "str | torch.device") -> "torch.device":
 
 
 def thread_count(name: str, value: Any) -> None:
-    """Raise unless ``value`` is a number of threads, 0 for PyTorch's own choice."""
+    """Raise unless ``value`` is a number of threads; 0 stands for PyTorch's choice."""
     positive_int(name, value, least=0, most=MOST_THREADS)
 
 
-def moments(record_at: Iterable[int] | None, iterations: int) -> Sequence[int]:
-    """The iterations to record, in order (None: all of 0..``iterations``); raise ValueError for others than these."""
+def record_iterations(record_at: Iterable[int] | None, iterations: int) -> Sequence[int]:
+    """The iterations to record, in order (None: all of 0..``iterations``). Raises ValueError if one is not among these,
+    TypeError if they are not whole numbers."""
     wanted = range(iterations + 1) if record_at is None else record_at
     wanted = wanted if isinstance(wanted, range) else plain(wanted)
     try:
@@ -209,7 +210,7 @@ def moments(record_at: Iterable[int] | None, iterations: int) -> Sequence[int]:
 
 
 class Ended(KeyboardInterrupt):
-    """A signal that asks the process to end; ``number`` says which."""
+    """The signal ``number`` has asked the process to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -219,20 +220,20 @@ class Ended(KeyboardInterrupt):
 def exit_code(
     command: Callable[[], object], interrupted: str = "Interrupted.", *, failures: tuple, misuses: tuple = ()
 ) -> int:
-    """Run a command and say in one sentence what went wrong: 1 for a failure, 2 for a misuse.
+    """Run a command; print an error as one sentence, and return the exit status: 1 for a failure, 2 for a misuse.
 
-    If a person interrupts it, or a SIGTERM or the loss of its terminal ends it, its child processes end with it,
-    ``interrupted`` is all that is said, and the status is 128 and the signal's number (130 after Ctrl-C). A command
-    that ``make`` started ends if that make does. If nobody reads its output any longer, as in ``| head``, it ends
-    without a word, with 141.
+    If a person interrupts the command, or a SIGTERM or the loss of its terminal ends it, its child processes are ended
+    too. Only ``interrupted`` is printed, and the status is 128 plus the signal's number (130 after Ctrl-C). If ``make``
+    started the command and ends, the command ends too. If its output is closed, as by ``| head``, it ends without a
+    message, with 141.
     """
     received: list[int] = []
     try:
-        with _ended_by_signals(received):
+        with _end_on_signals(received):
             command()
             sys.stdout.flush()
     except BaseException as error:
-        # An interruption may come out as anything, such as the death of the kernel that it ended.
+        # An interruption may appear as any error, such as the death of the kernel that it ended.
         if received or isinstance(error, KeyboardInterrupt):
             _say(interrupted)
             return 128 + (received[0] if received else signal.SIGINT)
@@ -257,30 +258,30 @@ def _output_is_closed() -> bool:
     output = select.poll()
     output.register(sys.stdout, 0)
     closed = any(event & select.POLLERR for _, event in output.poll(0))
-    if closed:  # Python flushes once more at its end
+    if closed:  # Python flushes the output once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return closed
 
 
 @contextlib.contextmanager
-def _ended_by_signals(received: list[int]) -> Iterator[None]:
-    """Raise `Ended` at a signal that ends the process, note it in ``received``, and leave no child process then."""
+def _end_on_signals(received: list[int]) -> Iterator[None]:
+    """At a signal that ends the process: append it to ``received``, end all child processes, and raise `Ended`."""
 
     def end(number: int, _: object) -> None:
         received.append(number)
         for each in before:
             signal.signal(each, signal.SIG_IGN)
-        # A person who ends a run wants none of what libraries say of a kernel that is suddenly gone.
+        # Libraries would print errors about the kernels that are ended.
         logging.disable(logging.CRITICAL)
         sys.unraisablehook = threading.excepthook = lambda _: None
         _end_children()
         raise Ended(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread gets signals
         return
     defaults = (signal.SIG_DFL, signal.default_int_handler)
-    # What is ignored stays so: SIGHUP under nohup, SIGINT in the background of a script.
+    # Ignored signals stay ignored: SIGHUP under nohup, SIGINT in the background of a script.
     before = {each: handler for each in ENDING if (handler := signal.getsignal(each)) in defaults}
     over = threading.Event()
     try:
@@ -297,7 +298,7 @@ def _ended_by_signals(received: list[int]) -> Iterator[None]:
 
 
 def _end_with_parent(parent: int, over: threading.Event) -> None:
-    # A make that is killed tells nobody, and its recipe's shell does not hand on the SIGTERM that it gets.
+    # A killed make sends no signal, and its recipe's shell does not pass on a SIGTERM.
     while not over.wait(0.5):
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)

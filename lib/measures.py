@@ -1,4 +1,4 @@
-"""How smooth weights are along the depth, and rates in the depth."""
+"""Measures of the smoothness of weights along the depth, and rates in the depth."""
 
 import math
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from torch import Tensor
 
 from lib import checks
 
-# A smooth curve plus independent noise in each layer that makes up a share p of the variance across layers has a
-# von Neumann ratio of about 2 p: below 0.1, at least 95 % of what varies along depth is smooth, in this model. (A
-# random walk over the layers is neither, and has 6/L, which is 0.023 for 256: what lies well below that is a curve.)
+# Take a smooth curve plus independent noise in each layer, with a share p of the variance across layers. Its von
+# Neumann ratio is about 2 p. If the ratio is below 0.1, at least 95 % of the variance along the depth is smooth in this
+# model. A random walk over the layers has 6/L, which is 0.023 for 256 layers; a ratio well below that is the sign of a
+# curve.
 SMOOTH_BELOW = 0.1
 
 
 def von_neumann_ratio(weights: Tensor) -> float:
-    """Smoothness along depth as a number, without units.
+    """Smoothness along the depth as a number, without units.
 
-    For ``weights`` (L, ...): the mean squared successive difference of every entry, summed over entries, over
-    the sum of their variances across layers (unbiased). About 2 for independent layers; for layers that
-    sample a Lipschitz curve it tends to 0 as 1/L^2. nan if the weights do not vary with depth (or L < 2).
+    For ``weights`` (L, ...) it is the mean squared successive difference of every entry, summed over entries, divided
+    by the sum of their variances across layers (unbiased). It is about 2 for independent layers. If layers sample a
+    Lipschitz curve, it tends to 0 as 1/L^2. It is nan if the weights do not vary with depth, or if L < 2.
 
     Source: von Neumann, "Distribution of the ratio of the mean square successive difference to the
     variance", 1941.
@@ -31,7 +32,7 @@ def von_neumann_ratio(weights: Tensor) -> float:
             f"weights is {weights.dtype} of the shape {tuple(weights.shape)}, expected real numbers (L, ...), "
             "one layer a row."
         )
-    flat = weights.detach().reshape(len(weights), -1).double()
+    flat = (weights.flatten(1) if weights.ndim > 1 else weights[:, None]).detach().double()  # a part may have no layers
     variances = _variances(flat)
     if variances is None:
         return math.nan
@@ -39,42 +40,42 @@ def von_neumann_ratio(weights: Tensor) -> float:
 
 
 def _variances(flat: Tensor) -> Tensor | None:
-    # Of every entry across layers; None if the weights do not vary with depth.
+    # The variance of every entry across layers; None if the weights do not vary with depth.
     if len(flat) < 2:
         return None
     variances = flat.var(dim=0)
-    # Identical layers leave rounding noise of the mean behind, relative to the entries' size.
+    # With identical layers, the rounding of the mean leaves a variance relative to the entries' size.
     return None if float(variances.sum()) <= 1e-28 * float(flat.square().sum()) else variances
 
 
 PARTS = 8  # of the layers, for smoothness along the depth
-NOISE_ORDER = 6  # of the differences that a share of noise is measured by
+NOISE_ORDER = 6  # of the differences from which a share of noise is computed
 
 
 def ratios_along_depth(weights: Tensor, parts: int = PARTS) -> list[float]:
     """The von Neumann ratio in each of ``parts`` equal parts of the layers, from the input to the output.
 
-    To be read beside `straight_line_ratio`, which no smooth curve over so few layers is far from.
+    Compare it with `straight_line_ratio`: smooth curves over few layers are near that ratio.
     """
     return [von_neumann_ratio(part) for part in weights.tensor_split(parts)]
 
 
 def smooth_share(weights: Tensor, parts: int = PARTS) -> float:
-    """The share of the depth whose layers are smooth: of ``parts`` equal parts of the layers of ``weights`` (L, ...),
-    those whose von Neumann ratio is below `SMOOTH_BELOW`. nan if a part does not vary with depth, or is so short
-    that not even a straight line counts as smooth (fewer than 11 layers)."""
+    """The share of the depth whose layers are smooth: the share of ``parts`` equal parts of ``weights`` (L, ...) whose
+    von Neumann ratio is below `SMOOTH_BELOW`. nan if a part does not vary with depth, or is so short that a straight
+    line would not count as smooth (fewer than 11 layers)."""
     ratios = np.array(ratios_along_depth(weights, parts))
     long_enough = straight_line_ratio(len(weights) // parts) < SMOOTH_BELOW
     return float((ratios < SMOOTH_BELOW).mean()) if long_enough and np.isfinite(ratios).all() else math.nan
 
 
 def straight_line_ratio(layers: int) -> float:
-    """The von Neumann ratio of ``layers`` points on a straight line: 12/(n(n+1)) for n points (nan below two)."""
+    """The von Neumann ratio of n = ``layers`` points on a straight line: 12/(n(n+1)), nan below two points."""
     return 12 / (layers * (layers + 1)) if layers > 1 else math.nan
 
 
 def von_neumann_ratios(weights: Tensor) -> Tensor:
-    """`von_neumann_ratio` of every entry on its own: (L, ...) -> (...), nan if an entry does not vary with depth."""
+    """`von_neumann_ratio` of each single entry: (L, ...) -> (...), nan if an entry does not vary with depth."""
     weights = weights.double()
     if len(weights) < 2:
         return torch.full(weights.shape[1:], math.nan, dtype=torch.float64)
@@ -83,23 +84,21 @@ def von_neumann_ratios(weights: Tensor) -> Tensor:
     return torch.where(variance > 1e-28 * weights.square().sum(dim=0), ratio, math.nan)
 
 
-# Half of what independent layers have.
-ROUGH = 0.75
+ROUGH = 0.75  # half the local roughness of independent layers
 
 
 def local_roughness(distance, second_difference, parts: int = 0) -> np.ndarray:
-    """How rough layers Z_1, ..., Z_L are at a place of the depth: for k = 2..L-1
+    """The roughness of layers Z_1, ..., Z_L at layer k = 2..L-1,
 
-        |Z_{k+1} - 2 Z_k + Z_{k-1}|^2 / (|Z_{k+1} - Z_k|^2 + |Z_k - Z_{k-1}|^2)
+        |Z_{k+1} - 2 Z_k + Z_{k-1}|^2 / (|Z_{k+1} - Z_k|^2 + |Z_k - Z_{k-1}|^2).
 
-    which is 1 - 2 <a, b> / (|a|^2 + |b|^2) with the steps a to layer k and b from it, between 0 and 2. 0 on a straight
-    line and O(1/L^2) on a smooth curve; 1 if a step has nothing to do with the one before, as in a random walk; 3/2 for
-    independent layers, on average; 2 if each step takes the one before back.
+    With the steps a to layer k and b from it, this is 1 - 2 <a, b> / (|a|^2 + |b|^2), between 0 and 2. It is 0 on a
+    straight line, O(1/L^2) on a smooth curve, 1 if successive steps are uncorrelated, as in a random walk, 3/2 on
+    average for independent layers, and 2 if each step reverses the one before.
 
-    ``distance``: |Z_{k+1} - Z_k|, shape (..., L-1); ``second_difference``: (..., L-2). Returns (..., L-2), or with
-    ``parts`` P > 0 (..., P), the means over equal parts of the layers. nan if three layers are equal, and
-    of parts without layers.
-    """
+    ``distance`` is |Z_{k+1} - Z_k|, of shape (..., L-1); ``second_difference`` has shape (..., L-2). Returns (...,
+    L-2), or with ``parts`` P > 0 the means over equal parts of the layers, (..., P). They are nan if three layers are
+    equal, and for parts without layers."""
     above = np.square(np.asarray(second_difference, dtype=float))
     steps = np.square(np.asarray(distance, dtype=float))
     below = steps[..., 1:] + steps[..., :-1]
@@ -111,12 +110,11 @@ def local_roughness(distance, second_difference, parts: int = 0) -> np.ndarray:
 
 
 def layer_noise(weights: Tensor, order: int = 8) -> float:
-    """Standard deviation of what is independent from layer to layer, whatever the smooth curve below it.
+    """Standard deviation of the noise that is independent from layer to layer, apart from a smooth curve.
 
-    ``weights``: one tensor Z_k a layer along the first axis, any shape (L, ...). The root of the mean over layers
-    and entries of (Delta^n Z)^2 / binom(2n, n), where Delta is the difference of successive layers and n the
-    ``order``: independent noise of standard deviation sigma gives sigma, a smooth curve O(L^-n). Rounding is such
-    noise, seen here however small beside the curve.
+    It is the root of the mean over layers and entries of (Delta^n Z)^2 / binom(2n, n). Z is ``weights`` (L, ...), Delta
+    the difference of successive layers, and n the ``order``. Independent noise of standard deviation sigma gives sigma;
+    a smooth curve gives O(L^-n). Rounding is such noise, and is seen however small it is.
 
     Raises ValueError if L <= n.
     """
@@ -128,19 +126,20 @@ def layer_noise(weights: Tensor, order: int = 8) -> float:
 
 
 def noise_share(weights: Tensor) -> float:
-    """Which share of the variance across layers is noise from layer to layer: `layer_noise` squared, over the mean
-    variance (unbiased) of the entries of ``weights`` (L, ...).
+    """The share of the variance across layers that is noise from layer to layer: `layer_noise` squared, divided by the
+    mean variance (unbiased) of the entries of ``weights`` (L, ...).
 
-    1 for independent layers, and next to 0 for a curve that the layers resolve, however steep: one that swings within
-    a dozen layers has a large von Neumann ratio, and no noise. A layer that stands out alone counts as noise. nan if
-    L <= `NOISE_ORDER`, or if the weights do not vary with depth.
+    It is 1 for independent layers, and near 0 for a curve that the layers resolve, however steep: a curve that
+    oscillates within a dozen layers has a large von Neumann ratio and no noise. A single layer that differs from its
+    neighbours counts as noise. nan if L <= `NOISE_ORDER`, or if the weights do not vary with depth.
     """
     return noise_along_depth(weights, 1)[0]
 
 
 def noise_along_depth(weights: Tensor, parts: int = PARTS) -> list[float]:
-    """`noise_share` in each of ``parts`` equal parts of the layers, from the input to the output, of the variance
-    across all layers; nan if a part has no more than `NOISE_ORDER` layers, or the weights do not vary with depth."""
+    """The `noise_share` of each of ``parts`` equal parts of the layers, from the input to the output, relative to the
+    variance across all layers. nan if a part has at most `NOISE_ORDER` layers, or the weights do not vary with
+    depth."""
     variances = _variances(weights.flatten(1).double())
     if variances is None:
         return [math.nan] * parts
@@ -154,12 +153,12 @@ def noise_along_depth(weights: Tensor, parts: int = PARTS) -> list[float]:
 def integral_distance(f: Tensor, g: Tensor) -> float:
     """( int_0^1 |f(s) - g(s)|_F^2 ds )^(1/2) of two piecewise constant functions of depth.
 
-    ``f``: (L, ...) holds the value on each cell [(k-1)/L, k/L), ``g``: (R, ...) likewise on R cells; the
-    integral is exact for any L and R.
+    ``f`` (L, ...) holds the values on the cells [(k-1)/L, k/L), ``g`` (R, ...) those on R cells. The integral is exact
+    for every L and R.
     """
     L, R = len(f), len(g)
     if R % L == 0:
-        # Each cell of f holds R/L cells of g: no gather needed.
+        # Each cell of f holds R/L cells of g.
         difference = g.reshape(L, R // L, -1) - f.reshape(L, 1, -1)
         return math.sqrt(float(difference.square_().sum()) / R)
     # On the common refinement, in exact integer arithmetic: breakpoints in units of 1/(L R).
@@ -175,8 +174,8 @@ LEVEL = 0.95  # of the confidence intervals
 
 @dataclass(frozen=True)
 class Slope:
-    """A rate: y ~ C x^slope, fitted by least squares in log-log; ``low`` and ``high`` bound the slope's
-    95 % confidence interval (Student's t; nan with two points), ``constant`` is C."""
+    """A rate: y ~ C x^slope, fitted by least squares in log-log. ``low`` and ``high`` are the bounds of the slope's 95
+    % confidence interval (Student's t; nan with two points), and ``constant`` is C."""
 
     slope: float
     low: float
@@ -188,7 +187,7 @@ class Slope:
 
 
 def mean_interval(values) -> tuple[float, float]:
-    """The 95 % interval of the mean of independent draws (Student's t; nan twice for a single one)."""
+    """The 95 % interval of the mean of independent draws (Student's t; nan for a single draw)."""
     from scipy import stats
 
     values = np.asarray(values, dtype=float)
@@ -221,7 +220,7 @@ def fit_slope(x, y, at_least: float = 0.0) -> Slope:
         )
     fit = stats.linregress(np.log(x[keep]), np.log(y[keep]))
     freedom = int(keep.sum()) - 2
-    # scipy gives no error for constants, of which it is zero.
+    # scipy gives no error for constants; it is zero.
     error = 0.0 if np.ptp(y[keep]) == 0 else fit.stderr
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * error) if freedom else math.nan
     slope = float(fit.slope)

@@ -1,8 +1,8 @@
-"""The notebooks' parameters: which there are, where their values come from, and their check before anything runs.
+"""The notebooks' parameters: their names and types, their values, and the checks before anything runs.
 
-A notebook's values are the defaults of its cell tagged ``parameters`` (the profile ``quick``), replaced by those of
-``notebooks/profiles/<profile>/<notebook>.yaml``, replaced by those set by hand for one run. Every function raises
-WrongParameters, one sentence, if something does not exist or does not fit.
+A notebook's values are the defaults in its cell tagged ``parameters`` (the profile ``quick``). A profile replaces them
+by those of ``notebooks/profiles/<profile>/<notebook>.yaml``, and values set by hand for one run replace both. Every
+function raises WrongParameters if something does not exist or is wrong.
 """
 
 import ast
@@ -19,23 +19,23 @@ import yaml
 
 from lib import paths
 
-if TYPE_CHECKING:  # a second to import, and an explorer goes without
+if TYPE_CHECKING:  # takes a second to import, and explorers do not need it
     from nbformat import NotebookNode
 
 QUICK, PAPER, CUSTOM = "quick", "paper", "custom"
-# Notebooks of these names are opened or trained by a person: they are no figures.
+# Notebooks whose names start like this are for a person to open, and are not figures.
 NOT_FIGURES = ("explore_", "train_")
 START = "start"  # the page that `make lab` opens, which takes no parameters
-# Names that make, a shell and a link take as they are; the Makefile looks for the same.
-FITTING = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-UNFITTING = "its name has other characters than letters, digits, _, . and -, so rename it"
-# By their tags in YAML. A whole number has no leading zero.
+# Names that make, a shell and a link can use without quotes. The Makefile uses the same rule.
+VALID_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+INVALID_NAME = "its name has other characters than letters, digits, _, . and -, so rename it"
+# Patterns of numbers by their tags in YAML. A whole number has no leading zero.
 _NUMBERS = {
     "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*)$",
     "tag:yaml.org,2002:float": r"[-+]?([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?[0-9]+[eE][-+]?[0-9]+$"
     r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
 }
-# What each type of a parameters cell accepts, and how a sentence calls it.
+# The Python types that each type in a parameters cell accepts, and its name in messages.
 TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((float, int), "a number"),
@@ -46,7 +46,7 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 class WrongParameters(ValueError):
-    """A profile, notebook or parameter that does not exist, or a value of a wrong type or range."""
+    """A profile, notebook or parameter does not exist, or a value has a wrong type or range."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Parameter:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values with the numbers of everyday life: 4e-2 is one, as it is in YAML 1.2; 010, which would be 8,
-    and 1:30, which would be 90, are text."""
+    """YAML of plain values, with numbers as people write them: 4e-2 is a number, as in YAML 1.2, and 010 and 1:30 are
+    text (YAML 1.1 reads 8 and 90)."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
@@ -79,25 +79,26 @@ for _tag, _pattern in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
 
 
-def names() -> list[str]:
-    """Every notebook of the project, without the suffix: those with a cell tagged ``parameters``."""
-    return sorted(path.stem for path in _files() if not _why_left_out(path, path.stat().st_mtime_ns))
+def list_names() -> list[str]:
+    """The names of the project's notebooks: those with a cell tagged ``parameters``."""
+    return sorted(path.stem for path in _list_files() if not _explain_exclusion(path, path.stat().st_mtime_ns))
 
 
-def stored() -> list[str]:
-    """The notebooks whose outputs are stored: all of `names`, and the start page if it is there."""
-    return names() + [START] * (paths.NOTEBOOKS / f"{START}.ipynb").is_file()
+def list_stored() -> list[str]:
+    """The notebooks whose outputs are stored: all of `list_names`, and the start page if it exists."""
+    return list_names() + [START] * (paths.NOTEBOOKS / f"{START}.ipynb").is_file()
 
 
-def left_out() -> list[str]:
-    """A sentence for every other notebook in the folder, such as the Untitled.ipynb that JupyterLab makes, and for
-    every file of a profile that no notebook can have."""
-    found = {path: _why_left_out(path, path.stat().st_mtime_ns) for path in _files()}
-    found |= {path: UNFITTING for path in sorted(paths.PROFILES.glob("*/*.yaml")) if not FITTING.fullmatch(path.stem)}
-    return [f"{paths.short(path)} is left out: {why}." for path, why in found.items() if why]
+def explain_left_out() -> list[str]:
+    """A message for every other notebook in the folder, such as the Untitled.ipynb that JupyterLab makes, and for
+    every file of a profile whose name no notebook can have."""
+    found = {path: _explain_exclusion(path, path.stat().st_mtime_ns) for path in _list_files()}
+    in_profiles = sorted(paths.PROFILES.glob("*/*.yaml"))
+    found |= {path: INVALID_NAME for path in in_profiles if not VALID_NAME.fullmatch(path.stem)}
+    return [f"{paths.shorten(path)} is left out: {why}." for path, why in found.items() if why]
 
 
-def _files() -> list[Path]:
+def _list_files() -> list[Path]:
     return sorted(
         path
         for path in paths.NOTEBOOKS.glob("*.ipynb")
@@ -106,36 +107,36 @@ def _files() -> list[Path]:
 
 
 @functools.cache
-def _why_left_out(path: Path, changed: int) -> str:
-    # Read once for every time of change.
-    if not FITTING.fullmatch(path.stem):
-        return UNFITTING
+def _explain_exclusion(path: Path, changed: int) -> str:
+    # Why the file is not one of the project's notebooks; empty if it is. A file is read again only if it has changed.
+    if not VALID_NAME.fullmatch(path.stem):
+        return INVALID_NAME
     try:
         cells = json.loads(path.read_bytes())["cells"]
         tags = {tag for cell in cells for tag in cell["metadata"].get("tags", [])}
     except (ValueError, LookupError, TypeError, AttributeError, OSError):
         return "it cannot be read as a notebook"
-    return "" if "parameters" in tags else "no cell of it is tagged 'parameters'"
+    return "" if "parameters" in tags else "it has no cell tagged 'parameters'"
 
 
-def figures() -> list[str]:
+def list_figures() -> list[str]:
     """The notebooks that ``make figures`` runs: all but explorers and training."""
-    return [name for name in names() if not name.startswith(NOT_FIGURES)]
+    return [name for name in list_names() if not name.startswith(NOT_FIGURES)]
 
 
-def profiles() -> list[str]:
+def list_profiles() -> list[str]:
     """``quick`` (the notebooks' own defaults) and the folders of ``notebooks/profiles``."""
     return [QUICK, *sorted(path.name for path in paths.PROFILES.iterdir() if path.is_dir())]
 
 
 def _check_name(name: str) -> None:
-    if name not in stored():
-        reasons = "".join(f" ({sentence})" for sentence in left_out() if f"/{name}.ipynb " in sentence)
-        raise WrongParameters(f"There is no notebook {name!r}{reasons}; the notebooks are: {', '.join(names())}.")
+    if name not in list_stored():
+        reasons = "".join(f" ({reason})" for reason in explain_left_out() if f"/{name}.ipynb " in reason)
+        raise WrongParameters(f"There is no notebook {name!r}{reasons}; the notebooks are: {', '.join(list_names())}.")
 
 
-def read(name: str) -> "NotebookNode":
-    """The notebook of that name, whole; WrongParameters lists the names if there is none."""
+def read_notebook(name: str) -> "NotebookNode":
+    """The notebook of that name. Raises WrongParameters, with the names, if there is none."""
     import nbformat
 
     _check_name(name)
@@ -144,14 +145,14 @@ def read(name: str) -> "NotebookNode":
 
 @dataclass(frozen=True)
 class CodeCell:
-    """A code cell: what is written in it, and its tags."""
+    """The source and the tags of a code cell."""
 
     source: str
     tags: tuple[str, ...]
 
 
 def code_cells(name: str) -> list[CodeCell]:
-    """The code cells of a notebook, in order; raises as `read`."""
+    """The code cells of a notebook, in order. Raises WrongParameters if there is no such notebook."""
     _check_name(name)
     cells = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_bytes())["cells"]
     return [
@@ -161,26 +162,26 @@ def code_cells(name: str) -> list[CodeCell]:
     ]
 
 
-def tagged(cells: Iterable[CodeCell], tag: str) -> list[CodeCell]:
-    """The cells that carry ``tag``, in order."""
+def select_tagged(cells: Iterable[CodeCell], tag: str) -> list[CodeCell]:
+    """The cells with this tag, in order."""
     return [cell for cell in cells if tag in cell.tags]
 
 
-def code(cell: "CodeCell | NotebookNode") -> str:
-    """The Python of a code cell: IPython's own lines (%magic, !command) are left empty."""
+def extract_python(cell: "CodeCell | NotebookNode") -> str:
+    """The Python code of a cell. Lines of IPython (%magic, !command) become empty lines."""
     return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines())
 
 
-def offered(name: str) -> dict[str, Parameter]:
-    """The parameters that a notebook offers, read from its one cell tagged ``parameters``.
+def read_parameters(name: str) -> dict[str, Parameter]:
+    """The parameters of a notebook, read from its only cell tagged ``parameters``.
 
-    The cell holds one literal a line, ``name: type = value  # plain words``, with a type of ``TYPES``.
+    Each line of the cell is ``name: type = literal  # plain words``, with a type in ``TYPES``.
     """
-    cells = tagged(code_cells(name), "parameters")
+    cells = select_tagged(code_cells(name), "parameters")
     if len(cells) != 1:
         raise WrongParameters(f"{name} has {len(cells)} cells tagged 'parameters', expected exactly one.")
     found = {}
-    for line in ast.parse(code(cells[0])).body:
+    for line in ast.parse(extract_python(cells[0])).body:
         written = ast.unparse(line)
         try:
             target, default, kind = line.target, ast.literal_eval(line.value), ast.unparse(line.annotation)
@@ -191,19 +192,19 @@ def offered(name: str) -> dict[str, Parameter]:
         kind = kind.partition("[")[0]
         if kind not in TYPES:
             raise WrongParameters(f"{name}: {target.id} has the type {kind}, expected one of: {', '.join(TYPES)}.")
-        words = code(cells[0]).splitlines()[line.end_lineno - 1].partition("  # ")[2]
+        words = extract_python(cells[0]).splitlines()[line.end_lineno - 1].partition("  # ")[2]
         found[target.id] = Parameter(target.id, kind, default, words)
-    # papermill reads lines, and takes a value from what follows the one '=' of a line.
+    # papermill reads single lines with one '='.
     once = {line.split(":")[0].strip() for line in cells[0].source.splitlines() if line.count("=") == 1}
     if unseen := sorted(set(found) - once):
         raise WrongParameters(
             f"{name}: papermill does not see {', '.join(unseen)} in the parameters cell; "
-            "a line takes one '=' only, comments included."
+            "write one '=' in each line, comments included."
         )
     return found
 
 
-def in_profile(name: str, profile: str) -> bool:
+def has_profile(name: str, profile: str) -> bool:
     """Whether the notebook has values for that profile."""
     return profile == QUICK or (paths.PROFILES / profile / f"{name}.yaml").is_file()
 
@@ -213,41 +214,41 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_bytes(), _Loader)  # bytes: UTF-16 is recognised by its first two
     except FileNotFoundError:
-        raise WrongParameters(f"There is no file {paths.short(path)} to read parameters from.") from None
+        raise WrongParameters(f"There is no file {paths.shorten(path)} with parameters: check its path.") from None
     except OSError as error:
-        raise WrongParameters(f"{paths.short(path)} cannot be read: {error.strerror}.") from None
+        raise WrongParameters(f"{paths.shorten(path)} cannot be read: {error.strerror}.") from None
     except yaml.reader.ReaderError:
-        raise WrongParameters(f"{paths.short(path)} is not text in UTF-8: save it in that encoding.") from None
+        raise WrongParameters(f"{paths.shorten(path)} is not text in UTF-8: save it in that encoding.") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise WrongParameters(f"{paths.short(path)} is not YAML: {' '.join(str(error).split())}") from None
+        raise WrongParameters(f"{paths.shorten(path)} is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise WrongParameters(f"{paths.short(path)} holds {values!r}, expected lines 'name: value'.")
+        raise WrongParameters(f"{paths.shorten(path)} holds {values!r}, expected lines 'name: value'.")
     return values
 
 
-def _known(profile: str) -> str:
-    if profile not in profiles():
-        raise WrongParameters(f"There is no profile {profile!r}; the profiles are: {', '.join(profiles())}.")
-    return profile
+def _check_profile_name(profile: str) -> None:
+    if profile not in list_profiles():
+        raise WrongParameters(f"There is no profile {profile!r}; the profiles are: {', '.join(list_profiles())}.")
 
 
 def profile_values(name: str, profile: str) -> dict[str, Any]:
     """The values that a profile gives to a notebook (none for ``quick``)."""
-    if _known(profile) == QUICK:
+    _check_profile_name(profile)
+    if profile == QUICK:
         return {}
-    if not in_profile(name, profile):
-        having = [other for other in profiles() if in_profile(name, other)]
+    if not has_profile(name, profile):
+        having = [other for other in list_profiles() if has_profile(name, other)]
         raise WrongParameters(
-            f"{name} has no counterpart in the profile {profile!r} (there is no "
-            f"{paths.short(paths.PROFILES / profile / name)}.yaml); it has: {', '.join(having)}."
+            f"{name} has no values for the profile {profile!r} (there is no "
+            f"{paths.shorten(paths.PROFILES / profile / name)}.yaml); its profiles are: {', '.join(having)}."
         )
     return read_yaml(paths.PROFILES / profile / f"{name}.yaml")
 
 
 def read_value(name: str, text: str) -> Any:
-    """The value that the text is in YAML; WrongParameters, with the name that it is for, if it is not YAML."""
+    """The value of a YAML text for the parameter ``name``. Raises WrongParameters if it is not YAML."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError):
@@ -271,17 +272,17 @@ def parse_settings(settings: str) -> dict[str, Any]:
     return values
 
 
-def by_hand(settings: str = "", file: str = "") -> dict[str, Any]:
-    """The values of a run by hand: those in a YAML file, and in their place those in ``settings``.
+def read_by_hand(settings: str = "", file: str = "") -> dict[str, Any]:
+    """The values that are set by hand: those in a YAML file, and those in ``settings``, which replace them.
 
-    Raises WrongParameters for a file that gives none, which would make the run one of the profile.
+    Raises WrongParameters if the file has no values, since the run would then be that of the profile.
     """
     values = {}
     if file:
         path = Path(file).absolute()
         values = read_yaml(path)
         if not values:
-            raise WrongParameters(f"{paths.short(path)} holds no values, expected lines 'name: value'.")
+            raise WrongParameters(f"{paths.shorten(path)} holds no values, expected lines 'name: value'.")
     return values | parse_settings(settings)
 
 
@@ -289,8 +290,8 @@ def by_hand(settings: str = "", file: str = "") -> dict[str, Any]:
 
 
 def check_types(name: str, values: Mapping[str, Any]) -> None:
-    """Raise WrongParameters for a parameter that the notebook does not have, or a value of another type."""
-    known = offered(name)
+    """Raise WrongParameters if the notebook does not have a parameter, or if a value has another type."""
+    known = read_parameters(name)
     for parameter, value in values.items():
         if parameter not in known:
             raise WrongParameters(f"{name} has no parameter {parameter!r}; its parameters are: {', '.join(known)}.")
@@ -301,19 +302,19 @@ def check_types(name: str, values: Mapping[str, Any]) -> None:
 
 
 def check_values(name: str, values: Mapping[str, Any]) -> None:
-    """Run the notebook up to its cell tagged ``config`` in this process, whose dataclass checks ranges and choices.
+    """Check types, then ranges and choices by running the notebook up to its cell tagged ``config`` in this process.
 
-    Only imports, the parameters (with ``values`` in place of the defaults) and the config run: nothing is computed.
+    Only imports, the parameters (with ``values`` in place of the defaults) and the config run. Nothing is computed.
     """
     check_types(name, values)
     cells = code_cells(name)
-    config = tagged(cells, "config")
+    config = select_tagged(cells, "config")
     if not config:
         return
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for cell in cells[: cells.index(config[-1]) + 1]:
         try:
-            exec(compile(code(cell), f"{name}.ipynb", "exec"), namespace)
+            exec(compile(extract_python(cell), f"{name}.ipynb", "exec"), namespace)
         except (ValueError, TypeError) as error:
             if cell in config:
                 raise WrongParameters(f"{name}: {error}") from error
@@ -323,12 +324,13 @@ def check_values(name: str, values: Mapping[str, Any]) -> None:
 
 
 def check_profile(profile: str) -> list[str]:
-    """Check all parameters of a profile; returns the figures that have no counterpart in it."""
-    if _known(profile) == QUICK:
-        having = names()
+    """Check all parameters of a profile; returns the figures for which it has no values."""
+    _check_profile_name(profile)
+    if profile == QUICK:
+        having = list_names()
     else:
         stems = (path.stem for path in (paths.PROFILES / profile).glob("*.yaml"))
-        having = sorted(stem for stem in stems if FITTING.fullmatch(stem))
+        having = sorted(stem for stem in stems if VALID_NAME.fullmatch(stem))
     for name in having:
         check_values(name, profile_values(name, profile))
-    return [name for name in figures() if name not in having]
+    return [name for name in list_figures() if name not in having]

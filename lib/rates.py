@@ -1,4 +1,4 @@
-"""Rates in the depth over several seeds, with intervals over the seeds and of the fit."""
+"""Rates in the depth over several seeds, with intervals over the seeds and intervals of the fit."""
 
 import math
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ RESAMPLES = 1000  # of the seeds, for an interval
 
 @dataclass(frozen=True)
 class SlopeOverSeeds(Slope):
-    """A rate over ``seeds`` draws: ``low`` and ``high`` bound the 95 % interval over the seeds, ``fit_low`` and
-    ``fit_high`` that of the fit of their mean, which says how straight the line is."""
+    """A rate over ``seeds`` draws. ``low`` and ``high`` are the bounds of the 95 % interval over the seeds. ``fit_low``
+    and ``fit_high`` are those of the fit of the mean, which show how straight the line is."""
 
     fit_low: float
     fit_high: float
@@ -25,12 +25,11 @@ class SlopeOverSeeds(Slope):
 
 
 def mean_slope(table: Table, column: str, at_least: float = 0.0) -> SlopeOverSeeds:
-    """The mean over the seeds of the slopes in L of a column, fitted over the depths of ``at_least`` that all have.
+    """The mean over the seeds of a column's slopes in L, fitted over the depths >= ``at_least`` that all seeds have.
 
-    ``table`` has columns seed and depth, a row for each pair. The mean of the slopes is the slope of the geometric
-    mean, as each is linear in log y; the interval of that fit stands beside Student's over the seeds, which is nan with
-    one seed. Everything is nan if a number is missing (nan), or if there are no two depths at which all seeds are
-    positive.
+    ``table`` has columns seed and depth, and one row for each pair. Each slope is linear in log y, so their mean is the
+    slope of the geometric mean. Student's interval over the seeds is nan with one seed. Everything is nan if a number
+    is missing (nan), or if there are fewer than two depths at which all seeds are positive.
     """
     runs = [select(table, seed=seed) for seed in np.unique(table["seed"])]
     values = [dict(zip(run["depth"].tolist(), run[column].tolist(), strict=True)) for run in runs]
@@ -45,8 +44,8 @@ def mean_slope(table: Table, column: str, at_least: float = 0.0) -> SlopeOverSee
     return SlopeOverSeeds(mean.slope, *mean_interval(fits), mean.constant, mean.low, mean.high, len(runs))
 
 
-def _squared(table: Table, quantity: str, **chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The squared distances (k, seeds) of the chosen networks, by the k sizes: depths (k,), widths (k,)."""
+def _select_squares(table: Table, quantity: str, **chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Depths (k,), widths (k,) and squared distances (k, seeds) of the chosen networks of k sizes."""
     rows = select(table, **chosen)
     sizes = list(dict.fromkeys(zip(rows["width"].tolist(), rows["depth"].tolist(), strict=True)))
     found = [select(rows, width=width, depth=depth)[quantity] for width, depth in sizes]
@@ -54,7 +53,7 @@ def _squared(table: Table, quantity: str, **chosen) -> tuple[np.ndarray, np.ndar
     return depths, widths, np.square(found)
 
 
-def _resampled(squares: np.ndarray) -> np.ndarray:
+def _resample(squares: np.ndarray) -> np.ndarray:
     """Root mean squares over draws with replacement among the seeds: (`RESAMPLES`, k)."""
     seeds = squares.shape[1]
     drawn = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
@@ -67,32 +66,32 @@ def _interval(values: np.ndarray) -> np.ndarray:
 
 
 def root_mean_squares(table: Table, quantity: str, **chosen) -> dict[str, np.ndarray]:
-    """Of the distances of the chosen networks, over the seeds: columns depth, width, value, low, high (95 % intervals,
-    by resampling the seeds)."""
-    depths, widths, squares = _squared(table, quantity, **chosen)
-    low, high = _interval(_resampled(squares))
+    """The root mean squares over the seeds of the chosen networks' distances: columns depth, width, value, low, high
+    (95 % intervals, by resampling the seeds)."""
+    depths, widths, squares = _select_squares(table, quantity, **chosen)
+    low, high = _interval(_resample(squares))
     value = np.sqrt(squares.mean(axis=1))
     return {"depth": depths, "width": widths, "value": value, "low": low, "high": high}
 
 
 def slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> SlopeOverSeeds:
-    """The rate in L of the root mean square over the seeds, over depths of ``at_least``, for networks of one width; its
-    95 % interval by resampling the seeds. Everything is nan if a number is missing."""
-    depths, _, squares = _squared(table, quantity, **chosen)
+    """The rate in L of the root mean square over the seeds, over depths >= ``at_least``, for networks of one width. Its
+    95 % interval is by resampling the seeds. Everything is nan if a number is missing."""
+    depths, _, squares = _select_squares(table, quantity, **chosen)
     if not np.isfinite(squares).all():
         return SlopeOverSeeds(*[math.nan] * 6, seeds=squares.shape[1])
     fit = fit_slope(depths, np.sqrt(squares.mean(axis=1)), at_least)
     keep = depths >= at_least
     centred = np.log(depths[keep]) - np.log(depths[keep]).mean()
-    low, high = _interval(np.log(_resampled(squares)[:, keep]) @ centred / (centred @ centred))
+    low, high = _interval(np.log(_resample(squares)[:, keep]) @ centred / (centred @ centred))
     interval = float(low), float(high)
     return SlopeOverSeeds(fit.slope, *interval, fit.constant, fit.low, fit.high, squares.shape[1])
 
 
 @dataclass(frozen=True)
 class TwoTerms:
-    """The distance as sqrt((a/L)^2 + b^2/(L m)): ``a``, ``b``, 95 % intervals of both by resampling the seeds, and
-    ``residual``, the root mean square of the relative deviation over the sizes."""
+    """A fit of the distance by sqrt((a/L)^2 + b^2/(L m)). The 95 % intervals of a and b are by resampling the seeds.
+    ``residual`` is the root mean square over the sizes of the relative deviation."""
 
     a: float
     b: float
@@ -102,15 +101,15 @@ class TwoTerms:
 
     @property
     def crossover(self) -> float:
-        """L/m at which the two terms are equal: a^2/b^2."""
+        """a^2/b^2, the L/m at which the two terms are equal."""
         return (self.a / self.b) ** 2
 
     def value(self, depth, width):
         """The fitted distance."""
-        return _two_terms(self.a, self.b, depth, width)
+        return _add_terms(self.a, self.b, depth, width)
 
 
-def _two_terms(a, b, depth, width):
+def _add_terms(a, b, depth, width):
     return np.sqrt((a / depth) ** 2 + b**2 / (depth * width))
 
 
@@ -119,7 +118,7 @@ def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
     deviation of the squares. Everything is nan if a number is missing."""
     from scipy.optimize import nnls
 
-    depths, widths, squares = _squared(table, quantity, **chosen)
+    depths, widths, squares = _select_squares(table, quantity, **chosen)
     if not np.isfinite(squares).all():
         return TwoTerms(math.nan, math.nan, (math.nan,) * 2, (math.nan,) * 2, math.nan)
     terms = np.stack([1.0 / depths**2, 1.0 / (depths * widths)], axis=1)
@@ -129,7 +128,7 @@ def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
 
     values = np.sqrt(squares.mean(axis=1))
     a, b = fit(values)
-    low, high = _interval(np.array([fit(drawn) for drawn in _resampled(squares)])).tolist()
-    deviation = _two_terms(a, b, depths, widths) / values - 1
+    low, high = _interval(np.array([fit(drawn) for drawn in _resample(squares)])).tolist()
+    deviation = _add_terms(a, b, depths, widths) / values - 1
     residual = float(np.sqrt(np.square(deviation).mean()))
     return TwoTerms(float(a), float(b), *zip(low, high, strict=True), residual)

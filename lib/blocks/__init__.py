@@ -4,8 +4,8 @@
     table = successive_distances(MyBlock, depths=[8, 16, 32, 64], x=x, y=y, iterations=60)
     print(fit_slope(table["depth"], table["max_distance"]))   # -1: its layers sample a Lipschitz function of s = k/L
 
-`block` makes a block and looks whether it can be a layer, `network` stacks layers, `training` trains one depth,
-`distances` compares depths; `catalogue` has blocks by name.
+`block` makes a block and checks whether it can be a layer, `network` stacks layers, `training` trains one depth, and
+`distances` compares depths. `catalogue` has blocks by name.
 """
 
 from lib.blocks.catalogue import make_block

@@ -1,4 +1,4 @@
-"""One block, f in h_{k+1} = h_k + (1/L) f(h_k, Z_{k+1}): what makes it, and whether it can be a layer."""
+"""One block, f in h_{k+1} = h_k + (1/L) f(h_k, Z_{k+1}): make it, and check whether it can be a layer."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-BLOCK_SEED = 2**31  # added to the seed, so that blocks and the data of the same seed are not the same numbers
+BLOCK_SEED = 2**31  # added to the seed, so that blocks and data of one seed differ
 
 Block = Callable[[], nn.Module]
 
@@ -14,7 +14,7 @@ Block = Callable[[], nn.Module]
 def draw_blocks(block: Block, count: int, seed: int, x: Tensor) -> list[nn.Module]:
     """``count`` new blocks, each in the dtype and on the device of x.
 
-    Raises TypeError or ValueError, one sentence, for a factory that does not make such blocks.
+    Raises TypeError or ValueError if the factory does not make such blocks.
     """
     if isinstance(block, nn.Module) or not callable(block):
         name = type(block).__name__
@@ -35,12 +35,12 @@ def draw_blocks(block: Block, count: int, seed: int, x: Tensor) -> list[nn.Modul
 
 
 def _make(block: Block) -> nn.Module:
-    """One new block, with what must start at zero at zero."""
+    """One new block, after its ``start_at_zero``."""
     try:
         module = block()
     except Exception as error:
         raise TypeError(
-            f"block() raised {summary(error)}, expected a class or a function without arguments that makes a block, "
+            f"block() raised {summarise(error)}, expected a class or a function without arguments that makes a block, "
             "such as `lambda: MyBlock(16)`."
         ) from error
     if not isinstance(module, nn.Module):
@@ -52,7 +52,7 @@ def _make(block: Block) -> nn.Module:
                 module.start_at_zero()
         except Exception as error:
             raise ValueError(
-                f"{_name(module)}.start_at_zero() raised {summary(error)}, expected a method without arguments that "
+                f"{_name(module)}.start_at_zero() raised {summarise(error)}, expected a method without arguments that "
                 "sets parameters to zero."
             ) from error
     return module
@@ -64,7 +64,8 @@ def _tensors(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _check_tensors(block: nn.Module) -> None:
-    """Raise ValueError unless all that the block holds can be stacked over layers and follow x in dtype and device."""
+    """Raise ValueError unless all tensors of the block can be stacked over layers and moved to the dtype and device of
+    x."""
     name = _name(block)
     if any(isinstance(module, torch.jit.ScriptModule) for module in block.modules()):
         raise ValueError(f"{name} is compiled by torch.jit: give the module that it was compiled from.")
@@ -85,7 +86,7 @@ def _check_tensors(block: nn.Module) -> None:
 
 
 def _check_another(module: nn.Module, modules: list[nn.Module]) -> None:
-    """Raise ValueError unless ``module`` is a new one with parameters like those of the ``modules`` before it."""
+    """Raise ValueError unless ``module`` is new and has parameters like those of the ``modules`` before it."""
     first, name = modules[0], _name(module)
     shared = {id(parameter) for parameter in first.parameters()}
     if module is first or any(id(parameter) in shared for parameter in module.parameters()):
@@ -102,10 +103,10 @@ def _check_another(module: nn.Module, modules: list[nn.Module]) -> None:
 
 
 def check_block(block: nn.Module, x: Tensor) -> None:
-    """Raise ValueError, one sentence, unless ``block(h)`` can be f of networks that are compared over their depths.
+    """Raise ValueError if ``block(h)`` cannot be f of networks that are compared over their depths.
 
-    It has parameters to train, keeps the shape of h, leaves h as it is, is finite at h = x, gives the same for the
-    same h (no dropout, no state), depends on its parameters, and what it holds stays as it is (no running statistics).
+    It must have parameters to train, keep the shape of h, not change h, be finite at h = x, give the same result for
+    the same h (no dropout, no state), depend on its parameters, and not change its tensors (no running statistics).
     """
     name = _name(block)
     trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
@@ -139,7 +140,7 @@ def check_block(block: nn.Module, x: Tensor) -> None:
         raise ValueError(f"{name} is not finite (NaN or infinite) at h = x: look at its initial weights and the data.")
     with torch.enable_grad():
         again = _call(block, x.clone().requires_grad_())
-        # As far as the order of additions leaves them equal, on a GPU.
+        # On a GPU they are equal up to the order of additions.
         if not torch.allclose(again, found, rtol=0, atol=torch.finfo(x.dtype).eps ** 0.5 * float(found.abs().max())):
             raise ValueError(
                 f"{name} gives another result when it is called again with the same h: take out what it remembers from "
@@ -173,7 +174,7 @@ def _call(block: nn.Module, h: Tensor) -> object:
     except Exception as error:
         raise ValueError(
             f"{_name(block)} cannot take h of the shape {tuple(h.shape)} and {h.dtype}: forward raised "
-            f"{summary(error)}; expected a forward(h) that takes h alone and keeps its shape."
+            f"{summarise(error)}; expected a forward(h) that takes h alone and keeps its shape."
         ) from error
 
 
@@ -185,13 +186,13 @@ def _reaches(name: str, found: Tensor, trained: list[Tensor]) -> bool:
         )
     except Exception as error:
         raise ValueError(
-            f"{name} has no gradient: its backward pass raised {summary(error)}; expected operations of PyTorch, none "
-            "of them in place on what is needed again."
+            f"{name} has no gradient: its backward pass raised {summarise(error)}; expected operations of PyTorch, "
+            "none of them in place on what is needed again."
         ) from error
 
 
-def summary(error: Exception) -> str:
-    """An error in one line: its kind and the first line of what it says."""
+def summarise(error: Exception) -> str:
+    """An error in one line: its type and the first line of its message."""
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first[:200].rstrip('.')}" if first else type(error).__name__
 

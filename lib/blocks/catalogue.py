@@ -1,7 +1,8 @@
-"""Blocks on board, each a module of a few lines: f in h_{k+1} = h_k + (1/L) f(h_k, Z_{k+1}).
+"""A catalogue of blocks, each a module of a few lines: f in h_{k+1} = h_k + (1/L) f(h_k, Z_{k+1}).
 
 Row vectors: h is (n, tokens, q) or (n, q), and for convolutions (n, channels, height, width). s is an activation, N a
-normalisation with a trained scale and shift. What comes last starts at zero: every network starts as the identity.
+normalisation with a trained scale and shift. The last parameters of a block start at zero, so every network starts as
+the identity.
 """
 
 from collections.abc import Callable
@@ -76,7 +77,7 @@ class SelfAttention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """f(h) = attention(N(h)) + perceptron(N'(h)): both in one residual, each with a norm of its own."""
+    """f(h) = attention(N(h)) + perceptron(N'(h)): both in one residual, each with its own norm."""
 
     def __init__(self, activation: str = "gelu", normalisation: str = "layer") -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class Gated(nn.Module):
 class Convolution(nn.Module):
     """f(h) = N2(conv2(s(N1(conv1(h))))) with 3x3 convolutions: with batch norm, the paper's block for CIFAR-10.
 
-    Zero at the start: scale and shift of N2, and without a norm conv2.
+    Scale and shift of N2 start at zero; without a norm, conv2 starts at zero.
     """
 
     def __init__(self, activation: str = "gelu", normalisation: str = "batch") -> None:
@@ -129,9 +130,9 @@ TOKENS, IMAGES = (8, 8, SIZE), (8, CHANNELS, 4, 4)
 
 
 @dataclass(frozen=True)
-class OnBoard:
-    """A block on board: its ``module``, its ``formula`` for people, which normalisations it has, the shape of data that
-    it is tried on, and whether it has an activation."""
+class CatalogueBlock:
+    """A block of the catalogue: its ``module``, its ``formula`` in words, the ``normalisations`` that it can have, the
+    ``shape`` of data for a trial, and whether it is ``activated``: has an activation."""
 
     module: Callable[..., nn.Module]
     formula: str
@@ -141,18 +142,20 @@ class OnBoard:
 
 
 BLOCKS = {
-    "perceptron": OnBoard(Perceptron, "s(N(h) W) V"),
-    "self-attention": OnBoard(SelfAttention, "softmax(Q K^T / sqrt(q)) V O", activated=False),
-    "transformer": OnBoard(Transformer, "attention(N(h)) + perceptron(N'(h))"),
-    "gated unit": OnBoard(Gated, "(s(N(h) W) * N(h) U) V"),
-    "convolution": OnBoard(Convolution, "N2(conv2(s(N1(conv1(h)))))", ("none", "layer", "group", "batch"), IMAGES),
+    "perceptron": CatalogueBlock(Perceptron, "s(N(h) W) V"),
+    "self-attention": CatalogueBlock(SelfAttention, "softmax(Q K^T / sqrt(q)) V O", activated=False),
+    "transformer": CatalogueBlock(Transformer, "attention(N(h)) + perceptron(N'(h))"),
+    "gated unit": CatalogueBlock(Gated, "(s(N(h) W) * N(h) U) V"),
+    "convolution": CatalogueBlock(
+        Convolution, "N2(conv2(s(N1(conv1(h)))))", ("none", "layer", "group", "batch"), IMAGES
+    ),
 }
 
 
 def make_block(name: str, activation: str = "gelu", normalisation: str = "none") -> Callable[[], nn.Module]:
-    """The factory of a block on board.
+    """The factory of a block of the catalogue.
 
-    ``activation`` does nothing for a block without one. Raises ValueError with the names for one that does not exist.
+    ``activation`` is ignored if the block has none. Raises ValueError, with the possible names, for an unknown name.
     """
     checks.choice("block", name, BLOCKS)
     checks.choice("activation", activation, ACTIVATIONS)

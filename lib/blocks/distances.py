@@ -1,4 +1,4 @@
-"""Networks of one block that differ in nothing but their depth, trained side by side, and what is measured of them."""
+"""Networks of one block that differ only in their depth, trained side by side, and the distances of their layers."""
 
 import math
 from collections import deque
@@ -11,25 +11,25 @@ from torch import Tensor, nn
 
 from lib import checks
 from lib.blocks.block import Block
-from lib.blocks.network import INITIALISATIONS, BlockNetwork, Loss, checked_data
+from lib.blocks.network import INITIALISATIONS, BlockNetwork, Loss, convert_data
 from lib.blocks.training import check_optimizer, train
 from lib.measures import integral_distance
 from lib.tables import from_rows
 
 ALL = "all"  # the parameter's name in rows on all of them together
-STEP = {torch.float64: 1e-3, torch.float32: 2e-2}  # of the difference that stands for the derivative, by dtype
+STEP = {torch.float64: 1e-3, torch.float32: 2e-2}  # of the difference that replaces the derivative, by dtype
 
 
 @dataclass(frozen=True)
 class DistancesConfig:
     """Networks of one ``block`` (a factory, see `lib.blocks.network.BlockNetwork`) at several ``depths``.
 
-    Main arguments: ``x`` (n, ...) and ``y``, as `lib.blocks.network.checked_data` takes them; ``iterations`` T, steps
-    of ``learning_rate`` times the multiplier L; ``record_at``, the iterations that have rows in the table (default: T
-    alone).
+    Main arguments: ``x`` (n, ...) and ``y`` (see `lib.blocks.network.convert_data`); ``iterations`` T, steps of
+    ``learning_rate`` times the multiplier L; ``record_at``, the iterations that have rows in the table (default: only
+    T).
 
     Other arguments: ``loss``, (F(x), y) -> one number; ``initialisation``, "weight-tied" or "iid"; ``seed`` of the
-    blocks; ``optimizer``, "sgd" alone; ``chunk``, see `BlockNetwork`.
+    blocks; ``optimizer``, only "sgd"; ``chunk``, see `BlockNetwork`.
     """
 
     block: Block
@@ -53,8 +53,8 @@ class DistancesConfig:
         checks.positive_float("learning_rate", self.learning_rate)
         checks.choice("initialisation", self.initialisation, INITIALISATIONS)
         check_optimizer(self.optimizer)
-        checks.moments(self.record_at, self.iterations)
-        for name, values in zip("xy", checked_data(self.x, self.y, self.loss), strict=True):
+        checks.record_iterations(self.record_at, self.iterations)
+        for name, values in zip("xy", convert_data(self.x, self.y, self.loss), strict=True):
             object.__setattr__(self, name, values)
 
     @property
@@ -70,7 +70,7 @@ def _squares(Z: Tensor) -> Tensor:
 
 @dataclass
 class _Measured:
-    """What is kept of one depth: its start, and maxima over the states so far."""
+    """The start of the network of one depth, and maxima over its states so far."""
 
     network: BlockNetwork
     start: dict[str, Tensor]
@@ -83,8 +83,9 @@ class _Measured:
         for name, each in squares.items():
             self.largest[name] = max(self.largest.get(name, 0.0), math.sqrt(float(each.max())))
 
-    def moved(self, names: Iterable[str]) -> dict[str, float]:
-        """How far these parameters went from their start: the layer that went furthest, and all over their norm."""
+    def movement(self, names: Iterable[str]) -> dict[str, float]:
+        """The distance of these parameters from their start: the largest of a layer, and that of all relative to its
+        norm."""
         change = sum(_squares(self.network.weights[name] - self.start[name]) for name in names)
         norm = math.sqrt(sum(float(self.start[name].square().sum()) for name in names))
         return {
@@ -93,9 +94,9 @@ class _Measured:
         }
 
     def from_linear(self) -> float:
-        """|F_t - F_0 - DF_0 (Z(t) - Z(0))| / |F_t - F_0|, norms over the data; nan if nothing has changed.
+        """|F_t - F_0 - DF_0 (Z(t) - Z(0))| / |F_t - F_0|, norms over the data; nan if the output has not changed.
 
-        DF_0 is a central difference, which every block allows, also one without forward-mode derivatives.
+        DF_0 is a central difference, which also works for blocks without forward-mode derivatives.
         """
         change = self.network.output - self.start_output
         if not change.any():
@@ -110,9 +111,10 @@ class _Measured:
 
 @dataclass
 class DistancesState:
-    """What a training of `distance_steps` has come to at ``iteration`` t, by depth.
+    """The state of `distance_steps` at ``iteration`` t, by depth.
 
-    ``losses`` at the iterations 0..t; ``weights`` {parameter: (L, ...)} the live ones; ``rows`` of the table so far.
+    ``losses`` are those at the iterations 0..t. ``weights`` {parameter: (L, ...)} change in place. ``rows`` are those
+    of the table so far.
     """
 
     config: DistancesConfig
@@ -148,13 +150,13 @@ class DistancesState:
                         "loss": self.losses[depth][-1],
                         "max_distance": measured.largest[parameter],
                         **to_others,
-                        **measured.moved(names),
+                        **measured.movement(names),
                         "from_linear": linear,
                     }
                 )
 
     def _distance(self, names: Iterable[str], depth: int, other: int) -> float:
-        """Between two depths, as functions of s that are constant on each cell [(k-1)/L, k/L)."""
+        """The distance between two depths, as functions of s that are constant on each cell [(k-1)/L, k/L)."""
         if other not in self.weights:
             return math.nan
         pairs = ([self.weights[each][name].reshape(each, -1) for each in (depth, other)] for name in names)
@@ -162,7 +164,7 @@ class DistancesState:
 
 
 def distance_steps(config: DistancesConfig) -> Iterator[DistancesState]:
-    """Train the networks in lockstep; yields the state after each iteration (the same object, growing)."""
+    """Train the networks side by side; yields the state after each iteration (the same object, growing)."""
     trainings = [
         train(
             config.block, depth, config.x, config.y, config.learning_rate, config.iterations,
@@ -203,7 +205,7 @@ def _check_same_start(networks: Sequence[BlockNetwork]) -> None:
 def compare_depths(
     config: DistancesConfig, progress: Callable[[Iterable, int], Iterable] | None = None
 ) -> DistancesState:
-    """The state of `distance_steps` after the last iteration; ``progress`` may draw a bar."""
+    """The state of `distance_steps` after the last iteration. ``progress`` may show a bar."""
     states = distance_steps(config)
     return deque(progress(states, config.iterations + 1) if progress else states, maxlen=1).pop()
 
@@ -221,28 +223,29 @@ def successive_distances(
     progress: Callable[[Iterable, int], Iterable] | None = None,
     **options: Any,
 ) -> dict[str, list]:
-    """Train networks of ``block`` at several ``depths`` and say how far their layers are apart.
+    """Train networks of ``block`` at several ``depths`` and measure the distances of their layers.
 
-    Main arguments: ``block``, a class or function without arguments that makes a `torch.nn.Module` with ``forward(h)``
-    which keeps the shape of h; ``x`` (n, ...), which is h_0, and the targets ``y`` of the output h_L, as tensors,
-    arrays or lists; ``iterations``, steps of ``learning_rate`` (times L, for the flow dZ_k/dt = -L dl/dZ_k).
+    Main arguments: ``block``, a class or function without arguments that makes a `torch.nn.Module` whose ``forward(h)``
+    keeps the shape of h; ``x`` (n, ...), which is h_0, and the targets ``y`` of the output h_L, as tensors, arrays or
+    lists; ``iterations``, steps of ``learning_rate`` (times L, for the flow dZ_k/dt = -L dl/dZ_k).
 
     Other arguments: ``record_at``, the iterations that have rows (default: the last one); ``by_parameter``, a row for
     each parameter instead of one for all together; ``progress``, which may draw a bar; ``options``: ``loss``,
     ``initialisation`` ("weight-tied" or "iid"), ``seed``, ``chunk`` and the like of `DistancesConfig`.
 
-    Returns a table of columns: ``depth`` L, ``parameter``, ``step`` t, ``learning_rate_multiplier`` (L), ``loss``,
+    Returns a table with the columns ``depth`` L, ``parameter``, ``step`` t, ``learning_rate_multiplier`` (L), ``loss``
+    and
 
-    - ``max_distance``: max over layers k and states up to t of |Z_{k+1} - Z_k|_F. Its slope in L is -1 if layers are
-      samples of a Lipschitz function of s = k/L, and 0 if they are not;
+    - ``max_distance``: max over layers k and states up to t of |Z_{k+1} - Z_k|_F. Its slope in L is -1 if the layers
+      sample a Lipschitz function of s = k/L, and 0 if they are independent;
     - ``to_double``, ``to_deepest``: (int_0^1 |Z^L(s) - Z^M(s)|_F^2 ds)^(1/2) at t, for M = 2L and for the largest M
       (nan if there is no such network);
     - ``moved``: max over k of |Z_k(t) - Z_k(0)|_F; ``moved_share``: that of all layers together, over the norm of Z(0);
-    - ``from_linear``: |F_t - F_0 - DF_0 (Z(t) - Z(0))| / |F_t - F_0|, near 0 if the network has stayed with its
-      linearisation. Then layers are alike because they hardly move ("lazy training"), whatever the block.
+    - ``from_linear``: |F_t - F_0 - DF_0 (Z(t) - Z(0))| / |F_t - F_0|, near 0 if the network stays close to its
+      linearisation. Layers are then alike because they hardly move ("lazy training"), whatever the block.
 
-    Steps that are too long for the flow set layers apart by themselves, before they diverge: a slope that depends on
-    ``learning_rate`` at the same time t is not the flow's.
+    Steps that are too long for the flow make layers differ even before they diverge: if the slope depends on
+    ``learning_rate`` at the same time t, it is not that of the flow.
 
     Raises TypeError or ValueError, one sentence, for a block or values that do not fit; `Divergence` if the loss
     stops being finite.

@@ -1,8 +1,8 @@
-"""A residual network whose layers are copies of one block, each with parameters of its own (section 4.3):
+"""A residual network whose layers are copies of one block, each with its own parameters (section 4.3):
 
     h_0 = x,     h_{k+1} = h_k + (1/L) f(h_k, Z_{k+1}),  k = 0, ..., L-1,     F(x) = h_L
 
-f is the ``forward`` of a `torch.nn.Module`, Z_1, ..., Z_L are its parameters, stacked along a first axis.
+f is the ``forward`` of a `torch.nn.Module`. Z_1, ..., Z_L are its parameters, stacked along a first axis.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import checks
-from lib.blocks.block import Block, check_block, draw_blocks, summary
+from lib.blocks.block import Block, check_block, draw_blocks, summarise
 
 INITIALISATIONS = ("weight-tied", "iid")
 
@@ -23,19 +23,20 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class BlockNetwork:
     """L layers of one block, with inputs ``x``, targets ``y`` and a loss, ready for gradient descent in place.
 
-    Main arguments: ``block``, a factory (a class or a function without arguments), called once for the
-    weight-tied initialisation, whose layers all start as copies of that one object, and L times for "iid"; ``depth``
-    L; ``x`` (n, ...) and ``y`` (see `checked_data`); the block's parameters follow x in dtype and device; ``loss``,
-    (F(x), y) -> a tensor without axes.
+    Main arguments: ``block``, a factory (a class or a function without arguments); ``depth`` L; ``x`` (n, ...) and
+    ``y`` (see `convert_data`); ``loss``, (F(x), y) -> a tensor without axes. For the weight-tied initialisation the
+    factory is called once, and all layers start as copies of that object. For "iid" it is called L times. The block's
+    parameters are moved to the dtype and the device of x.
 
-    Other arguments: ``seed`` of the blocks' draws (on the CPU; equal for all depths, and the first layers of a
-    deep i.i.d. network are those of a shallow one); ``chunk``, the number of layers whose intermediate results are
-    kept for the backward pass: of the other layers they are computed again, so that memory does not grow with
-    L but for the parameters and one hidden state a chunk.
+    Other arguments: ``seed`` of the blocks' draws, which are made on the CPU; the first layers of a deep i.i.d. network
+    are those of a shallow one. ``chunk`` is the number of layers whose intermediate results are kept for the backward
+    pass. Those of the other layers are computed again, so memory grows with L only by the parameters and one hidden
+    state for each chunk.
 
-    A block may have a method ``start_at_zero()``, which sets to zero what must start there, as V_k in the paper.
+    A block may have a method ``start_at_zero()``, which sets to zero the parameters that start there, as V_k in the
+    paper.
 
-    Raises TypeError or ValueError, one sentence, for a block that does not fit (see `check_block`).
+    Raises TypeError or ValueError for a block that cannot be used (see `check_block`).
     """
 
     def __init__(
@@ -55,15 +56,15 @@ class BlockNetwork:
         checks.positive_int("seed", seed, least=0)
         checks.choice("initialisation", initialisation, INITIALISATIONS)
         depth, chunk, seed = checks.plain((depth, chunk, seed))
-        x, y = checked_data(x, y, loss)
+        x, y = convert_data(x, y, loss)
         self.depth, self.x, self.y, self.loss = depth, x, y, loss
         modules = draw_blocks(block, depth if initialisation == "iid" else 1, seed, x)
         self.block = modules[0]
-        with torch.random.fork_rng(devices=[]):  # a look at the block leaves the caller's random numbers alone
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
             check_block(self.block, x)
         trained = {name for name, parameter in self.block.named_parameters() if parameter.requires_grad}
         stacked = _stack(modules, depth)
-        # (L, ...) each; what is not trained (buffers, frozen parameters) is no part of Z.
+        # (L, ...) each. Buffers and frozen parameters are not part of Z.
         self.weights = {name: tensor for name, tensor in stacked.items() if name in trained}
         # The leaves share the memory of `weights`.
         leaves = [
@@ -77,12 +78,12 @@ class BlockNetwork:
         self._end: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self) -> Tensor:
-        """The loss at the present weights, a tensor without axes; leaves what `descend` needs."""
+        """The loss at the present weights, a tensor without axes. Leaves the states for `descend`."""
         self._states = [self.x]
         with torch.no_grad():
             for chunk in self._chunks[:-1]:
-                self._states.append(self._through(self._states[-1], chunk))
-        h, output = self._graph(self._states[-1], self._chunks[-1])
+                self._states.append(self._apply_layers(self._states[-1], chunk))
+        h, output = self._apply_with_graph(self._states[-1], self._chunks[-1])
         loss = self._loss(output)
         self._end = h, output, loss
         return loss.detach()
@@ -97,7 +98,7 @@ class BlockNetwork:
                 for t in (output, self.y)
             )
             raise ValueError(
-                f"loss(F(x), y) raised {summary(error)}; F(x) is {F} and y is {y}, expected what this loss takes."
+                f"loss(F(x), y) raised {summarise(error)}; F(x) is {F} and y is {y}, expected what this loss takes."
             ) from error
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             found = "a tensor without a gradient" if isinstance(loss, Tensor) else f"of the type {type(loss).__name__}"
@@ -108,7 +109,7 @@ class BlockNetwork:
 
     @property
     def output(self) -> Tensor:
-        """F(x) = h_L, of the shape of x, as the last `forward` found it."""
+        """F(x) = h_L of the last `forward`, of the shape of x."""
         return self._end[1].detach()
 
     def descend(self, learning_rate: float) -> None:
@@ -119,11 +120,11 @@ class BlockNetwork:
         (h, _, end), slope = self._end, None
         for state, chunk in zip(reversed(self._states), reversed(self._chunks), strict=True):
             if slope is not None:
-                h, end = self._graph(state, chunk)
+                h, end = self._apply_with_graph(state, chunk)
             leaves = [leaf for layer in chunk for leaf in layer.values() if leaf.requires_grad]
             # A parameter that forward does not use has the gradient zero.
             *gradients, slope = torch.autograd.grad(end, [*leaves, h], slope, materialize_grads=True)
-            # Every later layer is done, and no earlier one needs these weights: they may change now.
+            # The later layers are done and the earlier ones do not need these weights, so they may change now.
             with torch.no_grad():
                 torch._foreach_add_(leaves, gradients, alpha=-self.depth * learning_rate)
         self._states, self._end = [], None
@@ -133,15 +134,15 @@ class BlockNetwork:
         """F(x) for other weights: {parameter: (L, ...)}."""
         stacked = {**weights, **self._fixed}
         layers = ({name: tensor[k] for name, tensor in stacked.items()} for k in range(self.depth))
-        return self._through(self.x, layers)
+        return self._apply_layers(self.x, layers)
 
-    def _graph(self, state: Tensor, chunk: list) -> tuple[Tensor, Tensor]:
+    def _apply_with_graph(self, state: Tensor, chunk: list) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             h = state.detach().requires_grad_()
-            return h, self._through(h, chunk)
+            return h, self._apply_layers(h, chunk)
 
-    def _through(self, h: Tensor, layers: Iterable[Mapping[str, Tensor]]) -> Tensor:
-        # torch.func.functional_call looks the places up in each call: with small blocks, a third of the time.
+    def _apply_layers(self, h: Tensor, layers: Iterable[Mapping[str, Tensor]]) -> Tensor:
+        # torch.func.functional_call would look up the places in each call, a third of the time of small blocks.
         own = [(held, key, held[key]) for _, held, key in self._places]
         try:
             for layer in layers:
@@ -154,11 +155,12 @@ class BlockNetwork:
         return h
 
 
-def checked_data(x: Any, y: Any, loss: Loss) -> tuple[Tensor, Any]:
-    """Inputs and targets as tensors, all that `checks.as_tensor` takes: x (n, ...) of floating-point numbers, y in the
-    dtype of x (whole numbers, which may be labels, stay so unless the loss is the squared error) and on its device.
+def convert_data(x: Any, y: Any, loss: Loss) -> tuple[Tensor, Any]:
+    """Check inputs and targets, and make them tensors (see `checks.as_tensor`): x (n, ...) of floating-point numbers,
+    and y in its dtype and on its device. Whole numbers, which may be labels, stay whole unless the loss is the squared
+    error. Targets of another kind are passed on to the loss as they are.
 
-    Targets of another kind, which the loss may take, are passed on. Raises TypeError or ValueError, one sentence.
+    Raises TypeError or ValueError for wrong inputs, targets or losses.
     """
     if not callable(loss):
         raise TypeError(f"loss is {loss!r}, expected a function of F(x) and y that gives one number.")
@@ -195,7 +197,7 @@ def _stack(modules: list[nn.Module], depth: int) -> dict[str, Tensor]:
 
 
 def _find_places(block: nn.Module) -> list[tuple[str, dict[str, Tensor | None], str]]:
-    """Where each parameter and buffer stands, more than once if modules share it: its name, the dict, its key there."""
+    """The places of each parameter and buffer, several if modules share it: its name, the dict, and its key there."""
     names = {id(tensor): name for name, tensor in [*block.named_parameters(), *block.named_buffers()]}
     dicts = [held for module in block.modules() for held in (module._parameters, module._buffers)]
     return [(names[id(held[key])], held, key) for held in dicts for key in held if held[key] is not None]

@@ -1,5 +1,4 @@
-"""Training a residual network of any block by gradient flow: a generator of records, as `lib.dense.training.train`
-is."""
+"""Training a residual network of any block by gradient flow: a generator of records, as `lib.dense.training.train`."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -20,8 +19,8 @@ OPTIMIZERS = ("sgd",)
 class Record:
     """The network at ``iteration`` t, *before* step t: t = 0 is the initialisation.
 
-    ``weights`` {parameter: (L, ...)} are the live ones, which the next step changes: reduce or clone what is to be
-    kept. ``network`` gives the output and, with other weights, `BlockNetwork.output_at`.
+    The next step changes ``weights`` {parameter: (L, ...)} in place: clone what you want to keep. ``network`` gives the
+    output and, with other weights, `BlockNetwork.output_at`.
     """
 
     iteration: int
@@ -53,7 +52,7 @@ def gaussian_data(
 
 
 def check_optimizer(optimizer: str) -> None:
-    """Raise ValueError unless it takes steps along the gradient."""
+    """Raise ValueError unless the optimizer makes steps along the gradient."""
     if optimizer not in OPTIMIZERS:
         raise ValueError(
             f"optimizer is {optimizer!r}, expected 'sgd': the flow multiplies the gradient of a layer by the depth L, "
@@ -76,18 +75,18 @@ def train(
     optimizer: str = "sgd",
     chunk: int = 32,
 ) -> Iterator[Record]:
-    """Full-batch gradient descent, dZ_k/dt = -L dl/dZ_k in steps of ``learning_rate`` (so the multiplier is L).
+    """Train by full-batch gradient descent: dZ_k/dt = -L dl/dZ_k in steps of ``learning_rate`` (the multiplier is L).
 
     Arguments: see `BlockNetwork`; ``iterations`` T; ``record_at``, the iterations t <= T to yield (default: all of
-    0..T); ``optimizer``, "sgd" alone, since Adam would undo the multiplier.
+    0..T); ``optimizer``, only "sgd", since Adam would undo the multiplier.
 
-    Yields a `Record` for each asked iteration, in order; no training happens beyond the last one. Raises `Divergence`
-    when the loss stops being finite, TypeError or ValueError for arguments that cannot be.
+    Yields a `Record` for each of these iterations, in order, and stops at the last one. Raises `Divergence` if the loss
+    is not finite, TypeError or ValueError for wrong arguments.
     """
     checks.positive_float("learning_rate", learning_rate)
     checks.positive_int("iterations", iterations, least=0)
     check_optimizer(optimizer)
-    wanted = set(checks.moments(record_at, iterations))
+    wanted = set(checks.record_iterations(record_at, iterations))
     network = BlockNetwork(block, depth, x, y, loss, initialisation=initialisation, seed=seed, chunk=chunk)
     return _records(network, checks.plain(learning_rate), wanted)
 

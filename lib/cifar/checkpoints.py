@@ -1,6 +1,6 @@
-"""Trained networks as safetensors files that rebuild themselves, and a converter of the released ones.
+"""Trained networks as safetensors files, from which alone they are rebuilt, and a converter of the released files.
 
-A file holds the network's state dict (the released names, see `lib.cifar.network`) and, as JSON in its header, the
+A file holds the network's state dict, with the released names (see `lib.cifar.network`). Its header holds, as JSON, the
 whole configuration, a summary of the log, library versions and the format's version.
 """
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lib import checks, paths
-from lib.cifar import states, training
+from lib.cifar import monitor, states
 from lib.cifar.config import CifarConfig, rename_saved
 from lib.cifar.network import ConvResNet
 
@@ -33,8 +33,8 @@ class Checkpoint:
     """A network with what is known about it.
 
     ``summary`` holds epochs, last and best accuracies in %, smoothness, seconds, device and engine (see
-    `lib.cifar.records.summarise`); ``versions`` the libraries that trained it; ``origin`` "trained here" or the file
-    it was converted from.
+    `lib.cifar.records.summarise`). ``versions`` are those of the libraries that trained it. ``origin`` is "trained
+    here" or the file that it was converted from.
     """
 
     config: CifarConfig
@@ -45,19 +45,19 @@ class Checkpoint:
 
 
 class CheckpointError(ValueError):
-    """A file that is not a whole checkpoint of this format; the sentence says what is wrong."""
+    """The file is not a complete checkpoint of this format. The message says what is wrong."""
 
 
 # -------------------------------------------------------------------------------------- safetensors files
 
 
 def save(path: Path | str, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint, atomically. Returns the path. Raises CheckpointError for tensors that are not finite."""
+    """Write a checkpoint, atomically; returns the path. Raises CheckpointError if a tensor is not finite."""
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()  # safetensors refuses views of one storage
         for name, tensor in checkpoint.network.state_dict().items()
     }
-    if found := training.not_finite(tensors):
+    if found := monitor.find_not_finite(tensors):
         raise CheckpointError(f"{path} is not written, since {found}, expected finite numbers.")
     header = {
         "format": FORMAT,
@@ -76,12 +76,12 @@ def save(path: Path | str, checkpoint: Checkpoint) -> Path:
 def load(path: Path | str, device: str | torch.device = "cpu") -> Checkpoint:
     """Rebuild a network, in evaluation mode, from the file alone.
 
-    Raises CheckpointError with one sentence that names the file and, if a tensor is at fault, the tensor and both
-    shapes, and OSError if the system cannot read the file.
+    Raises CheckpointError, which names the file and, if a tensor is wrong, the tensor and both shapes. Raises OSError
+    if the system cannot read the file.
     """
     path = Path(path)
     header, tensors = _read(path)
-    config, summary = _described(path, header)
+    config, summary = _parse_header(path, header)
     network = ConvResNet(config.network)
     _check_tensors(path, tensors, network.state_dict(), "fetch or train it again")
     network.load_state_dict(tensors)
@@ -91,7 +91,7 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> Checkpoint:
 def read_header(path: Path | str) -> tuple[CifarConfig, dict[str, Any]]:
     """The config and the summary of a checkpoint, without its weights."""
     header, _ = _read(Path(path), with_tensors=False)
-    return _described(Path(path), header)
+    return _parse_header(Path(path), header)
 
 
 def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -104,8 +104,8 @@ def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[s
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}): it was cut off or is of another format; move it aside, "
-            f"and fetch or train it again."
+            f"{path} is not a complete safetensors file ({error}): it was cut off or is of another format; move it "
+            f"aside, and fetch or train it again."
         ) from error
     if header.get("format") != FORMAT:
         raise CheckpointError(
@@ -121,7 +121,7 @@ def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[s
     return header, tensors
 
 
-def _described(path: Path, header: dict[str, str]) -> tuple[CifarConfig, dict[str, Any]]:
+def _parse_header(path: Path, header: dict[str, str]) -> tuple[CifarConfig, dict[str, Any]]:
     """The config and the summary in a checkpoint's header."""
     if lacking := [name for name in ("config", "summary", "versions", "origin") if name not in header]:
         raise CheckpointError(f"{path} lacks {', '.join(lacking)} in its header: fetch or train it again.")
@@ -132,7 +132,7 @@ def _described(path: Path, header: dict[str, str]) -> tuple[CifarConfig, dict[st
 
 
 def _check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor], next_step: str) -> None:
-    mismatch = f"its configuration does not describe its weights; {next_step}"
+    mismatch = f"its configuration does not fit its weights; {next_step}"
     others = [name for name in found if name not in expected]
     for name, tensor in expected.items():
         if name not in found:
@@ -163,7 +163,7 @@ _RELEASED_NAME = re.compile(
     r"_smooth_init_(?P<smooth_init>True|False)_adaptive_(?P<adaptive>True|False)_non_lin_(?P<activation>[A-Za-z_]+)"
 )
 _EXAMPLE = "ckpt_lr_4e-02_depth_256_seed_0_use_bn_True_smooth_init_True_adaptive_False_non_lin_gelu.pth"
-# What wrappers put before the names of a network's tensors, and the counters that a profiler (thop) leaves among them.
+# Prefixes that wrappers add to the names of tensors, and counters that a profiler (thop) adds to the tensors.
 _PREFIXES = ("module.", "_orig_mod.")
 _COUNTERS = ("total_ops", "total_params")
 _STATE_DICTS = ("net", "state_dict", "model_state_dict", "model")
@@ -180,21 +180,22 @@ def convert_released(
 ) -> Path:
     """Convert a ``.pth`` file of the authors' released format; returns the path of the safetensors file.
 
-    Such a file holds {"net", "acc", "epoch", "log_dict"}; the arguments are in its name alone (``name`` replaces that
-    of a renamed file). ``epochs`` is the length of the cosine schedule, which neither tells: by default the number of
-    epochs in its log. A state dict alone, names with the prefix ``module.``, half and double precision, and a log that
-    lacks something are converted too; what the log lacks is None in the summary. No code of the file is run.
+    Such a file holds {"net", "acc", "epoch", "log_dict"}. Its arguments are only in its name; if the file was renamed,
+    give the original ``name``. ``epochs`` is the length of the cosine schedule, which the file does not hold: by
+    default it is the number of epochs in the log. A state dict alone, names with the prefix ``module.``, half and
+    double precision, and an incomplete log are accepted too. What the log lacks is None in the summary. No code in the
+    file is run.
 
-    Raises FileNotFoundError, FileExistsError for a ``target`` that is there unless ``overwrite``, and CheckpointError,
-    one sentence, for what cannot be converted.
+    Raises FileNotFoundError; FileExistsError if ``target`` exists and ``overwrite`` is False; and CheckpointError if
+    the file cannot be converted.
     """
     source = Path(source)
     target = Path(target) if target is not None else source.with_suffix(".safetensors")
     if not source.is_file():
-        raise FileNotFoundError(f"There is no file {source}.")
+        raise FileNotFoundError(f"There is no file {source}: check the path.")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists already: name another target, or replace it with --overwrite.")
-    values = _named_values(source, name)
+    values = _parse_name(source, name)
     tensors, log = _read_released(source)
     trained = len(log["train_acc"])
     if epochs is None and not trained:
@@ -206,10 +207,10 @@ def convert_released(
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{source} cannot be converted: {error}") from error
     network = ConvResNet(config.network)
-    tensors = _fitted(source, tensors, network.state_dict(), config)
+    tensors = _match_tensors(source, tensors, network.state_dict(), config)
     _check_tensors(source, tensors, network.state_dict(), "look at its name and at where the network was made")
     network.load_state_dict(tensors)
-    measured = training.measured(network)
+    measured = monitor.measure(network)
     summary = {
         "epochs": trained or config.epochs,
         "train_accuracy": _last(log["train_acc"]),
@@ -228,13 +229,13 @@ def _last(values: list[float]) -> float | None:
     return values[-1] if values else None
 
 
-def _named_values(source: Path, name: str | None) -> dict[str, Any]:
+def _parse_name(source: Path, name: str | None) -> dict[str, Any]:
     """The values of a config that the name of a released file holds."""
     match = _RELEASED_NAME.search(name or source.name)
     if match is None:
         raise CheckpointError(
             f"{name or source} does not name its run, expected a name such as {_EXAMPLE}: rename the file, or give its "
-            "first name with --name."
+            "original name with --name."
         )
     found = match.groupdict()
     try:
@@ -248,14 +249,14 @@ def _named_values(source: Path, name: str | None) -> dict[str, Any]:
 
 
 def _read_released(source: Path) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
-    """The tensors of a released file and its log, a list of numbers for each of train and test loss and accuracy (an
-    empty one if it has none)."""
+    """The tensors of a released file, and its log: train and test loss and accuracy, each a list of numbers, which is
+    empty if the file has none."""
     with torch.serialization.safe_globals(_plain_data()):
         try:
             content = states.read_saved(source)
         except states.DamagedFile as error:
             raise CheckpointError(
-                f"{source} is not a whole file of tensors and numbers ({error}){_advice(source)}."
+                f"{source} is not a complete file of tensors and numbers ({error}){_advise(source)}."
             ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -266,19 +267,19 @@ def _read_released(source: Path) -> tuple[dict[str, Tensor], dict[str, list[floa
     tensors, log = (content, {}) if key is None else (content[key], content.get("log_dict"))
     arrays = {entry for entry, value in tensors.items() if isinstance(value, np.ndarray) and value.dtype.kind in "biuf"}
     tensors = {entry: torch.tensor(value) if entry in arrays else value for entry, value in tensors.items()}
-    wrong = [entry for entry, value in tensors.items() if _kind(value) != "Tensor" or not isinstance(entry, str)]
+    wrong = [entry for entry, value in tensors.items() if _name_type(value) != "Tensor" or not isinstance(entry, str)]
     if wrong or not tensors:
-        found = f"{wrong[0]}, a {_kind(tensors[wrong[0]])}" if wrong else "nothing"
+        found = f"{wrong[0]}, a {_name_type(tensors[wrong[0]])}" if wrong else "nothing"
         raise CheckpointError(
             f"{source} holds {found}{f' in {key}' if key else ''}, expected the tensors of a state dict, alone or "
             "under net: save it with torch.save(network.state_dict(), file) where it was trained."
         )
     log = log if isinstance(log, dict) else {}
-    return tensors, {name: _numbers(log.get(name)) for name in ("train_loss", "test_loss", "train_acc", "test_acc")}
+    return tensors, {name: _read_curve(log.get(name)) for name in ("train_loss", "test_loss", "train_acc", "test_acc")}
 
 
-def _kind(value: Any) -> str:
-    # "Tensor" for one that holds its numbers as they are.
+def _name_type(value: Any) -> str:
+    # "Tensor" only for a dense tensor that holds numbers.
     if isinstance(value, Tensor) and value.is_meta:
         return "tensor without numbers (meta)"
     if isinstance(value, Tensor) and value.layout != torch.strided:
@@ -287,7 +288,7 @@ def _kind(value: Any) -> str:
 
 
 def _plain_data() -> list[Any]:
-    """What numpy's numbers and arrays and a command's arguments consist of in a pickle: data, no code."""
+    """The types in a pickle of numpy's numbers and arrays and of a command's arguments. They are data, not code."""
     makers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.array(0).__reduce__()[0]}
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # of numpy 1 and of numpy 2
     named = [(maker, f"{module}.{name}") for name, maker in makers.items() for module in modules]
@@ -300,34 +301,34 @@ def _plain_data() -> list[Any]:
     ]
 
 
-def _advice(source: Path) -> str:
-    """What to do about a file that `states.read_saved` refuses, as the end of a sentence."""
+def _advise(source: Path) -> str:
+    """What to do about a file that `states.read_saved` does not read, as the end of a sentence."""
     try:
         with torch.serialization.safe_globals(_plain_data()):
             objects = torch.serialization.get_unsafe_globals_in_checkpoint(source)
-    except Exception:  # not even a pickle
+    except Exception:  # not a pickle
         objects = []
     if objects:
         listed = ", ".join(sorted(objects)[:3])
         return (
-            f", as it holds objects of {listed}, which could run code: save the network's state_dict() alone where it "
+            f", as it holds objects of {listed}, which could run code: save only the network's state_dict() where it "
             "was trained, and convert that"
         )
     return ": it was cut off or is of another format; fetch it again"
 
 
-def _numbers(values: Any) -> list[float]:
-    """A curve of a log, which others keep as a list of numbers or of tensors, or as one tensor or array."""
+def _read_curve(values: Any) -> list[float]:
+    """A curve of a log: a list of numbers or tensors, one tensor, or one array. Empty for everything else."""
     try:
         return [float(value) for value in values]
     except (TypeError, ValueError, RuntimeError):
         return []
 
 
-def _fitted(
+def _match_tensors(
     source: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor], config: CifarConfig
 ) -> dict[str, Tensor]:
-    """The tensors by the names and in the dtypes of the network, as far as that can be told."""
+    """The tensors by the network's names and in its dtypes. Names that the network does not have stay as they are."""
     fitted = {}
     for name, tensor in tensors.items():
         while name.startswith(_PREFIXES):
@@ -344,12 +345,12 @@ def _fitted(
         )
     for name, tensor in expected.items():
         if name not in fitted and name.endswith("num_batches_tracked"):
-            fitted[name] = tensor  # files of old PyTorch versions have no such counters
+            fitted[name] = tensor  # old PyTorch versions saved no such counters
         elif name in fitted and (fitted[name].is_floating_point() or not tensor.is_floating_point()):
             fitted[name] = fitted[name].to(tensor.dtype)
-    if found := training.not_finite(fitted):
+    if found := monitor.find_not_finite(fitted):
         raise CheckpointError(
-            f"{source} is no trained network, since {found}: convert a state from before it diverged."
+            f"{source} is not a trained network, since {found}: convert a state from before it diverged."
         )
     return fitted
 

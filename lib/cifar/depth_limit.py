@@ -1,9 +1,9 @@
 """Networks of growing depth on CIFAR-10, trained along the same flow: how far depth L is from depth 2L.
 
-`train` trains the networks of a `Family` side by side, an epoch of each in turn, and after every epoch measures what
-``checkpoints/depth_limit.csv`` keeps. All start from the same weights (weight-tied initialisation: one draw for all
-layers of all depths), see the same images in the same order, and with `CifarConfig.depth_scaling` follow the same flow
-in time. States are kept as those of every run, so that an interrupted training goes on.
+`train` trains the networks of a `Family` in turn, one epoch of each, and measures them after every epoch, for
+``checkpoints/depth_limit.csv``. All start from the same weights (weight-tied initialisation: one draw for all layers of
+all depths), see the same images in the same order, and with `CifarConfig.depth_scaling` follow the same flow in time.
+Their states are kept as those of every run, so an interrupted training can go on.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from lib.checks import Divergence
 from lib.cifar import dataset, schedule, states
 from lib.cifar import training as cifar_training
 from lib.cifar.config import CifarConfig
-from lib.cifar.network import CONVOLUTIONS, ConvResNet
+from lib.cifar.network import ConvResNet
 from lib.cifar.progress import EpochRecord
 from lib.cifar.records import read_table
 from lib.measures import integral_distance
@@ -36,11 +36,11 @@ MEASURES = ("weights_conv1", "weights_conv2", "hidden_states", "logits")
 
 @dataclass(frozen=True)
 class Family:
-    """Weight-tied networks that differ in nothing but their depth.
+    """Networks with weight-tied initialisation that differ only in their depth.
 
-    ``normalisation``: "batch", "none" or "group" (4 groups); ``seed`` of weights, order of the images and augmentation;
-    ``epochs`` of the schedule; ``depths``, each twice the one before. ``train_images`` and ``test_images`` (0: all) cut
-    the sets for trials.
+    ``normalisation`` is "batch", "none" or "group" (4 groups). ``seed`` is that of the weights, the order of the images
+    and the augmentation. ``epochs`` is the length of the schedule. Each of the ``depths`` is twice the one before.
+    ``train_images`` and ``test_images`` are for trials: the number of images used (0: all).
     """
 
     activation: str = "gelu"
@@ -56,11 +56,11 @@ class Family:
         checks.positive_ints("depths", self.depths)
         if len(self.depths) < 2 or any(b != 2 * a for a, b in zip(self.depths, self.depths[1:], strict=False)):
             raise ValueError(f"depths is {list(self.depths)}, expected two or more, each twice the one before.")
-        self.configs  # noqa: B018 (they check themselves)
+        self.configs  # noqa: B018 (each config checks itself)
 
     @property
     def configs(self) -> list[CifarConfig]:
-        """One a depth."""
+        """One for each depth."""
         batch_norm, norm_groups = NORMALISATIONS[self.normalisation]
         return [
             CifarConfig(
@@ -77,12 +77,12 @@ class Family:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What the table says of the family."""
+        """The columns of the table that identify the family."""
         names = ("activation", "normalisation", "seed", "epochs")
         return {name: getattr(self, name) for name in names}
 
 
-# What is to be trained, in this order: the three normalisations with GELU, ReLU with batch norm, then second seeds.
+# The families to train, in this order: the three normalisations with GELU, ReLU with batch norm, then a second seed.
 FAMILIES = tuple(
     Family(activation, normalisation, seed)
     for seed in (0, 1)
@@ -94,25 +94,22 @@ FAMILIES = tuple(
 
 
 def steepness(network: ConvResNet) -> float:
-    """L max_k |Z_{k+1} - Z_k|_F, Z_k both kernels of a layer: bounded in L if weights have a Lipschitz limit."""
-    squares = [kernel.double().diff(dim=0).square().flatten(1).sum(dim=1) for kernel in _kernels(network)]
+    """L max_k |Z_{k+1} - Z_k|_F, with Z_k both kernels of a layer. It is bounded if weights have a Lipschitz limit."""
+    squares = [kernel.double().diff(dim=0).square().flatten(1).sum(dim=1) for kernel in network.kernels().values()]
     return network.config.depth * math.sqrt(float(sum(squares).max()))
-
-
-def _kernels(network: ConvResNet) -> list[torch.Tensor]:
-    return list(cifar_training.kernels(network).values())
 
 
 @torch.no_grad()
 def distances(shallow: ConvResNet, deep: ConvResNet, images: torch.Tensor) -> dict[str, float]:
-    """Between networks of L and of 2L layers, relative to the deeper one's size.
+    """Distances between networks of L and of 2L layers, relative to the size of the deeper one.
 
-    ``weights_conv1`` and ``_conv2``: (int_0^1 |Z^L(s) - Z^2L(s)|_F^2 ds)^(1/2); ``hidden_states``: the largest over
-    s = k/L of the root mean square over images, channels and pixels, in evaluation mode; ``logits``: root mean square.
-    ``images``: normalised, (n, 3, 32, 32).
-    """
+    ``weights_conv1`` and ``_conv2`` are (int_0^1 |Z^L(s) - Z^2L(s)|_F^2 ds)^(1/2). ``hidden_states`` is the maximum
+    over s = k/L of the root mean square over images, channels and pixels, in evaluation mode. ``logits`` is the root
+    mean square. ``images`` (n, 3, 32, 32) are normalised."""
     found = {}
-    for name, one, other in zip(CONVOLUTIONS, _kernels(shallow), _kernels(deep), strict=True):
+    deep_kernels = deep.kernels()
+    for name, one in shallow.kernels().items():
+        other = deep_kernels[name]
         size = float(other.double().square().sum() / len(other)) ** 0.5
         found[f"weights_{name}"] = integral_distance(one.double(), other.double()) / size
     states = [network.hidden_states(images) for network in (shallow, deep)]
@@ -124,8 +121,8 @@ def distances(shallow: ConvResNet, deep: ConvResNet, images: torch.Tensor) -> di
     return found
 
 
-def measured(family: Family, networks: Sequence[ConvResNet], records: Sequence[EpochRecord], images) -> list[dict]:
-    """The table's rows after an epoch, one a depth: what is known of it (nan: distances of the deepest)."""
+def measure(family: Family, networks: Sequence[ConvResNet], records: Sequence[EpochRecord], images) -> list[dict]:
+    """The table's rows after an epoch, one for each depth. The distances of the deepest network are nan."""
     rows = []
     for place, (config, network, record) in enumerate(zip(family.configs, networks, records, strict=True)):
         time = schedule.training_time(config, config.train_images or dataset.TRAIN_IMAGES, record.epoch + 1)
@@ -149,13 +146,13 @@ def measured(family: Family, networks: Sequence[ConvResNet], records: Sequence[E
 
 
 def read() -> dict[str, np.ndarray]:
-    """``checkpoints/depth_limit.csv``, a row a family, epoch and depth; no rows if there is no such file."""
+    """``checkpoints/depth_limit.csv``: one row for each family, epoch and depth. No rows if there is no such file."""
     columns = (*Family().columns, "depth", "epoch", "flow_time", "train_loss", "test_accuracy", "steepness", *MEASURES)
     return read_table(TABLE, columns)
 
 
-def _rows_with(old: Iterable[dict], new: Sequence[dict], family: Family) -> list[dict]:
-    """The rows, those of the family and the epochs of ``new`` replaced."""
+def _replace_rows(old: Iterable[dict], new: Sequence[dict], family: Family) -> list[dict]:
+    """The ``old`` rows, with those of the family in the epochs of ``new`` replaced by ``new``."""
     epochs = {row["epoch"] for row in new}
     return [row for row in old if not (family.columns.items() <= row.items() and row["epoch"] in epochs)] + list(new)
 
@@ -164,10 +161,10 @@ def _rows_with(old: Iterable[dict], new: Sequence[dict], family: Family) -> list
 
 
 def train(family: Family, *, threads: int = 0, folder: Path | None = None) -> Iterator[list[dict]]:
-    """Train the networks, or go on; yields the rows of every epoch that all of them have reached.
+    """Train the networks, or go on training them; yield the rows of every epoch that all of them have reached.
 
-    States are in ``folder`` (default: where `states.run_folder` has them). Raises as `cifar_training.train`
-    does; a family that was interrupted goes on with those of its networks that are behind.
+    States are in ``folder`` (default: `states.run_folder`). After an interruption, training goes on with the networks
+    that are behind. Raises what `cifar_training.train` raises.
     """
     folders = [(folder / c.name) if folder else states.run_folder(c) for c in family.configs]
     trainings = [
@@ -178,7 +175,7 @@ def train(family: Family, *, threads: int = 0, folder: Path | None = None) -> It
     done = [states.epochs_done(into) for into in folders]
     while True:
         if min(done) == max(done) > 0:  # the last epochs of an interrupted training may not be measured yet
-            yield measured(family, *_after_last_epoch(family, folders), images)
+            yield measure(family, *_read_networks(family, folders), images)
         if min(done) == family.epochs:
             return
         target = max(done) + (min(done) == max(done))
@@ -188,7 +185,7 @@ def train(family: Family, *, threads: int = 0, folder: Path | None = None) -> It
                 done[place] += 1
 
 
-def _after_last_epoch(family: Family, folders: Sequence[Path]) -> tuple[list[ConvResNet], list[EpochRecord]]:
+def _read_networks(family: Family, folders: Sequence[Path]) -> tuple[list[ConvResNet], list[EpochRecord]]:
     networks, records = [], []
     for config, folder in zip(family.configs, folders, strict=True):
         state = states.read_state(folder)
@@ -200,13 +197,13 @@ def _after_last_epoch(family: Family, folders: Sequence[Path]) -> tuple[list[Con
 
 
 def train_all(families: Iterable[Family], threads: int = 0) -> list[str]:
-    """Train the families one after the other, and write the table after every epoch; one that diverges ends there, and
-    the others go on. Returns the sentences of those that diverged."""
+    """Train the families one after the other, and write the table after every epoch. If a family diverges, the next one
+    is trained. Returns the messages of those that diverged."""
     diverged = []
     for family in families:
         try:
             for rows in train(family, threads=threads):
-                together = _rows_with(tables.rows(read()), rows, family)
+                together = _replace_rows(tables.rows(read()), rows, family)
                 tables.write_csv(paths.CHECKPOINTS / TABLE, tables.from_rows(together))
                 losses = ", ".join(f"{row['train_loss']:.4f}" for row in rows)
                 print(f"{family.name}: epoch {rows[0]['epoch']} of {family.epochs}, losses {losses}", flush=True)

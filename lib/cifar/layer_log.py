@@ -1,4 +1,4 @@
-"""What a run keeps of every layer after every epoch, in one small file beside its record.
+"""Norms and differences of every layer's kernels after every epoch of a run, in one small file beside its record.
 
 For each convolution i = 1, 2, with Z_k its kernel in layer k = 1..L:
 
@@ -6,8 +6,8 @@ For each convolution i = 1, 2, with Z_k its kernel in layer k = 1..L:
     distance_conv{i}           |Z_{k+1} - Z_k|_F                    (epochs, L-1)
     second_difference_conv{i}  |Z_{k+2} - 2 Z_{k+1} + Z_k|_F        (epochs, L-2)
 
-in float32, and ``epoch`` (epochs,), the number (0, 1, ...) of the epoch that each row was measured after. A run that
-began before this log existed has no rows for its first epochs.
+in float32, and ``epoch`` (epochs,), the number (0, 1, ...) of the epoch after which the row was measured. Older runs
+may have no rows for their first epochs.
 """
 
 import json
@@ -32,12 +32,12 @@ LayerLog = dict[str, Tensor]
 
 
 class LayerLogError(ValueError):
-    """A file that is not the whole layer log of the run; the sentence says what is wrong."""
+    """The file is not the complete layer log of the run. The message says what is wrong."""
 
 
 @torch.no_grad()
 def measure(weights: Mapping[str, Tensor]) -> LayerLog:
-    """One row of the log, from the kernels by name ("conv1", "conv2"), each (L, ...): float32, on the CPU."""
+    """One row of the log (float32, on the CPU) of kernels by name ("conv1", "conv2"), each (L, ...)."""
     row = {}
     for name, kernels in weights.items():
         flat = kernels.double().flatten(1)
@@ -49,7 +49,7 @@ def measure(weights: Mapping[str, Tensor]) -> LayerLog:
 
 
 def extend(log: LayerLog, epoch: int, weights: Mapping[str, Tensor]) -> LayerLog:
-    """The log with one row more, of ``weights`` after that epoch (0-based). An empty dict is an empty log."""
+    """The log with one more row: ``weights`` (see `measure`) after that epoch (0-based). {} is the empty log."""
     row = {"epoch": torch.tensor(epoch, dtype=torch.int32), **measure(weights)}
     return {name: torch.cat([*([log[name]] if log else []), values[None]]) for name, values in row.items()}
 
@@ -62,8 +62,8 @@ def write(path: Path, log: LayerLog, run: str) -> None:
 
 
 def read(path: Path, run: str) -> LayerLog:
-    """The log of the run of that name; raises FileNotFoundError, or LayerLogError for a file that is no whole log or
-    that of another run."""
+    """The log of the run of that name. Raises FileNotFoundError if there is none, and LayerLogError if the file is
+    damaged or belongs to another run."""
     if not path.exists():
         raise FileNotFoundError(f"There is no layer log {path}: runs write one from their first epoch on.")
     try:
@@ -71,14 +71,14 @@ def read(path: Path, run: str) -> LayerLog:
             header = file.metadata() or {}
             log = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise LayerLogError(f"{path} is not a whole layer log ({error}): {ASIDE}.") from error
+        raise LayerLogError(f"{path} is not a complete layer log ({error}): {ASIDE}.") from error
     if header.get("format") != FORMAT or header.get("format_version") != str(FORMAT_VERSION):
-        raise LayerLogError(f"{path} has format {header.get('format')!r}, expected {FORMAT!r}: it is another file.")
+        raise LayerLogError(f"{path} has format {header.get('format')!r}, expected {FORMAT!r}: it is not a layer log.")
     if (found := header.get("run")) != json.dumps(run):
         raise LayerLogError(f"{path} is the layer log of {found}, expected that of {run}: it belongs to another run.")
     if lacking := [name for name in NAMES if name not in log]:
-        raise LayerLogError(f"{path} lacks {', '.join(lacking)}, expected with a layer log: {ASIDE}.")
+        raise LayerLogError(f"{path} lacks {', '.join(lacking)}, which a layer log has: {ASIDE}.")
     if len({len(values) for values in log.values()}) != 1:
         shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in log.items())
-        raise LayerLogError(f"{path} holds {shapes or 'nothing'}, expected a row an epoch of each: {ASIDE}.")
+        raise LayerLogError(f"{path} holds {shapes or 'nothing'}, expected one row for each epoch: {ASIDE}.")
     return log

@@ -1,11 +1,11 @@
-"""What takes long to measure on the trained networks, once, into tables beside them: ``python -m lib.cifar.measured``.
+"""Tables of slow measurements on the trained networks, written once: ``python -m lib.cifar.measured``.
 
-    checkpoints/resampling.csv    every network with fewer layers: accuracy, and how far its logits are off
-    checkpoints/solvers.csv       some of them as ODEs: errors of solvers against evaluations of the layers
-    checkpoints/reversible.csv    the same ones: errors of gradients whose states are computed backwards
-    checkpoints/memory.csv        what memory a gradient takes, with states that are stored and without
+    checkpoints/resampling.csv    every network with fewer layers: accuracy, and distance of its logits
+    checkpoints/solvers.csv       some networks as ODEs: errors of solvers against evaluations of the layers
+    checkpoints/reversible.csv    the same networks: errors of gradients whose states are computed backwards
+    checkpoints/memory.csv        the memory that a gradient takes, with stored states and without
 
-What a table holds already is not measured again: delete a file, or its rows of a run, to have them anew.
+Rows that a table has already are not measured again. To measure them again, delete the file or the rows of a run.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from lib.cifar.choice import NetworkChoice
 from lib.cifar.dataset import Images
 from lib.cifar.network import ConvResNet
 from lib.cifar.records import Run
-from lib.cifar.resampling import ParallelForm, accuracy, branch, distance, folded, logits, resample
+from lib.cifar.resampling import ParallelForm, accuracy, branch, distance, fold_batch_norms, logits, resample
 from lib.ode import reversible
 from lib.ode import solvers as ode
 
 RESAMPLING, SOLVERS, REVERSIBLE, MEMORY = records.MEASURED
-# The rules for the weights and for the batch norms' statistics that are measured, a curve each.
 PARALLEL = "parallel"
+# Each policy is a rule for the weights and one for the batch norms' statistics.
 POLICIES = (
     ("kept", "kept"),
     ("averaged", "averaged"),
@@ -42,8 +42,8 @@ POLICIES = (
     ("kept", resampling.RECOMPUTED),
     (PARALLEL, "kept"),
 )
-STATISTICS_IMAGES = 1000  # training images that batch norms' statistics are recomputed on
-# Of the networks of the paper's depth and seed 0 with batch norm: activation, initialisation, epochs.
+STATISTICS_IMAGES = 1000  # training images on which the batch norms' statistics are recomputed
+# Activation, initialisation and epochs of networks of the paper's depth, with batch norm and seed 0.
 REPRESENTATIVES = (
     ("gelu", "weight-tied", 30),
     ("gelu", "iid", 30),
@@ -63,21 +63,21 @@ MEMORY_LAYERS = [2**power for power in range(3, 9)]
 
 
 def halvings(depth: int) -> list[int]:
-    """The numbers of layers that are tried, depth/2, depth/4, ..., 1."""
+    """The numbers of layers that are measured: depth/2, depth/4, ..., 1."""
     return [depth >> power for power in range(1, depth.bit_length())]
 
 
-def layers_of(policy: tuple[str, str], depth: int) -> list[int]:
-    """Those of `halvings` that a policy is measured at: every other one in the parallel form, which computes all layers
-    each time."""
+def policy_layers(policy: tuple[str, str], depth: int) -> list[int]:
+    """The numbers of layers at which a policy is measured: all `halvings`, or every other one in the parallel form,
+    which computes all layers each time."""
     return halvings(depth)[:: 2 if policy[0] == PARALLEL else 1]
 
 
-def resampled(
+def apply_policy(
     network: ConvResNet, layers: int, policy: tuple[str, str], training: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """The network of a policy of `POLICIES`: images -> logits; ``training`` are the normalised images that statistics
-    are recomputed on."""
+    """The network, images -> logits, with fewer layers by one of the `POLICIES`. ``training`` are the normalised images
+    on which statistics are recomputed."""
     weights, statistics = policy
     if weights == PARALLEL:
         return ParallelForm(network, layers)
@@ -87,16 +87,16 @@ def resampled(
 def resampling_rows(
     run: Run, policies: Sequence[tuple[str, str]], test: Images, training: Tensor
 ) -> Iterator[dict[str, Any]]:
-    """Rows of ``resampling.csv``, of one run by each of the policies, at `layers_of` its depth.
+    """Rows of ``resampling.csv`` of one run: one for each policy and number of layers (`policy_layers`).
 
-    ``accuracy`` (%, on ``images`` test images, the first ones) and ``distance`` (`resampling.distance`, of the
-    logits) of the network of so many ``layers``; ``accuracy_all`` that of all its layers on the same images.
+    ``accuracy`` (%, on the first ``images`` test images) and ``distance`` (`resampling.distance`, of the logits) are
+    those of the network with that number of ``layers``. ``accuracy_all`` is that of all its layers on the same images.
     """
     network = run.load().network
     expected = logits(network, test)
     for policy in policies:
-        for layers in layers_of(policy, run.config.depth):
-            found = logits(resampled(network, layers, policy, training), test)
+        for layers in policy_layers(policy, run.config.depth):
+            found = logits(apply_policy(network, layers, policy, training), test)
             yield {
                 "run": run.config.name,
                 "layers": layers,
@@ -110,7 +110,7 @@ def resampling_rows(
 
 
 def measure_resampling(runs: Sequence[Run], policies: Sequence[tuple[str, str]], images: int) -> None:
-    """Measure what is not in ``resampling.csv`` yet, on so many test images (0: all) at least."""
+    """Measure on that number of test images (0: all). Rows of ``resampling.csv`` on at least as many are kept."""
     test = dataset.load(train=False, limit=images or None)
     training = dataset.normalise(dataset.load(train=True, limit=STATISTICS_IMAGES).pixels)
 
@@ -129,14 +129,14 @@ def measure_resampling(runs: Sequence[Run], policies: Sequence[tuple[str, str]],
         _write(
             RESAMPLING, rows + [row for row in tables.rows(records.read_measured(RESAMPLING)) if key(row) not in new]
         )
-        _say(run, f"{len(wanted)} policies on {len(test)} images", started)
+        _report(run, f"{len(wanted)} policies on {len(test)} images", started)
 
 
 # ------------------------------------------------------------------------------------------- solvers, and backwards
 
 
 def representatives(runs: Sequence[Run]) -> list[Run]:
-    """Those of `REPRESENTATIVES` whose weights are here, in that order."""
+    """The runs of `REPRESENTATIVES` among these, in that order."""
     found = []
     for activation, initialisation, epochs in REPRESENTATIVES:
         choice = NetworkChoice(activation, epochs=epochs)
@@ -145,27 +145,28 @@ def representatives(runs: Sequence[Run]) -> list[Run]:
 
 
 def solver_rows(network: ConvResNet, pixels: Tensor) -> list[dict[str, Any]]:
-    """Rows of ``solvers.csv``, of one network in float64 from the states h_0 of these images: `ode.solver_errors`."""
+    """Rows of ``solvers.csv`` of one network: `ode.measure_solver_errors` in float64 from the states h_0 of these
+    images."""
     network = network.double()
     with torch.no_grad():
         start = network.stem(dataset.normalise(pixels))
-    return tables.rows(
-        ode.solver_errors(branch(network.config.activation), folded(network), start, STEPS, TOLERANCES, STEPS[-1])
-    )
+    f, layers = branch(network.config.activation), fold_batch_norms(network)
+    return tables.rows(ode.measure_solver_errors(f, layers, start, STEPS, TOLERANCES, STEPS[-1]))
 
 
 def reversible_rows(network: ConvResNet, images: Images, layers: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of ``reversible.csv``, of one network in float64 with so many ``layers`` of its own:
-    `reversible.relative_errors` of the gradients of the cross-entropy on these images, in evaluation mode."""
+    """Rows of ``reversible.csv`` of one network, with each number of ``layers`` that it is resampled to:
+    `reversible.measure_errors` of the gradients of the cross-entropy on these images, in float64 and in evaluation
+    mode."""
     rows = []
     for count in layers:
         part = resample(network, count).double()
-        f, folded_layers = branch(part.config.activation), folded(part)
+        f, folded_layers = branch(part.config.activation), fold_batch_norms(part)
         with torch.no_grad():
             start = part.stem(dataset.normalise(images.pixels))
         loss = partial(_cross_entropy, part, images.labels)
         for method in reversible.METHODS:
-            errors = reversible.errors(method, f, folded_layers, start, loss)
+            errors = reversible.measure_errors(method, f, folded_layers, start, loss)
             rows.append({"method": method, "layers": count, **errors})
     return rows
 
@@ -174,13 +175,13 @@ def _cross_entropy(network: ConvResNet, labels: Tensor, h: Tensor) -> Tensor:
     return F.cross_entropy(network.head(h), labels)
 
 
-def _grow(stored: bool, answer) -> None:
-    # In a process of its own, from few layers to many: its peak so far is then that of the present number.
+def _send_growth(stored: bool, answer) -> None:
+    # From few layers to many, in a process of its own: its peak is then that of the last number.
     unit = 1 if sys.platform == "darwin" else 1024
     start, f = torch.randn(MEMORY_BATCH, 16, 10, 10), branch("gelu")
-    gradients = partial(reversible.reversed_gradients, "Euler", f, loss=_mean_square, stored=stored)
+    gradients = partial(reversible.compute_gradients, "Euler", f, loss=_mean_square, stored=stored)
     grown: list[float] = []
-    for depth in [1, *MEMORY_LAYERS]:  # 1: the libraries' own buffers
+    for depth in [1, *MEMORY_LAYERS]:  # 1 measures the libraries' own buffers
         gradients([0.01 * torch.randn(depth, 16, 16, 3, 3), torch.zeros(depth, 16)] * 2, start)
         grown.append(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
     answer.send([peak - grown[0] for peak in grown[1:]])
@@ -191,11 +192,11 @@ def _mean_square(h: Tensor) -> Tensor:
 
 
 def memory(stored: bool) -> list[float]:
-    """Megabytes that gradients of `MEMORY_BATCH` images in float32 add to a fresh process, by `MEMORY_LAYERS`, with
-    states that are stored or computed backwards."""
+    """Megabytes that the gradients of `MEMORY_BATCH` images in float32 add to a new process, for each number of
+    `MEMORY_LAYERS`, with states that are stored or computed backwards."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_grow, args=(stored, sender))
+    process = context.Process(target=_send_growth, args=(stored, sender))
     process.start()
     sender.close()
     try:
@@ -214,37 +215,37 @@ def measure_memory() -> None:
 def measure_solvers(runs: Sequence[Run]) -> None:
     """Measure the `representatives` that are not in ``solvers.csv`` yet."""
     pixels = dataset.load(train=False, limit=ODE_IMAGES).pixels
-    for run in _missing(SOLVERS, representatives(runs)):
+    for run in _select_missing(SOLVERS, representatives(runs)):
         started = time.monotonic()
         rows = [{"run": run.config.name, **row} for row in solver_rows(run.load().network, pixels)]
         _write(SOLVERS, tables.rows(records.read_measured(SOLVERS)) + rows)
-        _say(run, SOLVERS, started)
+        _report(run, SOLVERS, started)
 
 
 def measure_reversible(runs: Sequence[Run]) -> None:
     """Measure the `representatives` that are not in ``reversible.csv`` yet."""
     images = dataset.load(train=False, limit=ODE_IMAGES)
-    for run in _missing(REVERSIBLE, representatives(runs)):
+    for run in _select_missing(REVERSIBLE, representatives(runs)):
         started, depth = time.monotonic(), run.config.depth
         # With fewer than eight layers there is little to run backwards.
         counts = [count for count in (depth, *halvings(depth)) if count >= 8]
         rows = [{"run": run.config.name, **row} for row in reversible_rows(run.load().network, images, counts)]
         _write(REVERSIBLE, tables.rows(records.read_measured(REVERSIBLE)) + rows)
-        _say(run, REVERSIBLE, started)
+        _report(run, REVERSIBLE, started)
 
 
-def _missing(name: str, runs: Sequence[Run]) -> list[Run]:
+def _select_missing(name: str, runs: Sequence[Run]) -> list[Run]:
     done = set(records.read_measured(name)["run"])
     return [run for run in runs if run.config.name not in done]
 
 
-def _say(run: Run, what: str, started: float) -> None:
+def _report(run: Run, what: str, started: float) -> None:
     print(f"{run.config.name}: {what} in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _write(name: str, rows: list[dict[str, Any]]) -> None:
     order = {policy: place for place, policy in enumerate(POLICIES)}
-    # By run, the rest as measured; sorting keeps the order of what is equal.
+    # Sorted by run and policy. The sort is stable: the other rows stay in the order in which they were measured.
     rows.sort(key=lambda row: (row["run"], order.get((row.get("weights"), row.get("statistics")), 0)))
     tables.write_csv(paths.CHECKPOINTS / f"{name}.csv", tables.from_rows(rows))
 
@@ -253,8 +254,7 @@ def _write(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def named_rows(name: str) -> list[dict[str, Any]]:
-    """The rows of one of these tables, in the order of its networks, with network, depth and kind in the
-    place of the run."""
+    """The rows of the `representatives` in one of these tables, with network, depth and kind in place of the run."""
     table, rows = records.read_measured(name), []
     for run in representatives(records.read_runs()):
         config = run.config
@@ -266,7 +266,7 @@ def named_rows(name: str) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns 1 without the images, 2 for values that cannot be."""
+    """The command line; returns 1 without the images, 2 for wrong values."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.cifar.measured", description="Measure the networks of checkpoints/."
     )
@@ -277,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
 
     def command() -> None:
-        paths.need_clone()
+        paths.check_clone()
         names = {"-".join(policy): policy for policy in POLICIES}
         for name in chosen.policies or ():
             checks.choice("a policy", name, names)

@@ -22,7 +22,7 @@ from lib.engine import build as engine
 CLASSES = 10
 CONVOLUTIONS = ("conv1", "conv2")  # of a layer
 INITIALISATIONS = ("weight-tied", "iid")
-STEM_PADDING = 1  # of the released script; 0 would give 10x10 as well
+STEM_PADDING = 1  # as in the released script; 0 would give 10x10 as well
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.1
 # Without batch norm, conv1 starts this much below Xavier's scale, so that 256 layers start near the identity.
@@ -33,12 +33,11 @@ XAVIER_GAIN = 1e-4
 class ConvNetConfig:
     """Shape and initialisation of a network.
 
-    ``norm_groups`` G > 0 puts a group norm of G groups of channels (1: a layer norm) in the place of each layer's batch
-    norm, for ``batch_norm`` False: an experiment that is not in the paper. It has no batch statistics; the stem keeps
-    its batch norm, as without any.
+    ``norm_groups`` G > 0 needs ``batch_norm`` False, and gives each layer a group norm of G groups of channels (1: a
+    layer norm). This option is not in the paper. A group norm has no batch statistics. The stem has batch norm always.
 
-    ``initialisation``: "weight-tied" (the draw of layer 0 in every layer) or "iid" (each layer has its own). The two
-    share the draws of the stem, the head and layer 0 for a given ``seed``.
+    ``initialisation`` is "weight-tied" (every layer starts with the draw of layer 0) or "iid" (each layer has its own
+    draw). For a given ``seed``, the two share the draws of the stem, the head and layer 0.
     """
 
     depth: int = 256
@@ -68,11 +67,10 @@ class ConvNetConfig:
 
 
 class ResidualLayers(nn.Module):
-    """The L residual layers, with each parameter stacked over depth: ``conv1_weight`` (L, C, C, 3, 3), ...
+    """The L residual layers, with each parameter stacked over the depth: ``conv1_weight`` (L, C, C, 3, 3), ...
 
-    Stacked parameters make an optimiser step a dozen tensors instead of two thousand, and depth an ordinary
-    axis for the measures of smoothness. The state dict has the released names all the same:
-    ``{k}.conv1.weight``, ``{k}.bn1.running_mean``, and so on, k = 0..L-1.
+    An optimiser then steps a dozen tensors instead of two thousand, and depth is an ordinary axis for the measures of
+    smoothness. The state dict has the released names: ``{k}.conv1.weight``, ``{k}.bn1.running_mean``, ..., k = 0..L-1.
     """
 
     CONVOLUTIONS = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
@@ -84,7 +82,7 @@ class ResidualLayers(nn.Module):
         self.depth, self.channels = config.depth, config.channels
         self.activation = config.activation
         self.batch_norm, self.norm_groups = config.batch_norm, config.norm_groups
-        self.engine = "pytorch"  # what ran the last forward pass
+        self.engine = "pytorch"  # that ran the last forward pass
         kernel, vector = (self.depth, self.channels, self.channels, 3, 3), (self.depth, self.channels)
         for name in self.names():
             if name.endswith("num_batches_tracked"):
@@ -108,9 +106,9 @@ class ResidualLayers(nn.Module):
         return getattr(self, _attribute(name))
 
     def forward(self, h: Tensor) -> Tensor:
-        """h_0 (n, C, 10, 10) -> h_L, same shape; by the compiled engine if it applies, else by PyTorch."""
+        """h_0 (n, C, 10, 10) -> h_L, of the same shape. The compiled engine runs it if it can, else PyTorch."""
         tensors = {name: self.stacked(name) for name in self.names()}
-        if not engine.conv_stack_problem(h, tensors, self.activation):
+        if not engine.find_conv_stack_problem(h, tensors, self.activation):
             self.engine = "compiled"
             options = {"training": self.training, "momentum": BN_MOMENTUM, "eps": BN_EPS}
             return engine.conv_stack(h, tensors, self.activation, **options)
@@ -120,7 +118,7 @@ class ResidualLayers(nn.Module):
         return h
 
     def states(self, h: Tensor) -> Iterator[Tensor]:
-        """h_1, ..., h_L from h_0 = ``h``, by PyTorch; in training mode batch norm follows the batch."""
+        """h_1, ..., h_L from h_0 = ``h``, by PyTorch. In training mode, batch norm uses the batch's statistics."""
         s = activations.get(self.activation).function
         if self.batch_norm and self.training:
             self.bn1_num_batches_tracked += 1
@@ -135,7 +133,7 @@ class ResidualLayers(nn.Module):
             yield h
 
     def _normalise(self, z: Tensor, layer: dict[str, Tensor], number: int) -> Tensor:
-        """What the layer's batch norm or group norm of that number makes of z; z itself if it has none."""
+        """The layer's batch norm or group norm of that number, applied to z; z itself if the layer has none."""
         if self.batch_norm:
             statistics = [layer[f"bn{number}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
             return F.batch_norm(z, *statistics, training=self.training, momentum=BN_MOMENTUM, eps=BN_EPS)
@@ -143,7 +141,7 @@ class ResidualLayers(nn.Module):
             return F.group_norm(z, self.norm_groups, layer[f"gn{number}.weight"], layer[f"gn{number}.bias"], BN_EPS)
         return z
 
-    # The state dict's names and shapes are the released ones, one tensor a layer.
+    # The state dict has the released names and shapes: one tensor for each layer.
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         for k in range(self.depth):
@@ -177,8 +175,8 @@ def _attribute(name: str) -> str:
 
 @torch.no_grad()
 def batch_norm_scale(scale: Tensor, shift: Tensor) -> Tensor:
-    """The root mean square over channels of what a batch norm puts out on its own batch, known from its parameters
-    alone: sqrt(mean_c(gamma_c^2 + beta_c^2)), (..., C) -> (...), float64."""
+    """The root mean square over channels of a batch norm's output on its own batch:
+    sqrt(mean_c(gamma_c^2 + beta_c^2)), (..., C) -> (...), float64. Its parameters alone determine it."""
     return (scale.double().square() + shift.double().square()).mean(dim=-1).sqrt()
 
 
@@ -222,13 +220,19 @@ class ConvResNet(nn.Module):
         self.train(training)
         return states
 
-    def scales(self) -> dict[str, float | None]:
-        """How large the hidden states are: "stem_scale", that of the stem's output before its ReLU, and "path_length",
-        the mean over layers of that of bn2's output, so that h_0, ..., h_L is a path of that length at most (see
-        `batch_norm_scale`). None for a path length without batch norm: the weights alone do not tell it.
+    def kernels(self) -> dict[str, Tensor]:
+        """The kernels of both convolutions of all layers, by the names "conv1" and "conv2", each (L, C, C, 3, 3)."""
+        return {name: self.residual_layers.stacked(f"{name}.weight").detach() for name in CONVOLUTIONS}
 
-        A network depends on the two by their ratio, up to its head: bn1 takes the scale out of what a layer reads, so
-        that a stem c times smaller makes h / |h_0| solve an ODE whose right-hand side is c times larger.
+    def scales(self) -> dict[str, float | None]:
+        """How large the hidden states are, by `batch_norm_scale`.
+
+        "stem_scale" is the scale of the stem's output before its ReLU. "path_length" is the mean over layers of the
+        scale of bn2's output; the path h_0, ..., h_L has at most this length. Without batch norm the weights alone do
+        not determine it, and it is None.
+
+        Up to its head, a network depends only on the ratio of the two: bn1 takes the scale out of a layer's input. If
+        the stem is c times smaller, h / |h_0| solves an ODE whose right-hand side is c times larger.
         """
         layers = self.residual_layers
         return {
@@ -240,7 +244,7 @@ class ConvResNet(nn.Module):
 
     @property
     def engine(self) -> str:
-        """What ran the residual layers last: "compiled" or "pytorch"."""
+        """The engine that last ran the residual layers: "compiled" or "pytorch"."""
         return self.residual_layers.engine
 
     @torch.no_grad()
@@ -251,7 +255,7 @@ class ConvResNet(nn.Module):
         def uniform(tensor: Tensor, bound: float) -> None:
             tensor.uniform_(-bound, bound, generator=generator)
 
-        # PyTorch's default for convolutions and linear layers is uniform in +- 1/sqrt(fan in), biases too.
+        # PyTorch's default for weights and biases is uniform in +- 1/sqrt(fan in).
         uniform(self.conv1.weight, 1 / math.sqrt(3 * 5 * 5))
         uniform(self.linear.weight, 1 / math.sqrt(4 * config.channels))
         uniform(self.linear.bias, 1 / math.sqrt(4 * config.channels))
@@ -266,7 +270,7 @@ class ConvResNet(nn.Module):
         if config.initialisation == "weight-tied":
             for name in layers.CONVOLUTIONS:
                 layers.stacked(name)[1:] = layers.stacked(name)[0]
-        # Each block starts at 0, so the network starts as its stem and head.
+        # Each layer starts as the identity, so the network starts as its stem and head.
         if config.batch_norm:
             layers.bn1_weight.fill_(1)
             for tensor in (layers.bn1_bias, layers.bn2_weight, layers.bn2_bias):

@@ -1,4 +1,4 @@
-"""What a training on CIFAR-10 reports, and how a person or a cluster's log sees it."""
+"""What a training on CIFAR-10 reports, and how it is shown: as a bar, or as lines in a log."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from lib.cifar.config import CifarConfig
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is inside an epoch (0-based); loss and accuracy (%) are the running ones of the epoch."""
+    """Where a run is inside an epoch (0-based). Loss and accuracy (%) are means over the epoch so far."""
 
     epoch: int
     batch: int
@@ -27,11 +27,11 @@ class Progress:
 class EpochRecord:
     """One line of a run's log. Accuracies are in %, ``seconds`` are the epoch's, evaluation included.
 
-    Training loss and accuracy are the running averages of the epoch, in training mode on augmented images.
-    Test values are None at epochs without evaluation. ``von_neumann_conv1`` and ``_conv2`` are the smoothness
-    of the weights along depth after the epoch (`measures.von_neumann_ratio`; None if undefined),
-    ``noise_conv1`` and ``_conv2`` what in them is noise from layer to layer (`measures.noise_share`; likewise),
-    ``stem_scale`` and ``path_length`` the size of the hidden states (`ConvResNet.scales`).
+    Training loss and accuracy are means over the epoch, in training mode on augmented images. Test values are None at
+    epochs without evaluation. After the epoch are measured: ``von_neumann_conv1`` and ``_conv2``, the smoothness of the
+    weights along the depth (`measures.von_neumann_ratio`; None if undefined); ``noise_conv1`` and ``_conv2``, the share
+    of them that is noise from layer to layer (`measures.noise_share`; None if undefined); ``stem_scale`` and
+    ``path_length``, the size of the hidden states (`ConvResNet.scales`).
     """
 
     epoch: int
@@ -60,11 +60,10 @@ def progress(
 ) -> Iterator[EpochRecord]:
     """Pass on the EpochRecords, and show how far the run is.
 
-    ``kind``: "bar", with loss, accuracy and time left, "lines", one an epoch, for the logs of a cluster, or "none". The
-    environment variable TRAINING_PROGRESS, if it is set, chooses instead. By default it is a bar, and nothing if no
-    person looks (`paths.unattended`).
-    """
-    kind = os.environ.get("TRAINING_PROGRESS") or kind or ("none" if paths.unattended() else "bar")
+    ``kind`` is "bar", with loss, accuracy and time left; "lines", one for each epoch, for a log; or "none". By default
+    it is "bar", and "none" if no person looks (`paths.is_unattended`). The environment variable TRAINING_PROGRESS, if
+    it is set, decides instead."""
+    kind = os.environ.get("TRAINING_PROGRESS") or kind or ("none" if paths.is_unattended() else "bar")
     checks.choice("TRAINING_PROGRESS", kind, ("bar", "lines", "none"))
     started, first = time.perf_counter(), None
     with tqdm(total=config.epochs, bar_format=BAR, desc="training", disable=kind != "bar", leave=False) as bar:

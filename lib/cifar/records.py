@@ -1,11 +1,11 @@
 """The record of every trained run, and the tables in ``checkpoints/`` that are gathered from the records.
 
-A record is a JSON file of one run, all but its weights, which the run writes itself. `gather` makes of all records
+A record is a JSON file that a run writes of everything but its weights. `gather` writes two tables from all records:
 
-    runs.csv                    one row a run,
-    successive_distance.csv     one row a run, convolution and layer.
+    runs.csv                    one row for each run,
+    successive_distance.csv     one row for each run, convolution and layer.
 
-A run in ``runs.csv``, or with a record, is finished, and is never trained again.
+A run that has a record or a row in ``runs.csv`` is finished, and is never trained again.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import torch
 
 from lib import checks, measures, paths, tables
 from lib.checks import Divergence
-from lib.cifar import layer_log, states, training
+from lib.cifar import layer_log, monitor, states
 from lib.cifar.checkpoints import Checkpoint, CheckpointError, load, save
 from lib.cifar.config import CifarConfig, rename_saved
 from lib.cifar.network import CONVOLUTIONS, ConvResNet
@@ -40,12 +40,12 @@ SPIKE, ROUNDING, PUBLISHED = "loss_spike.csv", "rounding.csv", "published_curves
 
 
 def summarise(log: list[dict[str, Any]]) -> dict[str, Any]:
-    """The log in one line: epochs, accuracies (%; of the last epoch, and the best of the evaluated ones),
-    losses, smoothness of both convolutions, seconds in all, device, engine and number of threads (several
-    joined by " + " if a run moved)."""
+    """The summary of a log: epochs, accuracies (%; last and best), losses, smoothness of both convolutions, seconds in
+    all, device, engine and number of threads. If a run changed its device, engine or threads, all are joined by " + ".
+    """
     tested = [line for line in log if line["test_accuracy"] is not None]
 
-    def together(name: str) -> str:
+    def join(name: str) -> str:
         return " + ".join(dict.fromkeys(str(line[name]) for line in log))
 
     return {
@@ -59,9 +59,9 @@ def summarise(log: list[dict[str, Any]]) -> dict[str, Any]:
         "von_neumann_conv1": log[-1]["von_neumann_conv1"],
         "von_neumann_conv2": log[-1]["von_neumann_conv2"],
         "seconds": round(sum(line["seconds"] for line in log), 1),
-        "device": together("device"),
-        "engine": together("engine"),
-        "threads": together("threads"),
+        "device": join("device"),
+        "engine": join("engine"),
+        "threads": join("threads"),
     }
 
 
@@ -69,15 +69,15 @@ def successive_distances(network: ConvResNet) -> dict[str, list[float]]:
     """|conv_{i,k+1} - conv_{i,k}|_F for i = 1, 2 and k = 1..L-1, by the names "conv1" and "conv2"."""
     return {
         name: torch.diff(weight.double(), dim=0).flatten(1).norm(dim=1).tolist()
-        for name, weight in training.kernels(network).items()
+        for name, weight in network.kernels().items()
     }
 
 
 def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path, Path]:
     """Write the checkpoint and the record of a finished run into the folder of its state; returns both paths.
 
-    The layer log of the run is written beside its record. Raises ValueError if the run has not reached its last
-    epoch, or the state is that of another run, and Divergence if its losses or weights are not finite.
+    The layer log of the run is written beside its record. Raises ValueError if the run has not reached its last epoch,
+    or if the state belongs to another run, and Divergence if its losses or weights are not finite.
     """
     folder = Path(folder) if folder is not None else states.run_folder(config)
     state = states.read_state(folder)
@@ -91,12 +91,12 @@ def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path,
     network.load_state_dict(state["network"])
     summary = summarise(state["log"])
     losses = {f"its {name.replace('_', ' ')}": summary[name] for name in ("train_loss", "test_loss")}
-    if found := training.not_finite({**network.state_dict(), **losses}):
+    if found := monitor.find_not_finite({**network.state_dict(), **losses}):
         raise Divergence(
-            f"The run {config.name} in {folder} is no result, since {found}: train one with a learning rate below "
+            f"The run {config.name} in {folder} is not a result, since {found}: train one with a learning rate below "
             f"{config.learning_rate:g}."
         )
-    shares = (measures.smooth_share(of) for of in training.kernels(network).values())
+    shares = (measures.smooth_share(kernels) for kernels in network.kernels().values())
     summary |= {name: None if math.isnan(share) else share for name, share in zip(SHARES, shares, strict=True)}
     weights = folder / f"{config.name}.safetensors"
     save(weights, Checkpoint(config, network, summary, state["versions"]))
@@ -113,21 +113,21 @@ def export(config: CifarConfig, folder: Path | str | None = None) -> tuple[Path,
     layers = state.get("layers")
     if layers:
         layer_log.write(folder / f"{config.name}{layer_log.ENDING}", layers, config.name)
-    paths.write_content(record, _json(entries))
+    paths.write_content(record, _format_record(entries))
     return weights, record
 
 
-def _json(entries: dict[str, Any]) -> str:
-    """JSON with a line an entry, and a line an epoch of the log."""
+def _format_record(entries: dict[str, Any]) -> str:
+    """JSON with one line for each entry, and in the log one line for each epoch."""
     lines = {name: json.dumps(value) for name, value in entries.items()}
     lines["log"] = "[\n  " + ",\n  ".join(json.dumps(line) for line in entries["log"]) + "\n ]"
     return "{\n" + ",\n".join(f" {json.dumps(name)}: {text}" for name, text in lines.items()) + "\n}\n"
 
 
 def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | None = None) -> Path:
-    """Copy what `export` wrote to ``checkpoints/`` (or ``into``); returns the record's new path.
+    """Copy the files that `export` wrote to ``checkpoints/`` (or ``into``); returns the record's new path.
 
-    The record goes last, since it is what says that the run is finished.
+    The record is copied last, since it marks the run as finished.
     """
     folder = Path(folder) if folder is not None else states.run_folder(config)
     into = into or paths.CHECKPOINTS
@@ -139,18 +139,18 @@ def publish(config: CifarConfig, folder: Path | str | None = None, into: Path | 
         (folder / f"{config.name}.json", record),
     ):
         if source.name.endswith(layer_log.ENDING) and not source.exists():
-            continue  # a run that ended before there was such a log
+            continue  # older runs have no layer log
         paths.write_content(target, source.read_bytes())
     return record
 
 
 def record_path(config: CifarConfig, folder: Path | None = None) -> Path:
-    """Where the record of a run is, or will be."""
+    """The path of a run's record, whether it exists or not."""
     return (folder or paths.CHECKPOINTS) / "records" / f"{config.name}.json"
 
 
 def layer_log_path(config: CifarConfig, folder: Path | None = None) -> Path:
-    """Where the layer log of a run is, or will be."""
+    """The path of a run's layer log, whether it exists or not."""
     return (folder or paths.CHECKPOINTS) / "records" / f"{config.name}{layer_log.ENDING}"
 
 
@@ -160,13 +160,13 @@ def layer_log_path(config: CifarConfig, folder: Path | None = None) -> Path:
 def gather(folder: Path | None = None) -> int:
     """Write ``runs.csv`` and ``successive_distance.csv``; returns the number of runs.
 
-    Rows of runs whose record is not there are kept as they are. Raises CheckpointError for a broken record.
+    If a run has a row but no record, its row is kept as it is. Raises CheckpointError if a record is damaged.
     """
     folder = folder or paths.CHECKPOINTS
     while True:
         found = _record_paths(folder)
         runs = _write_tables(folder, found)
-        # Of two runs that gather at the same time, the one that writes last may not have read the other's record.
+        # Two processes may gather at the same time. The last to write may not have read the other's record yet.
         if _record_paths(folder) == found:
             return runs
 
@@ -178,8 +178,8 @@ def _record_paths(folder: Path) -> list[Path]:
 def _write_tables(folder: Path, found: Sequence[Path]) -> int:
     records = [_read_record(path) for path in found]
     recorded = {record["run"] for record in records}
-    runs, layers = _kept_rows(folder / RUNS, recorded), _kept_rows(folder / DISTANCES, recorded)
-    runs = [asdict(CifarConfig()) | rename_saved(row) for row in runs]  # older rows lack some
+    runs, layers = (_rows_without_record(folder / name, recorded) for name in (RUNS, DISTANCES))
+    runs = [asdict(CifarConfig()) | rename_saved(row) for row in runs]  # older rows lack some options
     runs = [{"run": row["run"], **row, **dict.fromkeys(SHARES, math.nan), **row} for row in runs]
     for record in records:
         config = asdict(CifarConfig(**rename_saved(record["config"])))
@@ -202,22 +202,22 @@ def _write_tables(folder: Path, found: Sequence[Path]) -> int:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    aside = "move it aside, and restore it from where the run was trained"
+    next_step = layer_log.ASIDE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a whole record of a run ({error!r}): {aside}.") from error
+        raise CheckpointError(f"{path} is not a complete record of a run ({error!r}): {next_step}.") from error
     if version != VERSION:
         raise CheckpointError(
             f"{path} has record version {version!r}, expected {VERSION}: read it with the version of this project that "
             "wrote it."
         )
     if lacking := [name for name in ENTRIES if name not in record]:
-        raise CheckpointError(f"{path} is not a whole record of a run (it lacks {', '.join(lacking)}): {aside}.")
+        raise CheckpointError(f"{path} is not a complete record of a run (it lacks {', '.join(lacking)}): {next_step}.")
     if record["run"] != path.stem:
         raise CheckpointError(
-            f"{path} is the record of {record['run']}, expected that of its name: rename it, or {aside}."
+            f"{path} is the record of {record['run']}, expected a file of that name: rename it, or {next_step}."
         )
     return record
 
@@ -226,12 +226,12 @@ def _rows(path: Path, ended: bool = True) -> list[dict[str, Any]]:
     return tables.rows(tables.read_csv(path, ended)) if path.exists() else []
 
 
-def _kept_rows(path: Path, recorded: set[str]) -> list[dict[str, Any]]:
+def _rows_without_record(path: Path, recorded: set[str]) -> list[dict[str, Any]]:
     return [row for row in _rows(path) if row["run"] not in recorded]
 
 
-def _entry(value: Any) -> Any:
-    # One entry that is no number makes texts of its whole column: the others are none the worse for it.
+def _parse_entry(value: Any) -> Any:
+    # If one entry of a column is a text, all its entries are read as texts, numbers and booleans too.
     value = checks.plain(value)
     try:
         return json.loads(value.lower()) if isinstance(value, str) else value
@@ -241,7 +241,7 @@ def _entry(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """A row of ``runs.csv``: the ``config`` and every other column in ``values`` (nan if undefined)."""
+    """A row of ``runs.csv``: the ``config``, and every other column in ``values`` (nan if undefined)."""
 
     config: CifarConfig
     values: dict[str, Any]
@@ -249,7 +249,7 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Its checkpoint; the file exists if ``has_weights``."""
+        """The path of its checkpoint. The file exists if ``has_weights``."""
         return self.folder / f"{self.config.name}.safetensors"
 
     @property
@@ -261,12 +261,12 @@ class Run:
         return load(self.path)
 
     def log(self) -> list[dict[str, Any]]:
-        """A line an epoch (`progress.EpochRecord`), out of its record; none if the record is not there."""
+        """One line for each epoch (`progress.EpochRecord`), from its record; empty if there is no record."""
         path = record_path(self.config, self.folder)
         return _read_record(path)["log"] if path.exists() else []
 
     def layers(self) -> layer_log.LayerLog:
-        """Its layer log (`lib.cifar.layer_log`); an empty one if the run was trained before there were such logs."""
+        """Its layer log (`lib.cifar.layer_log`); empty if there is none."""
         path = layer_log_path(self.config, self.folder)
         return layer_log.read(path, self.config.name) if path.exists() else {}
 
@@ -279,66 +279,65 @@ def read_runs(folder: Path | None = None) -> list[Run]:
     for number, row in enumerate(_rows(folder / RUNS), start=2):
         try:
             row = rename_saved(row)
-            config = CifarConfig(**{name: _entry(row[name]) for name in names if name in row})
+            config = CifarConfig(**{name: _parse_entry(row[name]) for name in names if name in row})
         except (ValueError, TypeError) as error:
-            raise tables.TableError(f"{paths.short(folder / RUNS)}, line {number}: {error}") from error
+            raise tables.TableError(f"{paths.shorten(folder / RUNS)}, line {number}: {error}") from error
         values = {name: checks.plain(value) for name, value in row.items() if name not in names}
         runs.append(Run(config, values, folder))
     return runs
 
 
 def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
-    """``checkpoints/successive_distance.csv`` as a table; without rows if there is no such file."""
+    """``checkpoints/successive_distance.csv``, one row for each run, convolution and layer (see `read_table`)."""
     return read_table(DISTANCES, ("run", "convolution", "layer", "distance"), folder)
 
 
 def read_spike() -> dict[str, np.ndarray]:
-    """``checkpoints/loss_spike.csv``, a line a step (`training.watch`); no rows if there is no such file."""
+    """``checkpoints/loss_spike.csv``, one row for each step (`monitor.watch`)."""
     return read_table(SPIKE, ("epoch", "step", "loss", "stem_scale", "path_length"))
 
 
 def read_rounding() -> dict[str, np.ndarray]:
-    """``checkpoints/rounding.csv``, runs in float32 and in float64, a line every so many steps
-    (`training.watch`); no rows if there is no such file."""
+    """``checkpoints/rounding.csv``: runs in float32 and in float64, measured every so many steps (`monitor.watch`)."""
     measured = (f"{what}_{name}" for what in ("von_neumann", "noise") for name in CONVOLUTIONS)
     return read_table(ROUNDING, ("depth", "batch_size", "dtype", "seed", "epoch", "step", "loss", *measured))
 
 
 def read_published() -> dict[str, np.ndarray]:
     """``checkpoints/published_curves.csv``: four entries of the authors' network (GELU, weight-tied) over its layers,
-    read off the two pictures of it that they published; no rows if there is no such file."""
+    read off the two pictures that they published."""
     return read_table(PUBLISHED, ("picture", "convolution", "layer", "entry"))
 
 
-# Tables of `lib.cifar.measured` by name, ``checkpoints/<name>.csv``, and their columns.
+# The tables ``checkpoints/<name>.csv`` of `lib.cifar.measured`, by name, with their columns.
 MEASURED = {
     "resampling": ("run", "layers", "weights", "statistics", "images", "accuracy", "accuracy_all", "distance"),
     "solvers": ("run", "method", "steps", "evaluations", "error", "error_network"),
     "reversible": ("run", "method", "layers", "state", "gradient"),
     "memory": ("layers", "stored", "backwards"),
 }
-KEPT = {"weights": "kept", "statistics": "kept"}  # the rows of "resampling" for layers as they are
+KEPT = {"weights": "kept", "statistics": "kept"}  # rows of "resampling" in which every r-th layer is kept as it is
 
 
 def read_measured(name: str) -> dict[str, np.ndarray]:
-    """A table of `MEASURED`; no rows if there is no such file."""
+    """A table of `MEASURED`, by its name."""
     return read_table(f"{name}.csv", MEASURED[name])
 
 
 def read_table(name: str, columns: Iterable[str], folder: Path | None = None) -> dict[str, np.ndarray]:
-    """The table of that file name in ``checkpoints/``; these columns without rows if there is no such file."""
+    """The table of that file name in ``checkpoints/``. If there is no such file: these columns, without rows."""
     path = (folder or paths.CHECKPOINTS) / name
     return tables.read_csv(path, ended=True) if path.exists() else {column: np.array([]) for column in columns}
 
 
 def select(runs: Iterable[Run], **conditions: Any) -> list[Run]:
-    """The runs whose config has these values; a condition of None is left out."""
+    """The runs whose config has these values. A condition that is None is ignored."""
     wanted = {name: value for name, value in conditions.items() if value is not None}
     return [run for run in runs if all(getattr(run.config, name) == value for name, value in wanted.items())]
 
 
-def training_length(epochs: int) -> str:
-    """In words, how long a network was trained beside the paper's: "own schedule of 30 epochs (paper: 180)"."""
+def describe_length(epochs: int) -> str:
+    """The length of a training in words, compared with the paper's: "own schedule of 30 epochs (paper: 180)"."""
     if epochs == PAPER_EPOCHS:
         return f"{epochs} epochs"
     return f"own schedule of {epochs} epochs (paper: {PAPER_EPOCHS})"
@@ -347,23 +346,23 @@ def training_length(epochs: int) -> str:
 # ------------------------------------------------------------------------------------------------- the sweep
 
 
-def sweep(epochs: int | None = None, folder: Path | None = None) -> list[CifarConfig]:
-    """The runs listed in ``checkpoints/sweep.csv``, in order; ``epochs`` replaces the length of all."""
+def read_sweep(epochs: int | None = None, folder: Path | None = None) -> list[CifarConfig]:
+    """The runs listed in ``checkpoints/sweep.csv``, in order. If given, ``epochs`` replaces the length of all."""
     names = {field.name for field in fields(CifarConfig)}
     configs = []
     for number, row in enumerate(_rows((folder or paths.CHECKPOINTS) / SWEEP, ended=False), start=2):  # people edit it
         try:
             row = rename_saved(row)
-            config = CifarConfig(**{name: _entry(row[name]) for name in names if name in row})
+            config = CifarConfig(**{name: _parse_entry(row[name]) for name in names if name in row})
         except (ValueError, TypeError) as error:
             raise tables.TableError(f"{SWEEP}, line {number}: {error}") from error
         if unknown := sorted(row.keys() - names):
-            raise ValueError(f"{SWEEP} has a column {unknown[0]}, expected some of: {', '.join(sorted(names))}.")
+            raise ValueError(f"{SWEEP} has a column {unknown[0]}, expected columns among: {', '.join(sorted(names))}.")
         configs.append(config if epochs is None else replace(config, epochs=epochs))
     return configs
 
 
-def finished(folder: Path | None = None) -> set[str]:
+def finished_runs(folder: Path | None = None) -> set[str]:
     """The names of all runs in ``runs.csv`` or with a record."""
     folder = folder or paths.CHECKPOINTS
     recorded = {path.stem for path in _record_paths(folder)}
@@ -388,8 +387,8 @@ def _command(chosen: argparse.Namespace) -> None:
     if chosen.command == "gather":
         print(f"checkpoints/{RUNS}: {gather()} runs")
         return
-    done = finished()
-    print("\n".join(config.name for config in sweep(chosen.epochs) if config.name not in done))
+    done = finished_runs()
+    print("\n".join(config.name for config in read_sweep(chosen.epochs) if config.name not in done))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Trained convolutional networks with fewer layers, or more: every r-th one, without any training.
+"""Trained convolutional networks with fewer or more layers, without any training.
 
-A network near a neural ODE discretises it with L steps of 1/L, and any n of them in steps of 1/n do about as well; so
-`resample` makes of its layers, by a rule of `lib.ode.layers`, a network of n layers. The parallel form
+A network near a neural ODE discretises it with L steps of 1/L, and n steps of 1/n then do about as well. `resample`
+makes a network of n layers from its L layers, by a rule of `lib.ode.layers`. The parallel form
 
     h_{j+1} = h_j + (1/L) sum over the layers k of group j of f_k(h_j),    j = 0..n-1
 
-computes all layers, n groups of them at the same h: it asks of the layers that h moves little within a group, and not
-that they are alike.
+computes all layers, but those of a group at the same h. It is accurate if h moves little within a group, whether the
+layers of the group are alike or not.
 """
 
 import itertools
@@ -40,24 +40,24 @@ def resample(
 ) -> ConvResNet:
     """A network of ``layers`` residual layers, in evaluation mode, with the stem and the head of ``network``.
 
-    Main arguments: ``network``, of L layers, which stays as it is; ``layers`` n, which need not divide L (n > L is
-    interpolated, with a warning that says so).
+    Main arguments: ``network``, of L layers, which is not changed; ``layers`` n, which need not divide L. If n > L, the
+    layers are interpolated, with a warning.
 
     Other arguments: ``weights`` is the rule for everything that was trained (convolutions, and scale and shift of the
-    batch norms), ``statistics`` the one for the means and variances of the batch norms: "kept", "averaged" or
-    "interpolated" as in `lib.ode.layers`, or "recomputed", those of the ``images`` (m, 3, 32, 32), normalised training
-    images, as one batch; by default that of the weights.
+    batch norms): "kept", "averaged" or "interpolated" as in `lib.ode.layers`. ``statistics`` is the rule for the means
+    and variances of the batch norms: one of these (default: that of the weights) or "recomputed". The latter takes the
+    statistics of ``images`` (m, 3, 32, 32), normalised training images, as one batch.
 
-    Raises TypeError or ValueError, one sentence, for values that cannot be.
+    Raises TypeError or ValueError for wrong values.
     """
     layers, statistics = checks.plain(layers), statistics or weights
     checks.choice("statistics", statistics, (*depth_layers.RULES, RECOMPUTED))
     if statistics == RECOMPUTED and images is None:
-        raise ValueError("statistics is 'recomputed' and images is None, expected the normalised images to do it on.")
+        raise ValueError("statistics is 'recomputed' and images is None, expected normalised training images.")
     depth = network.config.depth
     trained = depth_layers.matrix(depth, layers, weights)
     rule = "kept" if statistics == RECOMPUTED else statistics
-    # What a rule other than that of the weights says of n > L has been said.
+    # With n > L both rules interpolate; the call above has warned of it.
     counted = depth_layers.matrix(depth, layers, rule if layers <= depth else "interpolated")
     made = ConvResNet(replace(network.config, depth=layers))
     for part in ("conv1", "bn1", "linear"):
@@ -76,9 +76,9 @@ def resample(
 @torch.no_grad()
 def recompute_statistics(network: ConvResNet, images: Tensor) -> None:
     """Set the means and variances of the layers' batch norms, in place, to those of normalised ``images``
-    (m, 3, 32, 32) as one batch, each layer's with those before it recomputed.
+    (m, 3, 32, 32) as one batch. Each layer sees the output of the layers before it with their new statistics.
 
-    Raises TypeError or ValueError, one sentence, for images that are no such array of finite numbers.
+    Raises TypeError or ValueError if the images are not such an array of finite numbers.
     """
     images = checks.as_tensor("images", images).to(network.linear.weight)
     if images.ndim != 4 or images.shape[1:] != (3, 32, 32) or not len(images):
@@ -92,17 +92,17 @@ def recompute_statistics(network: ConvResNet, images: Tensor) -> None:
         statistic.zero_()
     h = network.eval().stem(images)
     layers.train()
-    layers(h)  # leaves BN_MOMENTUM times the batch's statistics
+    layers(h)  # sets each to BN_MOMENTUM times the batch's statistics
     layers.eval()
     for statistic in running:
         statistic.div_(BN_MOMENTUM)
 
 
 def resample_checkpoint(checkpoint: Checkpoint, layers: int, **rules) -> Checkpoint:
-    """`resample` of a checkpoint: what `checkpoints.save` writes and `checkpoints.load` rebuilds as any other.
+    """`resample` a checkpoint. The result can be saved and loaded as any other checkpoint.
 
-    Its configuration is that of the run with another depth, and ``origin`` says what it was made of: no accuracy is
-    taken over, since none was measured.
+    Its configuration is that of the run with another depth, and its ``origin`` names the run. Its summary is empty,
+    since its accuracy was not measured.
     """
     config = replace(checkpoint.config, depth=layers)
     made = resample(checkpoint.network, layers, **rules)
@@ -114,15 +114,17 @@ def resample_checkpoint(checkpoint: Checkpoint, layers: int, **rules) -> Checkpo
 
 
 @torch.no_grad()
-def folded(network: ConvResNet) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The layers in evaluation mode as two convolutions each, with their batch norms inside:
-    f_k(h) = conv2(s(conv1(h))). Weights and biases, (L, C, C, 3, 3) and (L, C) twice, conv1's first. Raises ValueError
-    for a network with group norm, which cannot be folded."""
+def fold_batch_norms(network: ConvResNet) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fold the batch norms into the convolutions, so that in evaluation mode f_k(h) = conv2(s(conv1(h))).
+
+    Returns weights (L, C, C, 3, 3) and biases (L, C) of conv1, then those of conv2. Raises ValueError for a network
+    with group norm, which cannot be folded.
+    """
     layers, found = network.residual_layers, []
     if layers.norm_groups:
         raise ValueError(
-            f"norm_groups is {layers.norm_groups}, expected 0: a group norm depends on its image, and is no part of a "
-            "convolution."
+            f"norm_groups is {layers.norm_groups}, expected 0: a group norm depends on its image, and cannot be folded "
+            "into a convolution."
         )
     for convolution, bn in (("conv1", "bn1"), ("conv2", "bn2")):
         weight, bias = (layers.stacked(f"{convolution}.{name}") for name in ("weight", "bias"))
@@ -135,16 +137,15 @@ def folded(network: ConvResNet) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def branch(activation: str) -> Branch:
-    """f of a layer that `folded` has made two convolutions of, Z = (w1, b1, w2, b2): what `lib.ode` integrates."""
+    """f of a layer Z = (w1, b1, w2, b2) of `fold_batch_norms`: the right-hand side that `lib.ode` integrates."""
     s = activations.get(activation).function
     return lambda h, layer: F.conv2d(s(F.conv2d(h, *layer[:2], padding=1)), *layer[2:], padding=1)
 
 
 class ParallelForm(nn.Module):
-    """The layers of ``network`` in ``groups`` groups (a whole number of at least 1), each computed at one h (see the
-    module's docstring), in evaluation mode: normalised images -> logits.
+    """The parallel form (see the module's docstring) of ``network`` in ``groups`` >= 1 groups, in evaluation mode.
 
-    A group of r layers is one layer of r times the channels: conv1 from C to r C channels, conv2 back to C.
+    A group of r layers is one layer with r times the channels: conv1 from C to r C channels, conv2 back to C.
     """
 
     def __init__(self, network: ConvResNet, groups: int) -> None:
@@ -152,7 +153,7 @@ class ParallelForm(nn.Module):
         checks.positive_int("groups", groups)
         self.network, depth = network, network.config.depth
         self.activation = activations.get(network.config.activation).function
-        w1, b1, w2, b2 = folded(network)
+        w1, b1, w2, b2 = fold_batch_norms(network)
         edges = [group * depth // groups for group in range(groups + 1)]
         self.groups = [
             (
@@ -189,7 +190,9 @@ def accuracy(found: Tensor, labels: Tensor) -> float:
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """|F_n(X) - F_L(X)|_F / |F_L(X)|_F of logits (n, 10), those of all L layers second; what is the same for all
-    classes is taken out first, since no probability depends on it."""
+    """|F_n(X) - F_L(X)|_F / |F_L(X)|_F of the logits F_n(X) = ``found`` and F_L(X) = ``expected``, (images, 10).
+
+    The mean over classes is subtracted from both first, since probabilities do not depend on it.
+    """
     found, expected = (each.double() - each.double().mean(dim=1, keepdim=True) for each in (found, expected))
     return float((found - expected).norm() / expected.norm())

@@ -1,7 +1,7 @@
 """Gradient descent on the fully connected residual network by a hand-written adjoint, in plain PyTorch.
 
-No autograd graph: the forward pass stores the states H_k and the pre-activations G_k = inner * H_k W_k in
-buffers that are allocated once; the backward pass runs the recursion of the adjoint P_k = dl/dH_k,
+There is no autograd graph. The forward pass stores the states H_k and the pre-activations G_k = inner * H_k W_k in
+buffers that are allocated once. The backward pass computes the adjoint P_k = dl/dH_k by the recursion
 
     P_L = dl/dF B^T,     U_k = (P_{k+1} V_k^T) * s'(G_k),     P_k = P_{k+1} + outer * inner * U_k W_k^T,
 
@@ -9,7 +9,7 @@ and forms the weight gradients
 
     dl/dV_k = outer * s(G_k)^T P_{k+1},     dl/dW_k = outer * inner * H_k^T U_k
 
-in batched products, a chunk of layers at a time.
+in batched products, one chunk of layers at a time.
 """
 
 import torch
@@ -23,8 +23,8 @@ from lib.dense.solver import take_steps
 class Adjoint:
     """The `lib.dense.solver.Solver` in PyTorch, the reference for the others.
 
-    Arguments: ``config``; ``weights`` and ``data`` of its shapes, dtype and one device; ``chunk``, the number
-    of layers whose gradients are formed in one batched product (0: chosen to stay in the cache).
+    Arguments: ``config``; ``weights`` and ``data``, of its shapes and dtype, on one device; ``chunk``, the number of
+    layers whose gradients are formed in one batched product (0: a number that keeps them in the cache).
     """
 
     name = "PyTorch adjoint"
@@ -43,7 +43,7 @@ class Adjoint:
         self.P = torch.empty(self.chunk + 1, n, q, **like)
         self.U = torch.empty(self.chunk, n, m, **like)
         self.residual = torch.empty(n, config.outputs, **like)
-        # One Python object a layer, made once: indexing costs as much as the small products themselves.
+        # The views of single layers are made once: indexing costs as much as the small products themselves.
         self._H, self._G, self._P, self._U = (buffer.unbind() for buffer in (self.H, self.G, self.P, self.U))
         self._V, self._W = weights.V.unbind(), weights.W.unbind()
         self._Vt, self._Wt = weights.V.mT.unbind(), weights.W.mT.unbind()

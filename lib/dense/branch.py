@@ -1,4 +1,4 @@
-"""The residual branch of the fully connected network, as `lib.ode` takes it."""
+"""The residual branch and the layers of the fully connected network, in the form that `lib.ode` takes."""
 
 from torch import Tensor
 

@@ -1,7 +1,7 @@
 """The compiled engine for the fully connected network, as a `lib.dense.solver.Solver`.
 
-The arithmetic is that of the adjoint, to rounding; results do not depend on the number of threads and repeat bit for
-bit. ``lib/engine/csrc/dense_stack.cpp`` says how it works, `lib.engine.build` builds it.
+Up to rounding, the arithmetic is that of the adjoint. Results do not depend on the number of threads, and repeat bit
+for bit. ``lib/engine/csrc/dense_stack.cpp`` explains how it works; `lib.engine.build` builds it.
 """
 
 import torch
@@ -11,20 +11,20 @@ from lib.dense.network import Data, NetworkConfig, Weights
 from lib.dense.solver import take_steps
 from lib.engine import build as engine
 
-# Entries q m of the largest layer for each sample, up to 12 samples. Larger ones do not stay in the innermost caches,
-# for which the engine is made: there the PyTorch adjoint is as fast or faster.
-LAYER_A_SAMPLE = {torch.float64: 2**11, torch.float32: 2**13}
+# The largest number of entries q m of a layer, for each sample up to 12. Larger layers do not stay in the innermost
+# caches, for which the engine is made, and the PyTorch adjoint is then as fast or faster.
+ENTRIES_PER_SAMPLE = {torch.float64: 2**11, torch.float32: 2**13}
 
 
-def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
-    """Why the compiled engine does not take these, in words; empty if it does."""
+def find_problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
+    """Why the compiled engine cannot train this network, in words; empty if it can."""
     module, reason = engine.load()
     if module is None:
         return reason
     if config.activation not in engine.ACTIVATION_CODES:
         return f"the compiled engine has no activation {config.activation!r}"
     layer, samples = config.hidden * config.width, len(data.x)
-    if layer > (largest := LAYER_A_SAMPLE.get(config.torch_dtype, 0) * min(samples, 12)):
+    if layer > (largest := ENTRIES_PER_SAMPLE.get(config.torch_dtype, 0) * min(samples, 12)):
         bound = f"{largest} (n = {samples}, {config.dtype})"
         return f"a layer has {layer} entries, and beyond {bound} PyTorch's products are faster"
     for name, tensor in {**weights.items(), "x": data.x, "y": data.y}.items():
@@ -37,29 +37,26 @@ def problem(config: NetworkConfig, weights: Weights, data: Data) -> str:
     return ""
 
 
-# The forward pass keeps activations and slopes, besides the states, if all of that takes at most so many bytes;
-# beyond, computing them again is faster than fetching them.
+# The forward pass stores activations and slopes if they and the states take at most this number of bytes. Above it,
+# computing them again is faster than fetching them.
 KEEP_BYTES = 2**24
 
 
 class Compiled:
-    """The `lib.dense.solver.Solver` in C++.
-
-    Raises ValueError if `problem` finds one.
-    """
+    """The `lib.dense.solver.Solver` in C++. Raises ValueError if it cannot train the network (`find_problem`)."""
 
     name = "compiled"
 
     def __init__(self, config: NetworkConfig, weights: Weights, data: Data) -> None:
-        if reason := problem(config, weights, data):
-            raise ValueError(f"The compiled engine does not apply: {reason}.")
+        if reason := find_problem(config, weights, data):
+            raise ValueError(f"The compiled engine cannot be used: {reason}.")
         self.config, self.weights, self.data = config, weights, data
         self.step_factor = config.step_factor
         self.layer_weights = torch.ones(len(weights.V), dtype=weights.V.dtype)
         self._module, _ = engine.load()
         L, m, q = weights.V.shape
         n, lanes = len(data.x), self._module.dense_lanes(weights.V.dtype == torch.float64)
-        # Rows end on a whole vector; the padding is zero and stays so.
+        # Rows are padded with zeros to whole vectors.
         padded, padded_width = -(-q // lanes) * lanes, -(-m // lanes) * lanes
         layer = n * (padded + 2 * padded_width)
         if L * layer * weights.V.element_size() > KEEP_BYTES:
@@ -88,11 +85,11 @@ class Compiled:
         return self.residual.square().sum() * self.config.loss_scale
 
     def _backward(self, targets: Weights, rate: float | None = None, clip: float = 0.0) -> dict[str, Tensor]:
-        """Gradients into ``targets`` (rate None), or a step of ``rate``; returns the gradients of A and B if
-        trained."""
+        """Write the gradients into ``targets`` (rate None), or make a step of ``rate``; returns the gradients of A and
+        B if they are trained."""
         weights, config = self.weights, self.config
         above = self.residual * (2 * config.loss_scale)
-        # dl/dB and dl/dH_L follow from the weights before the step.
+        # dl/dB and dl/dH_L are those of the weights before the step.
         ends = {"B": self.output.mT @ above} if config.train_ends else {}
         self._top[:, : config.hidden] = above if weights.B is None else above @ weights.B.mT
         step = rate is None, rate or 0.0, config.step_factor, clip

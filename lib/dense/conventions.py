@@ -1,6 +1,6 @@
-"""The paper's and the released code's conventions, and mean-field scaling beside them, named, in one place.
+"""The conventions of the paper, of its released code, and of mean-field scaling.
 
-They write the same residual network and differ in constants. With row vectors,
+They describe the same residual network and differ in constants. With row vectors,
 
     h_{k+1} = h_k + outer * s(inner * h_k W_{k+1}) V_{k+1},      k = 0, ..., L-1.
 
@@ -15,15 +15,14 @@ successive distance            "max" over k and t              "aggregate" over 
 distance to the limit          "integral" over s in [0, 1]     "left" end of each cell
 =============================  ==============================  ===========================
 
-"mean-field" is eq. (3) with outer = 1 / (L m) and steps of L m eta: the residual branch is the mean over the L m units
-of all layers, and every unit moves by O(eta) a step, whatever L and m. It is the one of the three with a limit in
+"mean-field" is eq. (3) with outer = 1 / (L m) and steps of L m eta. The residual branch is then the mean over the L m
+units of all layers, and every unit moves by O(eta) in a step, whatever L and m. Of the three, it alone has a limit in
 L m (Chizat 2025, "The hidden width of deep ResNets", arXiv 2509.10167).
 
-Thm 4 reads layer k of L at floor((L-1) s) + 1; here, as in Figure 1, it stands for the cell [(k-1)/L, k/L). The two
+At s, Thm 4 takes layer floor((L-1) s) + 1. Here, as in Figure 1, layer k stands for the cell [(k-1)/L, k/L). The two
 differ by O(1/L), in constants and not in rates.
 
-The two networks are one network in other coordinates: with W = sqrt(q) W' and V = sqrt(m) V', eq. (3) in
-(V, W) is the released network in (V', W').
+With W = sqrt(q) W' and V = sqrt(m) V', eq. (3) in (V, W) is the released network in (V', W').
 """
 
 import math
@@ -34,7 +33,7 @@ from lib import checks
 
 @dataclass(frozen=True)
 class Convention:
-    """Width scalings and normalisation of the loss (see above); outer has a factor sqrt(m)^-``width_power``."""
+    """Width scalings and normalisation of the loss (see above). outer has a factor sqrt(m)^-``width_power``."""
 
     name: str
     width_power: int
@@ -46,14 +45,14 @@ class Convention:
         return 1 / math.sqrt(hidden_dimension) if self.inner_scaling else 1.0
 
     def outer_scale(self, depth: int, width: int, residual_exponent: float = 1.0) -> float:
-        """The factor of the residual branch: L^-beta, times 1/sqrt(m) or 1/m if widths are scaled."""
+        """The factor of the residual branch: L^-beta, times 1/sqrt(m) or 1/m if the convention scales by width."""
         return depth**-residual_exponent / math.sqrt(width) ** self.width_power
 
     def width_step(self, width: int) -> float:
-        """The factor of the step of V_k and W_k: m^(p - 1) for outer's sqrt(m)^-p, or 1 if widths are not scaled.
+        """The factor of the step of V_k and W_k: m^(p - 1) if outer has sqrt(m)^-p, else 1.
 
-        A step then moves the network's output by an amount that does not depend on m (two factors sqrt(m)^-p, summed
-        over m units).
+        The amount by which a step moves the network's output then does not depend on m: two factors sqrt(m)^-p are
+        summed over m units.
         """
         return width ** (self.width_power - 1) if self.width_power else 1
 
@@ -68,20 +67,20 @@ CONVENTIONS = {
     "mean-field": Convention("mean-field", width_power=2, inner_scaling=True, loss_per_coordinate=False),
 }
 
-# What one draws from the seeded generator, in this order. The released Figure 2 draws one more (d, d) matrix
-# between W and X that it never uses; leaving it out would change its data.
+# The order of draws from the seeded generator. The code of the released Figure 2 draws an unused (d, d) matrix between
+# W and X. Without that draw its data would change.
 DRAW_ORDERS = ("W X Y", "W unused X Y")
 
-# Distance to the limit: the integral over s with each layer constant on its cell [(k-1)/L, k/L), or the
-# reference sampled at the left end of each cell.
+# Distance to the limit: "integral" over s with each layer constant on its cell [(k-1)/L, k/L), or with the limit
+# sampled at the "left" end of each cell.
 SAMPLING_RULES = ("integral", "left")
 
-# Residual scalings L^-beta by name: 1/L has a neural ODE as its limit, 1/sqrt(L) with i.i.d. weights a
-# stochastic differential equation (section 4.3).
+# The exponents beta of residual scalings L^-beta. The limit of 1/L is a neural ODE. The limit of 1/sqrt(L) with i.i.d.
+# weights is a stochastic differential equation (section 4.3).
 RESIDUAL_EXPONENTS = {"1/L": 1.0, "1/sqrt(L)": 0.5}
 
 
 def get(name: str) -> Convention:
-    """The convention of that name; raises ValueError with the list of names if there is none."""
+    """The convention of that name. Raises ValueError, with the list of names, if there is none."""
     checks.choice("convention", name, CONVENTIONS)
     return CONVENTIONS[name]

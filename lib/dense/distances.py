@@ -1,4 +1,4 @@
-"""How far the layers of a network are from each other, and networks from each other as functions of depth."""
+"""Distances between successive layers of a network, and between networks as functions of depth."""
 
 import math
 
@@ -22,21 +22,21 @@ def largest_successive_distance(weights: Weights) -> float:
 
 
 class SuccessiveDistance:
-    """Running maximum and aggregate of successive distances over the states it is shown.
+    """Running maximum and aggregate of successive distances over the states of a training.
 
     The paper's quantity (Prop. 3, Figure 1 left) is the maximum over layers k and times t of
 
-        |Z_{k+1}(t) - Z_k(t)|_F,      Z_k = (V_k, W_k),  |Z|_F^2 = |V|_F^2 + |W|_F^2,
+        |Z_{k+1}(t) - Z_k(t)|_F,      Z_k = (V_k, W_k),  |Z|_F^2 = |V|_F^2 + |W|_F^2.
 
-    the released code's is, for V and W each, the square root of the sum over all t, k and entries of the
-    squared differences. The maximum falls as 1/L, the aggregate (L terms of size 1/L^2) as L^(-1/2).
+    The released code's is, for V and W each, the square root of the sum over all t, k and entries of the squared
+    differences. The maximum falls as 1/L, the aggregate (L terms of size 1/L^2) as L^(-1/2).
     """
 
     def __init__(self) -> None:
         self._max = self._max_V = self._max_W = self._sum_V = self._sum_W = 0.0
 
     def update(self, weights: Weights) -> None:
-        """Take one more state into account."""
+        """Include one more state."""
         if len(weights.V) < 2:
             return
         V, W = successive_squares(weights)

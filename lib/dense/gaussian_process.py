@@ -1,4 +1,4 @@
-"""Gaussian processes on [0, 1] as functions that a seed fixes: the smooth initialisation of section 4.3."""
+"""Gaussian processes on [0, 1] for the smooth initialisation of section 4.3. A seed determines the functions."""
 
 import math
 from collections.abc import Callable
@@ -12,16 +12,18 @@ from lib import checks
 class GaussianProcess:
     """Independent centred Gaussian processes f_ij(s) with covariance exp(-(s - s')^2 / (2 ell^2)).
 
-    The covariance matrix of many points is singular to machine precision, so the functions are drawn
-    through their Fourier coefficients: on a circle of circumference P = 1 + 8 ell the covariance is
+    The covariance matrix of many points is singular to machine precision, so the Fourier coefficients of the functions
+    are drawn instead. On a circle of circumference P = 1 + 8 ell the covariance is
 
         sum_k c_k exp(2 pi i k (s - s') / P),     c_k = sqrt(2 pi) ell / P * exp(-2 (pi k ell / P)^2),
 
-    up to exp(-32) from the other way around the circle, and
-    f(s) = sqrt(c_0) a_0 + sum_{k >= 1} sqrt(2 c_k) (a_k cos(2 pi k s / P) + b_k sin(2 pi k s / P)) with
-    standard Gaussian a_k, b_k. A few dozen frequencies hold all of it, and every depth evaluates the same f.
+    up to exp(-32) from the other way around the circle, and with standard Gaussian a_k, b_k
 
-    Arguments: ``shape`` of f(s); ``length_scale`` ell; ``randn``, which draws standard Gaussians of a shape.
+        f(s) = sqrt(c_0) a_0 + sum_{k >= 1} sqrt(2 c_k) (a_k cos(2 pi k s / P) + b_k sin(2 pi k s / P)).
+
+    A few dozen frequencies suffice, and every depth evaluates the same f.
+
+    Arguments: ``shape`` of f(s); ``length_scale`` ell; ``randn``, which draws standard Gaussians of a given shape.
     """
 
     def __init__(self, shape: tuple[int, ...], length_scale: float, randn: Callable[..., Tensor]) -> None:

@@ -1,16 +1,16 @@
-"""Bounds of the paper's kind, evaluated with numbers: how fast neighbouring layers part, and what Euler's steps leave.
+"""The paper's bounds, evaluated with numbers: how fast neighbouring layers separate, and the error of Euler's steps.
 
 Row vectors as in `lib.dense.network`, with c = L outer, i = inner, S_k = s(i H_k W_k) and
-U_k = (P_{k+1} V_k^T) * s'(i H_k W_k): the flow moves V_k by -c S_k^T P_{k+1} and W_k by -c i H_k^T U_k, and clipping by
-entries is 1-Lipschitz. Let s1, s2 be the suprema of |s'| and |s''|, norms those of operators where none is named, the
-largest over the layers, and h' = L max |H_{k+1} - H_k|_F, p' = L max |P_{k+1} - P_k|_F. Then the largest differences
-v = L |V_{k+1} - V_k|_F and w = L |W_{k+1} - W_k|_F grow at most as
+U_k = (P_{k+1} V_k^T) * s'(i H_k W_k). The flow moves V_k by -c S_k^T P_{k+1} and W_k by -c i H_k^T U_k, and clipping by
+entries is 1-Lipschitz. Let s1, s2 be the suprema of |s'| and |s''|, and h' = L max |H_{k+1} - H_k|_F,
+p' = L max |P_{k+1} - P_k|_F. Norms without a name are operator norms, and the largest over the layers. Then the largest
+differences v = L |V_{k+1} - V_k|_F and w = L |W_{k+1} - W_k|_F grow at most as
 
     dv/dt = c i s1 |P| |H| w + c i s1 |P| |W| h' + c |S| p',
     dw/dt = c i s1 |H| |P| v + c i^2 s2 |H|^2 |PV|_max w + c i (|U| h' + |H| (s1 |V| p' + i s2 |PV|_max |W| h')),
 
-which is Groenwall's inequality behind Prop. 3. In steps of eta the same holds, with differences for derivatives.
-"""
+which is Groenwall's inequality behind Prop. 3. In steps of eta the same holds, with differences in place of
+derivatives."""
 
 import functools
 import math
@@ -34,8 +34,8 @@ def suprema(activation: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a network and its data, the largest over the layers: H, P, V, W, S, U and PV as in the module's docstring, and
-    ``h`` and ``p``, L times the largest differences of H and P."""
+    """Norms of a network with its data: the largest over the layers of H, P, V, W, S, U and PV (see the module's
+    docstring), and ``h`` and ``p``, L times the largest differences of H and P."""
 
     H: float
     P: float
@@ -48,7 +48,7 @@ class Sizes:
     p: float
 
 
-def measured_sizes(config: NetworkConfig, weights: Weights, data: Data) -> Sizes:
+def measure_sizes(config: NetworkConfig, weights: Weights, data: Data) -> Sizes:
     """The sizes at these weights."""
     s, inner, depth = activations.get(config.activation), config.inner_scale, len(weights.V)
     H = hidden_states(config, weights, data.x)
@@ -66,10 +66,10 @@ def measured_sizes(config: NetworkConfig, weights: Weights, data: Data) -> Sizes
     return Sizes(*largest, float(torch.stack(products).abs().max()), *steps)
 
 
-def bounded_sizes(config: NetworkConfig, start: Weights, data: Data, clip: float, time: float) -> Sizes:
-    """What is known of the sizes at ``time`` before training: the clipped flow moves an entry by C t at most.
+def bound_sizes(config: NetworkConfig, start: Weights, data: Data, clip: float, time: float) -> Sizes:
+    """Bounds of the sizes at ``time`` that are known before training: the clipped flow moves an entry by at most C t.
 
-    Of an activation with s(0) = 0; norms of operators are bounded by those of Frobenius.
+    They hold if s(0) = 0. Operator norms are bounded by Frobenius norms.
     """
     slope, _ = suprema(config.activation)
     c, i = config.depth * config.outer_scale, config.inner_scale
@@ -85,7 +85,7 @@ def bounded_sizes(config: NetworkConfig, start: Weights, data: Data, clip: float
 
 
 def advance(config: NetworkConfig, sizes: Sizes, v: float, w: float, step: float) -> tuple[float, float]:
-    """The bounds of v and w (module's docstring) one step of length ``step`` later."""
+    """The bounds of v and w (see the module's docstring) after one more step of length ``step``."""
     s1, s2 = suprema(config.activation)
     c, i, z = config.depth * config.outer_scale, config.inner_scale, sizes
     dv = c * i * s1 * z.P * (z.H * w + z.W * z.h) + c * z.S * z.p
@@ -97,8 +97,8 @@ def advance(config: NetworkConfig, sizes: Sizes, v: float, w: float, step: float
 def euler_constant(ode: TrainedODE, x: Tensor) -> float:
     """A C with |F^L(x) - F(x)| <= C/L for the network of L layers Z_k = Z(k/L), for inputs x: (n, d) (Prop. 2).
 
-    With f the ODE's right side, Lipschitz in h with constant a, one step errs by at most b/L^2 with
-    b = (a sup |dH/ds| + sup |df/dZ dZ/ds|)/2, and L steps by b (e^a - 1)/(a L); suprema are taken over the nodes.
+    Let the ODE's right side f be Lipschitz in h with constant a. The error of one step is at most b/L^2 with
+    b = (a sup |dH/ds| + sup |df/dZ dZ/ds|)/2, and that of L steps b (e^a - 1)/(a L). Suprema are taken over the nodes.
     """
     config, weights, grid = ode.config, ode.weights, ode.grid
     s1, _ = suprema(config.activation)

@@ -1,4 +1,4 @@
-"""The large-depth limit: gradient descent on the functions V(s), W(s) themselves, spectral in s in [0, 1].
+"""The large-depth limit: gradient descent on the functions V(s), W(s), with a spectral method in s in [0, 1].
 
 As L grows, layer k of the network of `lib.dense.network` becomes the point s = k/L, and with row vectors
 
@@ -6,10 +6,10 @@ As L grows, layer k of the network of `lib.dense.network` becomes the point s = 
     dP/ds = -c inner * U W^T,                    P(1) = dl/dF B^T,         U = (P V^T) * s'(inner * H W)
     dV/dt = -c s(inner * H W)^T P,               dW/dt = -c inner * H^T U,      pointwise in s
 
-(Theorem 4's limit; the factor L of the step cancels the 1/L of the chain rule). All functions of s are
-smooth, so a few dozen Chebyshev-Gauss-Lobatto nodes replace thousands of layers: H and P solve their integral
-equations by Picard iteration with the spectral integration matrix, all nodes in one batched product,
-warm-started by extrapolation from the last training steps. Float64 throughout.
+This is the limit of Theorem 4; the factor L of the step cancels the 1/L of the chain rule. All functions of s are
+smooth, so a few dozen Chebyshev-Gauss-Lobatto nodes replace thousands of layers. The integral equations of H and P are
+solved by Picard iteration with the spectral integration matrix, all nodes in one batched product. The iteration starts
+from an extrapolation of the last training steps. Everything is in float64.
 """
 
 import math
@@ -25,25 +25,33 @@ from lib import checks
 from lib.checks import Divergence
 from lib.dense import conventions
 from lib.dense.network import Data, NetworkConfig, Weights
-from lib.dense.spectral import FIRST_NODES, Grid, SpectralSolver, cell_matrices, check_exists, grid_of, solve_states
-from lib.dense.training import checked_schedule
+from lib.dense.spectral import (
+    FIRST_NODES,
+    Grid,
+    SpectralSolver,
+    cell_matrices,
+    check_limit_exists,
+    get_grid,
+    solve_states,
+)
+from lib.dense.training import check_schedule
 
 MAX_NODES = 256
-CHECK_EVERY = 10  # training steps between two looks at the tolerance
+CHECK_EVERY = 10  # training steps between two checks of the error
 
 LIMIT = 0  # the depth that stands for the limit in a table
 
 
 class ToleranceMissed(UserWarning):
-    """The limit is less accurate than asked for, even with the largest number of nodes."""
+    """The limit is less accurate than the tolerance, even with the largest number of nodes."""
 
 
 @dataclass
 class TrainedODE:
     """A neural ODE dH/ds = c s(inner * H W(s)) V(s), F(X) = H(1) B: the limit at one moment of training.
 
-    ``weights`` holds V: (N, m, q) and W: (N, q, m) at the nodes of ``grid`` (and A, B); everything else is
-    interpolated from them, which is exact for the polynomials of degree N-1 that they stand for.
+    ``weights`` holds V: (N, m, q) and W: (N, q, m) at the nodes of ``grid``, and A and B. They determine polynomials of
+    degree N-1, whose values at every other s are exact.
     """
 
     config: NetworkConfig
@@ -51,7 +59,7 @@ class TrainedODE:
     weights: Weights
 
     def weights_at(self, s: Tensor) -> Weights:
-        """V(s): (k, m, q) and W(s): (k, q, m) at the points s: (k,) in [0, 1]; A and B as they are."""
+        """V(s): (k, m, q) and W(s): (k, q, m) at the points s: (k,) in [0, 1], with A and B."""
         matrix = self.grid.interpolation(s)
         V, W = (torch.tensordot(matrix, values, dims=1) for values in (self.weights.V, self.weights.W))
         return Weights(V, W, self.weights.A, self.weights.B)
@@ -63,21 +71,21 @@ class TrainedODE:
     def hidden_states(self, x: Tensor, s: Tensor | None = None, tolerance: float = 1e-10) -> Tensor:
         """H(s) for inputs x: (n, d), at the points s: (k,) (default: the nodes) -> (k, n, q).
 
-        Solved on more and more nodes until H(1) changes by less than ``tolerance`` (relative); raises
-        `Divergence` if that does not happen.
+        The number of nodes is doubled until H(1) changes by less than ``tolerance`` (relative). Raises `Divergence` if
+        this needs too many nodes.
         """
         x = x.to(self.grid.s)
         start = x if self.weights.A is None else x @ self.weights.A
         device, nodes = str(self.grid.s.device), len(self.grid)
         last = None
         while nodes <= 8 * MAX_NODES:
-            grid = grid_of(nodes, device)
+            grid = get_grid(nodes, device)
             H, _ = solve_states(self.config, grid, self.weights_at(grid.s), start, deque(), 0.01 * tolerance)
             if last is not None and float((H[-1] - last).abs().max()) <= tolerance * float(H[-1].abs().max()):
                 return torch.tensordot(grid.interpolation(self.grid.s if s is None else s), H, dims=1)
             last, nodes = H[-1], 2 * nodes
         raise Divergence(
-            f"The neural ODE is not resolved to {tolerance:g} by {nodes // 2} nodes: ask for a larger tolerance."
+            f"The neural ODE is not resolved to {tolerance:g} by {nodes // 2} nodes: set a larger tolerance."
         )
 
     def __call__(self, x: Tensor, tolerance: float = 1e-10) -> Tensor:
@@ -88,9 +96,9 @@ class TrainedODE:
     def distance_to_network(self, weights: Weights, rule: str = "integral") -> dict[str, float]:
         """Distances of a network's V and W, layer k constant on its cell [(k-1)/L, k/L), from V(s), W(s).
 
-        ``rule`` "integral": ( int_0^1 |V^L(s) - V(s)|_F^2 ds )^(1/2), computed as distances of the cells'
-        means plus the variation of V(s) within the cells, which is exact and cancels nothing. ``rule`` "left"
-        compares at the left end of each cell, as the released code does.
+        The ``rule`` "integral" is ( int_0^1 |V^L(s) - V(s)|_F^2 ds )^(1/2). It is computed from the distances of the
+        cells' means and the variation of V(s) within the cells, which is exact and has no cancellation. The ``rule``
+        "left" compares at the left end of each cell, as the released code does.
         """
         checks.choice("sampling", rule, conventions.SAMPLING_RULES)
         depth, device = len(weights.V), str(self.grid.s.device)
@@ -110,7 +118,7 @@ class TrainedODE:
 
     def uniform_distance(self, weights: Weights) -> float:
         """sup over s of |Z^L(s) - Z(s)|_F, Z = (V, W), for a network's weights, layer k constant on its cell
-        [(k-1)/L, k/L]: looked at on both ends of every cell."""
+        [(k-1)/L, k/L]. The supremum is taken over both ends of every cell."""
         depth = len(weights.V)
         at_ends = self.weights_at(torch.arange(depth + 1, dtype=torch.float64) / depth)
         squares = torch.zeros(2, depth, dtype=torch.float64, device=weights.V.device)
@@ -129,8 +137,8 @@ class TrainedODE:
 class LimitRecord:
     """The limit at ``iteration`` t, before step t.
 
-    ``error`` estimates the accuracy of ``ode``'s weights from above: the largest of the distances of V and W
-    (integral norm) and of A and B (Frobenius norm) between this solution and one with two thirds of its nodes.
+    ``error`` is an estimate from above of the error of ``ode``'s weights: the largest distance of V and W (integral
+    norm) and of A and B (Frobenius norm) between this solution and one with two thirds of its nodes.
     """
 
     iteration: int
@@ -145,7 +153,7 @@ class LimitRecord:
         return len(self.ode.grid)
 
     def gradients(self) -> Weights:
-        """The functional gradients at these weights (valid until the generator moves on)."""
+        """The functional gradients at these weights. Call it before the generator's next step."""
         return self.solver.gradients()
 
 
@@ -160,27 +168,26 @@ def train(
     max_nodes: int = MAX_NODES,
     data: Data | None = None,
 ) -> Iterator[LimitRecord]:
-    """Gradient descent on the limit itself: `lib.dense.training.train` for infinite depth.
+    """Train the limit by gradient descent: `lib.dense.training.train` for infinite depth.
 
-    Main arguments: as there; of ``config`` the depth is not used. ``tolerance`` is the error asked for in
-    V(s) and W(s), in the norm that distances to the limit are measured in.
+    Main arguments: those of `lib.dense.training.train`; the depth of ``config`` is not used. ``tolerance`` is the
+    largest error of V(s) and W(s), in the norm of the distances to the limit.
 
-    Other arguments: ``clip`` C, the clipped flow if above 0; ``max_nodes``, at which refinement ends; ``data``, inputs
-    and targets other than `lib.dense.network.initialise` draws.
+    Other arguments: ``clip`` C > 0 gives the clipped flow. ``max_nodes`` is the largest number of nodes. ``data`` holds
+    inputs and targets in place of those that `lib.dense.network.initialise` draws.
 
-    Yields a `LimitRecord` for each asked iteration. Two solutions, one with 3/2 of the other's nodes, train
-    side by side; if they part by more than ``tolerance`` the finer one is kept as the coarser and a new one
-    takes its place from the start. Warns with `ToleranceMissed`, once, if ``max_nodes`` do not suffice
-    (then `LimitRecord.error` says what was reached). Raises ValueError for a configuration without such a
-    limit, `Divergence` if the states stop being finite.
-    """
-    check_exists(config)
-    wanted = checked_schedule(learning_rate, iterations, record_at, clip)
+    Yields a `LimitRecord` for each of these iterations. Two solutions, one with 3/2 of the other's nodes, train side by
+    side. If they differ by more than ``tolerance``, the finer one becomes the coarser one, and a new finer one is
+    trained from the start. If ``max_nodes`` do not suffice, warns once with `ToleranceMissed`, and `LimitRecord.error`
+    holds the error. Raises ValueError if the configuration has no such limit, `Divergence` if the states are not
+    finite."""
+    check_limit_exists(config)
+    wanted = check_schedule(learning_rate, iterations, record_at, clip)
     checks.positive_float("tolerance", tolerance)
     checks.positive_int("max_nodes", max_nodes, least=FIRST_NODES)
-    # The error that Picard sweeps leave in one step enters the weights times the learning rate. With ten times as
-    # much, a sweep less a step, extrapolation amplifies rounding faster than the sweeps damp it: after 400 steps of
-    # Figure 1 right weights that start an ulp apart are then 1e-10 apart, against 3e-15.
+    # The error that Picard sweeps leave in one step enters the weights times the learning rate. With ten times this
+    # tolerance (one sweep less in each step), extrapolation amplifies rounding faster than the sweeps damp it: after
+    # 400 steps of Figure 1 right, weights that start an ulp apart are then 1e-10 apart, instead of 3e-15.
     picard = min(1e-7, max(1e-13, 1e-4 * tolerance))
 
     def new_solver(nodes: int) -> SpectralSolver:
@@ -195,7 +202,7 @@ def _records(new_solver, learning_rate, wanted, tolerance, clip, max_nodes) -> I
     fresh = False  # whether the states of the finer solution's last `forward` are those of its weights
     for iteration in wanted:
         while done < iteration or math.isnan(error):
-            # Looking every few steps keeps what a refinement has to repeat short.
+            # The error is checked every few steps, so that a refinement does not repeat many.
             count = min(CHECK_EVERY, iteration - done)
             coarse.run(learning_rate, count, clip)
             if fresh and count:

@@ -1,12 +1,12 @@
-"""The Polyak-Lojasiewicz (PL) condition of Def. 1: its ratio, whose gradient it is, and its constant at given weights.
+"""The Polyak-Lojasiewicz (PL) condition of Def. 1: its ratio, the share of each parameter, and its constant.
 
 With r = F(X) - Y, the n x d' residuals, l = scale |r|^2, and K the tangent kernel, the sum over all parameters of
 dF_ia/dtheta dF_jb/dtheta with the metric of the flow (1 for A and B, L for each Z_k),
 
     |dl/dA|^2 + L sum_k |dl/dZ_k|^2 + |dl/dB|^2 = 4 scale^2 <r, K r> >= mu l,      mu = 4 scale lambda_min(K),
 
-and no larger mu holds for all targets. At the initialisation of Prop. 5 (V = 0, q >= d + d'), K acts on the samples
-alone: K = 2 X X^T + S S^T / m, S = s(X W / sqrt(q)), whose rank is at most d + m: mu = 0 if m < n - d.
+and no larger mu holds for all targets. At the initialisation of Prop. 5 (V = 0, q >= d + d'), K acts only on the
+samples: K = 2 X X^T + S S^T / m with S = s(X W / sqrt(q)). Its rank is at most d + m, so mu = 0 if m < n - d.
 """
 
 import torch
@@ -20,13 +20,13 @@ from lib.dense.training import Record
 
 
 def ratio(record: Record | limit.LimitRecord) -> float:
-    """(|dl/dA|^2 + L sum_k |dl/dZ_k|^2 + |dl/dB|^2) / l, which Def. 1 bounds below by mu; for the limit the middle term
+    """(|dl/dA|^2 + L sum_k |dl/dZ_k|^2 + |dl/dB|^2) / l, which is at least mu by Def. 1. For the limit, the middle term
     is an integral over s (`lib.dense.solver.squared_speed`)."""
     return squared_speed(record.solver) / record.loss
 
 
 def shares(record: Record | limit.LimitRecord) -> dict[str, float]:
-    """Whose gradient the `ratio` is: the shares of A, of Z (V and W) and of B, which sum to 1."""
+    """The shares of A, of Z (V and W) and of B in the `ratio`, which sum to 1."""
     parts = squared_speeds(record.solver)
     parts["Z"] = parts.pop("V") + parts.pop("W")
     total = sum(parts.values())
@@ -36,7 +36,7 @@ def shares(record: Record | limit.LimitRecord) -> dict[str, float]:
 def tangent_kernel(config: NetworkConfig, weights: Weights, x: Tensor) -> Tensor:
     """K: (n, d', n, d') at inputs x: (n, d), for a network with trained A and B (ValueError otherwise)."""
     if weights.A is None:
-        raise ValueError("A and B are the identity for good, expected a network that trains them: train_ends=True.")
+        raise ValueError("A and B are not trained, expected a network that trains them: set train_ends=True.")
     s, depth = activations.get(config.activation), len(weights.V)
     inner, outer = config.inner_scale, config.outer_scale
     states = hidden_states(config, weights, x)
@@ -61,8 +61,8 @@ def _products(rows: Tensor) -> Tensor:
 
 
 def constant(config: NetworkConfig, weights: Weights, x: Tensor) -> float:
-    """mu = 4 scale lambda_min(K): the largest that the PL condition holds with at these weights, whatever the targets;
-    0 up to rounding if K is singular."""
+    """mu = 4 scale lambda_min(K): the largest mu with which the PL condition holds at these weights for all targets. It
+    is 0 up to rounding if K is singular."""
     kernel = tangent_kernel(config, weights, x)
     size = kernel.shape[0] * kernel.shape[1]
     return max(0.0, 4 * config.loss_scale * float(torch.linalg.eigvalsh(kernel.reshape(size, size))[0]))

@@ -6,8 +6,8 @@ Row vectors throughout, for n samples at once:
     H_{k+1} = H_k + outer * s(inner * H_k W_k) V_k       W_k: (q, m) V_k: (m, q)     k = 0, ..., L-1
     F(X)    = H_L B                                      B: (q, d')
 
-(the paper counts these layers Z_1, ..., Z_L, as eq. (3) has V_{k+1}, W_{k+1} there). `lib.dense.conventions` gives
-outer and inner.
+The paper calls these layers Z_1, ..., Z_L: its eq. (3) has V_{k+1}, W_{k+1}. `lib.dense.conventions` gives outer and
+inner.
 """
 
 import dataclasses
@@ -30,20 +30,19 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class NetworkConfig:
     """A residual network, its random data and the seed that draws both.
 
-    Main arguments: ``depth`` L, ``width`` m, ``dimension`` d, ``samples`` n, ``activation``,
-    ``initialisation`` ("weight-tied": W_k = W for every k; "gaussian-process": W_k = W_0(k/L) with entries
-    that are Gaussian processes of length scale ``length_scale``, section 4.3; "iid": each W_k its own draw;
-    V_k = 0 in each), ``convention`` ("released", "eq3" or "mean-field"), ``seed``.
+    Main arguments: ``depth`` L, ``width`` m, ``dimension`` d, ``samples`` n, ``activation``, ``convention``
+    ("released", "eq3" or "mean-field"), ``seed``, and ``initialisation`` of the W_k: "weight-tied" (W_k = W for every
+    k), "gaussian-process" (W_k = W_0(k/L), whose entries are Gaussian processes of length scale ``length_scale``,
+    section 4.3), or "iid" (each W_k has its own draw). In each, V_k = 0.
 
-    Other arguments: ``output_dimension`` d' and ``hidden_dimension`` q (0 stands for d and for the larger of
-    d and d'), ``train_ends`` (whether A and B are trained), ``residual_scaling`` ("1/L" or "1/sqrt(L)"),
-    ``initial_V`` ("zero", or "drawn" in the same way as W), ``target_scale`` (the targets are this times
-    standard Gaussian; Thm 6 asks for small ones), ``draw_order`` (see `conventions.DRAW_ORDERS`), ``dtype``
-    ("float32" or "float64"; draws are always made in float32, so that a seed gives the same numbers in both),
-    ``device`` (where it trains: "cpu", "cuda", or "auto" for CUDA if there is one; draws are always made on
-    the CPU).
+    Other arguments: ``output_dimension`` d' (0: d) and ``hidden_dimension`` q (0: the larger of d and d');
+    ``train_ends``, whether A and B are trained; ``residual_scaling``, "1/L" or "1/sqrt(L)"; ``initial_V``, "zero", or
+    "drawn" in the same way as W; ``target_scale``, the factor of the standard Gaussian targets (Thm 6 assumes a small
+    one); ``draw_order`` (see `conventions.DRAW_ORDERS`); ``dtype``, "float32" or "float64"; ``device`` of the training,
+    "cpu", "cuda", or "auto" for CUDA if there is one. Draws are always made in float32 on the CPU, so a seed gives the
+    same numbers for every dtype and device.
 
-    Raises TypeError or ValueError, one sentence, for a value that cannot be.
+    Raises TypeError or ValueError for a wrong value.
     """
 
     depth: int = 64
@@ -85,7 +84,7 @@ class NetworkConfig:
         if 0 < self.hidden_dimension < max(self.dimension, self.outputs):
             raise ValueError(
                 f"hidden_dimension q is {self.hidden_dimension}, expected at least "
-                f"max(d, d') = {max(self.dimension, self.outputs)}, or 0 for just that."
+                f"max(d, d') = {max(self.dimension, self.outputs)}, or 0 for that number."
             )
 
     @property
@@ -128,27 +127,27 @@ class NetworkConfig:
     def step_factor(self) -> float:
         """The factor of the learning rate for V_k and W_k: L for the residual scaling 1/L, L m in mean-field scaling.
 
-        In general L^(2 beta - 1) for L^-beta, with which a step moves the network's output by an amount that
-        does not depend on L (two factors L^-beta, summed over L layers), times `Convention.width_step`.
+        In general it is L^(2 beta - 1), for the scaling L^-beta, times `Convention.width_step`. The amount by which a
+        step moves the network's output then does not depend on L: two factors L^-beta are summed over L layers.
         """
         over_depth = self.depth ** (2 * conventions.RESIDUAL_EXPONENTS[self.residual_scaling] - 1)
         return over_depth * conventions.get(self.convention).width_step(self.width)
 
     @property
     def ends_are_identity(self) -> bool:
-        """Whether A and B are the identity for good, so that they need not be stored."""
+        """Whether A and B are always the identity, and not stored."""
         return not self.train_ends and self.dimension == self.outputs == self.hidden
 
     def at_depth(self, depth: int) -> "NetworkConfig":
-        """The same configuration (the same draws) with another number of layers."""
+        """The same configuration, with the same draws, at another depth."""
         return dataclasses.replace(self, depth=depth)
 
 
 @dataclass
 class Weights:
-    """V: (L, m, q) and W: (L, q, m), layer by layer; A: (d, q) and B: (q, d'), None if they stay the identity.
+    """V: (L, m, q) and W: (L, q, m), layer by layer; A: (d, q) and B: (q, d'), None if they are always the identity.
 
-    Given as tensors, or as anything that `checks.as_tensor` takes.
+    Each is a tensor, or anything that `checks.as_tensor` takes.
     """
 
     V: Tensor
@@ -161,7 +160,7 @@ class Weights:
             setattr(self, name, checks.as_tensor(name, values))
 
     def items(self) -> dict[str, Tensor]:
-        """The tensors that there are, by name."""
+        """The tensors that are not None, by name."""
         return {name: getattr(self, name) for name in "VWAB" if getattr(self, name) is not None}
 
     def clone(self) -> "Weights":
@@ -175,9 +174,9 @@ class Weights:
 
 @dataclass
 class Data:
-    """Inputs x: (n, d) and targets y: (n, d'), one sample a row.
+    """Inputs x: (n, d) and targets y: (n, d'), one sample in each row.
 
-    Given as tensors, or as anything that `checks.as_tensor` takes: numpy arrays, nested lists, tables.
+    Each is a tensor, or anything that `checks.as_tensor` takes: a numpy array, nested lists, a table.
     """
 
     x: Tensor
@@ -194,9 +193,9 @@ class Data:
 def initialise(config: NetworkConfig) -> tuple[Weights, Data]:
     """Draw weights and data: standard Gaussian W, X, Y from one generator, in ``config.draw_order``.
 
-    Weights and data at different depths agree wherever they can: the data never depend on the depth or on
-    the initialisation, i.i.d. layers beyond the first are drawn after the data (V's after W's), and smooth
-    initialisations evaluate the same functions at s = k/L, k = 1, ..., L.
+    Draws at different depths agree as far as possible. The data do not depend on the depth or on the initialisation.
+    I.i.d. layers beyond the first are drawn after the data (V's after W's). Smooth initialisations evaluate the same
+    functions at s = k/L, k = 1, ..., L.
     """
     L = config.depth
     if config.initialisation != "iid":
@@ -210,12 +209,11 @@ def initialise(config: NetworkConfig) -> tuple[Weights, Data]:
     return Weights(V, W, *_initial_ends(config)), data
 
 
-def prepared_start(config: NetworkConfig, weights: Weights, data: Data) -> tuple[Weights, Data]:
-    """Weights and data in the dtype and on the device of ``config``, checked.
+def prepare_start(config: NetworkConfig, weights: Weights, data: Data) -> tuple[Weights, Data]:
+    """Check weights and data, and move them to the dtype and the device of ``config``.
 
-    A tensor that has both already is passed on, not copied. One axis is enough for x or y with a single sample or a
-    single coordinate. Raises TypeError or ValueError, one sentence, for another shape than ``config`` says, and for an
-    entry that is not a finite number.
+    A tensor that is in both already is not copied. x or y may have one axis if it has a single sample or coordinate.
+    Raises TypeError or ValueError if a shape does not fit ``config``, or if an entry is not a finite number.
     """
     c = config
     expected = {
@@ -230,8 +228,8 @@ def prepared_start(config: NetworkConfig, weights: Weights, data: Data) -> tuple
     for name, (letters, shape) in expected.items():
         tensor = found[name]
         if (tensor is None) != (shape is None):
-            words = "is missing" if tensor is None else "is given, though it is the identity here"
-            raise ValueError(f"{name} {words}: `initialise(config)` draws the weights of a configuration.")
+            words = "is missing" if tensor is None else "is given, but is the identity in this configuration"
+            raise ValueError(f"{name} {words}: draw weights with `initialise(config)`.")
         if tensor is None:
             continue
         if name in "xy" and tensor.ndim == 1 and 1 in shape and len(tensor) == max(shape):
@@ -247,19 +245,19 @@ def prepared_start(config: NetworkConfig, weights: Weights, data: Data) -> tuple
 
 
 def check_functions(config: NetworkConfig) -> None:
-    """Raise ValueError if the initial layers are no functions of s."""
+    """Raise ValueError if the initial layers are not functions of s."""
     if config.initialisation == "iid":
         raise ValueError(
-            "initialisation is 'iid', whose layers are no functions of s: expected 'weight-tied' or "
-            "'gaussian-process' if a limit in the depth is asked for."
+            "initialisation is 'iid', whose layers are not functions of s: expected 'weight-tied' or "
+            "'gaussian-process' for a limit in the depth."
         )
 
 
 def initial_functions(config: NetworkConfig) -> tuple[Callable[[Tensor], Weights], Data]:
-    """The smooth initialisation as functions: returns ``weights_at`` and the data.
+    """The smooth initialisation as functions of s: returns ``weights_at`` and the data.
 
     ``weights_at(s)``, s: (k,) in [0, 1], gives the `Weights` whose layers are V_0(s_j): (k, m, q) and
-    W_0(s_j): (k, q, m). Raises ValueError for i.i.d. layers, which are no functions of s.
+    W_0(s_j): (k, q, m). Raises ValueError for i.i.d. layers, which are not functions of s.
     """
     check_functions(config)
     randn, first, data = _first_draws(config)
@@ -281,11 +279,11 @@ def initial_functions(config: NetworkConfig) -> tuple[Callable[[Tensor], Weights
 
 
 def _first_draws(config: NetworkConfig) -> tuple[Callable[..., Tensor], Tensor, Data]:
-    """The generator of further draws, the first W: (q, m) and the data, drawn in the config's order."""
+    """A function for further draws, the first W: (q, m), and the data, drawn in the config's order."""
     generator = torch.Generator().manual_seed(config.seed)
 
     def randn(*shape: int) -> Tensor:
-        # float32 whatever the dtype: that is what the released code draws.
+        # Drawn in float32 for every dtype, as in the released code.
         return torch.randn(*shape, generator=generator, dtype=torch.float32).to(config.torch_dtype)
 
     first = randn(config.hidden, config.width)
@@ -301,7 +299,7 @@ def _constant(matrix: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _initial_ends(config: NetworkConfig) -> tuple[Tensor | None, Tensor | None]:
-    """A = (I_d ; 0): (d, q) and B = (0 , I_d'): (q, d'), or None twice if they stay the identity."""
+    """A = (I_d ; 0): (d, q) and B = (0 , I_d'): (q, d'), or None twice if they are always the identity."""
     if config.ends_are_identity:
         return None, None
     identity = torch.eye(config.hidden, dtype=config.torch_dtype)

@@ -17,18 +17,17 @@ from lib.dense.solver import take_steps
 
 FIRST_NODES = 16
 MAX_SWEEPS = 200
-# The guess for the next training step: the polynomial of degree 4 through the solutions of the last five.
+# Coefficients of the guess for the next training step: the polynomial of degree 4 through the last five solutions.
 EXTRAPOLATION = (1, -5, 10, -10, 5)
-POINTS_AT_ONCE = 1024  # points of the cells whose interpolants are in memory at a time
+POINTS_AT_ONCE = 1024  # points whose interpolation matrices are in memory at a time
 
 
 class Grid:
     """N Chebyshev-Gauss-Lobatto nodes on [0, 1], s_j = (1 - cos(pi j / (N-1))) / 2, both ends among them.
 
-    ``from_zero`` and ``to_one``: (N, N) matrices that take values at the nodes to the integrals of their
-    interpolant from 0 to s_i and from s_i to 1; ``quadrature``: (N,), the integral over [0, 1] (the weights
-    are positive); ``derivative``: (N, N), d/ds of the interpolant at the nodes.
-    """
+    The matrices ``from_zero`` and ``to_one`` (N, N) map values at the nodes to the integrals of their interpolant from
+    0 to s_i and from s_i to 1. ``quadrature`` (N,) gives the integral over [0, 1]; its weights are positive.
+    ``derivative`` (N, N) gives d/ds of the interpolant at the nodes."""
 
     def __init__(self, nodes: int, device: str | torch.device = "cpu") -> None:
         checks.positive_int("nodes", nodes, least=2)
@@ -38,7 +37,7 @@ class Grid:
         def matrix(operation: Callable[[np.ndarray], np.ndarray]) -> Tensor:
             return torch.as_tensor(chebyshev.chebval(x, operation(coefficients)).T, device=device)
 
-        # On [-1, 1] an integral is twice, a derivative half of what it is on [0, 1].
+        # An integral on [-1, 1] is twice that on [0, 1], a derivative half.
         self.s = torch.as_tensor((x + 1) / 2, device=device)
         self.from_zero = matrix(lambda c: chebyshev.chebint(c, lbnd=-1) / 2).contiguous()
         self.derivative = matrix(lambda c: chebyshev.chebder(c) * 2).contiguous()
@@ -53,7 +52,7 @@ class Grid:
         return len(self.s)
 
     def interpolation(self, s: Tensor) -> Tensor:
-        """The matrix (k, N) that takes values at the nodes to their interpolant at s: (k,)."""
+        """The matrix (k, N) that maps values at the nodes to their interpolant at s: (k,)."""
         difference = s.to(self.s)[:, None] - self.s
         at_node = difference == 0
         terms = self._barycentric / torch.where(at_node, 1.0, difference)
@@ -66,8 +65,8 @@ class Grid:
 
 
 @functools.lru_cache(maxsize=64)
-def grid_of(nodes: int, device: str = "cpu") -> Grid:
-    """The grid of that many nodes, made once."""
+def get_grid(nodes: int, device: str = "cpu") -> Grid:
+    """The grid with that number of nodes. It is made once."""
     return Grid(nodes, device)
 
 
@@ -76,10 +75,10 @@ def cell_matrices(nodes: int, depth: int, device: str) -> tuple[Tensor, Tensor]:
     """Cell means (L, N) and within-cell deviations (N, N) of interpolants over the cells [(k-1)/L, k/L).
 
     For node values F the means are ``means @ F``, and |deviations @ F|^2 is the integral over [0, 1] of
-    |f(s) - mean over its cell|^2: a sum of squares, so that nothing cancels. N Gauss points a cell make both exact
-    (the square has degree 2N-2); a QR factorisation condenses the points of all cells to N rows.
+    |f(s) - mean over its cell|^2. As a sum of squares it has no cancellation. N Gauss points in each cell make both
+    exact (the square has degree 2N-2). A QR factorisation reduces the points of all cells to N rows.
     """
-    grid = grid_of(nodes)
+    grid = get_grid(nodes)
     x, weight = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(nodes))
     x, weight = (x + 1) / 2, weight / 2
     means, deviations = [], torch.empty(0, nodes, dtype=torch.float64)
@@ -94,11 +93,11 @@ def cell_matrices(nodes: int, depth: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 class SpectralSolver:
-    """Gradient descent on V(s), W(s), A, B with a fixed number of ``nodes``; `train` chooses and checks it.
+    """Gradient descent on V(s), W(s), A, B: a `lib.dense.solver.Solver` whose layers are the nodes.
 
-    ``weights`` holds V: (N, m, q) and W: (N, q, m) at the nodes. ``picard_tolerance`` is the largest change
-    of the last Picard sweep, relative to the largest entry. ``data`` is other than the config draws. A
-    `lib.dense.solver.Solver` whose layers are the nodes.
+    The number of ``nodes`` is fixed; `limit.train` chooses and checks it. ``weights`` holds V: (N, m, q) and
+    W: (N, q, m) at the nodes. ``picard_tolerance`` is the largest change in the last Picard sweep, relative to the
+    largest entry. ``data`` replaces those that the config draws.
     """
 
     name = "spectral limit"
@@ -111,8 +110,8 @@ class SpectralSolver:
         picard_tolerance: float = 1e-12,
         data: Data | None = None,
     ) -> None:
-        check_exists(config)
-        self.config, self.grid, self.picard_tolerance = config, grid_of(nodes, device), picard_tolerance
+        check_limit_exists(config)
+        self.config, self.grid, self.picard_tolerance = config, get_grid(nodes, device), picard_tolerance
         weights_at, drawn = initial_functions(config)
         self.weights = weights_at(self.grid.s.cpu()).to(device, torch.float64)
         self.data: Data = (data or drawn).to(device, torch.float64)
@@ -122,7 +121,7 @@ class SpectralSolver:
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        """The loss at the present weights, a tensor without axes; leaves H and G = inner * H W at the nodes behind."""
+        """The loss at the present weights, a tensor without axes. Leaves H and G = inner * H W at the nodes."""
         weights, data = self.weights, self.data
         start = data.x if weights.A is None else data.x @ weights.A
         self.H, self.G = solve_states(self.config, self.grid, weights, start, self._past_H, self.picard_tolerance)
@@ -133,10 +132,8 @@ class SpectralSolver:
 
     @torch.no_grad()
     def gradients(self) -> Weights:
-        """Functional gradients at the states of the last `forward`: dV/dt = -V of the result, and so on (times m in
-        mean-field scaling).
-
-        Beside a network's gradients this is L dl/dV_k at s = k/L; dl/dA and dl/dB are as there.
+        """Functional gradients at the states of the last `forward`: those of V at s = k/L correspond to L dl/dV_k of a
+        network. dl/dA and dl/dB are those of a network.
         """
         config, weights = self.config, self.weights
         slope = activations.get(config.activation).derivative(self.G)
@@ -148,7 +145,7 @@ class SpectralSolver:
         def right_side(P: Tensor) -> Tensor:
             return scale * torch.bmm(torch.bmm(P, Vt) * slope, Wt)
 
-        if self.P is None:  # solved once for the states of a `forward`: the extrapolation wants one solution a step
+        if self.P is None:  # once for each `forward`: the extrapolation needs one solution for each step
             self.P = _picard(right_side, top, self.grid.to_one, self._past_P, self.picard_tolerance, len(self.grid))
         P = self.P
         U = torch.bmm(P, Vt) * slope
@@ -159,10 +156,7 @@ class SpectralSolver:
         return gradient
 
     def descend(self, learning_rate: float, clip: float = 0.0) -> None:
-        """One step of ``learning_rate`` from the states of the last `forward`, in place.
-
-        With ``clip`` C > 0 every velocity is clipped to [-C, C] first, entry by entry.
-        """
+        """See `lib.dense.solver.Solver.descend`."""
         for name, velocity in self.gradients().items().items():
             if name in ("V", "W"):
                 velocity.mul_(self.step_factor)
@@ -177,16 +171,16 @@ class SpectralSolver:
 
 @functools.lru_cache(maxsize=256)
 def _outer(config: NetworkConfig) -> float:
-    """The factor c of the limit's right side: the network's, without its 1/L."""
+    """The factor c of the limit's right side: that of the network's branch, without its 1/L."""
     return config.at_depth(1).outer_scale
 
 
-def check_exists(config: NetworkConfig) -> None:
-    """Raise ValueError for a configuration without such a limit: i.i.d. layers, the scaling 1/sqrt(L)."""
+def check_limit_exists(config: NetworkConfig) -> None:
+    """Raise ValueError if the configuration has no such limit: with i.i.d. layers, or the scaling 1/sqrt(L)."""
     check_functions(config)
     if config.residual_scaling != "1/L":
         raise ValueError(
-            f"residual_scaling is {config.residual_scaling!r}, whose limit is no ordinary differential "
+            f"residual_scaling is {config.residual_scaling!r}, whose limit is not an ordinary differential "
             "equation: expected '1/L'."
         )
 

@@ -1,4 +1,4 @@
-"""Training the fully connected residual network: a generator of records, the same for every use."""
+"""Training the fully connected residual network: a generator of records."""
 
 import contextlib
 import math
@@ -13,7 +13,7 @@ from lib import checks, paths
 from lib.checks import Divergence
 from lib.dense import compiled
 from lib.dense.adjoint import Adjoint
-from lib.dense.network import Data, NetworkConfig, Weights, initialise, prepared_start
+from lib.dense.network import Data, NetworkConfig, Weights, initialise, prepare_start
 from lib.dense.solver import Solver
 
 ENGINES = ("auto", "compiled", "adjoint")
@@ -23,7 +23,7 @@ ENGINES = ("auto", "compiled", "adjoint")
 class Record:
     """The network at ``iteration`` t, *before* step t: t = 0 is the initialisation.
 
-    ``weights`` are the live ones, which the next step changes: reduce or clone what is to be kept.
+    The next step changes ``weights`` in place: clone what you want to keep.
     """
 
     iteration: int
@@ -32,7 +32,7 @@ class Record:
     solver: Solver
 
     def gradients(self) -> Weights:
-        """The gradient of the loss at these weights (valid until the generator moves on)."""
+        """The gradient of the loss at these weights. Call it before the generator's next step."""
         return self.solver.gradients()
 
 
@@ -46,27 +46,27 @@ def train(
     start: tuple[Weights, Data] | None = None,
     engine: str = "auto",
 ) -> Iterator[Record]:
-    """Full-batch gradient descent, dZ_k/dt = -L dl/dZ_k in steps of ``learning_rate`` (gradient flow, section 2).
+    """Train by full-batch gradient descent: the flow dZ_k/dt = -L dl/dZ_k of section 2 in steps of ``learning_rate``.
 
-    Main arguments: ``config``; ``learning_rate`` eta (Z_k = (V_k, W_k) steps by eta times
-    the config's step factor, which is L for the scaling 1/L, A and B by eta);
-    ``iterations`` T; ``record_at``, the iterations t <= T to yield (default: all of 0..T).
+    Main arguments: ``config``; ``learning_rate`` eta (the step of A and B; that of Z_k = (V_k, W_k) is eta times the
+    config's step factor, which is L for the scaling 1/L); ``iterations`` T; ``record_at``, the iterations t <= T to
+    yield (default: all of 0..T).
 
-    Other arguments: ``clip`` C, the clipped flow if above 0; ``start``, weights and data other than
-    `initialise` draws, in any dtype and on any device (weights that have the config's already are trained in place);
-    ``engine`` (see `make_solver`).
+    Other arguments: ``clip`` C > 0 gives the clipped flow. ``start`` holds weights and data in place of those that
+    `initialise` draws, in any dtype and on any device; weights in the dtype and on the device of the config are trained
+    in place. For ``engine`` see `make_solver`.
 
-    Yields a `Record` for each asked iteration, in order. No training happens beyond the last one.
-    Raises `Divergence` when the loss stops being finite, ValueError or TypeError for arguments that cannot be.
+    Yields a `Record` for each of these iterations, in order, and stops at the last one. Raises `Divergence` if the loss
+    is not finite, ValueError or TypeError for wrong arguments.
     """
-    wanted = checked_schedule(learning_rate, iterations, record_at, clip)
-    weights, data = initialise(config) if start is None else _checked_start(start)
-    weights, data = prepared_start(config, weights, data)
+    wanted = check_schedule(learning_rate, iterations, record_at, clip)
+    weights, data = initialise(config) if start is None else _check_start(start)
+    weights, data = prepare_start(config, weights, data)
     solver = make_solver(config, weights, data, engine)
     return _records(config, solver, checks.plain(learning_rate), wanted, checks.plain(clip))
 
 
-def _checked_start(start: tuple[Weights, Data]) -> tuple[Weights, Data]:
+def _check_start(start: tuple[Weights, Data]) -> tuple[Weights, Data]:
     parts = start if isinstance(start, tuple | list) else (start,)
     if len(parts) != 2 or not isinstance(parts[0], Weights) or not isinstance(parts[1], Data):
         found = ", ".join(type(part).__name__ for part in parts)
@@ -74,28 +74,32 @@ def _checked_start(start: tuple[Weights, Data]) -> tuple[Weights, Data]:
     return parts
 
 
-def checked_schedule(
+def check_schedule(
     learning_rate: float, iterations: int, record_at: Iterable[int] | None, clip: float
 ) -> Sequence[int]:
-    """The iterations to record, in order (default: all of 0..``iterations``); raises as `train` does."""
+    """The iterations to record, in order (default: all of 0..``iterations``). Raises ValueError or TypeError for wrong
+    arguments of `train`."""
     checks.positive_float("learning_rate", learning_rate)
     checks.positive_int("iterations", iterations, least=0)
     checks.positive_float("clip", clip, zero_allowed=True)
-    return checks.moments(record_at, iterations)
+    return checks.record_iterations(record_at, iterations)
 
 
 def make_solver(config: NetworkConfig, weights: Weights, data: Data, engine: str = "auto") -> Solver:
-    """The engine that trains: "adjoint" is PyTorch's, "compiled" the C++ one (ValueError if it does not apply),
-    "auto" the compiled one if it is built and applies, else the adjoint."""
+    """The solver by the name of its engine.
+
+    "adjoint" is in PyTorch. "compiled" is in C++; raises ValueError if it cannot be used. "auto" is the compiled one if
+    it is built and can be used, else the adjoint.
+    """
     checks.choice("engine", engine, ENGINES)
-    if engine == "compiled" or (engine == "auto" and not compiled.problem(config, weights, data)):
+    if engine == "compiled" or (engine == "auto" and not compiled.find_problem(config, weights, data)):
         return compiled.Compiled(config, weights, data)
     return Adjoint(config, weights, data)
 
 
 def _records(config, solver, learning_rate, wanted, clip) -> Iterator[Record]:
-    done = 0  # steps taken; the states of `forward` belong to the present weights only right after it
-    fresh = False
+    done = 0  # steps taken
+    fresh = False  # whether the states of the last `forward` are those of the present weights
     for iteration in wanted:
         if fresh and iteration > done:
             solver.descend(learning_rate, clip)
@@ -111,7 +115,7 @@ def _records(config, solver, learning_rate, wanted, clip) -> Iterator[Record]:
 
 
 def _check_finite(losses: Tensor, first: int, config: NetworkConfig, learning_rate: float) -> None:
-    if math.isfinite(float(losses[-1])):  # once a loss is not finite, neither are the later ones
+    if math.isfinite(float(losses[-1])):  # after a loss that is not finite, no loss is finite
         return
     bad = first + int((~losses.isfinite()).nonzero()[0])
     other = "" if config.initialisation == "weight-tied" else ", or the weight-tied initialisation,"
@@ -124,17 +128,17 @@ def _check_finite(losses: Tensor, first: int, config: NetworkConfig, learning_ra
     )
 
 
-def lockstep(trainings: Iterable[Iterator[Record]]) -> Iterator[tuple[Record, ...]]:
-    """Several trainings side by side: at each recorded iteration the tuple of their records."""
+def run_in_lockstep(trainings: Iterable[Iterator[Record]]) -> Iterator[tuple[Record, ...]]:
+    """Run several trainings side by side: at each recorded iteration, yield the tuple of their records."""
     return zip(*trainings, strict=True)
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: what suits small networks when other work shares the processor.
+def use_one_thread() -> Iterator[None]:
+    """Run PyTorch on one thread, for small networks while other work shares the processor.
 
-    The threads of a product wait for each other; if one of two has no core to itself, a step of milliseconds
-    takes a second.
+    The threads of a product wait for each other: if one of two has no core to itself, a step of milliseconds takes a
+    second.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -145,5 +149,5 @@ def one_thread() -> Iterator[None]:
 
 
 def progress(records: Iterable, total: int | None = None, label: str = "training") -> Iterable:
-    """The records under a progress bar for a person to see; no bar if nobody looks (`paths.unattended`)."""
-    return tqdm(records, desc=label, total=total, disable=paths.unattended(), leave=False)
+    """Show a progress bar over the records. There is no bar if no person looks (`paths.is_unattended`)."""
+    return tqdm(records, desc=label, total=total, disable=paths.is_unattended(), leave=False)

@@ -1,1 +1,1 @@
-"""The compiled engine: the sources in csrc, and what finds, builds and loads it."""
+"""The compiled engine: its sources are in csrc, and `build` finds, builds and loads it."""

@@ -1,13 +1,13 @@
-"""The compiled engine: finds it, builds it, says which engine runs, and wraps its operators.
+"""Find, build and load the compiled engine, report which engine runs, and wrap its operators.
 
-The sources are ``lib/engine/csrc``: C++ with the compiler's portable vector types, built once and explicitly by
-``make engine`` (``python -m lib.engine.build build``) through torch.utils.cpp_extension. Nothing is ever built on
-import or on use, and everything works without it: stock PyTorch is the reference and the fallback. The file
-name holds a key of the sources, their flags, PyTorch, Python and the processor, so that a stale one is never loaded;
-a note beside the library has its digest, so that neither is a torn one, which could end the process. A build replaces
-what is there only once another process has loaded what it made; it also replaces what does not load, and what another
-compiler made.
-LIB_ENGINE=off in the environment switches it off. (C++ rather than Numba, which is no dependency here.)
+The sources in ``lib/engine/csrc`` are C++ with the compiler's portable vector types. ``make engine``
+(``python -m lib.engine.build build``) builds them with torch.utils.cpp_extension. Nothing is built on import or on use.
+Everything works without the engine: PyTorch is the reference and the fallback.
+
+The file name holds a key of the sources, their flags, PyTorch, Python and the processor, so an outdated library is
+never loaded. A note beside the library holds its digest, so a damaged library, which could end the process, is not
+loaded either. A new build replaces the library only after another process has loaded the new one. It also replaces a
+library that does not load, or that another compiler made. LIB_ENGINE=off in the environment switches the engine off.
 """
 
 import functools
@@ -49,7 +49,7 @@ def _sources() -> list[Path]:
 
 @functools.cache
 def _processor() -> str:
-    """What -march=native depends on: the processor's instruction sets, if the system lists them."""
+    """The processor's instruction sets, if the system lists them. -march=native depends on them."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -59,14 +59,14 @@ def _processor() -> str:
 
 
 def compiler_flags() -> list[str]:
-    """What the sources are compiled with, after the processor."""
+    """The flags that the sources are compiled with. They depend on the processor."""
     flags = ["-O3", "-march=native", "-fopenmp"]
-    # For older compilers a newer AMD with AVX-512 is one without, and their instruction order 5 % slower there.
+    # Older compilers take a newer AMD for one without AVX-512, and their code is 5 % slower there.
     return [*flags, "-mtune=icelake-server"] if "avx512f" in _processor().split() else flags
 
 
 def name() -> str:
-    """The extension's name, with the key of what its machine code depends on (the compiler is not looked at)."""
+    """The extension's name, with a key of all that its machine code depends on, except the compiler."""
     parts = [torch.__version__, sys.version, platform.machine(), _processor(), *compiler_flags()]
     digest = hashlib.sha256("\n".join(parts).encode())
     for source in sorted(path for path in paths.CSRC.iterdir() if path.suffix in (".cpp", ".h")):
@@ -75,12 +75,12 @@ def name() -> str:
 
 
 def path() -> Path:
-    """Where the built engine lies, or would."""
+    """The path of the built engine, whether it exists or not."""
     extension = name()
-    return paths.engines() / extension / f"{extension}.so"
+    return paths.engines_folder() / extension / f"{extension}.so"
 
 
-def _note(library: Path) -> Path:
+def _note_path(library: Path) -> Path:
     return library.with_suffix(".json")
 
 
@@ -88,33 +88,33 @@ def _digest(library: Path) -> str:
     return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
-def _noted(library: Path) -> dict[str, str]:
-    """What the note beside a library says of it: the digest ``sha256`` and the ``compiler``; empty without one."""
+def _read_note(library: Path) -> dict[str, str]:
+    """The note beside a library, with its digest ``sha256`` and its ``compiler``; empty if there is none."""
     try:
-        note = json.loads(_note(library).read_text(encoding="utf-8"))
+        note = json.loads(_note_path(library).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}
 
 
-def _whole(library: Path) -> bool:
-    """Whether the library has the digest that its build noted."""
+def _is_intact(library: Path) -> bool:
+    """Whether the library has the digest in its note."""
     try:
-        return _noted(library).get("sha256") == _digest(library)
+        return _read_note(library).get("sha256") == _digest(library)
     except OSError:
         return False
 
 
 def _compiler() -> str:
-    """The C++ compiler and its version; RuntimeError without one."""
+    """The C++ compiler and its version. Raises RuntimeError if there is none."""
     command = os.environ.get("CXX", "c++")
     if shutil.which(command) is None:
-        raise RuntimeError(f"no C++ compiler was found (looked for {command!r}; CXX names another)")
+        raise RuntimeError(f"no C++ compiler {command!r} was found: install one, or set CXX to another")
     version = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
     return version.partition("\n")[0].strip() or command
 
 
-# Each runs in a process of its own, which a library that is no good may end.
+# Each runs in a process of its own, which a damaged library may end.
 _LOAD = """import importlib.util, sys, torch
 spec = importlib.util.spec_from_file_location(*sys.argv[1:])
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
@@ -128,7 +128,7 @@ cpp_extension.load(name, sources, build_directory=folder, verbose=False, **optio
 
 
 def _run(script: str, *arguments: str) -> str:
-    """Run a script in another process; returns what went wrong, the sentence first, or nothing."""
+    """Run a script in another process; returns its error output, with the message first, or nothing."""
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
@@ -137,57 +137,57 @@ def _run(script: str, *arguments: str) -> str:
     return "\n".join([said, *lines])
 
 
-def _loads(library: Path) -> bool:
-    return _whole(library) and not _run(_LOAD, library.stem, str(library))
+def _can_load(library: Path) -> bool:
+    return _is_intact(library) and not _run(_LOAD, library.stem, str(library))
 
 
 def build() -> Path:
-    """Compile the engine unless a sound one by this compiler is there; returns the path of the library.
+    """Compile the engine, unless this compiler has made it already and it loads; returns the path of the library.
 
     Raises RuntimeError if there is no compiler, or if it fails.
     """
     target, compiler = path(), _compiler()
-    if _noted(target).get("compiler") == compiler and _loads(target):
+    if _read_note(target).get("compiler") == compiler and _can_load(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=target.parent) as draft:
         flags = " ".join(compiler_flags())
-        # This compiles, and loads what came of it.
+        # This compiles the library and loads it.
         if problem := _run(_COMPILE, target.stem, draft, flags, *(str(source) for source in _sources())):
             raise RuntimeError(problem)
         made = Path(draft) / target.name
         note = {"sha256": _digest(made), "compiler": compiler}
-        # A process that reads in between finds a library that is not the noted one, and goes on without it.
-        paths.write_content(_note(target), json.dumps(note) + "\n")
+        # A process that reads in between finds another digest, and goes on without the library.
+        paths.write_content(_note_path(target), json.dumps(note) + "\n")
         os.replace(made, target)
-    _built.cache_clear()
+    _load_library.cache_clear()
     return target
 
 
 def load() -> tuple[ModuleType | None, str]:
-    """The engine's module, None if it does not run, and the reason in words."""
+    """The engine's module, or None if it does not run, and the reason in words."""
     if os.environ.get("LIB_ENGINE", "").lower() in ("off", "0", "no"):
         return None, "LIB_ENGINE switches the compiled engine off"
-    return _built()
+    return _load_library()
 
 
 @functools.cache
-def _built() -> tuple[ModuleType | None, str]:
+def _load_library() -> tuple[ModuleType | None, str]:
     target = path()
     if not target.exists():
         return None, f"the compiled engine is not built for this machine and these sources; {ADVICE}"
-    if not _whole(target):
-        return None, f"the compiled engine {paths.short(target)} is not what was built; {ADVICE} anew"
+    if not _is_intact(target):
+        return None, f"the compiled engine {paths.shorten(target)} is damaged; {ADVICE} anew"
     try:
         spec = importlib.util.spec_from_file_location(target.stem, target)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a foreign library raises: everything works without it
-        return None, f"the compiled engine {paths.short(target)} does not load ({error}); {ADVICE} anew"
+    except Exception as error:  # a library may raise anything, and everything works without it
+        return None, f"the compiled engine {paths.shorten(target)} does not load ({error}); {ADVICE} anew"
     return module, f"compiled ({target.stem})"
 
 
-def missing() -> str:
+def explain_missing() -> str:
     """Why the engine does not run here, and what to do about it; empty if it runs."""
     module, reason = load()
     return "" if module else reason
@@ -202,8 +202,8 @@ def report() -> str:
 # ---- The residual layers of the convolutional network ----
 
 
-def conv_stack_problem(h: Tensor, tensors: Mapping[str, Tensor], activation: str) -> str:
-    """Why ``conv_stack`` does not take these, in words, or nothing if it does; ``tensors`` as there."""
+def find_conv_stack_problem(h: Tensor, tensors: Mapping[str, Tensor], activation: str) -> str:
+    """Why ``conv_stack`` cannot take these arguments, in words; empty if it can."""
     module, reason = load()
     if module is None:
         return reason
@@ -221,7 +221,7 @@ def conv_stack_problem(h: Tensor, tensors: Mapping[str, Tensor], activation: str
         if tensor.dtype != torch.float32:
             return f"the compiled convolutions take float32, and {key} is {tensor.dtype}"
     if torch.is_autocast_enabled("cpu"):
-        return "the compiled engine does not take part in autocast"
+        return "the compiled engine does not support autocast"
     if activation not in ACTIVATION_CODES:
         return f"the compiled engine has no activation {activation!r}"
     if h.dim() != 4 or h.numel() == 0:
@@ -230,7 +230,7 @@ def conv_stack_problem(h: Tensor, tensors: Mapping[str, Tensor], activation: str
     if channels != module.CONV_CHANNELS:
         return f"the compiled convolutions take {module.CONV_CHANNELS} channels, and h has {channels}"
     if h.numel() == channels and batch_norm:
-        return "batch norm has a single value a channel"  # stock PyTorch raises in training
+        return "batch norm has a single value in each channel"  # PyTorch raises in training
     depth = tensors["conv1.weight"].shape[0]
     for key in needed:
         expected = (depth, channels) + ((channels, 3, 3) if key in ("conv1.weight", "conv2.weight") else ())
@@ -250,18 +250,18 @@ def conv_stack(
 ) -> Tensor:
     """The residual layers h_{k+1} = h_k + (1/L) bn2(conv2(s(bn1(conv1(h_k))))), k = 0..L-1, in one operator.
 
-    Main arguments: ``h`` (n, C, H, W), float32, on the CPU; ``tensors`` by the released names of one layer's
-    tensors, each stacked over the layers: conv1.weight (L, C, C, 3, 3), conv1.bias (L, C), the same for
-    conv2, and with batch norm bn1.weight, bn1.bias, bn1.running_mean, bn1.running_var (L, C), the same for
-    bn2; ``activation`` s by name; ``training``: normalise by the batch's statistics and update the running
-    ones (and num_batches_tracked (L,), if given) in place with ``momentum``, else use the running ones.
+    Arguments: ``h`` (n, C, H, W), float32, on the CPU; ``tensors``, by the released names of one layer's tensors, each
+    stacked over the layers: conv1.weight (L, C, C, 3, 3), conv1.bias (L, C), the same for conv2, and with batch norm
+    bn1.weight, bn1.bias, bn1.running_mean, bn1.running_var (L, C), the same for bn2; ``activation`` s by name. With
+    ``training``, batch norm uses the batch's statistics, and the running ones (and num_batches_tracked (L,), if given)
+    are updated in place with ``momentum``. Else it uses the running ones.
 
-    Returns h_L (n, C, H, W), in channels-last memory. Differentiable once, with respect to h and the
-    parameters; gradients do not depend on the number of threads, to the last bit. Raises ValueError if
-    ``conv_stack_problem`` finds something; the caller then runs stock PyTorch.
+    Returns h_L (n, C, H, W), in channels-last memory. It can be differentiated once, with respect to h and the
+    parameters. Gradients do not depend on the number of threads, to the last bit. Raises ValueError if
+    ``find_conv_stack_problem`` finds a problem; PyTorch can then be used.
     """
-    if problem := conv_stack_problem(h, tensors, activation):
-        raise ValueError(f"The compiled convolutions do not apply: {problem}.")
+    if problem := find_conv_stack_problem(h, tensors, activation):
+        raise ValueError(f"The compiled convolutions cannot be used: {problem}.")
     module, _ = load()
     batch_norm = "bn1.weight" in tensors
     parameters = [tensors[key] for key in CONV_PARAMETERS + (BN_PARAMETERS if batch_norm else ())]
@@ -305,8 +305,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _build_command() -> None:
-    before = _noted(path())
-    # torch looks for ninja on the PATH, where an environment that is not activated has no folder.
+    before = _read_note(path())
+    # torch looks for ninja on the PATH, which lacks the folder of an environment that is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
         target = build()
@@ -316,7 +316,7 @@ def _build_command() -> None:
         if len(lines) > 1:
             print(str(error), file=sys.stderr)
         return
-    print(f"{'Up to date' if _noted(target) == before else 'Built'}: {paths.short(target)}")
+    print(f"{'Up to date' if _read_note(target) == before else 'Built'}: {paths.shorten(target)}")
     _report_command()
 
 

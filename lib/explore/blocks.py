@@ -1,4 +1,4 @@
-"""The explorer of residual blocks: those on board, and one that the notebook defines."""
+"""The explorer of residual blocks: those of the catalogue, and one that the notebook defines."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ from lib.blocks.network import INITIALISATIONS
 from lib.blocks.training import gaussian_data
 from lib.explore import frames
 from lib.explore.controls import CONTROLS, menu, scale, whole_number
-from lib.explore.depth_training import ROUNDING, SMALLEST_DEPTH, depths_up_to, fit_above_rounding
+from lib.explore.depth_training import ROUNDING, SMALLEST_DEPTH, fit_above_rounding, list_depths
 from lib.explore.explorer import Explorer
 from lib.explore.live import Run
 from lib.figures.style import GREY, depth_axis, minus
 from lib.measures import Slope
 
-OWN = "MyBlock"  # what the notebook's own block is called
+OWN = "MyBlock"  # the name of the notebook's own block
 NORMS = tuple(dict.fromkeys(norm for block in BLOCKS.values() for norm in block.normalisations))
 START = {
     "block": "transformer",
@@ -41,16 +41,16 @@ START = {
 def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
     """Train networks of one block at several depths, live.
 
-    ``namespace`` is the notebook's ``globals()``, whose class `MyBlock` is offered beside the blocks on board, for h of
-    the shape `TOKENS`; when a cell defines it anew, the run begins anew with it. ``start`` replaces what the controls
-    start from (see `START`).
+    ``namespace`` is the notebook's ``globals()``. Its class `MyBlock`, for h of the shape `TOKENS`, is offered beside
+    the blocks of the catalogue. When a cell defines it again, the run begins anew. ``start`` replaces values at which
+    the controls start (see `START`).
     """
     values = START | start
-    made: list[Any] = [None]  # the class MyBlock that the present run is of
+    made: list[Any] = [None]  # the class MyBlock of the present run
     own = {
         "block": menu("block", "f in h + f(h, Z)/L", [*BLOCKS, OWN]),
         "normalisation": menu("norm", "before or between the linear maps", NORMS),
-        "activation": menu("activation", "of a block on board that has one", list(ACTIVATIONS)),
+        "activation": menu("activation", "of a block of the catalogue that has one", list(ACTIVATIONS)),
         "initialisation": menu("initialisation", "of the layers", INITIALISATIONS),
         "depth": scale("depth <i>L</i>", "layers of the deepest network", [8, 16, 32, 64]),
         "parameter": whole_number("parameter", "of the block, counted from 0"),
@@ -58,7 +58,7 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
     }
     controls = {name: (own.get(name) or CONTROLS[name])(value) for name, value in values.items()}
 
-    def factory(values: Mapping) -> Callable:
+    def get_factory(values: Mapping) -> Callable:
         if values["block"] != OWN:
             return make_block(values["block"], values["activation"], values["normalisation"])
         if OWN not in namespace:
@@ -69,8 +69,8 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
         made[0] = namespace.get(OWN)
         shape = TOKENS if values["block"] == OWN else BLOCKS[values["block"]].shape
         config = DistancesConfig(
-            factory(values),
-            depths_up_to(values["depth"]),
+            get_factory(values),
+            list_depths(values["depth"]),
             *gaussian_data(shape, values["seed"]),
             iterations=values["iterations"],
             learning_rate=values["learning_rate"],
@@ -86,11 +86,11 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
 
     def reproduce(values: Mapping) -> tuple[str, dict[str, Any], str]:
         if values["block"] == OWN:
-            raise ValueError(f"{OWN} is of this notebook: no figure has it.")
+            raise ValueError(f"{OWN} is defined in this notebook, and no figure has it: choose another block to save.")
         norm = "" if values["normalisation"] == "none" else f", {values['normalisation']} norm"
         shown = {"blocks": [values["block"] + norm], "activations": [values["activation"]]}
         shown |= {
-            "depths": depths_up_to(values["depth"]),
+            "depths": list_depths(values["depth"]),
             "seeds": [values["seed"]],
             "iterations": [values["iterations"]],
         }
@@ -109,39 +109,39 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
         view=("parameter", "entry"),
     )
 
-    def look(*_: object) -> None:
+    def restart_if_redefined(*_: object) -> None:
         if controls["block"].value == OWN and namespace.get(OWN) is not made[0]:
             running = explorer.live.running
             explorer.reset()
             if running:
                 explorer.start()
 
-    _after_each_cell(look)
+    _call_after_each_cell(restart_if_redefined)
     return explorer
 
 
-_looking: list[Callable] = []
+_registered: list[Callable] = []
 
 
-def _after_each_cell(look: Callable[..., None]) -> None:
-    """Call ``look`` whenever a cell has run, and no longer what was given before."""
+def _call_after_each_cell(handler: Callable[..., None]) -> None:
+    """Call ``handler`` whenever a cell has run, in place of the handler that was registered before."""
     if shell := get_ipython():
-        while _looking:
-            shell.events.unregister("post_run_cell", _looking.pop())
-        shell.events.register("post_run_cell", look)
-        _looking.append(look)
+        while _registered:
+            shell.events.unregister("post_run_cell", _registered.pop())
+        shell.events.register("post_run_cell", handler)
+        _registered.append(handler)
 
 
-def chosen(state: DistancesState, parameter: int, entry: int) -> tuple[str, tuple[int, ...]]:
-    """The name of the parameter of that number, and the index of its entry of that number (counted round and round)."""
+def find_entry(state: DistancesState, parameter: int, entry: int) -> tuple[str, tuple[int, ...]]:
+    """The name of the parameter of that number, and the index of its entry of that number (both modulo their count)."""
     weights = state.weights[state.config.depths[0]]
     name = list(weights)[parameter % len(weights)]
     shape = tuple(weights[name].shape[1:])
     return name, tuple(int(i) for i in np.unravel_index(entry % weights[name][0].numel(), shape))
 
 
-def slope(state: DistancesState) -> Slope | None:
-    """The rate in L of the largest successive distance so far; None as long as layers are equal up to rounding."""
+def measure_slope(state: DistancesState) -> Slope | None:
+    """The rate in L of the largest successive distance so far; None if layers are equal up to rounding."""
     return fit_above_rounding(state.config.depths, state.max_distances())
 
 
@@ -153,12 +153,12 @@ def distance_table(state: DistancesState) -> tables.Table:
 
 
 def draw(state: DistancesState, parameter: int = 0, entry: int = 0, figure: Figure | None = None) -> Figure:
-    """Above, one entry of one parameter over s = k/L, a curve for each depth (dotted: where the deepest started);
-    below, the loss and the largest successive distance against the depth, with its slope.
+    """Draw one entry of one parameter over s = k/L, a curve for each depth, and dotted the start of the deepest
+    network. Below are the loss, and the largest successive distance against the depth with its slope.
 
-    ``figure``, from an earlier call, is brought up to date and returned if everything but its data is the same.
+    If ``figure``, from an earlier call, differs only in its data, it is updated and returned.
     """
-    name, index = chosen(state, parameter, entry)
+    name, index = find_entry(state, parameter, entry)
     depths = state.config.depths
     what = repr((name, index, depths, state.config.iterations))
     new = figure is None or figure.get_label() != what
@@ -167,27 +167,27 @@ def draw(state: DistancesState, parameter: int = 0, entry: int = 0, figure: Figu
             figure = _axes(state, f"{name}[{', '.join(map(str, index))}]")
             figure.set_label(what)
         axes = {panel.get_label(): panel for panel in figure.axes}
-        for depth, color in zip(depths, frames.hue(0, len(depths)), strict=True):
+        for depth, color in zip(depths, frames.shades(0, len(depths)), strict=True):
             wide = 1.9 if depth == depths[-1] else 1.1
             dots = {"marker": "o", "markersize": 3} if depth <= 16 else {}
             curve = state.weights[depth][name][(slice(None), *index)]
             s = np.arange(1, depth + 1) / depth
-            frames.bring(axes["entry"], depth, s, curve.cpu(), color=color, linewidth=wide, **dots)
+            frames.draw_line(axes["entry"], depth, s, curve.cpu(), color=color, linewidth=wide, **dots)
             losses = state.losses[depth]
-            frames.bring(axes["loss"], depth, np.arange(len(losses)), losses, color=color, linewidth=wide)
+            frames.draw_line(axes["loss"], depth, np.arange(len(losses)), losses, color=color, linewidth=wide)
         start = state.measured[depths[-1]].start[name][(slice(None), *index)]
         dotted = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "zorder": 1}
-        frames.bring(axes["entry"], "start", s, start.cpu(), **dotted)
+        frames.draw_line(axes["entry"], "start", s, start.cpu(), **dotted)
         distances = np.array(state.max_distances())
         distances[distances <= ROUNDING] = np.nan
         style = {"color": frames.HUE_COLORS[0], "marker": "o", "markersize": 5, "linewidth": 1.3}
-        frames.bring(axes["distance"], "distance", depths, distances, **style)
-        fit = slope(state)
-        frames.note(axes["distance"], 1, f"slope {minus(fit.slope, 2)}" if fit else "equal layers", style["color"])
+        frames.draw_line(axes["distance"], "distance", depths, distances, **style)
+        fit = measure_slope(state)
+        frames.draw_note(axes["distance"], 1, f"slope {minus(fit.slope, 2)}" if fit else "equal layers", style["color"])
         for panel in figure.axes:
             values = [line.get_ydata() for line in panel.lines]
-            low, high = frames.extent(values, log=panel.get_yscale() == "log")
-            if new or not frames.fills(panel, low, high):
+            low, high = frames.find_extent(values, log=panel.get_yscale() == "log")
+            if new or not frames.fills_axis(panel, low, high):
                 frames.set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2)
     return figure
 
@@ -209,6 +209,6 @@ def _axes(state: DistancesState, title: str) -> Figure:
         axes[label].set_yscale("log")
     axes["loss"].yaxis.set_major_formatter(frames.PlainLogFormatter())
     axes["loss"].yaxis.set_minor_formatter(frames.PlainLogFormatter())
-    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in frames.hue(0, len(depths))]
+    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in frames.shades(0, len(depths))]
     axes["loss"].legend(keys, depths, title="depth $L$", title_fontsize=8, loc="upper right", ncols=2)
     return figure

@@ -1,4 +1,4 @@
-"""Sliders, menus and fields: one for each parameter, by its name or else by its type."""
+"""Sliders, menus and fields: a control for each parameter, by its name or else by its type."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def label(text: str) -> dict[str, Any]:
 
 
 def scale(text: str, tooltip: str, options: Sequence[float]) -> Callable[[Any], widgets.ValueWidget]:
-    """A slider over given values, to which the one that it starts from is added."""
+    """A slider over given values and the value at which it starts."""
 
     def control(value: Any) -> widgets.ValueWidget:
         stops = [(f"{stop:,}".replace(",", "\u202f"), stop) for stop in sorted({*options, value})]
@@ -46,7 +46,7 @@ def menu(text: str, tooltip: str, options: Sequence[str]) -> Callable[[Any], wid
 
 
 def _device(value: Any) -> widgets.ValueWidget:
-    # Asked for when there is such a control, not on import: looking for a GPU takes time.
+    # Made when it is needed and not on import, since looking for a GPU takes time.
     return menu("device", "that trains", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])(value)
 
 
@@ -85,11 +85,11 @@ CONTROLS: dict[str, Callable[[Any], widgets.ValueWidget]] = {
 }
 
 
-def for_parameter(parameter: parameters.Parameter, value: Any) -> widgets.ValueWidget:
-    """The control for a parameter of a notebook: that of its name if there is one, else one of its type."""
+def make_control(parameter: parameters.Parameter, value: Any) -> widgets.ValueWidget:
+    """The control for a parameter of a notebook: the one for its name if there is one, else the one for its type."""
     labelled = label(html.escape(parameter.name.replace("_", " "))) | {"tooltip": parameter.words}
     if parameter.type == "list":
-        # As YAML has it, which reads it again: 5.0e-05. Python's 5e-05 would be text.
+        # In YAML, which reads it back: 5.0e-05. Python's 5e-05 would be text.
         text = yaml.safe_dump(list(value), default_flow_style=True, width=1000).strip()[1:-1]
         return widgets.Text(text, continuous_update=False, **labelled)
     if parameter.name in CONTROLS:

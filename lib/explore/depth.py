@@ -1,4 +1,4 @@
-"""Watch networks of growing depth while they train: `explore_depth`, and how it draws them."""
+"""Watch networks of growing depth while they train: `explore_depth` and its drawing."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -19,29 +19,29 @@ from lib.explore.depth_training import (
     Comparison,
     DepthsConfig,
     DepthsState,
+    advance_in_turns,
     depths_steps,
-    depths_up_to,
-    side_by_side,
+    list_depths,
 )
-from lib.explore.explorer import Explorer, Values, in_a_row
+from lib.explore.explorer import Explorer, Values, arrange_in_row
 from lib.explore.frames import (
     HUE_COLORS,
     LIVE_STYLE,
     PlainLogFormatter,
-    bring,
-    extent,
-    fills,
-    hue,
-    note,
+    draw_line,
+    draw_note,
+    fills_axis,
+    find_extent,
     set_limits,
+    shades,
 )
 from lib.explore.live import Run
 from lib.figures.experiment import entries
 from lib.figures.style import GREY, MARKERS, depth_axis, minus
 from lib.tables import word
 
-# What each story compares: initialisation, activation and convention of the first and of the second network, at which
-# learning rate.
+# What each story compares: initialisation, activation and convention of the first and of the second network, and the
+# learning rate of both.
 STORIES = {
     "weight-tied or i.i.d. layers": ("weight-tied gelu released", "iid gelu released", 0.01),
     "weight-tied or Gaussian process": ("weight-tied gelu released", "gaussian-process gelu released", 0.01),
@@ -55,8 +55,8 @@ KIND = ("initialisation", "activation", "convention")
 def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row: int = 0, column: int = 0) -> Explorer:
     """Train networks of several depths live, one kind of network or two side by side.
 
-    ``config`` says what the sliders start from (its deepest network is the depth's), ``second`` which activation,
-    initialisation and convention the second network has (None: no second network at first).
+    The sliders start at the values of ``config``, with its largest depth. ``second`` gives the activation,
+    initialisation and convention of the second network (None: no second network at first).
     """
     network, names = config.network, ("width", "dimension", "samples", "seed", *KIND)
     start = {name: getattr(network, name) for name in names} | {"depth": config.depths[-1], "row": row}
@@ -72,12 +72,12 @@ def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row
         first = replace(network, **{name: values[name] for name in names})
         networks = [first, replace(first, **{name: values[f"second_{name}"] for name in KIND})]
         return [
-            DepthsConfig(each, depths_up_to(values["depth"]), values["iterations"], values["learning_rate"])
+            DepthsConfig(each, list_depths(values["depth"]), values["iterations"], values["learning_rate"])
             for each in networks[: 2 if values["compare"] else 1]
         ]
 
     def make(values: Values) -> Run:
-        states = side_by_side([depths_steps(each) for each in configs(values)])
+        states = advance_in_turns([depths_steps(each) for each in configs(values)])
         return Run(states, values["iterations"], lambda state: state.iteration, lambda comparison: comparison.sentence)
 
     def draw(comparison: Comparison, values: Values, figure: Figure | None) -> Figure:
@@ -104,13 +104,13 @@ def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row
         shared["slope_from"] = min(8, *first.depths[-2:])
         return "figure_1_left", {"depths": first.depths, "iterations": times, **shared}, remark
 
-    def keep_entry_inside(_: object) -> None:
+    def limit_entry(_: object) -> None:
         for name in ("row", "column"):
             controls[name].max = min(controls["width"].value, controls["dimension"].value) - 1
 
     for name in ("width", "dimension"):
-        controls[name].observe(keep_entry_inside, names="value")
-    keep_entry_inside(None)
+        controls[name].observe(limit_entry, names="value")
+    limit_entry(None)
     stories = [widgets.Button(description=title, layout=Layout(width="auto")) for title in STORIES]
     explorer = Explorer(
         "explore_depth",
@@ -120,7 +120,7 @@ def explore_depth(config: DepthsConfig, second: NetworkConfig | None = None, row
         reproduce=reproduce,
         panel=_depth_panel(controls),
         hint="press <b>Start</b> and watch the two slopes. Then one of these questions:",
-        above=[in_a_row(*stories)],
+        above=[arrange_in_row(*stories)],
         table=table,
         status=status,
         view=("row", "column"),
@@ -162,18 +162,17 @@ def _depth_panel(controls: Mapping[str, widgets.ValueWidget]) -> list[widgets.Wi
 
 
 def network_name(network: NetworkConfig) -> str:
-    """What distinguishes networks in the explorer, in words: initialisation, activation, scaling."""
+    """Initialisation, activation and scaling of a network, in words."""
     return " · ".join(word(name) for name in (network.initialisation, network.activation, network.convention))
 
 
 def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, figure: Figure | None = None) -> Figure:
-    """Networks of growing depth while they train, one or two ``states`` side by side.
+    """Draw networks of growing depth while they train, one or two ``states`` side by side.
 
-    Above, the entry (``row``, ``column``) of V_k and of W_k over s = k/L, a curve for each depth (dotted: the deepest
-    one's initialisation); below, the loss and the successive distance against the depth with its slope.
-
-    ``figure``, from an earlier call, is brought up to date and returned if everything but its data is the same: its
-    lines are marked ``animated``, for `Frames`.
+    Above is the entry (``row``, ``column``) of V_k and of W_k over s = k/L, a curve for each depth, and dotted the
+    initialisation of the deepest network. Below are the loss, and the successive distance against the depth with its
+    slope. If ``figure``, from an earlier call, differs only in its data, it is updated and returned. Its lines are
+    marked ``animated``, for `Frames`.
     """
     still = [(network_name(state.config.network), state.config.depths, state.config.iterations) for state in states]
     what = repr((still, row, column))
@@ -185,32 +184,32 @@ def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, fi
         axes = {panel.get_label(): panel for panel in figure.axes}
         for number, state in enumerate(states):
             depths = state.config.depths
-            colors = hue(number, len(depths))
+            colors = shades(number, len(depths))
             for depth, color in zip(depths, colors, strict=True):
                 s = np.arange(1, depth + 1) / depth
                 wide = 1.9 if depth == depths[-1] else 1.1
                 dots = {"marker": "o", "markersize": 3} if depth <= 16 else {}
                 for Z, entry in zip("VW", entries(state.weights[depth], row, column), strict=True):
-                    bring(axes[f"{Z}{number}"], depth, s, entry, color=color, linewidth=wide, **dots)
+                    draw_line(axes[f"{Z}{number}"], depth, s, entry, color=color, linewidth=wide, **dots)
                 losses = state.losses[depth]
                 line = {"color": color, "linewidth": wide, "linestyle": "-" if number == 0 else (0, (4, 1.2))}
-                bring(axes["loss"], (number, depth), np.arange(len(losses)), losses, **line)
+                draw_line(axes["loss"], (number, depth), np.arange(len(losses)), losses, **line)
             now = {"color": HUE_COLORS[number], "marker": MARKERS[number], "markersize": 5}
-            bring(axes["loss"], f"now {number}", [len(losses) - 1], losses[-1:], **now)
+            draw_line(axes["loss"], f"now {number}", [len(losses) - 1], losses[-1:], **now)
             start = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "zorder": 1}
             for Z, entry in zip("VW", entries(state.start, row, column), strict=True):
-                bring(axes[f"{Z}{number}"], "start", np.arange(1, len(entry) + 1) / len(entry), entry, **start)
+                draw_line(axes[f"{Z}{number}"], "start", np.arange(1, len(entry) + 1) / len(entry), entry, **start)
             distances = np.array([state.distances[depth]["max_distance"] for depth in depths])
             distances[distances <= ROUNDING] = np.nan
             style = {"color": HUE_COLORS[number], "marker": MARKERS[number], "markersize": 5, "linewidth": 1.3}
-            bring(axes["distance"], number, depths, distances, **style)
+            draw_line(axes["distance"], number, depths, distances, **style)
             fit = state.slope()
             text = "equal layers" if np.isnan(distances).all() else ""
-            note(axes["distance"], number, f"slope {minus(fit.slope, 2)}" if fit else text, HUE_COLORS[number])
+            draw_note(axes["distance"], number, f"slope {minus(fit.slope, 2)}" if fit else text, HUE_COLORS[number])
         for panel in figure.axes:
             values = [line.get_ydata() for line in panel.lines]
-            low, high = extent(values, log=panel.get_yscale() == "log")
-            if new or not fills(panel, low, high):
+            low, high = find_extent(values, log=panel.get_yscale() == "log")
+            if new or not fills_axis(panel, low, high):
                 set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2, ahead=not new)
     return figure
 
@@ -243,8 +242,8 @@ def _depth_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
     for label in ("loss", "distance"):
         axes[label].set_yscale("log")
     for panel in axes.values():
-        panel.xaxis.set_label_coords(0.5, -0.13)  # else every drawing looks for where the tick labels end
-    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in hue(0, len(depths))]
+        panel.xaxis.set_label_coords(0.5, -0.13)  # without it, matplotlib computes the place in every drawing
+    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in shades(0, len(depths))]
     axes["loss"].yaxis.set_major_formatter(PlainLogFormatter())
     axes["loss"].yaxis.set_minor_formatter(PlainLogFormatter())
     axes["loss"].legend(

@@ -1,4 +1,4 @@
-"""Networks that differ in nothing but their depth, trained side by side: what `explore_depth` shows."""
+"""Networks that differ only in their depth, trained side by side for `explore_depth`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,34 +7,33 @@ from lib import checks
 from lib.checks import Divergence
 from lib.dense.distances import SuccessiveDistance
 from lib.dense.network import NetworkConfig, Weights
-from lib.dense.training import lockstep, one_thread, train
+from lib.dense.training import run_in_lockstep, train, use_one_thread
 from lib.figures.experiment import Progress, entries, last, silent
 from lib.measures import Slope, fit_slope
 from lib.tables import from_rows
 
-# Layers at most this far apart are equal up to rounding (of float64, for weights of order 1).
-ROUNDING = 1e-12
+ROUNDING = 1e-12  # layers of order 1 at a smaller distance are equal up to rounding in float64
 SMALLEST_DEPTH = 4
 
 
-def depths_up_to(deepest: int) -> list[int]:
-    """The powers of two from `SMALLEST_DEPTH` on below ``deepest``, and ``deepest``: two depths at least, if it is 2 or
-    more."""
+def list_depths(deepest: int) -> list[int]:
+    """The powers of two from `SMALLEST_DEPTH` on that are below ``deepest``, and ``deepest``. If it is 2 or more, there
+    are at least two depths."""
     smallest = min(SMALLEST_DEPTH, max(deepest // 2, 1))
     return [2**power for power in range(20) if smallest <= 2**power < deepest] + [deepest]
 
 
 def fit_above_rounding(depths: Iterable[int], distances: Iterable[float]) -> Slope | None:
-    """The rate in L of successive distances; None if fewer than two are more than rounding."""
+    """The rate in L of successive distances; None if fewer than two are above rounding."""
     found = [pair for pair in zip(depths, distances, strict=True) if pair[1] > ROUNDING]
     return fit_slope(*zip(*found, strict=True)) if len(found) > 1 else None
 
 
 @dataclass(frozen=True)
 class DepthsConfig:
-    """Networks that differ in nothing but their depth, trained together for the states t <= ``iterations``.
+    """Networks that differ only in their depth, trained together for the states t <= ``iterations``.
 
-    ``depths`` lists their L; ``network`` gives everything else (its depth is not used).
+    ``depths`` are their L. ``network`` gives everything else; its depth is not used.
     """
 
     network: NetworkConfig
@@ -51,10 +50,10 @@ class DepthsConfig:
 
 @dataclass
 class DepthsState:
-    """What a training of `depths_steps` has come to at ``iteration`` t, by depth.
+    """The state of `depths_steps` at ``iteration`` t, by depth.
 
-    ``losses`` at the iterations 0..t, ``weights`` the live ones, ``distances`` the values of `SuccessiveDistance`
-    over the states so far; ``start`` the deepest network's weights at t = 0.
+    ``losses`` are those at the iterations 0..t. ``weights`` change in place. ``distances`` are the values of
+    `SuccessiveDistance` over the states so far. ``start`` holds the deepest network's weights at t = 0.
     """
 
     config: DepthsConfig
@@ -65,13 +64,13 @@ class DepthsState:
     start: Weights | None = None
 
     def slope(self) -> Slope | None:
-        """The rate in L of max over k and t of |Z_{k+1}(t) - Z_k(t)|_F, fitted over the depths of at least 8;
-        None as long as layers are equal up to rounding, or with fewer than two such depths."""
+        """The rate in L of max over k and t of |Z_{k+1}(t) - Z_k(t)|_F, fitted over depths >= 8. None if layers are
+        equal up to rounding, or if there are fewer than two such depths."""
         depths = [depth for depth in self.config.depths if depth >= 8]
         return fit_above_rounding(depths, [self.distances[depth]["max_distance"] for depth in depths])
 
     def tables(self, row: int, column: int) -> dict[str, dict[str, list]]:
-        """As tidy tables: "loss", the entry (``row``, ``column``) of V_k and W_k as "weights", and "distance"."""
+        """The tables "loss", "weights" (the entry (``row``, ``column``) of V_k and W_k) and "distance"."""
         depths = self.config.depths
         weights = [
             {"depth": depth, "layer": layer, "row": row, "column": column, "entry_V": V, "entry_W": W}
@@ -88,13 +87,13 @@ class DepthsState:
 
 
 def depths_steps(config: DepthsConfig) -> Iterator[DepthsState]:
-    """Train the networks in lockstep; yields the state after each iteration (the same object, growing)."""
+    """Train the networks side by side; yields the state after each iteration (the same object, growing)."""
     trainings = [
         train(config.network.at_depth(depth), config.learning_rate, config.iterations) for depth in config.depths
     ]
     running = {depth: SuccessiveDistance() for depth in config.depths}
     state = DepthsState(config, 0, {depth: [] for depth in config.depths}, {}, {})
-    for records in lockstep(trainings):
+    for records in run_in_lockstep(trainings):
         for depth, record in zip(config.depths, records, strict=True):
             running[depth].update(record.weights)
             state.losses[depth].append(record.loss)
@@ -105,15 +104,15 @@ def depths_steps(config: DepthsConfig) -> Iterator[DepthsState]:
         yield state
 
 
-def growing_depths(config: DepthsConfig, progress: Progress = silent) -> DepthsState:
+def train_depths(config: DepthsConfig, progress: Progress = silent) -> DepthsState:
     """The state of `depths_steps` after the last iteration."""
-    with one_thread():
+    with use_one_thread():
         return last(progress(depths_steps(config), config.iterations + 1))
 
 
 @dataclass
 class Comparison:
-    """One or two networks side by side: their ``states``, and a ``sentence`` for each that diverged."""
+    """One or two networks side by side: their ``states``, and the messages of those that diverged."""
 
     states: list[DepthsState]
     sentence: str = ""
@@ -123,8 +122,8 @@ class Comparison:
         return max(state.iteration for state in self.states)
 
 
-def side_by_side(trainings: Sequence[Iterator[DepthsState]]) -> Iterator[Comparison]:
-    """Advance trainings in turns, one that diverges stays where it is; yields the same object after every turn."""
+def advance_in_turns(trainings: Sequence[Iterator[DepthsState]]) -> Iterator[Comparison]:
+    """Advance trainings in turns; yields the same object after every turn. A training that diverges stays as it is."""
     comparison = Comparison([next(training) for training in trainings])
     yield comparison
     going = dict(enumerate(trainings))

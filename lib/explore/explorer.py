@@ -1,9 +1,9 @@
-"""The frame of every explorer: controls, buttons and a picture on the project's own functions.
+"""The base of every explorer: controls, buttons and a picture for the project's functions.
 
-An explorer is wired from functions that exist without it: one that makes a run (an iterator of states), one that draws
-a state, one that says with which parameters ``make`` makes the same. `lib.explore.live` advances the run; the picture
-is a matplotlib figure without pyplot, sent as an image. Where no person looks (`paths.unattended`) an explorer draws
-its first state, and that is all.
+An explorer is given functions that also work without it: one that makes a run (an iterator of states), one that draws a
+state, and one that returns the parameters with which ``make`` makes the same. `lib.explore.live` advances the run. The
+picture is a matplotlib figure without pyplot, sent as an image. If no person looks (`paths.is_unattended`), an explorer
+only draws its first state.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from lib.explore.frames import Frames, encode
 from lib.explore.live import SENTENCES, Live, Run
 from lib.figures.results import save
 
-FRAME = 0.07  # seconds at least from one picture to the next
+FRAME = 0.07  # least seconds from one picture to the next
 LIVE, STILL = (100, "jpeg"), (200, "png")  # resolution in dpi, format
-QUIET = 0.4  # seconds without a moved control after which the still picture, which takes longer, is drawn
+QUIET = 0.4  # seconds without a moved control before the still picture is drawn, which takes longer
 ALERT = "border-left: 4px solid #D55E00; background: #FDF1E7; color: #5A2B00; padding: 6px 12px; margin: 4px"
 
 Values = Mapping[str, Any]
@@ -40,16 +40,16 @@ class Explorer(widgets.VBox):
     """Controls beside a picture, with Start, Stop and Reset if there is something to train.
 
     Main arguments: ``name`` of the saved figure; ``controls`` by parameter name; ``make``, the controls' values ->
-    `live.Run`; ``draw``, (state, values, figure) -> figure, where ``figure`` is None or the last one, to be brought up
-    to date if the function can; ``reproduce``, values -> (notebook, parameters, remark) with which ``make`` makes the
-    same numbers; ``hint``, what to try first, a line of HTML.
+    `live.Run`; ``draw``, (state, values, figure) -> figure, which may update the given figure (None at first);
+    ``reproduce``, values -> (notebook, parameters, remark) with which ``make`` makes the same numbers; ``hint``, what
+    to try first, a line of HTML.
 
-    Other arguments: ``panel``, the controls' arrangement; ``above``, widgets over the whole width; ``table``, (state,
-    values) -> tables to save beside the figure; ``status``, (state, values) -> lines of text; ``view``, names
-    of controls that change the picture and not the run; ``first``, a state to show before anything runs; ``follow``,
-    whether a moved slider starts the run by itself; ``buttons``, whether there are Start, Stop, Reset and a bar.
+    Other arguments: ``panel``, the controls' arrangement; ``above``, widgets over the whole width; ``table``,
+    (state, values) -> tables to save beside the figure; ``status``, (state, values) -> lines of text; ``view``, names
+    of controls that change only the picture; ``first``, a state to show before the run; ``follow``, whether a moved
+    slider starts the run; ``buttons``, whether there are Start, Stop, Reset and a bar.
 
-    Functions raise one of `live.SENTENCES` for values that cannot be; the explorer shows the sentence.
+    The functions raise one of `live.SENTENCES` for wrong values, and the explorer shows its message.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Explorer(widgets.VBox):
     ) -> None:
         self._thread, self._loop = threading.get_ident(), _running_loop()
         Live.stop_all()
-        self.controls, self.live = dict(controls), Live(self._news, self._still, self.say)
+        self.controls, self.live = dict(controls), Live(self._show_progress, self._show_stopped, self.show_message)
         self._make, self._draw, self._reproduce, self._table, self._status = make, draw, reproduce, table, status
         self._view, self._first, self._start, self._follows = set(view), first, self.values(), follow
         self._frames: Frames | None = None
@@ -82,17 +82,22 @@ class Explorer(widgets.VBox):
         self._run_values, self._state_values, self._state = self._start, self._start, None
         self.hint = widgets.HTML(f"<b>Try first:</b> {hint}")
         super().__init__(
-            [self.hint, *above, self._body(panel or list(self.controls.values()), buttons), self._footer(name)]
+            [
+                self.hint,
+                *above,
+                self._make_body(panel or list(self.controls.values()), buttons),
+                self._make_footer(name),
+            ]
         )
         for control in self.controls.values():
-            control.observe(self.on_kernel_thread(self._moved), names="value")
-        self._begin(first)
+            control.observe(self.on_kernel_thread(self._handle_change), names="value")
+        self._begin_run(first)
         if first is None:
-            self._follow()
+            self._start_if_following()
 
-    # --- What is on the screen ---
+    # --- The layout ---
 
-    def _body(self, panel: Sequence[widgets.Widget], buttons: bool) -> widgets.Box:
+    def _make_body(self, panel: Sequence[widgets.Widget], buttons: bool) -> widgets.Box:
         def button(text: str, icon: str, style: str, click: Callable[[], None]) -> widgets.Button:
             made = widgets.Button(description=text, icon=icon, button_style=style)
             made.layout = Layout(width="auto", flex="1 1 70px")
@@ -104,9 +109,9 @@ class Explorer(widgets.VBox):
         self.reset_button = button("Reset", "undo", "", self.reset)
         self.progress = widgets.IntProgress(layout=Layout(width="100%", height="10px", margin="6px 0 0 0"))
         self.status, self.message = widgets.HTML(), widgets.HTML()
-        run = [in_a_row(self.start_button, self.stop_button, self.reset_button), self.progress] if buttons else []
+        run = [arrange_in_row(self.start_button, self.stop_button, self.reset_button), self.progress] if buttons else []
         grid = Layout(flex="1 1 300px", min_width="0", align_items="flex-start", align_content="flex-start")
-        # One column beside the picture; several above it if the window is narrow.
+        # One column beside the picture, or several above it if the window is narrow.
         grid.grid_template_columns, grid.grid_gap = "repeat(auto-fit, minmax(280px, 1fr))", "0 24px"
         left = widgets.GridBox([*panel, widgets.VBox([*run, self.status])], layout=grid)
         self.image = widgets.Image(format="png", layout=Layout(width="100%", max_width="1600px"))
@@ -115,7 +120,7 @@ class Explorer(widgets.VBox):
             widget.add_class(f"explorer-{name}")
         return widgets.Box([left, right], layout=Layout(flex_flow="row wrap", width="100%"))
 
-    def _footer(self, name: str) -> widgets.VBox:
+    def _make_footer(self, name: str) -> widgets.VBox:
         self.save_button = widgets.Button(description="Save this figure", icon="download")
         self.save_button.on_click(self.on_kernel_thread(lambda _: self.save()))
         self.save_name = widgets.Text(name, description="as", style={"description_width": "24px"})
@@ -124,13 +129,13 @@ class Explorer(widgets.VBox):
         self.saved.add_class("explorer-saved")
         self.parameters = widgets.Textarea(disabled=True, layout=Layout(width="100%", max_width="900px"))
         self.parameters.add_class("explorer-parameters")
-        return widgets.VBox([in_a_row(self.save_button, self.save_name, self.saved), self.parameters])
+        return widgets.VBox([arrange_in_row(self.save_button, self.save_name, self.saved), self.parameters])
 
     def on_kernel_thread(self, handler: Callable[..., None]) -> Callable[..., None]:
-        """The handler of an event, run in the thread that the explorer was made in.
+        """The handler of an event, to be called in the thread in which the explorer was made.
 
-        JupyterLab may deliver events in a thread of the kernel that is not the one of its cells, in which the run
-        advances and pictures are drawn: the handler then waits for its turn there.
+        JupyterLab may deliver events in another thread of the kernel than that of its cells, in which the run advances
+        and pictures are drawn. The handler is then queued for that thread.
         """
 
         def handle(*arguments: Any) -> None:
@@ -142,35 +147,35 @@ class Explorer(widgets.VBox):
         return handle
 
     def values(self) -> dict[str, Any]:
-        """What the controls say, by parameter name."""
+        """The values of the controls, by parameter name."""
         return {name: control.value for name, control in self.controls.items()}
 
-    def say(self, sentence: str) -> None:
-        """Show a sentence below the picture (none: take it away)."""
+    def show_message(self, sentence: str) -> None:
+        """Show a message below the picture; an empty one removes it."""
         self.message.value = f'<div style="{ALERT}">{html.escape(sentence)}</div>' if sentence else ""
 
     # --- The run ---
 
     def start(self) -> None:
-        """Let the run advance by itself; a finished one begins anew."""
+        """Let the run advance by itself. A finished run begins anew."""
         if self.live.finished:
-            self._begin()
+            self._begin_run()
         self._next_frame = 0.0
         self.live.start()
-        self._able()
+        self._enable_buttons()
 
     def reset(self) -> None:
-        """Stand still, and go back to the state before the first step, or to what was shown ``first``."""
+        """Stop, and go back to the state before the first step, or to the state that was shown ``first``."""
         if self._first is not None:
-            self._put(self._start)
-        self._begin(self._first)
+            self._set_controls(self._start)
+        self._begin_run(self._first)
 
     def set(self, **values: Any) -> None:
-        """Move several controls at once: the run begins anew once, if at all."""
-        self._put(values)
-        self._changed(values)
+        """Move several controls at once. The run begins anew at most once."""
+        self._set_controls(values)
+        self._apply_change(values)
 
-    def _put(self, values: Values) -> None:
+    def _set_controls(self, values: Values) -> None:
         self._held = True
         try:
             for name, value in values.items():
@@ -178,59 +183,59 @@ class Explorer(widgets.VBox):
         finally:
             self._held = False
 
-    def _moved(self, change: Mapping) -> None:
+    def _handle_change(self, change: Mapping) -> None:
         if not self._held:
-            self._changed(name for name, control in self.controls.items() if control is change["owner"])
+            self._apply_change(name for name, control in self.controls.items() if control is change["owner"])
 
-    def _changed(self, names: Iterable[str]) -> None:
+    def _apply_change(self, names: Iterable[str]) -> None:
         if self._view.issuperset(names):
-            self.say("")
+            self.show_message("")
             self._show_at_once()
             self._show_parameters()
             return
         running = self.live.running
-        self._begin(show=self._show_at_once)
+        self._begin_run(show=self._show_at_once)
         if running:
             self.start()
         else:
-            self._follow()
+            self._start_if_following()
 
-    def _follow(self) -> None:
-        if self._follows and not self.live.finished and not paths.unattended() and _running_loop():
+    def _start_if_following(self) -> None:
+        if self._follows and not self.live.finished and not paths.is_unattended() and _running_loop():
             self.start()
 
-    def _begin(self, first: Any = None, show: Callable[[], None] | None = None) -> None:
-        self.say("")
+    def _begin_run(self, first: Any = None, show: Callable[[], None] | None = None) -> None:
+        self.show_message("")
         self._run_values = self.values()
         new = self.live.begin(lambda: self._make(self.values()), first)
         self.progress.value, self.progress.max = 0, self.live.run.total
         if new:
             (show or partial(self._show, STILL))()
         self._show_parameters()
-        self._able()
+        self._enable_buttons()
 
-    def _news(self) -> None:
+    def _show_progress(self) -> None:
         if time.perf_counter() >= self._next_frame and not self.live.finished:
             self._show(LIVE)
 
-    def _still(self) -> None:
-        self._able()  # first, so that the buttons answer before the large picture is drawn
+    def _show_stopped(self) -> None:
+        self._enable_buttons()  # before the large picture is drawn, which takes longer
         self._show(STILL)
 
     def _show_at_once(self) -> None:
         self._show(LIVE)
         if (loop := _running_loop()) is None:
-            self._settle()
+            self._show_final()
         else:
             if self._settling is not None:
                 self._settling.cancel()
-            self._settling = loop.call_later(QUIET, self._settle)
+            self._settling = loop.call_later(QUIET, self._show_final)
 
-    def _settle(self) -> None:
+    def _show_final(self) -> None:
         if not self.live.running:
             self._show(STILL)
 
-    def _able(self) -> None:
+    def _enable_buttons(self) -> None:
         self.start_button.disabled, self.stop_button.disabled = self.live.running, not self.live.running
 
     # --- The picture ---
@@ -245,7 +250,7 @@ class Explorer(widgets.VBox):
             figure = self._draw(state, values, self._frames.figure if self._frames else None)
             self.status.value = "<br>".join(self._status(state, values)) if self._status else ""
         except SENTENCES as error:
-            self.say(str(error))
+            self.show_message(str(error))
             return
         if self._frames is None or self._frames.figure is not figure:
             self._frames = Frames(figure)
@@ -254,11 +259,11 @@ class Explorer(widgets.VBox):
             self.image.format, self.image.value = form, encode(self._frames.pixels(dpi), form)
         self.progress.value = self.live.run.done(state)
         if warning := self.live.run.warning(state):
-            self.say(warning)
+            self.show_message(warning)
         now = time.perf_counter()
-        self._next_frame = max(started + FRAME, now + (now - started))  # half of the time at least is left to the run
+        self._next_frame = max(started + FRAME, now + (now - started))  # leaves at least half of the time to the run
 
-    # --- From playing to reproducing ---
+    # --- Saving ---
 
     def _show_parameters(self) -> None:
         lines = self._parameter_lines(self.save_name.value)
@@ -266,7 +271,7 @@ class Explorer(widgets.VBox):
         self.parameters.layout.display = None if lines else "none"
 
     def _parameter_lines(self, name: str) -> list[str]:
-        """What makes the same with make; nothing if no figure can, or if the values cannot be."""
+        """The parameters with which make makes the same; none if no figure can, or if the values are wrong."""
         try:
             notebook, values, remark = self._reproduce(self.values())
         except SENTENCES:
@@ -282,24 +287,24 @@ class Explorer(widgets.VBox):
         """Save the picture as PDF and PNG, its tables as CSV and the parameters, if a figure has them, as YAML: all of
         them or nothing.
 
-        The name given is counted up if there is such a file; what went wrong stands beside the button.
+        If a file of the name exists, a number is added. An error is shown beside the button.
         """
         self.saved.value = ""
         name, values = self.save_name.value.strip(), self.values()
         if not re.fullmatch(r"\w[\w.-]*", name):
-            self.saved.value = f"{html.escape(repr(name))} is no file name: letters, digits, dots and dashes, please."
+            self.saved.value = f"{html.escape(repr(name))} is not a file name: use letters, digits, dots and dashes."
         elif self.live.state is None:
             self.saved.value = "There is no picture to save yet."
         elif any(values[each] != self._state_values[each] for each in values.keys() - self._view):
-            self.saved.value = "The picture is not that of the controls (yet): nothing is saved."
+            self.saved.value = "Nothing is saved: the picture does not show the controls' values yet."
         else:
             try:
                 written = self._write(name, values)
             except OSError as error:
-                place = f" ({paths.short(Path(error.filename).parent)})" if error.filename else ""
+                place = f" ({paths.shorten(Path(error.filename).parent)})" if error.filename else ""
                 self.saved.value = html.escape(f"Nothing is saved: {error.strerror or error}{place}.")
             else:
-                shown = paths.short(written[0].parent)
+                shown = paths.shorten(written[0].parent)
                 self.saved.value = html.escape(f"Wrote {', '.join(path.name for path in written)} into {shown}.")
 
     def _write(self, name: str, values: Values) -> list[Path]:
@@ -315,14 +320,14 @@ class Explorer(widgets.VBox):
         _, _, *tables, parameters = files(stem)
         lines = self._parameter_lines(stem)
         if lines and state is not self._first and run.done(state) < run.total and not self.live.finished:
-            lines.insert(1, f"# saved at step {run.done(state)} of {run.total}: this makes the whole run")
+            lines.insert(1, f"# saved at step {run.done(state)} of {run.total}: these parameters make the whole run")
         try:
             data = dict(zip((path.stem for path in tables), kinds.values(), strict=True))
             save(stem, self._draw(state, values, None), data)
             if lines:
                 paths.write_content(parameters, "\n".join(lines) + "\n")
         except OSError:
-            for path in files(stem):  # none of them was there before
+            for path in files(stem):  # none of them existed before
                 path.unlink(missing_ok=True)
             raise
         return [*files(stem)[:-1], *([parameters] if lines else [])]
@@ -335,5 +340,5 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def in_a_row(*children: widgets.Widget) -> widgets.Box:
+def arrange_in_row(*children: widgets.Widget) -> widgets.Box:
     return widgets.Box(children, layout=Layout(flex_flow="row wrap", align_items="center", width="100%"))

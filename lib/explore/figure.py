@@ -1,4 +1,4 @@
-"""The explorer at the end of a figure's notebook: a control for each of the notebook's parameters."""
+"""The explorer at the end of a figure's notebook."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,29 +9,31 @@ import ipywidgets as widgets
 import yaml
 
 from lib import parameters
-from lib.explore.controls import for_parameter
+from lib.explore.controls import make_control
 from lib.explore.explorer import Explorer, Values
-from lib.explore.live import Run, in_thread
+from lib.explore.live import Run, run_in_thread
 from lib.figures.results import Data
 
-# Parameters whose values tell most, the first of them first.
+# The most instructive parameters, the best one first.
 TELLING = ("activation", "activations", "initialisation", "convolution", "layers", "every", "seed")
 
 
 def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -> Explorer:
-    """The explorer at the end of a figure's notebook: a control for each parameter of the notebook.
+    """The explorer at the end of a figure's notebook, with a control for each parameter of the notebook.
 
-    ``room`` is the figure's module, ``namespace`` the notebook's ``globals()``, ``data`` what it has computed. When a
-    control moves, the notebook's cell tagged ``config`` runs with the new values; the room then computes and draws for
-    the ``config`` that this cell leaves, step by step if it has ``steps``.
+    ``room`` is the figure's module, ``namespace`` the notebook's ``globals()``, and ``data`` the results of the
+    notebook. When a control moves, the notebook's cell tagged ``config`` runs with the new values. The room then
+    computes and draws for the resulting ``config``, step by step if it has ``steps``.
     """
     name = room.__name__.rpartition(".")[2]
-    offered = parameters.offered(name)
-    controls = {each.name: for_parameter(each, namespace[each.name]) for each in offered.values()}
-    cell = "\n".join(parameters.code(cell) for cell in parameters.tagged(parameters.code_cells(name), "config"))
+    offered = parameters.read_parameters(name)
+    controls = {each.name: make_control(each, namespace[each.name]) for each in offered.values()}
+    cell = "\n".join(
+        parameters.extract_python(cell) for cell in parameters.select_tagged(parameters.code_cells(name), "config")
+    )
 
     def read(values: Values) -> dict[str, Any]:
-        return {key: _list(key, value) if offered[key].type == "list" else value for key, value in values.items()}
+        return {key: _parse_list(key, value) if offered[key].type == "list" else value for key, value in values.items()}
 
     def configure(values: Values) -> Any:
         now = dict(namespace) | read(values)
@@ -41,14 +43,14 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
     def make(values: Values) -> Run:
         config = configure(values)
         if hasattr(room, "steps"):
-            # Without a table yet there is nothing to draw.
+            # Without a table there is nothing to draw yet.
             states = (
                 ((count, so_far, config) if so_far else None)
                 for count, so_far in enumerate(room.steps(config), start=1)
             )
             return Run(states, config.steps, lambda state: state[0])
         reported = [0.0]
-        results = in_thread(partial(room.compute, config), reported)
+        results = run_in_thread(partial(room.compute, config), reported)
         states = (result if result is None else (0, result, config) for result in results)
         return Run(states, 100, lambda _: round(reported[-1]))
 
@@ -66,19 +68,19 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
 
 
 def _hint(controls: Mapping[str, widgets.Widget], offered: Mapping[str, parameters.Parameter]) -> str:
-    """What to try first: another value of what tells most, as far as the figure has such a parameter."""
+    """What to try first: another value of the most instructive parameter that the figure has."""
     telling = [name for name in TELLING if name in controls]
     name = next(iter([*telling, *controls]), None)
     if name is None:
-        return "<b>Start</b>, which makes the figure anew."
+        return "<b>Start</b>, which makes the figure again."
     shown = f"<b>{name.replace('_', ' ')}</b>"
-    what = f"other {shown}, with commas in between" if offered[name].type == "list" else f"another value of {shown}"
+    what = f"other {shown}, separated by commas" if offered[name].type == "list" else f"another value of {shown}"
     return f"{what}; Reset brings back the figure of this notebook."
 
 
-def _list(name: str, text: str) -> list:
-    """The list that a text such as "2, 4, 8" means."""
+def _parse_list(name: str, text: str) -> list:
+    """The list in a text such as "2, 4, 8"."""
     try:
         return yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
-        raise ValueError(f"{name} is {text!r}, expected values with commas in between.") from None
+        raise ValueError(f"{name} is {text!r}, expected values separated by commas.") from None

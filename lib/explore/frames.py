@@ -1,5 +1,4 @@
-"""Pictures that are brought up to date several times a second, in the style of `lib.figures.style`, and what draws
-them."""
+"""Pictures that are updated several times a second, in the style of `lib.figures.style`."""
 
 import io
 import math
@@ -18,17 +17,16 @@ from PIL import Image
 
 from lib.figures.style import STYLE
 
-# A hue for each of two networks that are compared, light for shallow, dark for deep.
+# A colour map for each of two networks that are compared: light for shallow, dark for deep.
 HUES = ("Blues", "Oranges")
 HUE_COLORS = ("#1B5E9E", "#C4500A")
-# A diverging network's last numbers are not drawn.
-TOO_LARGE = 1e30
-# A fixed layout, since one that follows the tick labels trembles.
+TOO_LARGE = 1e30  # numbers above it, of a network that diverges, are not drawn
+# The layout is fixed: one that follows the tick labels would move in every picture.
 LIVE_STYLE = {
     **STYLE,
     "figure.constrained_layout.use": False,
     "axes.titlesize": 11,
-    "axes.titley": 1.0,  # else every drawing looks for what might be in the way
+    "axes.titley": 1.0,  # without it, matplotlib computes a place in every drawing
     "axes.labelsize": 10,
 }
 
@@ -36,32 +34,32 @@ LIVE_STYLE = {
 class Frames:
     """Pictures of one figure, several a second.
 
-    Lines and texts marked ``animated`` are drawn for every picture; what stands still around them is kept for each
-    resolution, and drawn anew one axes at a time if its limits have changed. No axes' labels may reach over another's.
+    Lines and texts marked ``animated`` are drawn for every picture. The background is stored for each resolution, and
+    the part of one axes is drawn again if its limits have changed. Labels of different axes must not overlap.
     """
 
     def __init__(self, figure: Figure) -> None:
         self.figure, self._canvas = figure, FigureCanvasAgg(figure)
-        figure.set_layout_engine("none")  # which `plots.styled` has let do its work
-        self._kept = {}  # dpi -> what stands still, and the limits of the axes in it
-        self._cells = {}  # axes -> its place in the figure, labels included, in inches
+        figure.set_layout_engine("none")  # the layout has been computed, and stays
+        self._backgrounds = {}  # dpi -> the background, and the limits of its axes
+        self._cells = {}  # axes -> its place in the figure with its labels, in inches
 
     def pixels(self, dpi: float = 100) -> np.ndarray:
         """The figure as it is now: (height, width, 3) uint8."""
         self.figure.set_dpi(dpi)
         limits = {axes: self._limits(axes) for axes in self.figure.axes}
-        if dpi not in self._kept:
+        if dpi not in self._backgrounds:
             with mpl.rc_context(LIVE_STYLE):
                 self._canvas.draw()
-            self._keep(dpi, limits)
-        background, drawn = self._kept[dpi]
+            self._store_background(dpi, limits)
+        background, drawn = self._backgrounds[dpi]
         self._canvas.restore_region(background)
         if limits != drawn:
             with mpl.rc_context(LIVE_STYLE):
                 for axes in limits:
                     if limits[axes] != drawn[axes]:
-                        self._draw_still(axes)
-            self._keep(dpi, limits)
+                        self._redraw(axes)
+            self._store_background(dpi, limits)
         renderer = self._canvas.get_renderer()
         for axes in limits:
             moving = [artist for artist in (*axes.lines, *axes.texts) if artist.get_animated()]
@@ -69,17 +67,17 @@ class Frames:
                 artist.draw(renderer)
         return np.ascontiguousarray(np.asarray(self._canvas.buffer_rgba())[..., :3])
 
-    def _keep(self, dpi: float, limits: dict) -> None:
-        self._kept[dpi] = self._canvas.copy_from_bbox(self.figure.bbox), limits
+    def _store_background(self, dpi: float, limits: dict) -> None:
+        self._backgrounds[dpi] = self._canvas.copy_from_bbox(self.figure.bbox), limits
 
-    def _draw_still(self, axes: Axes) -> None:
+    def _redraw(self, axes: Axes) -> None:
         renderer, (left, bottom, right, top) = self._canvas.get_renderer(), self._cell(axes) * self.figure.dpi
         place = {"color": "white", "transform": IdentityTransform()}
         Rectangle((left, bottom), right - left, top - bottom, **place).draw(renderer)
         axes.draw(renderer)
 
     def _cell(self, axes: Axes) -> np.ndarray:
-        # Labels of the y axis grow to the left: the cell begins where that of the neighbour ends.
+        # Labels of the y axis may grow to the left, so the cell begins where that of the neighbour ends.
         if axes not in self._cells:
             renderer = self._canvas.get_renderer()
             boxes = {each: each.get_tightbbox(renderer).padded(1) for each in self.figure.axes}
@@ -92,7 +90,7 @@ class Frames:
         return axes.get_xlim(), axes.get_ylim()
 
 
-# Options of the two formats: JPEG takes a tenth of the time of PNG, for pictures that are gone in a moment.
+# Options of the two formats. JPEG takes a tenth of the time of PNG, and is for pictures that are soon replaced.
 FORMATS = {"png": {"compress_level": 1}, "jpeg": {"quality": 90, "subsampling": 0}}
 
 
@@ -112,13 +110,13 @@ class PlainLogFormatter(LogFormatterSciNotation):
 
 
 @lru_cache
-def hue(number: int, count: int) -> tuple[tuple, ...]:
+def shades(number: int, count: int) -> tuple[tuple, ...]:
     """``count`` colours of the network ``number``, from light to dark."""
     return tuple(mpl.colormaps[HUES[number]](level) for level in np.linspace(0.35, 1, count))
 
 
-def bring(axes: Axes, key: object, x: Sequence[float], y: Sequence[float], **style) -> None:
-    """Move the animated line of that key to the data, or draw it if there is none yet."""
+def draw_line(axes: Axes, key: object, x: Sequence[float], y: Sequence[float], **style) -> None:
+    """Update the animated line of that key with the data, or add it if there is none yet."""
     gid = f"line {key}"
     line = next((line for line in axes.lines if line.get_gid() == gid), None)
     y = np.asarray(y, dtype=float)
@@ -129,8 +127,8 @@ def bring(axes: Axes, key: object, x: Sequence[float], y: Sequence[float], **sty
         line.set_data(x, y)
 
 
-def note(axes: Axes, number: int, text: str, color: str) -> None:
-    """Write the animated note of that number above the axes: 0 at their left end, 1 at their right one."""
+def draw_note(axes: Axes, number: int, text: str, color: str) -> None:
+    """Write the animated note of that number above the axes: 0 at the left end, 1 at the right end."""
     gid = f"note {number}"
     found = next((old for old in axes.texts if old.get_gid() == gid), None)
     if found is None:
@@ -140,24 +138,25 @@ def note(axes: Axes, number: int, text: str, color: str) -> None:
     found.set_text(text)
 
 
-def extent(values: Sequence[Sequence[float]], log: bool = False) -> tuple[float, float]:
-    """Smallest and largest of the finite values (with ``log``, of the positive ones); (0, 0), or (1, 1), of none."""
+def find_extent(values: Sequence[Sequence[float]], log: bool = False) -> tuple[float, float]:
+    """Smallest and largest of the finite values (with ``log``, of the positive ones); (0, 0) or (1, 1) if there are
+    none."""
     together = np.concatenate([np.asarray(value, dtype=float) for value in values])
     together = together[np.isfinite(together)]
     together = together[together > 0] if log else together
     return (float(together.min()), float(together.max())) if len(together) else (float(log), float(log))
 
 
-def fills(axes: Axes, low: float, high: float) -> bool:
-    """Whether data from ``low`` to ``high`` lie within the y axis and take up much of it, so that it can stay."""
+def fills_axis(axes: Axes, low: float, high: float) -> bool:
+    """Whether data from ``low`` to ``high`` lie within the y axis and fill enough of it, so that it can stay."""
     ends = (*axes.get_ylim(), low, high)
     bottom, top, low, high = map(math.log10, ends) if axes.get_yscale() == "log" else ends
     return bottom <= low <= high <= top and high - low > 0.4 * (top - bottom)
 
 
 def set_limits(axes: Axes, low: float, high: float, decades: float, ahead: bool = False) -> None:
-    """Limits of the y axis at round numbers around the data, at least ``decades`` of them if it is logarithmic; with
-    ``ahead``, room for as much again as a third of the data if these have grown out of the axis."""
+    """Set the limits of the y axis to round numbers around the data. A logarithmic axis has at least that many
+    ``decades``. With ``ahead``, a third of the data's range is added on each side on which they have left the axis."""
     log = axes.get_yscale() == "log"
     bottom, top = axes.get_ylim()
     if log:
@@ -167,9 +166,9 @@ def set_limits(axes: Axes, low: float, high: float, decades: float, ahead: bool 
         low, high = low - room * (low < bottom), high + room * (high > top)
     if log and high - low < decades:
         low, high = (low + high - decades) / 2, (low + high + decades) / 2
-    elif high - low <= 3e-4 * abs(high):  # as good as constant, and no room for more digits
+    elif high - low <= 3e-4 * abs(high):  # nearly constant: there is no space for more digits
         low, high = low - (0.5 * abs(high) or 0.5), high + (0.5 * abs(high) or 0.5)
     margin = 0.08 * (high - low)
-    step = 10 ** (math.floor(3 * math.log10((high - low) / 2)) / 3)  # three sizes a decade
+    step = 10 ** (math.floor(3 * math.log10((high - low) / 2)) / 3)  # three sizes in each decade
     low, high = step * math.floor((low - margin) / step), step * math.ceil((high + margin) / step)
     axes.set_ylim(*((10**low, 10**high) if log else (low, high)))

@@ -1,4 +1,4 @@
-"""Runs that advance by themselves while the notebook goes on answering: in slices of the kernel's event loop."""
+"""Runs that advance by themselves in slices of the kernel's event loop, so that the notebook still responds."""
 
 import asyncio
 import threading
@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lib.dense.training import one_thread
+from lib.dense.training import use_one_thread
 from lib.figures.experiment import Progress
 
-SLICE = 0.02  # seconds of work between two chances for a button to answer
+SLICE = 0.02  # seconds of work between two moments at which a button can respond
 PAUSE = 0.001  # seconds left to the kernel after each slice
-WAIT = 0.005  # seconds between two looks at a function that works in a thread
-# What values that cannot be, divergence and missing files raise: errors whose text is a sentence for the reader.
+WAIT = 0.005  # seconds between two checks of a function that works in a thread
+# The errors of wrong values, divergence and missing files, whose message is for the reader.
 SENTENCES = (ValueError, TypeError, ArithmeticError, FileNotFoundError)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Something that takes steps: an iterator of ``states``, one a step (None: nothing new yet).
+    """An iterator of ``states``, one for each step (None: no new state yet).
 
-    ``done`` says how many of ``total`` steps are behind a state, ``warning`` a sentence if there is one.
+    ``done`` gives the number of steps, of ``total``, before a state. ``warning`` gives a message about a state, or "".
     """
 
     states: Iterator[Any]
@@ -31,10 +31,10 @@ class Run:
 
 
 class Live:
-    """A run that starts and stops; of all that there are, at most one advances.
+    """A run that can start and stop. Of all such runs, at most one advances.
 
-    ``news`` is called after a slice with a new ``state``, ``halted`` once the run stands still, by itself or stopped,
-    ``say`` with the sentence of an error.
+    ``news`` is called after a slice with a new ``state``, ``halted`` when the run has ended or was stopped, and ``say``
+    with the message of an error.
     """
 
     _advancing: ClassVar["Live | None"] = None
@@ -46,17 +46,17 @@ class Live:
 
     @property
     def running(self) -> bool:
-        """Whether it advances by itself."""
+        """Whether the run advances by itself."""
         return self._task is not None
 
     def begin(self, make: Callable[[], Run], first: Any = None) -> bool:
-        """Put a new run in place of this one and take its first state (or ``first``, which is no step of it); returns
-        whether there is a new state to show."""
-        self._leave()
+        """Replace the run by a new one and take its first state (or ``first``, before its first step); returns whether
+        there is a new state to show."""
+        self._cancel()
         getattr(self.run.states, "close", lambda: None)()
         try:
             self.run = make()
-            with one_thread():  # a thread that the first step starts has as many
+            with use_one_thread():  # also for a thread that the first step starts
                 state = next(self.run.states) if first is None else first
         except SENTENCES as error:
             self.run, self.finished = Run(iter(())), True
@@ -67,34 +67,34 @@ class Live:
         return state is not None
 
     def start(self) -> None:
-        """Advance from now on. Needs a running event loop."""
+        """Let the run advance. Needs a running event loop."""
         if self.running or self.finished:
             return
         Live.stop_all()
-        self._task, Live._advancing = asyncio.get_running_loop().create_task(self._go()), self
+        self._task, Live._advancing = asyncio.get_running_loop().create_task(self._advance_to_end()), self
 
     def stop(self) -> None:
-        """Stand still; `start` goes on from there."""
+        """Stop the run. `start` goes on from there."""
         if self.running:
-            self._leave()
+            self._cancel()
             self._halted()
 
     @classmethod
     def stop_all(cls) -> None:
-        """Stop whichever advances: that of a cell that is run again, or another explorer's."""
+        """Stop the run that advances: that of a cell that is run again, or of another explorer."""
         if cls._advancing is not None:
             cls._advancing.stop()
 
-    def _leave(self) -> None:
+    def _cancel(self) -> None:
         if self.running:
             self._task.cancel()
             self._task = Live._advancing = None
 
-    async def _go(self) -> None:
+    async def _advance_to_end(self) -> None:
         try:
             while self.advance(SLICE):
                 await asyncio.sleep(PAUSE)
-        except Exception as error:  # a fault of the project: say so, rather than stand still
+        except Exception as error:  # an error of the project is shown too
             self.finished = True
             self._say(f"{type(error).__name__}: {error}")
             raise
@@ -107,7 +107,7 @@ class Live:
         """Take steps for about ``seconds``, at least one; returns whether there are more."""
         until, new = time.perf_counter() + seconds, False
         try:
-            with one_thread():
+            with use_one_thread():
                 while not self.finished:
                     state = next(self.run.states)
                     if state is not None:
@@ -128,15 +128,14 @@ class Live:
 
 
 class _Halt(BaseException):
-    """Ends the work of a thread that nobody waits for any more."""
+    """Ends the work of a thread whose result is no longer needed."""
 
 
-def in_thread(function: Callable[[Progress], Any], reported: list[float]) -> Iterator[Any]:
-    """A function that reports its progress, as an iterator: None while it works, then its result.
+def run_in_thread(function: Callable[[Progress], Any], reported: list[float]) -> Iterator[Any]:
+    """Run a function that reports its progress as an iterator: yields None while it works, then its result.
 
-    It works in a thread of its own, which waits wherever it reports (in per cent, to ``reported``) until the iterator
-    is asked for more, and which has ended once the iterator is closed.
-    """
+    It works in a thread of its own. Where it reports (in per cent, to ``reported``), the thread waits until the
+    iterator is advanced. The thread ends when the iterator is closed."""
     waits, go, outcome, closed = threading.Event(), threading.Event(), [], []
 
     def progress(items: Iterable, total: int) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Trained convolutional networks seen entry by entry: across the layers, by smoothness, and along an image's path."""
+"""Entries of trained convolutional networks across the layers, their smoothness, and the path of an image."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,21 +24,19 @@ from lib.ode import layers as depth_layers
 Entry = tuple[int, int, int, int]  # out channel, in channel, row and column of the kernel
 HOW = ("random", "roughest", "smoothest", "index")
 ACCURACY_IMAGES = 100  # two networks of 256 layers take half a second for them
-
-
-NOTHING_TRAINED = "There is no trained network in checkpoints/ yet: make train trains one, make help says more."
+NOTHING_TRAINED = "There is no trained network in checkpoints/ yet: make train trains one, and make help explains how."
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which curve to look at: a ``convolution`` ("conv1" or "conv2"), and an entry of it,
+    """Which curve to show: a ``convolution`` ("conv1" or "conv2"), and ``how`` its entry is chosen:
 
-    - ``how`` "random": the one that ``seed`` draws, as Figure 3 does with its ``entry_seed``;
-    - "roughest", "smoothest": by the von Neumann ratio in the first of the networks;
-    - "index": the one at ``index``.
+    - "random": drawn with ``seed``, as Figure 3 does with its ``entry_seed``;
+    - "roughest", "smoothest": by the von Neumann ratio in the first network;
+    - "index": the entry at ``index``.
 
-    ``image`` is the number of the test image whose path is followed, ``layers`` the number of layers that are kept for
-    it, the middle ones of as many equal parts (0, or more than there are: all).
+    ``image`` is the number of the test image whose path is shown. ``layers`` is the number of layers that are kept for
+    it, the middle ones of as many equal parts (0, or more than the network has: all).
     """
 
     convolution: str = "conv1"
@@ -59,9 +57,9 @@ class Choice:
             checks.positive_int("an index of the entry", place, least=0)
 
 
-def find(folder: Path | None = None) -> dict[Path, CifarConfig]:
-    """The checkpoints of a folder (by default ``checkpoints/``): by activation, those with batch norm first, short
-    schedules before long ones, weight-tied before i.i.d."""
+def find_checkpoints(folder: Path | None = None) -> dict[Path, CifarConfig]:
+    """The checkpoints of a folder (by default ``checkpoints/``), sorted by activation, with batch norm first, short
+    schedules before long ones, and weight-tied before i.i.d."""
     files = sorted((folder or paths.CHECKPOINTS).glob("*.safetensors"))
     found = {path: checkpoints.read_header(path)[0] for path in files}
 
@@ -75,9 +73,8 @@ def find(folder: Path | None = None) -> dict[Path, CifarConfig]:
 
 @dataclass(frozen=True)
 class ImagePath:
-    """The hidden states h_0, ..., h_L of one image, centred and projected to the plane of their two principal axes.
-
-    ``points``: (L+1, 2); ``shares`` of their variance along the two axes; ``logits``: (10,).
+    """The hidden states h_0, ..., h_L of one image, centred and projected to the plane of their two principal axes:
+    ``points`` (L+1, 2), the ``shares`` of their variance along the two axes, and the ``logits`` (10,).
     """
 
     points: np.ndarray
@@ -87,9 +84,9 @@ class ImagePath:
 
 @dataclass(frozen=True)
 class View:
-    """What the explorer draws of one network: the ``curve`` (L,) of one ``entry`` of a convolution across the layers,
-    the ``ratios`` of all its entries, the path of an image if there is one, and which layers (from 0) are kept for
-    that, unless all are."""
+    """The data that the explorer draws of one network: the ``curve`` (L,) of one ``entry`` of a convolution across the
+    layers, the ``ratios`` of all its entries, the ``path`` of an image if there is one, and the numbers (from 0) of the
+    layers that are ``kept`` for it, or None if all are."""
 
     config: CifarConfig
     convolution: str
@@ -102,7 +99,7 @@ class View:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, with what the explorer asks of it worked out once."""
+    """A trained network. Everything that the explorer asks of it is computed once."""
 
     checkpoint: Checkpoint
     _ratios: dict[str, np.ndarray] = field(default_factory=dict)
@@ -116,7 +113,7 @@ class Trained:
 
     def weights(self, convolution: str) -> Tensor:
         """The weights of "conv1" or "conv2" over all layers: (L, C, C, 3, 3)."""
-        return self.checkpoint.network.residual_layers.stacked(f"{convolution}.weight").detach()
+        return self.checkpoint.network.kernels()[convolution]
 
     def ratios(self, convolution: str) -> np.ndarray:
         """The von Neumann ratio of every entry: (C, C, 3, 3), nan if it does not vary."""
@@ -136,16 +133,16 @@ class Trained:
         if choice.how == "random":
             return draw_entries(choice.seed, channels=len(ratios))[choice.convolution]
         if np.isnan(ratios).all():
-            raise ValueError("All layers are equal, so that no entry is the roughest: choose one by its index.")
+            raise ValueError("All layers are equal, so no entry is the roughest: choose an entry by its index.")
         extreme = np.nanargmax(ratios) if choice.how == "roughest" else np.nanargmin(ratios)
         return tuple(int(place) for place in np.unravel_index(extreme, ratios.shape))
 
     def layers(self, asked: int) -> int:
-        """How many layers are kept if ``asked`` are asked for: 0, or more than there are, means all."""
+        """The number of layers that are kept if ``asked`` are asked for: 0, or more than the network has, means all."""
         return min(asked or self.config.depth, self.config.depth)
 
     def network(self, layers: int) -> ConvResNet:
-        """The network with so many of its layers, made once."""
+        """The network with that number of its layers. It is made once."""
         if layers == self.config.depth:
             return self.checkpoint.network
         if layers not in self._fewer:
@@ -154,8 +151,7 @@ class Trained:
 
     @torch.no_grad()
     def path(self, images: dataset.Images, number: int, layers: int) -> ImagePath:
-        """The path of one of the images through so many layers; they are always the test images, so that each is worked
-        out once."""
+        """The path of one of the test images through that number of layers. It is computed once."""
         if (number, layers) not in self._paths:
             network = self.network(layers)
             states = network.hidden_states(dataset.normalise(images.pixels[number : number + 1]))[:, 0]
@@ -164,7 +160,7 @@ class Trained:
         return self._paths[number, layers]
 
     def accuracy(self, images: dataset.Images, layers: int) -> float:
-        """The test accuracy (%) with so many layers, on the first `ACCURACY_IMAGES` of the test images."""
+        """The test accuracy (%) with that number of layers, on the first `ACCURACY_IMAGES` test images."""
         if layers not in self._accuracies:
             part = dataset.Images(images.pixels[:ACCURACY_IMAGES], images.labels[:ACCURACY_IMAGES])
             found = resampling.logits(self.network(layers), part)
@@ -174,20 +170,20 @@ class Trained:
 
 @lru_cache(maxsize=4)
 def load(path: Path) -> Trained:
-    """A checkpoint, read once."""
+    """The network of a checkpoint. It is read once."""
     return Trained(checkpoints.load(path))
 
 
 @lru_cache(maxsize=1)
-def test_images() -> dataset.Images:
-    """The test images, read once and never downloaded; raises `dataset.DataNotFoundError` with a sentence."""
+def load_test_images() -> dataset.Images:
+    """The test images. They are read once and never downloaded. Raises `dataset.DataNotFoundError`."""
     return dataset.load(train=False, download=False)
 
 
 def principal_plane(states: Tensor) -> tuple[np.ndarray, tuple[float, float]]:
     """Points (k, p) projected to the two axes of largest variance: (k, 2), and the share of variance along each.
 
-    Each axis points from the first towards the last point, so that equal paths look equal.
+    Each axis points from the first point towards the last one, so equal paths look equal.
     """
     centred = states.double() - states.double().mean(dim=0)
     axes, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
@@ -200,7 +196,7 @@ def principal_plane(states: Tensor) -> tuple[np.ndarray, tuple[float, float]]:
 
 @dataclass
 class Browsing:
-    """One or two trained ``networks`` side by side, and the test images or a sentence that says why there are none."""
+    """One or two trained ``networks`` side by side, and the test images, or a message that says why there are none."""
 
     networks: list[Trained]
     images: dataset.Images | None = None
@@ -214,13 +210,13 @@ class Browsing:
             network.entry(replace(choice, how="index", index=entry))  # a smaller network may not have it
             layers, depth = network.layers(choice.layers), network.config.depth
             path = network.path(self.images, choice.image, layers) if self._has(choice) else None
-            kept = depth_layers.kept(depth, layers).numpy() if layers < depth else None
+            kept = depth_layers.kept_indices(depth, layers).numpy() if layers < depth else None
             curve = network.weights(name)[(slice(None), *entry)].numpy()
             views.append(View(network.config, name, entry, curve, network.ratios(name), path, kept))
         return views
 
     def accuracies(self, choice: Choice) -> list[str]:
-        """What the layers that are kept are worth, a line for each network; none without the images."""
+        """The accuracy with the layers that are kept, one line for each network; empty without the images."""
         lines = []
         for network in self.networks if self.images is not None else ():
             layers, depth = network.layers(choice.layers), network.config.depth
@@ -231,7 +227,7 @@ class Browsing:
         return lines
 
     def image(self, choice: Choice) -> tuple[np.ndarray | None, str]:
-        """The image (32, 32, 3) and its caption, or None and a sentence."""
+        """The image (32, 32, 3) and its caption, or None and a message."""
         if not self._has(choice):
             return None, self.sentence or f"There is no test image {choice.image}: they end at {len(self.images) - 1}."
         label = dataset.CLASSES[int(self.images.labels[choice.image])]
@@ -252,9 +248,9 @@ class Browsing:
         return tables.from_rows(rows)
 
 
-def one_of_each(found: Mapping[Path, CifarConfig]) -> list[Path]:
-    """The first two of these that differ in nothing but the initialisation, the weight-tied one first. Where none do,
-    the first weight-tied network and the first i.i.d. one, as far as there are such."""
+def choose_pair(found: Mapping[Path, CifarConfig]) -> list[Path]:
+    """The first two of these networks that differ only in the initialisation, the weight-tied one first. If there are
+    none, the first weight-tied network and the first i.i.d. one, as far as they exist."""
     places = {config: path for path, config in found.items()}
     for path, config in found.items():
         other = places.get(replace(config, initialisation="iid"))
@@ -267,11 +263,12 @@ def one_of_each(found: Mapping[Path, CifarConfig]) -> list[Path]:
 
 
 def browse(files: Sequence[Path]) -> Iterator[Browsing | None]:
-    """First the networks of these checkpoints; then, since reading takes a while, None until the images are there."""
+    """Yield the networks of these checkpoints, then None while the test images are read, then the networks with
+    them."""
     browsing = Browsing([load(path) for path in files])
     yield browsing
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(test_images)
+        reading = pool.submit(load_test_images)
         while not reading.done():
             time.sleep(0.01)
             yield None

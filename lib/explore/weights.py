@@ -1,4 +1,4 @@
-"""Browse the weights of trained networks, entry by entry: `explore_weights`, and how it draws them."""
+"""Browse the weights of trained networks, entry by entry: `explore_weights` and its drawing."""
 
 import html
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from lib.cifar.records import CONVOLUTIONS
 from lib.explore import trained
 from lib.explore.controls import label, menu, scale, whole_number
 from lib.explore.explorer import Explorer, Values
-from lib.explore.frames import HUE_COLORS, LIVE_STYLE, hue
+from lib.explore.frames import HUE_COLORS, LIVE_STYLE, shades
 from lib.explore.live import Run
 from lib.explore.trained import View
 from lib.figures.style import GREY, SEQUENTIAL, VERMILION
@@ -31,12 +31,12 @@ from lib.tables import word
 def explore_weights(folder: Path | None = None, choice: trained.Choice | None = None) -> widgets.Widget:
     """Browse the trained networks of a folder (by default ``checkpoints/``), one or two side by side.
 
-    Where the folder holds none, a sentence takes the explorer's place.
+    If the folder holds none, a message is shown instead of the explorer.
     """
-    found, start = trained.find(folder), choice or trained.Choice()
+    found, start = trained.find_checkpoints(folder), choice or trained.Choice()
     if not found:
         return widgets.HTML(trained.NOTHING_TRAINED)
-    first, *others = trained.one_of_each(found)
+    first, *others = trained.choose_pair(found)
     named = [(trained_name(config), path) for path, config in found.items()]
     shape = trained.load(first).weights("conv1").shape[1:]
     places = ("out channel", "in channel", "row", "column")
@@ -89,13 +89,13 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
             return "figure_3", shown | {"entry_seed": values["seed"]}, ""
         return "figure_3", shown, "figure_3 draws its entries: choose 'random' here for the ones that it shows"
 
-    def show_what_counts(_: object) -> None:
+    def show_used_controls(_: object) -> None:
         how = controls["how"].value
         for name, counts in ({"seed": how == "random"} | dict.fromkeys(places, how == "index")).items():
             controls[name].layout.display = None if counts else "none"
 
-    controls["how"].observe(show_what_counts, names="value")
-    show_what_counts(None)
+    controls["how"].observe(show_used_controls, names="value")
+    show_used_controls(None)
     view = [name for name in controls if name not in ("run", "second")]
     runs = widgets.VBox([controls["run"], controls["second"]], layout=Layout(max_width="700px"))
     return Explorer(
@@ -115,7 +115,8 @@ def explore_weights(folder: Path | None = None, choice: trained.Choice | None = 
     )
 
 
-# Ratios of the histogram and the map: from far below any trained entry's to above that of independent layers, 2.
+# The range of the histogram and the map: from far below the ratio of any trained entry to above 2, that of independent
+# layers.
 RATIOS = (1e-4, 4.0)
 
 
@@ -126,21 +127,21 @@ def _norm(config: CifarConfig) -> str:
 
 
 def trained_name(config: CifarConfig) -> str:
-    """A trained network in words: initialisation, activation, schedule and what else differs from the paper."""
+    """A trained network in words: initialisation, activation, schedule, and all else that differs from the paper."""
     parts = [word(config.initialisation), word(config.activation)]
     parts += [_norm(config), f"L = {config.depth}", f"{config.epochs} epochs"]
-    setting = Setting.of(config).words
+    setting = Setting.from_config(config).words
     parts += [] if setting == RELEASED else [setting]
     return " · ".join([*filter(None, parts), f"seed {config.seed}"])
 
 
 def draw_weights(views: Sequence[View], image: np.ndarray | None = None, caption: str = "") -> Figure:
-    """One entry of the convolutions of one or two trained networks, and all entries by their smoothness.
+    """Draw one entry of the convolutions of one or two trained networks, and the smoothness of all entries.
 
-    Above, the entry across the layers; in the middle, the von Neumann ratio of every entry as a map over kernels
-    (out channel down, in channel across, each a block of 3 x 3) and as a histogram; below, if there is an ``image``
-    (32, 32, 3), the path of its hidden states in the plane of their two principal axes, and the image over its
-    ``caption``. Where only some layers are kept for the path, dots mark them on the curve.
+    Above is the entry across the layers. In the middle is the von Neumann ratio of every entry, as a map over kernels
+    (out channel down, in channel across, each a block of 3 x 3) and as a histogram. If there is an ``image``
+    (32, 32, 3), the path of its hidden states in the plane of their two principal axes is below, and the image with its
+    ``caption``. If only some layers are kept for the path, dots mark them on the curve.
     """
     with mpl.rc_context(LIVE_STYLE | {"axes.titlesize": 10}):
         two = len(views) > 1
@@ -224,7 +225,7 @@ def _ratio_histogram(axes: Axes, views: Sequence[View]) -> None:
 
 def _image_path(axes: Axes, view: View, number: int) -> None:
     points = view.path.points
-    colors = hue(number, len(points))
+    colors = shades(number, len(points))
     axes.add_collection(LineCollection(np.stack([points[:-1], points[1:]], axis=1), colors=colors[1:], linewidths=2))
     for place, name in ((0, "$h_0$"), (-1, "$h_L$")):
         axes.plot(*points[place], "o", color=colors[place], markersize=6)

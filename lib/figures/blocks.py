@@ -66,7 +66,7 @@ class Config:
         checks.positive_ints("depths", self.depths, least=2)
         checks.positive_ints("iterations", self.iterations, least=2)  # the first step leaves layers equal
         checks.positive_float("learning_rate", self.learning_rate)
-        checks.two_sizes(self.slope_from, self.depths)
+        checks.slope_range(self.slope_from, self.depths)
 
     @property
     def cases(self) -> list[tuple[str, str]]:

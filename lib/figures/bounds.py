@@ -56,7 +56,7 @@ class Config:
         for name in ("iterations", "seeds", "inputs"):
             checks.positive_int(name, getattr(self, name))
         checks.positive_int("recorded", self.recorded, least=2)
-        spectral.check_exists(self.network)
+        spectral.check_limit_exists(self.network)
         activations.check_smooth(self.network.activation)
         if not self.network.train_ends:
             raise ValueError("train_ends is False, expected True: the bounds are those of trained A and B.")
@@ -107,8 +107,8 @@ def _clipped(config: Config, network: NetworkConfig) -> Iterator[dict]:
             known = max(first[name] + config.clip * time * math.sqrt(entries[name]) for name in first)
             yield _row(config, "M", record.iteration, largest, math.nan, known)
             yield _row(config, "K", record.iteration, apart, math.hypot(*own), math.hypot(*prior))
-        own = gronwall.advance(network, gronwall.measured_sizes(network, record.weights, data), *own, step)
-        known = gronwall.bounded_sizes(network, start, data, config.clip, time)
+        own = gronwall.advance(network, gronwall.measure_sizes(network, record.weights, data), *own, step)
+        known = gronwall.bound_sizes(network, start, data, config.clip, time)
         prior = gronwall.advance(network, known, *prior, step)
 
 

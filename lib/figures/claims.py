@@ -87,7 +87,7 @@ def read(profile: str, name: str) -> dict[str, np.ndarray]:
     """The table ``<name>.csv`` of a profile; raises FileNotFoundError with the command that makes it."""
     path = folder(profile) / f"{name}.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"{paths.short(path)} is missing: `make figures PROFILE={profile}` makes it.")
+        raise FileNotFoundError(f"{paths.shorten(path)} is missing: `make figures PROFILE={profile}` makes it.")
     return tables.read_csv(path)
 
 

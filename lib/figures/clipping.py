@@ -13,7 +13,7 @@ from lib import activations, checks
 from lib.dense import limit, spectral
 from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
-from lib.dense.training import Record, lockstep, train
+from lib.dense.training import Record, run_in_lockstep, train
 from lib.digits import STATE_DECIMALS, difference
 from lib.figures.claim import RATE_OURS, Claim, Read, judge_rates, maximise_over_time, slope_over_seeds
 from lib.figures.experiment import Progress, evenly, largest_norm, new_inputs, seeded, silent, sorted_table
@@ -55,7 +55,7 @@ class Config:
         checks.positive_int("seeds", self.seeds)
         checks.positive_int("inputs", self.inputs)
         checks.positive_float("tolerance", self.tolerance)
-        spectral.check_exists(self.network)
+        spectral.check_limit_exists(self.network)
         activations.check_smooth(self.network.activation)
         if not self.network.train_ends:
             raise ValueError("train_ends is False, expected True: Prop. 3 and Thm 4 train A and B as well.")
@@ -101,7 +101,7 @@ def _moments(config: Config) -> Iterator[tuple]:
         schedule = config.learning_rate, config.iterations, config.moments
         trainings = [limit.train(network, *schedule, tolerance=config.tolerance, clip=clip)]
         trainings += [train(network.at_depth(depth), *schedule, clip=clip) for depth in config.depths]
-        for records in lockstep(trainings):
+        for records in run_in_lockstep(trainings):
             yield network, clip, records
 
 

@@ -56,7 +56,7 @@ def family_name(activation: str, normalisation: str) -> str:
     return f"{word(activation)}, {'no norm' if normalisation == 'none' else f'{normalisation} norm'}"
 
 
-def nothing_trained(activation: str, normalisation: str) -> str:
+def describe_missing(activation: str, normalisation: str) -> str:
     """The sentence for a family without rows."""
     return f"{family_name(activation, normalisation)}: not trained yet, `make train-depths` does it."
 

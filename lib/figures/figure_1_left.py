@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lib import checks
 from lib.dense.distances import SuccessiveDistance
 from lib.dense.network import NetworkConfig
-from lib.dense.training import lockstep, train
+from lib.dense.training import run_in_lockstep, train
 from lib.digits import difference
 from lib.figures.claim import Claim, Read, judge_rate, select_last, slope_over_seeds
 from lib.figures.experiment import Progress, last, silent, sorted_table
@@ -53,11 +53,11 @@ class Config:
         checks.positive_ints("depths", self.depths, least=2)
         checks.positive_ints("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
-        checks.two_sizes(self.slope_from, self.depths)
+        checks.slope_range(self.slope_from, self.depths)
         checks.positive_int("seeds", self.seeds)
         checks.positive_int("repeat_depth", self.repeat_depth)
         if self.seeds > 1:
-            checks.two_sizes(self.slope_from, [depth for depth in self.depths if depth <= self.repeat_depth])
+            checks.slope_range(self.slope_from, [depth for depth in self.depths if depth <= self.repeat_depth])
 
     @property
     def runs(self) -> list[tuple[int, int]]:
@@ -84,7 +84,7 @@ def steps(config: Config) -> Iterator[Data]:
     trainings = [train(network, config.learning_rate, config.iterations[-1] - 1) for network in networks]
     running = [SuccessiveDistance() for _ in config.runs]
     rows = []
-    for records in lockstep(trainings):
+    for records in run_in_lockstep(trainings):
         for (seed, depth), record, so_far in zip(config.runs, records, running, strict=True):
             so_far.update(record.weights)
             if record.iteration + 1 in config.iterations:

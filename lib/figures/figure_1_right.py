@@ -11,7 +11,7 @@ from lib import checks
 from lib.dense import conventions, limit, spectral
 from lib.dense.distances import distance
 from lib.dense.network import NetworkConfig
-from lib.dense.training import Record, lockstep, train
+from lib.dense.training import Record, run_in_lockstep, train
 from lib.digits import DECIMALS, LIMIT_DECIMALS, difference
 from lib.figures.experiment import Progress, last, silent, sorted_table
 from lib.figures.results import Data
@@ -60,9 +60,9 @@ class Config:
         checks.positive_int("reference_depth", self.reference_depth)
         checks.choice("sampling", self.sampling, conventions.SAMPLING_RULES)
         checks.positive_float("tolerance", self.tolerance)
-        checks.two_sizes(self.slope_from, self.depths)
+        checks.slope_range(self.slope_from, self.depths)
         if self.reference == "limit":
-            spectral.check_exists(self.network)
+            spectral.check_limit_exists(self.network)
         if self.reference == "network" and self.depths[-1] >= self.reference_depth:
             raise ValueError(
                 f"reference_depth is {self.reference_depth}, expected more than the deepest network's "
@@ -117,7 +117,7 @@ def steps(config: Config) -> Iterator[Data]:
     ]
     decimals = LIMIT_DECIMALS if config.reference == "limit" else DECIMALS
     rows = []
-    for distances, records in zip(REFERENCES[config.reference](config), lockstep(trainings), strict=True):
+    for distances, records in zip(REFERENCES[config.reference](config), run_in_lockstep(trainings), strict=True):
         for depth, record in zip(config.depths, records, strict=True):
             V, W = (difference(value, decimals) for value in distances(record))
             rows.append({"depth": depth, "iteration": record.iteration, "distance_V": V, "distance_W": W})

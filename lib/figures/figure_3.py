@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import records
-from lib.cifar.choice import NetworkChoice, Setting, by_setting
+from lib.cifar.choice import NetworkChoice, Setting, group_by_setting
 from lib.cifar.network import ResidualLayers
 from lib.cifar.records import CONVOLUTIONS, Run
 from lib.figures.claim import Claim, Read, factor_below, judge, tightest
@@ -122,7 +122,7 @@ def panel_title(data: Data, config: Config, setting: str, epochs: int, initialis
     rows = tables.select(data["figure_3_networks"], setting=setting, epochs=epochs, initialisation=initialisation)
     if not len(rows["test_accuracy"]):
         return network
-    return f"{network}: test {rows['test_accuracy'][0]:.2f} %\n{records.training_length(epochs)}\n{setting}"
+    return f"{network}: test {rows['test_accuracy'][0]:.2f} %\n{records.describe_length(epochs)}\n{setting}"
 
 
 def draw_entries(seed: int, channels: int = 16) -> dict[str, tuple[int, int, int, int]]:
@@ -138,7 +138,7 @@ def draw_entries(seed: int, channels: int = 16) -> dict[str, tuple[int, int, int
 def networks_by_setting(runs: Iterable[Run], choice: NetworkChoice, seed: int = 0) -> dict[Key, Run]:
     """The networks of one choice and seed whose weights are here: the shortest schedule first, and in each setting the
     weight-tied network first."""
-    settings = by_setting((run for run in runs if run.has_weights), choice, seed=seed)
+    settings = group_by_setting((run for run in runs if run.has_weights), choice, seed=seed)
     return {(setting, name): side[-1] for setting, pair in settings.items() for name, side in pair.items()}
 
 

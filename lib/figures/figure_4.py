@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lib import tables
 from lib.cifar import records
-from lib.cifar.choice import RELEASED, NetworkChoice, Setting, by_setting, length_in_words
+from lib.cifar.choice import RELEASED, NetworkChoice, Setting, describe_training, group_by_setting
 from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 from lib.figures.claim import OPEN, Claim, Read, factor_above, factor_below, judge, tightest
@@ -30,7 +30,7 @@ class Config:
 
 def compute(config: Config, progress: Progress = silent) -> Data:
     """The tables of `successive_distance_tables`."""
-    networks = by_setting(records.read_runs(), config.choice)
+    networks = group_by_setting(records.read_runs(), config.choice)
     layers, averages = successive_distance_tables(networks, records.read_distances())
     return {"figure_4": averages, "figure_4_layers": layers}
 
@@ -43,7 +43,7 @@ def block_titles(averages: tables.Table, activation: str) -> dict[tuple[str, int
         sides = (tables.select(rows, initialisation=side)["seed"] for side in INITIALISATIONS)
         counts = sorted({len(set(seeds.tolist())) for seeds in sides if len(seeds)})
         runs = "1 run" if counts == [1] else f"{' and '.join(map(str, counts))} runs"
-        words = f"{tables.word(activation)}, {records.training_length(epochs)}, {runs}"
+        words = f"{tables.word(activation)}, {records.describe_length(epochs)}, {runs}"
         titles[setting, epochs] = f"{words}\n{setting}"
     return titles
 
@@ -167,7 +167,7 @@ def claims(read: Read) -> Iterator[Claim]:
             tables.select(averages, setting=setting, epochs=epochs, initialisation=side)["seed"]
             for side in INITIALISATIONS
         )
-        trained = length_in_words(epochs, min(len(np.unique(seeds)) for seeds in sides))
+        trained = describe_training(epochs, min(len(np.unique(seeds)) for seeds in sides))
         networks = "CIFAR-10, GELU" if setting == RELEASED else f"CIFAR-10, GELU, {setting}"
         yield Claim(
             f"{networks}: layers are about {PAPER_CLOSER} times closer from weight-tied than from i.i.d. ones",

@@ -54,7 +54,7 @@ class Config:
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_float("tolerance", self.tolerance)
-        checks.two_sizes(self.slope_from, self.depths)
+        checks.slope_range(self.slope_from, self.depths)
         checks.positive_int("seeds", self.seeds)
         self.cases  # noqa: B018 (the configurations check themselves)
 

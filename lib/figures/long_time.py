@@ -13,7 +13,7 @@ from lib import checks
 from lib.dense import limit, lojasiewicz, spectral
 from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, hidden_states, initialise, outputs
-from lib.dense.training import Record, lockstep, train
+from lib.dense.training import Record, run_in_lockstep, train
 from lib.digits import LIMIT_DECIMALS, difference, known_digits, significant, square
 from lib.figures.claim import (
     RATE_OURS,
@@ -63,7 +63,7 @@ class Config:
         checks.positive_int("seeds", self.seeds)
         checks.positive_float("tolerance", self.tolerance)
         checks.positive_float("target_scale", self.network.target_scale)  # the ratio divides by the loss
-        spectral.check_exists(self.network)
+        spectral.check_limit_exists(self.network)
 
 
 def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
@@ -104,7 +104,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 def _moments(config: Config, network: NetworkConfig, recorded: list[int]) -> Iterator[tuple]:
     arguments = config.learning_rate, config.iterations, recorded
     trainings = [limit.train(network, *arguments, tolerance=config.tolerance)]
-    return lockstep(trainings + [train(network.at_depth(depth), *arguments) for depth in config.depths])
+    return run_in_lockstep(trainings + [train(network.at_depth(depth), *arguments) for depth in config.depths])
 
 
 def _nearness(config: Config, network: NetworkConfig, records: tuple) -> list[dict]:

@@ -102,10 +102,10 @@ class Config:
             checks.positive_int(name, getattr(self, name))
         checks.positive_int("recorded", self.recorded, least=2)
         checks.positive_float("tolerance", self.tolerance)
-        checks.two_sizes(self.slope_from, self.depths)
+        checks.slope_range(self.slope_from, self.depths)
         activations.check_smooth(self.network.activation)
         checks.choice("convention", self.network.convention, ["mean-field"])
-        spectral.check_exists(dataclasses.replace(self.network, initialisation="weight-tied"))
+        spectral.check_limit_exists(dataclasses.replace(self.network, initialisation="weight-tied"))
         if not self.network.ends_are_identity:
             raise ValueError(
                 "The network has matrices A and B that are not the identity: expected d = d' = q, none trained."

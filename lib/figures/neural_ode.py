@@ -14,7 +14,7 @@ from lib import activations, checks
 from lib.dense import limit, spectral
 from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
-from lib.dense.training import lockstep, train
+from lib.dense.training import run_in_lockstep, train
 from lib.digits import STATE_DECIMALS, difference
 from lib.figures.claim import RATE_OURS, Claim, Read, judge_rate, maximise_over_time, select_last, slope_over_seeds
 from lib.figures.experiment import Progress, largest_norm, new_inputs, seeded, silent
@@ -64,9 +64,9 @@ class Config:
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_int("inputs", self.inputs)
         checks.positive_float("tolerance", self.tolerance)
-        checks.two_sizes(self.slope_from, self.depths)
+        checks.slope_range(self.slope_from, self.depths)
         checks.positive_int("seeds", self.seeds)
-        spectral.check_exists(self.network)
+        spectral.check_limit_exists(self.network)
         activations.check_smooth(self.network.activation)
 
 
@@ -116,7 +116,7 @@ def _steps(config: Config, network: NetworkConfig) -> Iterator[tuple]:
     reference = limit.train(network, *schedule, tolerance=config.tolerance)
     trainings = [train(network.at_depth(depth), *schedule) for depth in config.depths]
     x = new_inputs(network, config.inputs)
-    for record, records in zip(reference, lockstep(trainings), strict=True):
+    for record, records in zip(reference, run_in_lockstep(trainings), strict=True):
         yield network, x, record, records
 
 

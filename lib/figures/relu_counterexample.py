@@ -59,7 +59,7 @@ class Config:
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_float("x", self.x)
-        checks.two_sizes(self.slope_from, [2 * half for half in self.half_depths])
+        checks.slope_range(self.slope_from, [2 * half for half in self.half_depths])
 
     @property
     def shown(self) -> int:

@@ -50,7 +50,7 @@ class Config:
         checks.positive_ints("depths", self.depths, least=2)
         checks.positive_int("iterations", self.iterations)
         checks.positive_float("learning_rate", self.learning_rate)
-        checks.two_sizes(self.slope_from, self.depths)
+        checks.slope_range(self.slope_from, self.depths)
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
@@ -73,7 +73,7 @@ def backwards(config: Config, progress: Progress = silent) -> dict[str, list]:
         weights, data = last(training).weights, initialise(network)[1]
         f, layers = dense_branch(network), dense_layers(weights)
         for method in reversible.METHODS:
-            errors = reversible.errors(method, f, layers, data.x, lambda h, y=data.y: (h - y).square().mean())
+            errors = reversible.measure_errors(method, f, layers, data.x, lambda h, y=data.y: (h - y).square().mean())
             rows.append({"initialisation": initialisation, "method": method, "depth": depth, **errors})
     return tables.from_rows(rows)
 

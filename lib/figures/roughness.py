@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import dataset, records, schedule
-from lib.cifar.choice import ConvolutionChoice, Setting, longest_schedule
+from lib.cifar.choice import ConvolutionChoice, Setting, select_longest_schedule
 from lib.cifar.layer_log import LayerLog
 from lib.cifar.records import Run
 from lib.figures.experiment import Progress, silent
@@ -51,7 +51,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     found = config.choice.select(records.read_runs(), activation=None, initialisation="weight-tied", seed=config.seed)
     logs = {run.config.name: run.layers() for run in found}
     logged = [run for run in found if run.config.activation in ACTIVATIONS and logs[run.config.name]]
-    shown = [(run, logs[run.config.name]) for run in longest_schedule(logged)]
+    shown = [(run, logs[run.config.name]) for run in select_longest_schedule(logged)]
     return {
         "roughness": roughness_in_training(shown, config.convolution, config.parts),
         "roughness_front": fronts(shown, config.convolution),
@@ -63,7 +63,7 @@ def _rows(run: Run, log: LayerLog, convolution: str, parts: int) -> list[dict[st
     # A line an epoch in the log: which run, which epoch, its training time, the roughness in the parts.
     config, images = run.config, run.config.train_images or dataset.TRAIN_IMAGES
     values = local_roughness(log[f"distance_{convolution}"], log[f"second_difference_{convolution}"], parts)
-    which = {"run": config.name, "setting": Setting.of(config).words, "activation": config.activation}
+    which = {"run": config.name, "setting": Setting.from_config(config).words, "activation": config.activation}
     rows = []
     for epoch, line in zip(log["epoch"].tolist(), values.tolist(), strict=True):
         begun, time = (schedule.training_time(config, images, epochs) for epochs in (epoch, epoch + 1))
@@ -105,7 +105,11 @@ def logged_runs(logs: Iterable[tuple[Run, LayerLog]]) -> dict[str, list]:
     rows = []
     for run, log in logs:
         logged = len(log["epoch"]) if log else 0
-        which = {"run": run.config.name, "setting": Setting.of(run.config).words, "activation": run.config.activation}
+        which = {
+            "run": run.config.name,
+            "setting": Setting.from_config(run.config).words,
+            "activation": run.config.activation,
+        }
         rows.append(which | {"epochs": run.config.epochs, "logged": logged})
     return tables.from_rows(rows, ("run", "setting", "activation", "epochs", "logged"))
 

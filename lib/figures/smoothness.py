@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 from lib import tables
 from lib.cifar import dataset, records, schedule
-from lib.cifar.choice import ConvolutionChoice, longest_by_depth, with_repeats
+from lib.cifar.choice import ConvolutionChoice, select_longest_by_depth, select_with_repeats
 from lib.cifar.course import (
     RATIOS,
-    course,
     describe_run,
+    find_crossing_time,
     make_columns,
+    measure_course,
     measure_parts,
-    reached_at,
     smoothness_in_training,
 )
 from lib.cifar.network import ConvResNet
@@ -55,8 +55,8 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     """Six tables: along training, along the depth, along training in several depths, when smoothness is lost, how that
     goes with the depth, and what is left of the initial weights."""
     found = records.read_runs()
-    runs = with_repeats(found, config.choice, config.seed, activation=None)
-    deeper = smoothness_in_training(longest_by_depth(found, config.choice))
+    runs = select_with_repeats(found, config.choice, config.seed, activation=None)
+    deeper = smoothness_in_training(select_longest_by_depth(found, config.choice))
     return {
         "smoothness": smoothness_in_training(runs),
         "smoothness_depth": smoothness_along_depth(run for run in runs if run.config.initialisation == "weight-tied"),
@@ -108,7 +108,7 @@ def lost_by_depth(table: Mapping[str, list], convolution: str = "conv1") -> dict
     """The table of ``smoothness_lost.csv``: of the runs in a table of `smoothness_in_training`, those whose layers stop
     being smooth in training, by depth: run, depth, lost_after and lost_at (`Course`), and steep_at, the time at which
     L^2 times the ratio reaches `STEEP`."""
-    found = {run: course(table, run, convolution) for run in dict.fromkeys(table["run"])}
+    found = {run: measure_course(table, run, convolution) for run in dict.fromkeys(table["run"])}
     depths = dict(zip(table["run"], table["depth"], strict=True))
     runs = sorted((run for run in found if found[run].lost_after), key=depths.__getitem__)
     columns = {name: [getattr(found[run], name) for run in runs] for name in ("lost_after", "lost_at")}
@@ -121,7 +121,7 @@ def _level_at(table: Mapping[str, list], run: str, convolution: str, held: str, 
     rows = tables.select(table, run=run)
     ratio = np.asarray(rows[f"von_neumann_{convolution}"], dtype=float)
     factor = 1.0 if held == "ratio" else rows["depth"][0] ** 2
-    return reached_at(np.asarray(rows["time"], dtype=float), factor * ratio, level)
+    return find_crossing_time(np.asarray(rows["time"], dtype=float), factor * ratio, level)
 
 
 def laws_in_depth(table: Mapping[str, list], convolution: str = "conv1") -> dict[str, list]:

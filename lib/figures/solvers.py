@@ -44,7 +44,7 @@ class Config:
         checks.positive_float("learning_rate", self.learning_rate)
         checks.positive_ints("steps", self.steps)
         checks.positive_floats("tolerances", self.tolerances)
-        checks.two_sizes(self.order_from, [count for count in self.steps if count <= self.network.depth])
+        checks.slope_range(self.order_from, [count for count in self.steps if count <= self.network.depth])
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
@@ -55,13 +55,15 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 def solve(config: Config, progress: Progress = silent) -> dict[str, list]:
     """The table of ``solvers.csv``: network (in words), depth, kind ("dense" or "cifar") and the columns of
-    `ode.solver_errors`; the convolutional networks' rows are those of ``checkpoints/solvers.csv``."""
+    `ode.measure_solver_errors`; the convolutional networks' rows are those of ``checkpoints/solvers.csv``."""
     rows = []
     for initialisation, activation in progress(DENSE, len(DENSE)):
         network = replace(config.network, initialisation=initialisation, activation=activation)
         training = train(network, config.learning_rate, config.iterations, [config.iterations])
         weights, x = last(training).weights, initialise(network)[1].x
-        errors = ode.solver_errors(dense_branch(network), dense_layers(weights), x, config.steps, config.tolerances)
+        errors = ode.measure_solver_errors(
+            dense_branch(network), dense_layers(weights), x, config.steps, config.tolerances
+        )
         name = f"{tables.word(activation)}, {tables.word(initialisation)}"
         rows += [{"network": name, "depth": network.depth, "kind": "dense", **row} for row in tables.rows(errors)]
     return tables.from_rows(rows + named_rows("solvers"))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import records
-from lib.cifar.choice import NetworkChoice, longest_schedule
+from lib.cifar.choice import NetworkChoice, select_longest_schedule
 from lib.cifar.course import RATIOS, SCALES, describe_run, make_columns, smoothness_in_training
 from lib.cifar.records import Run
 from lib.figures.experiment import Progress, silent
@@ -38,7 +38,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     both = {run.config.epochs for run in small if run.config.hold_stem} & {
         run.config.epochs for run in small if not run.config.hold_stem
     }
-    stems = records.select(small, epochs=max(both)) if both else longest_schedule(small)
+    stems = records.select(small, epochs=max(both)) if both else select_longest_schedule(small)
     return {
         "stem": relative_path_lengths(config.choice.select(found, activation=None, hold_stem=None)),
         "stem_training": smoothness_in_training(stems),

@@ -14,9 +14,9 @@ from lib.cifar.choice import (
     RELEASED,
     NetworkChoice,
     Setting,
-    length_in_words,
-    longest_schedule,
+    describe_training,
     released_setting,
+    select_longest_schedule,
 )
 from lib.cifar.course import RATIOS, smooth_shares
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, SHARES, Run
@@ -95,16 +95,16 @@ def compare(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") 
     resampled = resampling_distances()
     found = choice.select(runs, activation=None)
     first = released_setting(choice)
-    settings = sorted({Setting.of(run.config).of_any_length for run in found} - {first})
+    settings = sorted({Setting.from_config(run.config).of_any_length for run in found} - {first})
     rows = []
     for setting in (first, *settings):
-        block = [run for run in found if Setting.of(run.config).of_any_length == setting]
+        block = [run for run in found if Setting.from_config(run.config).of_any_length == setting]
         for paper in PAPER_TABLE:
             here = records.select(block, activation=paper.activation, initialisation=paper.initialisation)
             if here or setting == first:
                 row = {"setting": setting.words, "activation": paper.activation}
                 row |= {"initialisation": paper.initialisation} | (_published(paper) if choice.batch_norm else {})
-                rows.append(row | _ours(longest_schedule(here), accuracy, resampled))
+                rows.append(row | _ours(select_longest_schedule(here), accuracy, resampled))
     return tables.from_rows(rows)
 
 
@@ -200,7 +200,7 @@ def _trained(row: Mapping[str, Any]) -> str:
     runs, seeds = row["runs"], str(row["seeds"]).split()
     count = f"{runs} runs" if runs >= PAPER_RUNS else f"{runs} of {PAPER_RUNS} runs"
     named = f"seed{'' if runs == 1 else 's'} {', '.join(seeds)}"
-    return f"{records.training_length(row['epochs'])}, {count} ({named})"
+    return f"{records.describe_length(row['epochs'])}, {count} ({named})"
 
 
 def claims(read: Read) -> Iterator[Claim]:
@@ -220,7 +220,8 @@ def claims(read: Read) -> Iterator[Claim]:
         measured = (
             f"von Neumann ratio over all layers {row['von_neumann_conv1']:.2g} (conv1) and "
             f"{row['von_neumann_conv2']:.2g} (conv2), smooth eighths of the depth{of_runs} "
-            f"{shares if known else 'unknown'}, after {length_in_words(row['epochs'], row['runs'])} ({row['setting']})"
+            f"{shares if known else 'unknown'}, after {describe_training(row['epochs'], row['runs'])} "
+            f"({row['setting']})"
         )
         yield Claim(
             f"CIFAR-10, {network}: {'smooth' if claimed else 'rough'} across layers after training",

@@ -6,10 +6,10 @@
     Heun        h_{k+1} = h_k + (f(h_k, Z_k) + f(y, Z_{k+1})) / 2L,             y = h_k + f(h_k, Z_k) / L
     backwards   h_k ~ h_{k+1} - (f(h_{k+1}, Z_{k+1}) + f(y, Z_k)) / 2L,         y = h_{k+1} - f(h_{k+1}, Z_{k+1}) / L
 
-(of L layers Heun's method makes L - 1 steps, of size 1/(L - 1)). The backward step is the method itself with a
-negative step. Over all layers h_0 is off by O(1/L) with Euler. With Heun it is O(1/L^2) by their bound, if the layers
-are smooth; as the error of a step of Heun is odd in the step, up to terms of higher order, those of the two ways
-cancel, and smooth layers have O(1/L^3).
+With L layers, Heun's method makes L - 1 steps of size 1/(L - 1). The backward step is the method with a negative step.
+After all layers, the error of h_0 is O(1/L) with Euler. With Heun and smooth layers it is O(1/L^2) by their bound. In
+fact it is O(1/L^3): the error of a Heun step is odd in the step size, up to terms of higher order, so the errors
+forwards and backwards cancel.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +27,8 @@ Layer = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a backward pass ends with: ``start``, the state that it took for h_0, and the gradients with respect to h_0
-    (``state``) and to the layers (``layers``, each (L, ...))."""
+    """The result of a backward pass: the ``start`` h_0 that it used, and the gradients with respect to h_0 (``state``)
+    and to the layers (``layers``, each (L, ...))."""
 
     start: Tensor
     state: Tensor
@@ -36,7 +36,7 @@ class Gradients:
 
 
 def _layers_of_steps(method: str, layers: Sequence[Tensor]) -> list[tuple[int, ...]]:
-    # Which layers each step reads.
+    # The numbers of the layers that each step uses.
     depth = len(layers[0])
     return [(k,) for k in range(depth)] if method == "Euler" else [(k, k + 1) for k in range(depth - 1)]
 
@@ -50,7 +50,7 @@ def _step(method: str, branch: Branch, h: Tensor, read: Sequence[Layer], size: f
 
 @torch.no_grad()
 def forward(method: str, branch: Branch, layers: Sequence[Tensor], start: Tensor, states: list | None = None) -> Tensor:
-    """h_L from h_0 = ``start``; each state before a step is appended to ``states``, if that is a list."""
+    """h_L from h_0 = ``start``. If ``states`` is a list, the state before each step is appended to it."""
     checks.choice("method", method, METHODS)
     steps, h = _layers_of_steps(method, layers), start
     for numbers in steps:
@@ -70,8 +70,8 @@ def backward(
 ) -> Gradients:
     """Gradients of a loss with ``gradient`` dl/dh_L at ``end`` h_L, layer by layer from the last to the first.
 
-    ``states`` are those of `forward`, which are used up; without them each is computed backwards, and nothing but the
-    present one is in memory.
+    ``states`` is the list of `forward`, which is emptied. Without it, each state is computed backwards, and only one is
+    in memory.
     """
     checks.choice("method", method, METHODS)
     steps, h = _layers_of_steps(method, layers), end
@@ -94,7 +94,7 @@ def backward(
     return Gradients(h, gradient, found)
 
 
-def reversed_gradients(
+def compute_gradients(
     method: str, branch: Branch, layers: Sequence[Tensor], start: Tensor, loss: Callable[[Tensor], Tensor], stored: bool
 ) -> Gradients:
     """Gradients of ``loss(h_L)`` with stored states or with states computed backwards."""
@@ -105,8 +105,7 @@ def reversed_gradients(
 
 
 def relative_errors(found: Gradients, exact: Gradients) -> dict[str, float]:
-    """Of the states and gradients of a pass beside those of the exact one: "state", |h_0 - h_0'| / |h_0|, and
-    "gradient", that of all layers together."""
+    """Relative errors of a pass: "state", |h_0 - h_0'| / |h_0|, and "gradient", that of all layers together."""
     gradients = [torch.cat([layer.flatten() for layer in each.layers]) for each in (found, exact)]
     return {
         "state": float((found.start - exact.start).norm() / exact.start.norm()),
@@ -114,9 +113,9 @@ def relative_errors(found: Gradients, exact: Gradients) -> dict[str, float]:
     }
 
 
-def errors(
+def measure_errors(
     method: str, branch: Branch, layers: Sequence[Tensor], start: Tensor, loss: Callable[[Tensor], Tensor]
 ) -> dict[str, float]:
-    """`relative_errors` of a pass whose states are computed backwards, beside one with stored states."""
-    exact, found = (reversed_gradients(method, branch, layers, start, loss, stored) for stored in (True, False))
+    """`relative_errors` of a pass with states computed backwards, compared with a pass with stored states."""
+    exact, found = (compute_gradients(method, branch, layers, start, loss, stored) for stored in (True, False))
     return relative_errors(found, exact)

@@ -1,10 +1,10 @@
 """A residual network as an ODE: its layers as functions of s, integrated by explicit Runge-Kutta methods and by SciPy.
 
     network    h_{k+1} = h_k + (1/L) f(h_k, Z_k),     k = 0..L-1
-    ODE        dH/ds = f(H, Z(s)),                    Z(k/L) = Z_k, cubic splines in between (and on to s = 1)
+    ODE        dH/ds = f(H, Z(s)),                    Z(k/L) = Z_k, a cubic spline between them and up to s = 1
 
-Euler's method in L steps is the network itself. A solver of order p converges to the ODE as n^-p in its number of steps
-n, if Z is smooth enough, and stays about 1/L away from the network.
+Euler's method in L steps is the network itself. If Z is smooth enough, a solver of order p in n steps has an error of
+order n^-p with respect to the ODE, and stays at a distance of about 1/L from the network.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ Branch = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """An explicit Runge-Kutta method: ``nodes`` c (stages,), ``stages`` a, the rows below the diagonal, and
-    ``weights`` b; ``order`` p."""
+    """An explicit Runge-Kutta method of ``order`` p, with ``nodes`` c, ``stages`` a (rows below the diagonal) and
+    ``weights`` b."""
 
     name: str
     order: int
@@ -45,8 +45,8 @@ METHODS = {
 
 
 class LayersODE:
-    """The ODE through the layers of a network: ``branch`` f, and ``layers``, its parameters stacked over the depth,
-    each (L, ...), in float64."""
+    """The ODE of a network with the ``branch`` f and the ``layers``: its parameters stacked over the depth, each
+    (L, ...), in float64."""
 
     def __init__(self, branch: Branch, layers: Sequence[Tensor]) -> None:
         from scipy.interpolate import make_interp_spline
@@ -69,7 +69,7 @@ class LayersODE:
 
     @torch.no_grad()
     def solve(self, start: Tensor, method: str, steps: int) -> Tensor:
-        """H(1) from H(0) = ``start``, by a method of `METHODS` in so many equal steps."""
+        """H(1) from H(0) = ``start``, by a method of `METHODS` in that number of equal steps."""
         checks.choice("method", method, METHODS)
         checks.positive_int("steps", steps)
         rule, h = METHODS[method], start
@@ -83,8 +83,8 @@ class LayersODE:
 
     @torch.no_grad()
     def solve_adaptively(self, start: Tensor, tolerance: float) -> tuple[Tensor, int]:
-        """H(1) by SciPy's RK45 (order 5, steps of its own choice) to this relative and absolute tolerance, and how many
-        evaluations of the right-hand side it took."""
+        """H(1) by SciPy's RK45 (order 5, adaptive steps) to this relative and absolute tolerance, and the number of
+        evaluations of the right-hand side."""
         from scipy.integrate import solve_ivp
 
         def right_side(s: float, flat: np.ndarray) -> np.ndarray:
@@ -96,13 +96,13 @@ class LayersODE:
         return torch.from_numpy(solution.y[:, -1]).view(start.shape), solution.nfev
 
 
-def evaluations(method: str, steps: int) -> int:
-    """How often so many steps of a method evaluate f."""
+def count_evaluations(method: str, steps: int) -> int:
+    """The number of evaluations of f in that number of steps of a method."""
     return len(METHODS[method].nodes) * steps
 
 
 @torch.no_grad()
-def network(branch: Branch, layers: Sequence[Tensor], start: Tensor) -> Tensor:
+def run_network(branch: Branch, layers: Sequence[Tensor], start: Tensor) -> Tensor:
     """h_L of the network itself, from h_0 = ``start``: Euler's method, layer by layer."""
     h, depth = start, len(layers[0])
     for layer in zip(*layers, strict=True):
@@ -113,7 +113,7 @@ def network(branch: Branch, layers: Sequence[Tensor], start: Tensor) -> Tensor:
 ADAPTIVE = "RK45, adaptive"
 
 
-def solver_errors(
+def measure_solver_errors(
     branch: Branch,
     layers: Sequence[Tensor],
     start: Tensor,
@@ -121,16 +121,16 @@ def solver_errors(
     tolerances: Sequence[float] = (),
     reference_steps: int = 0,
 ) -> dict[str, list]:
-    """How far solvers are from the ODE and from the network, a row each: method, steps (0 for the adaptive solver),
+    """The distance of solvers from the ODE and from the network: a table of method, steps (0 for the adaptive solver),
     evaluations of f, error and error_network.
 
-    Errors are those of H(1) over all states ``start``, in the Frobenius norm, relative to the ODE's H(1). The row
-    "network" has the network's own distance to the ODE. The ODE's H(1) is that of RK4 in ``reference_steps``, 0 for
-    four times the most steps; nothing with more than half as many evaluations is compared with it.
+    Errors are those of H(1) for all states ``start``, in the Frobenius norm, relative to the ODE's H(1). The row
+    "network" has the network's own distance to the ODE. The ODE's H(1) is that of RK4 in ``reference_steps`` (0: four
+    times the most steps). A solver with more than half as many evaluations is not compared with it.
     """
     ode = LayersODE(branch, layers)
     reference_steps = reference_steps or 4 * max(steps)
-    exact, own = ode.solve(start, "RK4", reference_steps), network(branch, layers, start)
+    exact, own = ode.solve(start, "RK4", reference_steps), run_network(branch, layers, start)
 
     def row(method: str, count: int, calls: int, end: Tensor) -> dict[str, Any]:
         errors = {name: float((end - other).norm() / exact.norm()) for name, other in (("", exact), ("_network", own))}
@@ -141,8 +141,9 @@ def solver_errors(
     rows = [row("network", ode.depth, ode.depth, own)]
     for method in METHODS:
         for count in steps:
-            if 2 * evaluations(method, count) <= evaluations("RK4", reference_steps):
-                rows.append(row(method, count, evaluations(method, count), ode.solve(start, method, count)))
+            calls = count_evaluations(method, count)
+            if 2 * calls <= count_evaluations("RK4", reference_steps):
+                rows.append(row(method, count, calls, ode.solve(start, method, count)))
     for tolerance in tolerances:
         end, calls = ode.solve_adaptively(start, tolerance)
         rows.append(row(ADAPTIVE, 0, calls, end))

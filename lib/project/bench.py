@@ -1,11 +1,11 @@
-"""What a training step costs: `make bench`, or ``python -m lib.project.bench``.
+"""The cost of a training step: `make bench`, or ``python -m lib.project.bench``.
 
-The engines of one experiment take turns, so that what disturbs the machine disturbs all of them, and a ratio is the
-median over the turns. The baseline is what one would write first: for the fully connected network the textbook loop
-of `lib.project.cases` (autograd and `torch.optim.SGD`), for CIFAR-10 stock PyTorch. Operations are counted for the
-textbook's products alone, two for a multiply-add, whatever an engine recomputes or saves: Winograd's convolutions do
-with fewer, and their share of the measured matrix peak may exceed 1. Peak memory is what the resident memory of a fresh
-process grows by, from the imports to the third step.
+The engines of one experiment take turns, so that disturbances of the machine affect all of them. A ratio is the median
+over the turns. The baseline is the simplest code: for the fully connected network the textbook loop of
+`lib.project.cases` (autograd and `torch.optim.SGD`), for CIFAR-10 stock PyTorch. Operations are those of the textbook's
+products, two for a multiply-add, whatever an engine recomputes or saves. Winograd's convolutions need fewer, so their
+share of the measured matrix peak may exceed 1. Peak memory is the growth of the resident memory of a new process from
+the imports to the third step.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from lib.engine import build as engine
 from lib.project import notebooks, report
 from lib.project.cases import Case, Steps, cases, dtype_name
 
-TURN_SECONDS = 0.05  # a turn of an engine is as many steps as last about this long
-PEAK_SIZE = 2048  # rows of the square product that the machine's peak is measured with
+TURN_SECONDS = 0.05  # about the length of a turn
+PEAK_SIZE = 2048  # rows of the square product with which the machine's peak is measured
 
 
 def take_turns(
     engines: Mapping[str, Steps], seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds a step of each engine in each of the turns, which they take round for round: three at least."""
+    """Seconds per step of each engine in each turn. The engines take at least three turns, one after the other."""
     counts = {}
     for name, steps in engines.items():
         steps(1)  # buffers, caches
@@ -54,8 +54,8 @@ def take_turns(
     return turns
 
 
-def matrix_peak(dtype: torch.dtype) -> float:
-    """Operations a second of the library's large square product, the best of ten."""
+def measure_matrix_peak(dtype: torch.dtype) -> float:
+    """Operations per second of PyTorch's large square product, the best of ten."""
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(10):
@@ -65,42 +65,42 @@ def matrix_peak(dtype: torch.dtype) -> float:
     return 2.0 * PEAK_SIZE**3 / min(times)
 
 
-def _resident(kind: str) -> int:
-    """Resident memory in bytes, by the name in /proc: VmRSS now, VmHWM at its peak."""
+def _read_memory(kind: str) -> int:
+    """Resident memory in bytes, by its name in /proc: VmRSS for now, VmHWM for the peak."""
     status = Path("/proc/self/status")
     if status.exists():
         return 1024 * int(re.search(rf"{kind}:\s+(\d+)", status.read_text())[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # elsewhere the peak is all there is
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # other systems report only the peak
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _grow(case: Case, name: str, threads: int, answer) -> None:
+def _send_growth(case: Case, name: str, threads: int, answer) -> None:
     torch.set_num_threads(threads)
     torch.mm(*(torch.randn(64, 64, dtype=case.dtype) for _ in range(2)))  # the libraries' own buffers
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
-        reset.write_text("5")  # the peak starts anew from here
-    before = _resident("VmRSS")
+        reset.write_text("5")  # resets the peak
+    before = _read_memory("VmRSS")
     case.engines()[name]()(3)
-    answer.send(_resident("VmHWM") - before)
+    answer.send(_read_memory("VmHWM") - before)
 
 
-def peak_memory(case: Case, name: str) -> float:
-    """Megabytes that three steps of that engine add to a fresh process."""
+def measure_peak_memory(case: Case, name: str) -> float:
+    """Megabytes that three steps of that engine add to a new process; nan if it died."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_grow, args=(case, name, torch.get_num_threads(), sender))
+    process = context.Process(target=_send_growth, args=(case, name, torch.get_num_threads(), sender))
     process.start()
     sender.close()
     try:
         return receiver.recv() / 1e6
     except EOFError:
-        return float("nan")  # the process died, for want of memory most likely
+        return float("nan")  # the process died, most likely because memory ran out
     finally:
         process.join()
 
 
-def machine() -> str:
+def describe_machine() -> str:
     """The processor, the threads and the software, in one line."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -116,8 +116,8 @@ def machine() -> str:
 
 
 def rows(case: Case, turns: Mapping[str, list[float]], peak: float, memory: Mapping[str, float]) -> list[dict]:
-    """The table's rows of one experiment from the seconds of its turns."""
-    result, here = [], machine()
+    """The table's rows of one experiment, from the seconds of its turns."""
+    result, here = [], describe_machine()
     for name, seconds in turns.items():
         ratios = [base / own for base, own in zip(turns[case.baseline], seconds, strict=True)]
         rate = case.operations / statistics.median(seconds)
@@ -142,7 +142,7 @@ def rows(case: Case, turns: Mapping[str, list[float]], peak: float, memory: Mapp
     return result
 
 
-def readable(table: tables.Table) -> dict[str, list]:
+def format_table(table: tables.Table) -> dict[str, list]:
     """The columns that are printed, rounded."""
 
     def column(name: str, text: str) -> list[str]:
@@ -164,19 +164,19 @@ def readable(table: tables.Table) -> dict[str, list]:
 def measure(
     chosen: list[Case], seconds: float, memory: bool = True, report: Callable[[str], object] = print
 ) -> dict[str, list]:
-    """The table of the chosen experiments, ``seconds`` of turns each."""
-    peaks = {dtype: matrix_peak(dtype) for dtype in {case.dtype for case in chosen}}
+    """The table of the chosen experiments, with ``seconds`` of turns for each."""
+    peaks = {dtype: measure_matrix_peak(dtype) for dtype in {case.dtype for case in chosen}}
     found = []
     for case in chosen:
         report(f"{case.name}, {case.dtype}")
         turns = take_turns({name: make() for name, make in case.engines().items()}, seconds)
-        grown = {name: peak_memory(case, name) if memory else float("nan") for name in turns}
+        grown = {name: measure_peak_memory(case, name) if memory else float("nan") for name in turns}
         found += rows(case, turns, peaks[case.dtype], grown)
     return tables.from_rows(found)
 
 
-def beside_others(measured: tables.Table, path: Path) -> dict[str, list]:
-    """The measured rows, and the file's rows of experiments that were not measured now, in the order of `cases`."""
+def merge_rows(measured: tables.Table, path: Path) -> dict[str, list]:
+    """The measured rows, and the file's rows of the other experiments, in the order of `cases`."""
     place = {(case.name, dtype_name(case)): place for place, case in enumerate(cases())}
     new = tables.rows(measured)
     old = tables.rows(tables.read_csv(path)) if path.exists() else []
@@ -189,11 +189,11 @@ def beside_others(measured: tables.Table, path: Path) -> dict[str, list]:
     return tables.from_rows(sorted(kept + new, key=lambda row: place[experiment(row)]))
 
 
-def figures(profile: str = parameters.PAPER) -> dict[str, list]:
-    """What each executed notebook of a profile took, in seconds, the start of its kernel included: columns notebook,
-    seconds, machine. Worth as much as the machine was idle meanwhile. Raises FileNotFoundError if none was run."""
-    here = machine()
-    found = {path.stem: nbformat.read(path, as_version=4).metadata for path in report.executed(profile)}
+def read_figure_seconds(profile: str = parameters.PAPER) -> dict[str, list]:
+    """The seconds that each executed notebook of a profile took, with the start of its kernel: columns notebook,
+    seconds, machine. They are too large if the machine was busy. Raises FileNotFoundError if no notebook was run."""
+    here = describe_machine()
+    found = {path.stem: nbformat.read(path, as_version=4).metadata for path in report.find_executed(profile)}
     return tables.from_rows(
         {"notebook": name, "seconds": metadata[notebooks.SECONDS], "machine": here} for name, metadata in found.items()
     )
@@ -202,17 +202,17 @@ def figures(profile: str = parameters.PAPER) -> dict[str, list]:
 def main(arguments: list[str]) -> int:
     """The command line; returns 1 if the folder cannot be written or no notebook was run, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
-        prog="python -m lib.project.bench", description="What a training step costs, by engine."
+        prog="python -m lib.project.bench", description="The cost of a training step, by engine."
     )
     parser.add_argument(
-        "--save", action="store_true", help="write figures/bench.csv, which is tracked, not .build/bench.csv"
+        "--save", action="store_true", help="write the tracked figures/bench.csv instead of .build/bench.csv"
     )
     parser.add_argument(
-        "--only", default="", help="experiments whose name or dtype contains this; the others keep their rows"
+        "--only", default="", help="only experiments whose name or dtype contains this; the others keep their rows"
     )
     parser.add_argument("--seconds", type=float, default=5, help="of turns for each experiment (default 5)")
     parser.add_argument(
-        "--figures", action="store_true", help="instead, what each notebook of the last `make figures` took"
+        "--figures", action="store_true", help="instead, the seconds of each notebook in the last `make figures`"
     )
     options = parser.parse_args(arguments)
     chosen = [case for case in cases() if options.only in f"{case.name}, {case.dtype}"]
@@ -231,15 +231,15 @@ def _command(options: argparse.Namespace, chosen: list[Case]) -> None:
     folder = paths.make_folder(paths.FIGURES if options.save else paths.BUILD)
     paths.check_writable(folder)  # before minutes of measuring
     if options.figures:
-        table = figures()
+        table = read_figure_seconds()
         print(tables.markdown({name: table[name] for name in ("notebook", "seconds")}))
-        print(f"\n{paths.short(tables.write_csv(folder / 'figure_seconds.csv', table))}")
+        print(f"\n{paths.shorten(tables.write_csv(folder / 'figure_seconds.csv', table))}")
         return
-    print(machine(), engine.report(), sep="\n")
+    print(describe_machine(), engine.report(), sep="\n")
     table = measure(chosen, options.seconds, report=partial(print, flush=True, file=sys.stderr))
-    print("\n" + tables.markdown(readable(table)))
+    print("\n" + tables.markdown(format_table(table)))
     path = folder / "bench.csv"
-    print(f"\n{paths.short(tables.write_csv(path, beside_others(table, path)))}")
+    print(f"\n{paths.shorten(tables.write_csv(path, merge_rows(table, path)))}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What is timed: training steps of the fully connected and of the convolutional network, by engine."""
+"""The training steps that `lib.project.bench` times: of the fully connected and the convolutional network, by
+engine."""
 
 import contextlib
 import os
@@ -25,7 +26,7 @@ CIFAR_BATCH = 64
 
 
 class Textbook:
-    """Gradient descent as one writes it first: a parameter a matrix, autograd, an optimiser."""
+    """Gradient descent as in a textbook: one parameter for each matrix, autograd, an optimiser."""
 
     def __init__(self, config: NetworkConfig, weights: Weights, data: Data) -> None:
         self.config, self.data = config, data
@@ -52,7 +53,7 @@ class Textbook:
 
 @dataclass(frozen=True)
 class Dense:
-    """A training step of the fully connected network, A and B the identity."""
+    """A training step of the fully connected network, with A and B the identity."""
 
     config: NetworkConfig
     baseline = "textbook loop"
@@ -68,25 +69,25 @@ class Dense:
 
     @property
     def operations(self) -> float:
-        """Two products a layer forward, four backward, of n m d multiply-adds."""
+        """In each layer, two products forward and four backward, each of n m d multiply-adds."""
         c = self.config
         return 12.0 * c.samples * c.width * c.dimension * c.depth
 
     def engines(self) -> dict[str, Callable[[], Steps]]:
-        """By name, what makes each engine ready."""
+        """Functions that prepare each engine, by its name."""
         config = self.config
         engines = {
             "textbook loop": lambda: Textbook(config, *initialise(config)).run,
             "PyTorch adjoint": lambda: partial(Adjoint(config, *initialise(config)).run, LEARNING_RATE),
         }
-        if not compiled.problem(config, *initialise(config)):
+        if not compiled.find_problem(config, *initialise(config)):
             engines["compiled"] = lambda: partial(compiled.Compiled(config, *initialise(config)).run, LEARNING_RATE)
         return engines
 
 
 @contextlib.contextmanager
-def stock_pytorch() -> Iterator[None]:
-    """The compiled engine switched off."""
+def use_stock_pytorch() -> Iterator[None]:
+    """Switch the compiled engine off."""
     before = os.environ.get("LIB_ENGINE")
     os.environ["LIB_ENGINE"] = "off"
     try:
@@ -101,7 +102,7 @@ def stock_pytorch() -> Iterator[None]:
 class Cifar:
     """A training step on a batch of CIFAR-10's size: augmentation, forward, backward, optimiser.
 
-    The pixels are random numbers: what they show does not change what a step costs.
+    The pixels are random numbers, since the cost of a step does not depend on them.
     """
 
     config: ConvNetConfig
@@ -114,18 +115,18 @@ class Cifar:
 
     @property
     def operations(self) -> float:
-        """The residual layers: two convolutions a layer, forward and twice that backward, on 10 x 10 images."""
+        """Those of the residual layers: two convolutions each forward, and twice that backward, on 10 x 10 images."""
         weights = 9 * self.config.channels**2
         return 12.0 * CIFAR_BATCH * 10 * 10 * weights * self.config.depth
 
     def engines(self) -> dict[str, Callable[[], Steps]]:
-        """By name, what makes each engine ready."""
+        """Functions that prepare each engine, by its name."""
 
         def stock() -> Steps:
             steps = self._steps()
 
             def run(count: int) -> None:
-                with stock_pytorch():
+                with use_stock_pytorch():
                     steps(count)
 
             return run
@@ -171,5 +172,5 @@ def cases() -> list[Case]:
 
 
 def dtype_name(case: Case) -> str:
-    """The name of the case's dtype, as NumPy has it."""
+    """The name of the case's dtype in NumPy."""
     return str(case.dtype).removeprefix("torch.")

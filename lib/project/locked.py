@@ -1,7 +1,7 @@
-"""The exact versions that made the tracked figures, ``.locked/constraints.txt``: `make env LOCKED=yes` takes them.
+"""The exact versions that made the tracked figures, in ``.locked/constraints.txt``: `make env LOCKED=yes` uses them.
 
-``python -m lib.project.locked`` writes the file from the environment that runs it: do so when the tracked figures were
-made anew in another one.
+``python -m lib.project.locked`` writes the file from the environment that runs it. Do so when the tracked figures were
+made in another environment.
 """
 
 import platform
@@ -18,20 +18,20 @@ from lib import checks, paths
 CONSTRAINTS = paths.ROOT / ".locked" / "constraints.txt"
 
 
-def declared() -> list[Requirement]:
-    """What pyproject.toml asks for."""
+def read_declared() -> list[Requirement]:
+    """The dependencies in pyproject.toml."""
     project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return [Requirement(text) for text in project["dependencies"]]
 
 
 def versions() -> dict[str, str]:
-    """The version of each package that is here because of pyproject.toml, by name; without what tells one build of a
-    version from another (as +cu130).
+    """The installed version of each package that pyproject.toml needs, directly or not, by name; without a suffix of
+    the build, such as +cu130.
 
-    Raises metadata.PackageNotFoundError if a declared one is not here.
+    Raises metadata.PackageNotFoundError if one is not installed.
     """
     found: dict[str, str] = {}
-    waiting = [(requirement, "") for requirement in declared()]
+    waiting = [(requirement, "") for requirement in read_declared()]
     seen = set()
     while waiting:
         requirement, extra = waiting.pop()
@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def text() -> str:
+def format_constraints() -> str:
     """The constraints file for this environment."""
     header = (
         f"# The versions that made the tracked figures, with Python {platform.python_version()}: make env LOCKED=yes\n"
@@ -64,16 +64,18 @@ def read() -> dict[str, str]:
 
 
 def main() -> int:
-    """Write the constraints file; returns 1 if it cannot be written, or a package is not here."""
+    """Write the constraints file; returns 1 if it cannot be written, or if a package is not installed."""
     return checks.exit_code(_command, failures=(OSError, paths.NotAClone, metadata.PackageNotFoundError))
 
 
 def _command() -> None:
-    paths.need_clone()
+    paths.check_clone()
     paths.make_folder(CONSTRAINTS.parent)
-    if not CONSTRAINTS.exists() or CONSTRAINTS.read_text(encoding="utf-8") != text():  # it makes environments anew
-        paths.write_content(CONSTRAINTS, text())
-    print(f"{paths.short(CONSTRAINTS)}: {len(read())} packages")
+    text = format_constraints()
+    # Environments are made anew when the file changes.
+    if not CONSTRAINTS.exists() or CONSTRAINTS.read_text(encoding="utf-8") != text:
+        paths.write_content(CONSTRAINTS, text)
+    print(f"{paths.shorten(CONSTRAINTS)}: {len(read())} packages")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""The runner: executes a notebook with papermill and keeps its results only if all went well.
+"""Execute notebooks with papermill, and keep their results only if the whole notebook has run.
 
-``make`` calls it as ``python -m lib.project.notebooks``; ``lib.parameters`` holds the checks before a run.
-Files that a notebook writes to ``paths.figures_output()`` land in a staging folder and move to
+``make`` calls it as ``python -m lib.project.notebooks``. ``lib.parameters`` holds the checks before a run. Files that a
+notebook writes to ``paths.figures_output()`` go to a staging folder first. Once the whole notebook has run, they move
+to
 
     figures/             the profile ``paper`` (tracked by git),
     figures/<profile>/   every other profile,
-    figures/custom/      a run with values set by hand,
+    figures/custom/      a run with values set by hand.
 
-once the whole notebook has run. The executed notebook, ``.build/<profile>/<notebook>.ipynb``, is written last: it is
-the stamp that ``make`` goes by. Beside it, ``<notebook>.d`` tells ``make`` which files the result depends on, and
-``<notebook>.made`` lists the files that it made, one a line: if one of them is gone, the result is out of date.
+The executed notebook, ``.build/<profile>/<notebook>.ipynb``, is written last: it is the time stamp for ``make``. Beside
+it, ``<notebook>.d`` tells ``make`` which files the result depends on, and ``<notebook>.made`` lists the files that it
+made, one in each line. If one of them is missing, the result is out of date.
 """
 
 import argparse
@@ -31,14 +32,14 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from lib import checks, parameters, paths
-from lib.project.dependencies import dependencies, make_rules
+from lib.project.dependencies import find_dependencies, make_rules
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 TRACEBACK_LINES = 20
 SECONDS = "seconds"  # in the metadata of an executed notebook: how long it took
-# Errors whose sentence tells a reader everything: no traceback.
+# Errors that are shown without a traceback, since their message says everything.
 SENTENCES = (
     "Divergence", "DataNotFoundError", "CheckpointError", "LayerLogError", "TableError", "CannotWrite", "Busy",
     "MemoryError",
@@ -46,11 +47,11 @@ SENTENCES = (
 
 
 class RunFailed(RuntimeError):
-    """A notebook that raised, or hid an error in a widget."""
+    """A notebook raised an error, or an error is hidden in a widget."""
 
 
 class Edited(RunFailed):
-    """A notebook that somebody saved while it ran."""
+    """A notebook was saved by somebody while it ran."""
 
 
 # --- Running ----------------------------------------------------------------------------------------------------------
@@ -58,16 +59,16 @@ class Edited(RunFailed):
 
 @contextlib.contextmanager
 def unattended_environment(output: Path) -> Iterator[None]:
-    """For a while, the environment of a kernel that no person looks at: its output folder, and NOTEBOOK_UNATTENDED."""
+    """Set the environment of a kernel that no person looks at: its output folder, and NOTEBOOK_UNATTENDED."""
     before = dict(os.environ)
     os.environ |= {
         "FIGURES_OUTPUT": str(output),
         "NOTEBOOK_UNATTENDED": "1",
-        # This tree's lib, and this interpreter's kernel, whatever else is installed.
+        # Use this tree's lib and this interpreter's kernel, whatever else is installed.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(paths.ROOT), before.get("PYTHONPATH")])),
         "JUPYTER_PREFER_ENV_PATH": "1",
     }
-    # A backend from outside would keep the notebooks from drawing inline.
+    # With another backend, the notebooks would not draw inline.
     os.environ.pop("MPLBACKEND", None)
     try:
         yield
@@ -77,17 +78,17 @@ def unattended_environment(output: Path) -> Iterator[None]:
 
 
 def normalise(notebook: NotebookNode, output: Path | None = None) -> NotebookNode:
-    """The notebook without what differs from run to run or machine to machine, changed in place.
+    """Remove from a notebook, in place, everything that differs between runs or machines.
 
-    Timestamps, papermill's notes, widget state, the kernel's version and absolute paths go (``output``, the staging
-    folder, included); a widget's view goes too, since it shows nothing without a kernel.
+    These are timestamps, papermill's notes, widget state, the kernel's version and absolute paths (also of ``output``,
+    the staging folder). A widget's view is removed too, since it shows nothing without a kernel.
     """
     notebook.metadata = {"kernelspec": dict(KERNELSPEC), "language_info": {"name": "python"}}
     for cell in notebook.cells:
         hidden = cell.metadata.get("jupyter", {}).get("source_hidden", False)
         for key in ("papermill", "execution", "ExecuteTime", "collapsed", "jupyter"):
             cell.metadata.pop(key, None)
-        if hidden:  # as its author wants it
+        if hidden:  # the author's choice
             cell.metadata["jupyter"] = {"source_hidden": True}
         if cell.cell_type != "code":
             continue
@@ -100,8 +101,8 @@ def normalise(notebook: NotebookNode, output: Path | None = None) -> NotebookNod
                     continue
             for holder, key in ((item, "text"), (data, "text/plain"), (data, "text/html"), (data, "text/markdown")):
                 if key in holder:
-                    holder[key] = _without_paths(holder[key], output)
-            # How a kernel cuts a text into messages is chance.
+                    holder[key] = _remove_paths(holder[key], output)
+            # A kernel splits a text into messages at random.
             if kept and item.output_type == "stream" == kept[-1].output_type and item.name == kept[-1].name:
                 kept[-1].text += item.text
             else:
@@ -110,7 +111,7 @@ def normalise(notebook: NotebookNode, output: Path | None = None) -> NotebookNod
     return notebook
 
 
-def _without_paths(text: str, output: Path | None) -> str:
+def _remove_paths(text: str, output: Path | None) -> str:
     if output is not None:
         text = text.replace(f"{output}{os.sep}", "").replace(str(output), "figures")
     return text.replace(f"{paths.ROOT}{os.sep}", "").replace(str(paths.ROOT), ".")
@@ -120,10 +121,10 @@ def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
     return [item for cell in notebook.cells if cell.cell_type == "code" for item in cell.outputs]
 
 
-def hidden_errors(notebook: NotebookNode) -> list[str]:
-    """Errors of an executed notebook that papermill lets pass: in stored outputs and in the state of its widgets.
+def find_hidden_errors(notebook: NotebookNode) -> list[str]:
+    """Errors of an executed notebook that papermill does not see: in stored outputs and in the state of its widgets.
 
-    An explorer that raises writes its traceback into an Output widget, and the cell counts as run.
+    An explorer that raises an error writes it into an Output widget, and its cell counts as run.
     """
     outputs = _outputs(notebook)
     for model in notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {}).values():
@@ -131,18 +132,18 @@ def hidden_errors(notebook: NotebookNode) -> list[str]:
     return [f"{item['ename']}: {strip_color(item['evalue'])}" for item in outputs if item.get("output_type") == "error"]
 
 
-def stderr_text(notebook: NotebookNode) -> str:
-    """What the executed notebook wrote to stderr: warnings, mostly."""
+def collect_stderr(notebook: NotebookNode) -> str:
+    """The text that the executed notebook wrote to stderr, such as warnings."""
     return "".join(item.text for item in _outputs(notebook) if item.output_type == "stream" and item.name == "stderr")
 
 
 def execute_with(name: str, values: Mapping[str, Any], output: Path, unfinished: Path) -> NotebookNode:
-    """Run a notebook with these values; returns it executed, widget state and all.
+    """Run a notebook with these values; returns it executed, with its widget state.
 
-    ``output`` is the folder for its files, ``unfinished`` the file that papermill keeps it in meanwhile. Raises
-    parameters.WrongParameters with the sentence of its config, or RunFailed with a sentence or a short traceback.
+    ``output`` is the folder for its files. ``unfinished`` is the file in which papermill keeps it while it runs. Raises
+    parameters.WrongParameters with the message of its config, or RunFailed with a message or a short traceback.
     """
-    config = [cell.source for cell in parameters.tagged(parameters.code_cells(name), "config")]
+    config = [cell.source for cell in parameters.select_tagged(parameters.code_cells(name), "config")]
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         with unattended_environment(output):
@@ -153,9 +154,9 @@ def execute_with(name: str, values: Mapping[str, Any], output: Path, unfinished:
                 kernel_name="python3",
                 language="python",
                 cwd=paths.NOTEBOOKS,
-                # papermill's own bar counts cells: for a person at a terminal only.
+                # papermill's bar counts cells: it is for a person at a terminal.
                 progress_bar=sys.stderr.isatty(),
-                # The kernel's own notes on its transport are none of the reader's business.
+                # Without this, the kernel writes notes on its transport.
                 extra_arguments=["--log-level=CRITICAL"],
             )
     except PapermillExecutionError as error:
@@ -166,23 +167,23 @@ def execute_with(name: str, values: Mapping[str, Any], output: Path, unfinished:
             raise RunFailed(f"{name}: {error.evalue}") from None
         lines = strip_color("\n".join(error.traceback)).splitlines()
         raise RunFailed(
-            f"{name} stopped in its cell In [{error.exec_count}]; {paths.short(unfinished)} shows how far it came.\n"
+            f"{name} stopped in its cell In [{error.exec_count}]; {paths.shorten(unfinished)} shows the cells before.\n"
             + "\n".join(lines[-TRACEBACK_LINES:])
         ) from None
     except DeadKernelError:
-        raise RunFailed(f"{name}: its Python process died, as it does when memory runs out.") from None
-    if errors := hidden_errors(notebook):
-        raise RunFailed(f"{name} hides an error in an explorer: {'; '.join(errors)} ({paths.short(unfinished)}).")
+        raise RunFailed(f"{name}: its Python process died. A likely reason is that memory ran out.") from None
+    if errors := find_hidden_errors(notebook):
+        raise RunFailed(f"{name} hides an error in an explorer: {'; '.join(errors)} ({paths.shorten(unfinished)}).")
     unfinished.unlink(missing_ok=True)
     return notebook
 
 
 @contextlib.contextmanager
 def _staging(name: str, kind: str) -> Iterator[Path]:
-    """The folder, empty, for the files of a run; paths.Busy if another process makes the same."""
+    """An empty folder for the files of a run. Raises paths.Busy if another process makes the same figure."""
     folder = paths.BUILD / kind
-    busy = f"Another process is making {name} in {paths.short(folder)}: wait for it, or end it."
-    with paths.alone(paths.BUILD / "locks" / f"{kind}_{name}", busy):
+    busy = f"Another process is making {name} in {paths.shorten(folder)}: wait for it, or end it."
+    with paths.hold_lock(paths.BUILD / "locks" / f"{kind}_{name}", busy):
         staging = folder / f"{name}.outputs"
         shutil.rmtree(staging, ignore_errors=True)
         yield paths.make_folder(staging)
@@ -190,37 +191,37 @@ def _staging(name: str, kind: str) -> Iterator[Path]:
 
 
 def destination(kind: str) -> Path:
-    """The folder that the files of a run come to: ``figures/`` for the profile ``paper``, else one below it."""
+    """The folder for the files of a run: ``figures/`` for the profile ``paper``, else a folder below it."""
     return paths.FIGURES if kind == parameters.PAPER else paths.FIGURES / kind
 
 
 def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] | None = None) -> list[Path]:
-    """Run one notebook with a profile's values, and ``by_hand`` in their place; returns the files it made.
+    """Run one notebook with a profile's values, some replaced by those ``by_hand``; returns the files that it made.
 
-    Before anything is computed, raises parameters.WrongParameters, paths.CannotWrite for a folder that cannot take the
-    result, or paths.Busy if another process makes the same figure; else RunFailed. Nothing of such a run is kept.
-    """
+    Before anything is computed, raises parameters.WrongParameters, paths.CannotWrite if the result cannot be written,
+    or paths.Busy if another process makes the same figure. Raises RunFailed if the notebook fails; nothing is kept
+    then."""
     values = parameters.profile_values(name, profile) | dict(by_hand or {})
     kind = parameters.CUSTOM if by_hand else profile
     result = paths.BUILD / kind / f"{name}.ipynb"
     paths.check_writable(destination(kind), result.parent)
-    # The result carries the time of the start: what is edited during the run makes it out of date.
+    # The result has the time of the start: if a file is edited during the run, the result is out of date.
     started = time.time()
-    rules = make_rules(result, dependencies(name, profile))
+    rules = make_rules(result, find_dependencies(name, profile))
     with _staging(name, kind) as staging:
         clock = time.monotonic()
         notebook = execute_with(name, values, staging, result.with_suffix(".unfinished.ipynb"))
         seconds = time.monotonic() - clock
-        if warnings := stderr_text(notebook):
+        if warnings := collect_stderr(notebook):
             print(f"{name} wrote to stderr:\n{warnings}", file=sys.stderr)
         if kind == parameters.CUSTOM:
             _write_values(staging / f"{name}.yaml", name, values)
-        # No stamp while files move: an interrupted move leaves new files beside old ones.
+        # There is no stamp while files move, since an interrupted move leaves new files beside old ones.
         result.unlink(missing_ok=True)
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         made = {destination(kind) / path.relative_to(staging): path for path in files}
         if kind != parameters.CUSTOM:
-            listed = "".join(f"{paths.short(path)}\n" for path in made)
+            listed = "".join(f"{paths.shorten(path)}\n" for path in made)
             for ending, text in ((".d", rules), (".made", listed)):
                 paths.write_content(result.with_suffix(ending), text)
         _copy(made)
@@ -231,7 +232,8 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
 
 
 def _copy(files: Mapping[Path, Path]) -> None:
-    # By target. The target may be on another file system; all drafts are whole before the first takes its place.
+    # Sources by target. A target may be on another file system. All drafts are complete before the first replaces a
+    # file.
     with contextlib.ExitStack() as drafts:
         for target, source in files.items():
             paths.make_folder(target.parent)
@@ -241,16 +243,15 @@ def _copy(files: Mapping[Path, Path]) -> None:
 
 
 def _write_values(path: Path, name: str, values: Mapping[str, Any]) -> None:
-    # All of them, so that they make the same under every profile: the file lies beside the numbers that it made, and
-    # replaces that of an explorer, whose numbers this run replaces.
-    everything = {each.name: each.default for each in parameters.offered(name).values()} | dict(values)
-    head = f"# make {name} PARAMETERS={paths.short(paths.FIGURES / parameters.CUSTOM / path.name)}\n"
+    # All values are written, so that they make the same figure with every profile.
+    everything = {each.name: each.default for each in parameters.read_parameters(name).values()} | dict(values)
+    head = f"# make {name} PARAMETERS={paths.shorten(paths.FIGURES / parameters.CUSTOM / path.name)}\n"
     text = head + yaml.safe_dump(everything, sort_keys=False, width=1000)
     path.write_text(text, encoding="utf-8")
 
 
 def _keep_shipped(table: Path) -> None:
-    # In a copy without git the tracked table is the one that it came with: `lib.project.verify` compares with it.
+    # In a copy without git, `lib.project.verify` compares with the tables that the copy came with.
     kept = paths.FIGURES / ".shipped" / table.name
     if table.exists() and not kept.exists() and not (paths.ROOT / ".git").exists():
         kept.parent.mkdir(exist_ok=True)
@@ -264,18 +265,18 @@ def _write(notebook: NotebookNode, path: Path, modified: float) -> None:
 
 
 def execute(name: str) -> bool:
-    """Run a notebook with its defaults and store the outputs in it, normalised; returns whether they changed.
+    """Run a notebook with its defaults and store the normalised outputs in it; returns whether they changed.
 
-    Warnings are errors here, since a stored notebook must show none. The file keeps its time of modification: its
-    cells are the same, so no figure that is made from them is out of date. Raises Edited, and keeps the file as it is,
-    if somebody saved it meanwhile.
+    Warnings are errors here, since a stored notebook must show none. The file keeps its time of modification: its code
+    is the same, so no figure is out of date. If somebody saved the notebook while it ran, raises Edited and keeps the
+    file as it is.
     """
     path = paths.NOTEBOOKS / f"{name}.ipynb"
     paths.check_writable(paths.NOTEBOOKS)
-    before = path.read_text(encoding="utf-8") if name in parameters.stored() else ""
+    before = path.read_text(encoding="utf-8") if name in parameters.list_stored() else ""
     with _staging(name, "stored") as staging:
         notebook = execute_with(name, {}, staging, paths.BUILD / "stored" / f"{name}.unfinished.ipynb")
-        if warnings := stderr_text(notebook):
+        if warnings := collect_stderr(notebook):
             raise RunFailed(f"{name} wrote to stderr, which a stored notebook must not show:\n{warnings}")
         after = nbformat.writes(normalise(notebook, staging)).rstrip("\n") + "\n"
         modified = path.stat().st_mtime
@@ -291,50 +292,50 @@ def execute(name: str) -> bool:
 
 
 def _run_command(arguments: argparse.Namespace) -> None:
-    by_hand = parameters.by_hand(arguments.set, arguments.parameters)
+    by_hand = parameters.read_by_hand(arguments.set, arguments.parameters)
     values = parameters.profile_values(arguments.name, arguments.profile) | by_hand
-    # A profile has been checked as a whole; its ranges are checked again by the config cell of the run itself.
+    # The ranges of a profile's values are checked by the config cell of the run.
     check = parameters.check_values if by_hand else parameters.check_types
     check(arguments.name, values)
     label = f"{arguments.name} ({parameters.CUSTOM if by_hand else arguments.profile})"
     print(f"{label}: running", flush=True)
     started = time.monotonic()
     made = run(arguments.name, arguments.profile, by_hand)
-    listed = ", ".join(paths.short(path) for path in made) or "no files"
+    listed = ", ".join(paths.shorten(path) for path in made) or "no files"
     print(f"{label}: {time.monotonic() - started:.0f} s, wrote {listed}", flush=True)
 
 
 def _check_command(arguments: argparse.Namespace) -> None:
     paths.check_writable(destination(arguments.profile), paths.BUILD / arguments.profile)
     left_out = parameters.check_profile(arguments.profile)
-    print(f"The parameters of the profile {arguments.profile} are in order.")
+    print(f"The parameters of the profile {arguments.profile} are correct.")
     if left_out:
-        print(f"Left out, since they have no counterpart in it: {', '.join(left_out)}.")
-    for sentence in parameters.left_out():
+        print(f"Left out, since the profile has no values for them: {', '.join(left_out)}.")
+    for sentence in parameters.explain_left_out():
         print(sentence)
 
 
 def _execute_command(arguments: argparse.Namespace) -> None:
     edited = []
-    for name in arguments.names or parameters.stored():
+    for name in arguments.names or parameters.list_stored():
         try:
             print(f"{name}: {'stored anew' if execute(name) else 'unchanged'}", flush=True)
-        except Edited as error:  # the others are none the worse for it
+        except Edited as error:  # the others go on
             edited.append(str(error))
     if edited:
         raise Edited("\n".join(edited))
 
 
 def _list_command(_: argparse.Namespace) -> None:
-    for name in parameters.names():
-        having = [profile for profile in parameters.profiles() if parameters.in_profile(name, profile)]
+    for name in parameters.list_names():
+        having = [profile for profile in parameters.list_profiles() if parameters.has_profile(name, profile)]
         print(f"{name}: {', '.join(having)}")
-    for sentence in parameters.left_out():
+    for sentence in parameters.explain_left_out():
         print(sentence)
 
 
 def _command(arguments: argparse.Namespace) -> None:
-    paths.need_clone()
+    paths.check_clone()
     arguments.command(arguments)
 
 
@@ -342,13 +343,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 2 for wrong parameters, 1 for a notebook that failed."""
     parser = argparse.ArgumentParser(prog="python -m lib.project.notebooks", description="Run the project's notebooks.")
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run", help="run one notebook and keep what it makes")
+    one = commands.add_parser("run", help="run one notebook and keep its results")
     one.add_argument("name")
     one.add_argument("--profile", default=parameters.PAPER)
-    one.add_argument("--set", default="", metavar="'NAME=VALUE ...'", help="values for this run alone")
-    one.add_argument("--parameters", default="", metavar="FILE", help="YAML file with values for this run alone")
+    one.add_argument("--set", default="", metavar="'NAME=VALUE ...'", help="values for this run")
+    one.add_argument("--parameters", default="", metavar="FILE", help="YAML file with values for this run")
     one.set_defaults(command=_run_command)
-    check = commands.add_parser("check", help="check all parameters of a profile, running nothing")
+    check = commands.add_parser("check", help="check all parameters of a profile without running anything")
     check.add_argument("--profile", default=parameters.PAPER)
     check.set_defaults(command=_check_command)
     store = commands.add_parser("execute", help="run notebooks with their defaults and store the outputs in them")

@@ -1,4 +1,4 @@
-"""The numbers of the READMEs, out of the tables: functions that return what `lib.project.readme` writes."""
+"""The numbers of the READMEs, from the tables: each function returns the text that `lib.project.readme` writes."""
 
 import functools
 
@@ -7,7 +7,7 @@ import numpy as np
 from lib import paths, tables
 from lib.cifar import records
 from lib.cifar.choice import RELEASED, NetworkChoice, run_name
-from lib.cifar.course import course, smoothness_in_training
+from lib.cifar.course import measure_course, smoothness_in_training
 from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 from lib.figures import blocks as blocks_room
@@ -35,13 +35,13 @@ def runs() -> tuple[Run, ...]:
 
 
 def span(values, form: str = ".2f") -> str:
-    """The least and the largest, or one number if they are written alike."""
+    """The smallest and the largest value; one number if they are written alike."""
     low, high = (format(value, form).replace("-", "−") for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
 def power(number: float) -> str:
-    """A number far from 1, with a true minus sign in its exponent."""
+    """A number in scientific notation, with a true minus sign."""
     mantissa, exponent = f"{number:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}".replace("-", "−")
 
@@ -50,8 +50,8 @@ def power(number: float) -> str:
 
 
 def slopes(figure: str, claimed: str) -> str:
-    """All slopes that the claims of a figure measure where this one is claimed, by the paper if it claims any there, in
-    three decimals."""
+    """All slopes that the claims of a figure measure if this slope is claimed, with three decimals: those of the
+    paper's claims if there are any, else all."""
     found = select(table("claims"), figure=figure)
     chosen, ours = found["expected"].astype(float) == float(claimed), found["where"] == BEYOND
     chosen = chosen & ~ours if (chosen & ~ours).any() else chosen
@@ -71,8 +71,8 @@ def mu_kept() -> str:
 
 
 def powers_off(bound: str, kind: str) -> str:
-    """How many powers of ten there are from a measured constant to its bound at the last time, at least, over the
-    draws: with the run's "own" norms, or those known a "prior"; negative if the bound is violated."""
+    """How many powers of ten a measured constant is at least below its bound at the last time, over the draws: with the
+    norms of the run ("own"), or those known before it ("prior"). Negative if the bound is violated."""
     found = table("bounds")
     return f"{bounds.powers_of_ten(found, bound, kind, max(found['time'])):.2g}"
 
@@ -83,24 +83,25 @@ def loss(figure: str) -> str:
 
 
 def fewest(network: str) -> str:
-    """Down to how few layers a network (in the words of `run_name`) loses half a point of test accuracy at most."""
+    """The smallest number of layers with which a network (in the words of `run_name`) loses at most half a point of
+    test accuracy."""
     return str(select(table("resampling_summary"), run=run_name(network))["fewest"][0])
 
 
 def points_lost(network: str, layers: str) -> str:
-    """How many points of test accuracy a network loses with so many of its layers, kept as they are."""
+    """How many points of test accuracy a network loses with that number of its layers, kept as they are."""
     found = select(table("resampling"), run=run_name(network), layers=int(layers), **records.KEPT)
     return f"{found['accuracy_all'][0] - found['accuracy'][0]:.0f}"
 
 
 def orders(network: str) -> str:
-    """The orders of Euler, Heun and RK4 that are measured on the layers of a network."""
+    """The measured orders of Euler, Heun and RK4 on the layers of a network."""
     found = select(table("solvers_orders"), network=network)
     return ", ".join(f"{order:.1f}" for order in found["order"])
 
 
 def memory_saved() -> str:
-    """How many times less memory a gradient takes with states that are computed backwards."""
+    """How many times less memory a gradient takes if states are computed backwards."""
     found = table("reversible_memory")
     return f"{found['stored'][-1] / found['backwards'][-1]:.1f}"
 
@@ -118,19 +119,20 @@ def ratio(network: str) -> str:
 
 
 def published_ratio(convolution: str = "conv1") -> str:
-    """The von Neumann ratio of the authors' network, as far as their pictures tell."""
+    """The range of the von Neumann ratio of the authors' network, from their pictures."""
     found = select(table("figure_3_published_ratios"), convolution=convolution)
     return span([*found["low"], *found["high"]])
 
 
 def as_published() -> str:
-    """How many rows of Table 1 have the paper's word on smoothness."""
+    """How many rows of Table 1 agree with the paper on smoothness."""
     found = select(table("table_1"), setting=RELEASED)
     return f"{int((found['smooth'] == found['paper_smooth']).sum())} of {len(found['smooth'])}"
 
 
 def closer(convolution: str = "conv1") -> str:
-    """How many times closer successive layers are from weight-tied than from i.i.d. ones, GELU, the paper's epochs."""
+    """How many times smaller the successive distance is with weight-tied than with i.i.d. initialisation (GELU, the
+    paper's epochs)."""
     return f"{closer_by(table('figure_4'), RELEASED, PAPER_EPOCHS)[convolution]:.3g}"
 
 
@@ -138,7 +140,7 @@ def lost_after(activation: str) -> str:
     """The epochs after which weight-tied layers are no longer smooth over the paper's schedule, by seed."""
     found = _longest(activation, initialisation="weight-tied")
     tied = smoothness_in_training(found)
-    lost = [course(tied, run.config.name).lost_after for run in found]
+    lost = [measure_course(tied, run.config.name).lost_after for run in found]
     return " and ".join("never" if epoch is None else str(epoch) for epoch in dict.fromkeys(lost))
 
 
@@ -148,7 +150,7 @@ def rough_from(dtype: str) -> str:
 
 
 def stem(which: str) -> str:
-    """What `accuracy_by_length` says of the stem: networks, points, correlation, alike, correlation_alike."""
+    """An entry of `accuracy_by_length`: networks, points, correlation, alike or correlation_alike."""
     value = accuracy_by_length(table("stem"))[which]
     return str(value) if isinstance(value, int) else minus(value, 1 if which == "points" else 2)
 
@@ -161,7 +163,7 @@ def loss_share() -> str:
 
 
 def claims(which: str) -> str:
-    """How many claims of the paper there are ("all"), and hold ("hold")."""
+    """How many claims of the paper there are ("all"), and how many hold ("hold")."""
     found = table("claims")
     verdicts = list(found["verdict"][found["where"] != BEYOND])
     return str({"all": len(verdicts), "hold": verdicts.count(HOLDS)}[which])
@@ -186,17 +188,18 @@ def accuracy(network: str, side: str = "test") -> str:
 
 def eighths(network: str) -> str:
     """The von Neumann ratios of conv1 in the eighths of the layers of a network, from the input to the output."""
-    weights = _run(network).load().network.residual_layers.stacked("conv1.weight").detach()
+    weights = _run(network).load().network.kernels()["conv1"]
     return ", ".join(f"{value:.2g}" for value in ratios_along_depth(weights))
 
 
 def unsteady(run: Run, points: float = 2) -> int:
-    """In how many epochs the training accuracy of a run fell by more than so many points."""
+    """In how many epochs the training accuracy of a run fell by more than that number of points."""
     return int((np.diff([line["train_accuracy"] for line in run.log()]) < -points).sum())
 
 
 def settings_and_seeds() -> str:
-    """The table of all runs of the paper's depth and learning rate: a row a setting, ranges over seeds."""
+    """The table of all runs of the paper's depth and learning rate: one row for each setting, with ranges over
+    seeds."""
     paper = {(row.activation, row.initialisation): row for row in PAPER_TABLE}
     head = (
         "network",
@@ -236,12 +239,12 @@ def settings_and_seeds() -> str:
 
 
 def same_run_twice(which: str) -> str:
-    """Of runs that were trained on a CPU and on a GPU: how many ("runs"), by how much test accuracies differ at most in
-    points ("accuracy"), and ratios in % ("ratio")."""
+    """Runs that were trained on a CPU and on a GPU: how many there are ("runs"), the largest difference of their test
+    accuracies in points ("accuracy"), and of their ratios in % ("ratio")."""
     found = tables.read_csv(paths.CHECKPOINTS / "devices.csv")
     cpu, gpu = (select(found, device=device) for device in dict.fromkeys(found["device"]))
     if list(cpu["run"]) != list(gpu["run"]):
-        raise ValueError("devices.csv has runs of one device alone, expected each run of both.")
+        raise ValueError("devices.csv has runs of only one device, expected each run on both.")
     if which == "runs":
         return str(len(cpu["run"]))
     if which == "accuracy":
@@ -256,13 +259,13 @@ def lost_at(depth: str) -> str:
 
 
 def power_of_depth(held: str) -> str:
-    """The powers of the depth that the time of smoothness grows with, at several levels of the "ratio" or of the
+    """The powers of the depth with which the time of smoothness grows, at several levels of the "ratio" or of the
     "L^2 ratio"."""
     return span(select(table("smoothness_laws"), held=held)["slope"])
 
 
 def left_of_start(epochs: str) -> str:
-    """The largest share of the squared norm of trained layers that their initial weights make up, in %."""
+    """The largest share of the initial weights in the squared norm of trained layers, in %."""
     found = select(table("smoothness_initialisation"), epochs=int(epochs))
     return f"{100 * max(found[f'share_{name}'].max() for name in CONVOLUTIONS):.2g}"
 
@@ -271,7 +274,7 @@ def left_of_start(epochs: str) -> str:
 
 
 def speed() -> str:
-    """The table of ``bench.csv``: what a training step of the compiled engine takes, beside plain PyTorch."""
+    """The table of ``bench.csv``: the cost of a training step with the compiled engine, compared with PyTorch."""
     lines = ["| a training step | float32 | float64 | peak memory in float32: here, baseline |", "|---|---|---|---|"]
     found = table("bench")
     for experiment in dict.fromkeys(select(found, engine="compiled")["experiment"].tolist()):
@@ -289,7 +292,7 @@ def speed() -> str:
 
 
 def stack_seconds(epochs: str) -> str:
-    """How long a stack of networks trained for so many epochs on one GPU."""
+    """The seconds that a stack of networks trained on one GPU, with that number of epochs."""
     taken = {
         r.values["seconds"]
         for r in runs()

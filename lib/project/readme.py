@@ -1,7 +1,7 @@
-"""Fills the marked places of the READMEs with numbers from the tables: ``make readme``.
+"""Fill the marked places of the READMEs with numbers from the tables: ``make readme``.
 
-A place is ``<!--NAME ARGUMENTS-->text<!--/-->``, NAME a function of `lib.project.numbers`, which returns the text;
-arguments are words, quoted if they have spaces: ``<!--accuracy "gelu iid 180"-->82.5<!--/-->``.
+A place is ``<!--NAME ARGUMENTS-->text<!--/-->``. NAME is a function of `lib.project.numbers`, which returns the text.
+Arguments are words, in quotes if they have spaces: ``<!--accuracy "gelu iid 180"-->82.5<!--/-->``.
 """
 
 import re
@@ -27,8 +27,8 @@ def files() -> list[Path]:
     return [folder / "README.md" for folder in folders]
 
 
-def number(call: str) -> str:
-    """What a place says, by what is written in its mark. Raises WrongPlace."""
+def compute_number(call: str) -> str:
+    """The text of a place, from its mark's NAME and ARGUMENTS. Raises WrongPlace."""
     name, *arguments = shlex.split(call)
     function = getattr(numbers, name, None)
     if getattr(function, "__module__", "") != numbers.__name__ or name.startswith("_"):
@@ -37,43 +37,43 @@ def number(call: str) -> str:
         return function(*arguments)
     except FileNotFoundError as error:
         table = Path(error.filename)
-        raise WrongPlace(f"{paths.short(table)} is not there: `make figures` makes the tables") from error
+        raise WrongPlace(f"{paths.shorten(table)} is not there: `make figures` makes the tables") from error
     except (LookupError, TypeError, ValueError, StopIteration) as error:
-        raise WrongPlace(f"the tables have nothing for it ({type(error).__name__}: {error})") from error
+        raise WrongPlace(f"the tables have no such number ({type(error).__name__}: {error})") from error
 
 
 def render(text: str) -> str:
-    """The text with every marked place filled anew. Raises WrongPlace, with the mark, for one that names no number or
-    has no end."""
+    """The text with every marked place filled. Raises WrongPlace, with the mark, if a place has no end or names no
+    number."""
     ended = [place.start() for place in PLACE.finditer(text)]
     for mark in MARK.finditer(text):
         if mark.start() not in ended:
             raise WrongPlace(f"The place {mark[0]} has no end: write <!--/--> after its text.")
 
-    def filled(place: re.Match) -> str:
+    def fill(place: re.Match) -> str:
         try:
-            return f"<!--{place['call']}-->{number(place['call'])}<!--/-->"
+            return f"<!--{place['call']}-->{compute_number(place['call'])}<!--/-->"
         except WrongPlace as error:
             raise WrongPlace(f"The place <!--{place['call']}--> cannot be filled: {error}.") from error
 
-    return PLACE.sub(filled, text)
+    return PLACE.sub(fill, text)
 
 
 def _render_files() -> None:
-    paths.need_clone()
+    paths.check_clone()
     for path in files():
         before = path.read_text(encoding="utf-8")
         try:
             after = render(before)
         except WrongPlace as error:
-            raise WrongPlace(f"{paths.short(path)}: {error}") from error
+            raise WrongPlace(f"{paths.shorten(path)}: {error}") from error
         if after != before:
             paths.write_content(path, after)
-        print(f"{paths.short(path)}: {'written anew' if after != before else 'unchanged'}")
+        print(f"{paths.shorten(path)}: {'written anew' if after != before else 'unchanged'}")
 
 
 def main() -> int:
-    """``python -m lib.project.readme``; returns 1 for a place that cannot be filled."""
+    """``python -m lib.project.readme``; returns 1 if a place cannot be filled."""
     failures = (WrongPlace, FileNotFoundError, paths.CannotWrite, paths.NotAClone)
     return checks.exit_code(partial(_render_files), "Interrupted.", failures=failures)
 

@@ -1,9 +1,9 @@
 """One HTML document from the executed notebooks of a profile, to read or to mail: ``make report``.
 
-It opens as the README does, and the README's gallery is its table of contents.
-Every picture is inside the file and every formula is MathML: neither a kernel nor the network is needed. Code is folded
-away; explorer cells, which need a kernel, are left out; links from one notebook to another lead to its section. What
-could run or load something when the document is opened (raw HTML, scripts, addresses other than links) is taken out.
+It begins as the README does, and the README's gallery is its table of contents. Every picture is inside the file and
+every formula is MathML, so neither a kernel nor a network connection is needed. Code is folded. Explorer cells, which
+need a kernel, are left out. Links from one notebook to another lead to its section. Everything that could run or load
+something when the document is opened (raw HTML, scripts, addresses other than links) is removed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from PIL import Image
 from lib import checks, parameters, paths
 from lib.project import notebooks
 
-# The order of the paper, then of what goes beyond it; notebooks that are not listed come after these.
+# The order of the paper's figures, then of others. Notebooks that are not listed come after these.
 ORDER = (
     "claims",
     "figure_1_left",
@@ -76,27 +76,27 @@ ATTRIBUTES = {
 LINK = re.compile(r'href="(?P<target>[^"#:]+)"')
 PICTURE = re.compile(r'src="(?P<file>figures/[\w.-]+\.png)"')
 GALLERY = "\n## Gallery\n"
-WIDTHS = {"first": 1660, "gallery": 400}  # pixels of a picture, twice what is shown
+WIDTHS = {"first": 1660, "gallery": 400}  # pixels of a picture, twice the width at which it is shown
 
 
-def executed(profile: str) -> list[Path]:
+def find_executed(profile: str) -> list[Path]:
     """The executed notebooks of a profile, in reading order.
 
-    Raises FileNotFoundError, one sentence, where there is none.
+    Raises FileNotFoundError if there is none.
     """
     folder = paths.BUILD / profile
-    known = set(parameters.figures())
+    known = set(parameters.list_figures())
     found = {path.stem: path for path in sorted(folder.glob("*.ipynb")) if path.stem in known}
     if not found:
         raise FileNotFoundError(
-            f"No executed notebook of the profile {profile!r} is there: `make figures PROFILE={profile}` makes them."
+            f"There is no executed notebook of the profile {profile!r}: `make figures PROFILE={profile}` makes them."
         )
     first = [name for name in ORDER if name in found]
     return [found[name] for name in first + [name for name in found if name not in first]]
 
 
-def title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
-    """The first heading of a notebook, without the #."""
+def find_title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
+    """The first heading of a notebook, without the #; ``otherwise`` if it has none."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for line in cell.source.splitlines():
@@ -105,29 +105,29 @@ def title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
     return otherwise
 
 
-def mathml(formula: str, display: str = "inline") -> str:
-    """A LaTeX formula as MathML ("inline" or "block"); as it is written if that cannot be."""
+def convert_formula(formula: str, display: str = "inline") -> str:
+    """A LaTeX formula as MathML ("inline" or "block"). If it cannot be converted, its LaTeX text."""
     try:
         return latex2mathml.converter.convert(formula.replace(r"\|", "‖"), display=display)
-    except Exception:  # the package has no common class for what it cannot read
+    except Exception:  # the package's errors have no common class
         return f"<code>{html.escape(formula)}</code>"
 
 
-class _WithMathML(IPythonRenderer):
-    """Markdown as nbconvert renders it, formulas as MathML."""
+class _MathMLRenderer(IPythonRenderer):
+    """Render Markdown as nbconvert does, with formulas as MathML."""
 
     def inline_math(self, body: str) -> str:
-        return mathml(body)
+        return convert_formula(body)
 
     def block_math(self, body: str) -> str:
-        return mathml(body, "block")
+        return convert_formula(body, "block")
 
     def latex_environment(self, name: str, body: str) -> str:
-        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+        return convert_formula(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
 
 def _markdown(text: str, attachments: dict | None = None) -> str:
-    renderer = _WithMathML(escape=False, attachments=attachments, exclude_anchor_links=True)
+    renderer = _MathMLRenderer(escape=False, attachments=attachments, exclude_anchor_links=True)
     return MarkdownWithMath(renderer=renderer).render(text)
 
 
@@ -136,11 +136,14 @@ def _markdown_cell(context: Context, source: str) -> str:
     return _markdown(source, context.get("cell", {}).get("attachments"))
 
 
-def sanitised(body: str, without: Set[str] = frozenset()) -> str:
-    """HTML that runs nothing and loads nothing, without these tags: no script, no style, no frame, no handler of an
-    event; links lead to web pages or files, and pictures are those inside the document."""
+def sanitise(body: str, without: Set[str] = frozenset()) -> str:
+    """Remove from HTML everything that could run or load something, and the tags in ``without``.
 
-    def kept(tag: str, attribute: str, value: str) -> str | None:
+    There remain no scripts, styles, frames or event handlers. Links lead to web pages or files, and pictures are inside
+    the document.
+    """
+
+    def keep(tag: str, attribute: str, value: str) -> str | None:
         if attribute in ("src", "cite", "href"):
             inside = re.match(r"data:image/(png|jpeg|gif|svg\+xml);base64,", value) is not None
             link = tag == "a" and not value.startswith("data:")
@@ -149,39 +152,38 @@ def sanitised(body: str, without: Set[str] = frozenset()) -> str:
 
     tags = (nh3.ALLOWED_TAGS | MATHML) - without
     schemes = {"http", "https", "mailto", "data"}
-    return nh3.clean(body, tags=tags, attributes=ATTRIBUTES, attribute_filter=kept, url_schemes=schemes, link_rel=None)
+    return nh3.clean(body, tags=tags, attributes=ATTRIBUTES, attribute_filter=keep, url_schemes=schemes, link_rel=None)
 
 
-def _without_explorers(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without its explorers, which need a kernel, and without the words that lead to them."""
+def _remove_explorers(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without its explorers, which need a kernel, and without the text cells before them."""
 
-    def kept(cell: nbformat.NotebookNode) -> bool:
+    def keep(cell: nbformat.NotebookNode) -> bool:
         lead = cell.cell_type == "markdown" and cell.source.startswith("**Explore.**")
         return not lead and "explorer" not in cell.metadata.get("tags", [])
 
-    return nbformat.from_dict({**notebook, "cells": [cell for cell in notebook.cells if kept(cell)]})
+    return nbformat.from_dict({**notebook, "cells": [cell for cell in notebook.cells if keep(cell)]})
 
 
-def _with_inner_links(body: str, sections: Sequence[str]) -> str:
-    """Links to a notebook lead to its section; links to other files of the repository become plain text."""
+def _link_sections(body: str, sections: Sequence[str]) -> str:
+    """Make links to a notebook lead to its section, and links to other files of the repository plain text."""
 
-    def replaced(match: re.Match) -> str:
+    def replace(match: re.Match) -> str:
         target = Path(match["target"])
         if target.suffix == ".ipynb" and target.stem in sections:
             return f'href="#{target.stem}"'
         return f'title="{html.escape(match["target"])} in the repository"'
 
-    return LINK.sub(replaced, body)
+    return LINK.sub(replace, body)
 
 
-def _with_pictures(body: str, width: int) -> str:
-    """Pictures of the project lie inside the document, no wider than so many pixels."""
-
-    return PICTURE.sub(lambda match: f'src="{_data(paths.ROOT / match["file"], width)}"', body)
+def _embed_pictures(body: str, width: int) -> str:
+    """Put the project's pictures into the document, with at most that width in pixels."""
+    return PICTURE.sub(lambda match: f'src="{_encode_picture(paths.ROOT / match["file"], width)}"', body)
 
 
 @functools.cache
-def _data(path: Path, width: int) -> str:
+def _encode_picture(path: Path, width: int) -> str:
     with Image.open(path) as picture:
         picture.thumbnail((width, 10 * width))
         buffer = io.BytesIO()
@@ -189,30 +191,30 @@ def _data(path: Path, width: int) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def front(names: Sequence[str]) -> tuple[str, str]:
-    """The README's first screen, and its gallery with links to the sections of these names."""
+def render_front(names: Sequence[str]) -> tuple[str, str]:
+    """The README's text before its gallery, and the gallery with links to the sections of these names."""
     first, _, rest = (paths.ROOT / "README.md").read_text(encoding="utf-8").partition(GALLERY)
     parts = {"first": first, "gallery": rest.partition("\n## ")[0]}
     for part, text in parts.items():
-        body = _with_pictures(_markdown(text), WIDTHS[part])
-        parts[part] = _with_inner_links(sanitised(body), names)
+        body = _embed_pictures(_markdown(text), WIDTHS[part])
+        parts[part] = _link_sections(sanitise(body), names)
     return parts["first"], parts["gallery"]
 
 
 def render(profile: str) -> str:
-    """The document as text."""
+    """The document, as HTML text."""
     exporter, sections, headings = HTMLExporter(raw_template=TEMPLATE), [], {}
     exporter.register_filter("markdown2html", _markdown_cell)
-    files = executed(profile)
+    files = find_executed(profile)
     names = [path.stem for path in files]
     for path in files:
         notebook = nbformat.read(path, as_version=4)
-        body, _ = exporter.from_notebook_node(_without_explorers(notebook))
+        body, _ = exporter.from_notebook_node(_remove_explorers(notebook))
         seconds = notebook.metadata.get(notebooks.SECONDS)
         took = f"<p>Made in {seconds:.0f} s.</p>\n" if seconds is not None else ""
-        sections.append(f'<section id="{path.stem}">\n{took}{_with_inner_links(sanitised(body), names)}\n</section>')
-        headings[path.stem] = sanitised(_markdown(title(notebook, path.stem)), without={"p", "a"}).strip()
-    first, gallery = front(names)
+        sections.append(f'<section id="{path.stem}">\n{took}{_link_sections(sanitise(body), names)}\n</section>')
+        headings[path.stem] = sanitise(_markdown(find_title(notebook, path.stem)), without={"p", "a"}).strip()
+    first, gallery = render_front(names)
     question = html.unescape(re.search(r"<h1[^>]*>(.*?)</h1>", first)[1])
     others = [name for name in names if f'href="#{name}"' not in gallery]
     entries = "".join(f'<li><a href="#{name}">{headings[name]}</a></li>' for name in others)
@@ -223,9 +225,9 @@ def render(profile: str) -> str:
             f"<title>{html.escape(question)}</title>",
             f"<style>{STYLE}</style>\n</head>\n<body>",
             first,
-            f"<p>This document holds the executed notebooks of the profile {html.escape(profile)}, code folded; a "
-            "picture without a link is of a figure that it has not. The numbers on this page are those of the paper "
-            "profile.</p>",
+            f"<p>This document holds the executed notebooks of the profile {html.escape(profile)}, with folded code. A "
+            "picture without a link belongs to a figure that the profile does not have. The numbers on this page are "
+            "those of the paper profile.</p>",
             f"<nav>{gallery}{f'<ol>{entries}</ol>' if entries else ''}</nav>",
             *sections,
             "</body>\n</html>\n",
@@ -234,9 +236,11 @@ def render(profile: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m lib.project.report [--profile paper]``: write the document and say where."""
+    """``python -m lib.project.report [--profile paper]``: write the document and print its path."""
     parser = argparse.ArgumentParser(prog="python -m lib.project.report", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default=parameters.PAPER, help="whose executed notebooks (default: paper)")
+    parser.add_argument(
+        "--profile", default=parameters.PAPER, help="profile of the executed notebooks (default: paper)"
+    )
     profile = parser.parse_args(arguments).profile
     misuses = (FileNotFoundError, paths.CannotWrite, paths.NotAClone)
     return checks.exit_code(
@@ -246,11 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(profile: str) -> None:
     target = paths.BUILD / f"report-{profile}.html"
-    paths.need_clone()
+    paths.check_clone()
     paths.check_writable(target.parent)
     document = render(profile)
     paths.write_content(target, document)
-    print(f"wrote {paths.short(target)} ({len(document.encode()) / 1e6:.1f} MB)")
+    print(f"wrote {paths.shorten(target)} ({len(document.encode()) / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The variables of make's command line: which sentence answers one that it does not have, what each means to a run, and
-how one that holds several words becomes arguments.
+"""The variables of make's command line: the message for an unknown one, the value of each for a run, and the arguments
+in a variable that holds several words.
 
-The Makefile lists the variables, and starts this file as a script, with whatever Python there is: what an environment
-provides is imported where it is used. No value is ever read by a shell.
+The Makefile lists the variables, and starts this file as a script with any Python. So packages are imported only where
+they are used. No value is ever read by a shell.
 """
 
 import difflib
@@ -10,17 +10,17 @@ import os
 import shlex
 import sys
 
-# The flags of the released scripts, and the fields of their files' names, if they have another name here.
+# Flags of the released scripts, and fields of their file names, that have another name here.
 RELEASED = {"NON_LIN": "ACTIVATION", "USE_BN": "BATCH_NORM", "LEARNING_RATE": "LR"}
-# Parameters of the notebook train_cifar that are not the variable's name in small letters.
+# Parameters of the notebook train_cifar whose name is not that of the variable in small letters.
 PARAMETERS = {"LR": "learning_rate"}
-# The released command's flag, whose values have another name here.
+# The values of a flag of the released command, by their names here.
 SMOOTH_INIT = {True: "weight-tied", False: "iid"}
 
 
-def unknown(name, known):
-    """The sentence, without its full stop, for a variable that is none of the ``known``: it names the one that was
-    meant, or lists all."""
+def explain_unknown(name, known):
+    """The message, without its full stop, for a variable that is not ``known``: it names the one that was meant, or
+    lists all."""
     there_is_none = f"There is no variable {name}"
     plain = name.upper().replace("-", "_")
     if plain in RELEASED and RELEASED[plain] in known:
@@ -36,11 +36,11 @@ def unknown(name, known):
     )
 
 
-def values(given):
+def read_values(given):
     """The values of train_cifar's parameters in ``["DEPTH=256", "LR=4e-2", ...]``, by the names of the parameters.
 
-    SMOOTH_INIT=True and INITIALISATION=weight-tied mean the same, and so do False and iid. Raises
-    parameters.WrongParameters for an empty value, one that is not YAML, or two that contradict each other.
+    SMOOTH_INIT=True means INITIALISATION=weight-tied, and SMOOTH_INIT=False means iid. Raises
+    parameters.WrongParameters if a value is empty or not YAML, or if two values contradict each other.
     """
     from lib.parameters import WrongParameters, read_value
 
@@ -61,10 +61,10 @@ def values(given):
 
 
 def run(name, before, after, command):
-    """Become the command, with the words in ``before`` in front of it and those in ``after`` behind it.
+    """Replace this process by the command, with the words in ``before`` before it and those in ``after`` after it.
 
-    Quotes hold words together as in a shell, and nothing else in them means anything. ``name`` is the variable that
-    holds them, for the sentence if that is not possible; then a status is returned.
+    Quotes hold words together as in a shell; no other character has a meaning. ``name`` is the variable that holds the
+    words. If the command cannot be run, prints a message with this name and returns a status.
     """
     try:
         command = [*shlex.split(before), *command, *shlex.split(after)]
@@ -80,6 +80,6 @@ def run(name, before, after, command):
 
 if __name__ == "__main__":
     if sys.argv[1] == "unknown":
-        print(unknown(sys.argv[2], sys.argv[3:]))
+        print(explain_unknown(sys.argv[2], sys.argv[3:]))
     else:
         sys.exit(run(*sys.argv[2:5], sys.argv[5:]))

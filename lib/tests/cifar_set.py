@@ -14,7 +14,7 @@ PER_FILE = 60
 TEST_SIZE = 90
 
 needs_cifar10 = pytest.mark.skipif(
-    not dataset.available(), reason="CIFAR-10 is not on this machine: set CIFAR10_ROOT to the folder that holds it"
+    not dataset.is_available(), reason="CIFAR-10 is not on this machine: set CIFAR10_ROOT to the folder that holds it"
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from finished_runs import finish
 
 from lib import paths
-from lib.cifar import records, training
+from lib.cifar import monitor, records
 from lib.cifar.choice import NetworkChoice
 from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS
@@ -37,7 +37,7 @@ def trained(tmp_path, monkeypatch):
                     weight = network.residual_layers.stacked(f"{name}.weight")
                     if initialisation == "weight-tied":
                         weight.copy_(0.1 * torch.sin(2 * math.pi * s)[:, None, None, None, None].expand_as(weight))
-            measured = training.measured(network)
+            measured = monitor.measure(network)
             ratios = {name: measured[name] for name in RATIOS}
             finish(tmp_path, config, network, test_accuracy=test, train_accuracy=test + 1, **ratios)
     records.gather()

@@ -78,7 +78,7 @@ def write_networks(folder: Path) -> None:
     notebook = folder / "notebooks" / "explore_weights.ipynb"
     where = f"__import__('pathlib').Path('{folder / 'checkpoints'}')"
     text = notebook.read_text(encoding="utf-8")
-    for call in ("trained.find(", "explore_weights("):
+    for call in ("trained.find_checkpoints(", "explore_weights("):
         text = text.replace(call, f"{call}{where}, ")
     text = text.replace(", )", ")")
     notebook.write_text(text, encoding="utf-8")
@@ -89,7 +89,7 @@ def lab(tmp_path_factory):
     """The address of a JupyterLab on copies of the notebooks, which it may save; it ends with the tests."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(paths.NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    if not trained.find():
+    if not trained.find_checkpoints():
         write_networks(folder)
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)

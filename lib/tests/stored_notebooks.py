@@ -93,7 +93,7 @@ def pytest_collection_modifyitems(items):
         return any("needs-cifar10" in cell.metadata.get("tags", ()) for cell in item.parent.nb.cells)
 
     needing = [item for item in items if item.path.suffix == ".ipynb" and needs_images(item)]
-    if needing and not dataset.available():
+    if needing and not dataset.is_available():
         reason = f"CIFAR-10 is not in {paths.cifar10_root()}: set CIFAR10_ROOT to the folder that holds it"
         for item in needing:
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -76,7 +76,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_keeps_the_old_file(tmp_path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(draft))
 
     with pytest.raises(
-        paths.CannotWrite, match=rf"^The folder {tmp_path} .* \(No space left on device\): make room\.$"
+        paths.CannotWrite, match=rf"^The folder {tmp_path} .* \(No space left on device\): free some space\.$"
     ):
         paths.write_atomically(path, full)
     assert list(tmp_path.iterdir()) == [path]
@@ -115,18 +115,22 @@ HERE = f"It is process {os.getpid()} on {socket.gethostname()}."
 
 def test_who_holds_a_lock_is_said(tmp_path):
     lock = tmp_path / "locks" / "figure"
-    with paths.alone(lock, "Busy."), pytest.raises(paths.Busy, match=f"^Busy. {HERE}$"), paths.alone(lock, "Busy."):
+    with (
+        paths.hold_lock(lock, "Busy."),
+        pytest.raises(paths.Busy, match=f"^Busy. {HERE}$"),
+        paths.hold_lock(lock, "Busy."),
+    ):
         pass
     assert lock.read_text() == ""  # nobody
     lock.write_text("1 elsewhere\n")  # by a process that was killed: the system has freed the lock
-    with paths.alone(lock, "Busy."):
+    with paths.hold_lock(lock, "Busy."):
         assert lock.read_text() == f"{os.getpid()} {socket.gethostname()}\n"
 
 
 def test_a_lock_is_for_every_user(tmp_path):
     lock, before = tmp_path / "lock", os.umask(0o077)
     try:
-        with paths.alone(lock, "Busy."):
+        with paths.hold_lock(lock, "Busy."):
             assert lock.stat().st_mode & 0o777 == 0o666
     finally:
         os.umask(before)
@@ -142,7 +146,7 @@ def test_a_lock_of_another_user_that_can_only_be_read_is_held_all_the_same(tmp_p
         return opened(path, flags, *mode)
 
     monkeypatch.setattr(paths.os, "open", as_another_user)
-    with paths.alone(lock, "Busy."), pytest.raises(paths.Busy), paths.alone(lock, "Busy."):
+    with paths.hold_lock(lock, "Busy."), pytest.raises(paths.Busy), paths.hold_lock(lock, "Busy."):
         pass
 
 
@@ -153,18 +157,22 @@ def test_without_a_lock_service_the_note_in_the_file_is_the_lock(tmp_path, monke
 
     monkeypatch.setattr(paths.fcntl, "flock", no_locks)
     lock = tmp_path / "lock"
-    with paths.alone(lock, "Busy."), pytest.raises(paths.Busy, match=f"^Busy. {HERE}"), paths.alone(lock, "Busy."):
+    with (
+        paths.hold_lock(lock, "Busy."),
+        pytest.raises(paths.Busy, match=f"^Busy. {HERE}"),
+        paths.hold_lock(lock, "Busy."),
+    ):
         pass
-    with paths.alone(lock, "Busy."):  # free again
+    with paths.hold_lock(lock, "Busy."):  # free again
         pass
     ended = subprocess.Popen(["true"])
     ended.wait()
     lock.write_text(f"{ended.pid} {socket.gethostname()}\n")
-    with paths.alone(lock, "Busy."):  # that process is gone
+    with paths.hold_lock(lock, "Busy."):  # that process is gone
         pass
     lock.write_text("12 another-host\n")
     sentence = f"^Busy. It is process 12 on another-host. If it has ended, delete {lock}: "
-    with pytest.raises(paths.Busy, match=sentence), paths.alone(lock, "Busy."):
+    with pytest.raises(paths.Busy, match=sentence), paths.hold_lock(lock, "Busy."):
         pass
 
 
@@ -173,7 +181,7 @@ def test_other_errors_of_locking_pass_on(tmp_path, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(paths.fcntl, "flock", broken)
-    with pytest.raises(OSError, match="Input/output error"), paths.alone(tmp_path / "lock", "Busy."):
+    with pytest.raises(OSError, match="Input/output error"), paths.hold_lock(tmp_path / "lock", "Busy."):
         pass
 
 
@@ -203,9 +211,9 @@ def test_nothing_is_written_beside_an_installed_package(tmp_path):
     before = sorted(site.rglob("*"))
     code = (
         "from lib import paths\n"
-        "folders = paths.figures_output(), paths.BUILD, paths.CHECKPOINTS, paths.engines(), paths.cifar10_root()\n"
-        "print(*folders, sep='\\n')\n"
-        "paths.need_clone()\n"
+        "folders = paths.figures_output(), paths.BUILD, paths.CHECKPOINTS, paths.engines_folder()\n"
+        "print(*folders, paths.cifar10_root(), sep='\\n')\n"
+        "paths.check_clone()\n"
     )
     environment = toy_project.environment(
         PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1", XDG_CACHE_HOME=str(tmp_path / "cache"), CIFAR10_ROOT="images"
@@ -220,7 +228,7 @@ def test_nothing_is_written_beside_an_installed_package(tmp_path):
     expected = [home / "figures" / "custom", home / ".build", home / "checkpoints"]
     expected += [tmp_path / "cache" / "neural-ode-regularization" / "engine", work / "images"]
     assert done.stdout.splitlines() == list(map(str, expected))
-    sentence = f"The package is installed in {site}, which has no notebooks: this command wants a clone"
+    sentence = f"The package is installed in {site}, which has no notebooks: run this command in a clone"
     assert sentence in done.stderr
     command = run("-m", "lib.project.notebooks", "run", "figure_a")
     assert command.returncode == 1

@@ -63,15 +63,18 @@ class _Update(ctypes.Structure):
 class Kernels:
     """The kernels of the source, compiled for the present GPU by NVRTC, which comes with PyTorch's CUDA build.
 
-    ``blocks`` share the images of a run, 64 at most in a step. Raises RuntimeError, one sentence, if the GPU has no
-    clusters of blocks, or the kernels do not compile.
+    ``blocks`` is the number of blocks that share the images of a run, at most 64 in a step. Raises RuntimeError if the
+    GPU has no clusters of blocks, or if the kernels do not compile.
     """
 
     def __init__(self, blocks: int, device: torch.device) -> None:
         try:
             from cuda.bindings import driver, nvrtc
         except ImportError:
-            raise RuntimeError("Stacked runs need cuda-bindings: pip install cuda-bindings, or train alone.") from None
+            raise RuntimeError(
+                "Stacked runs need cuda-bindings: install it with pip install cuda-bindings, or train one run "
+                "with make train."
+            ) from None
         self._driver, self.device, self.blocks = driver, device, blocks
         torch.zeros(1, device=device)  # PyTorch's context, into which the module is loaded
         capability = torch.cuda.get_device_capability(device)
@@ -81,60 +84,61 @@ class Kernels:
         options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17"]
         options += [f"-DBLOCKS={blocks}", f"-DIMAGES={BATCH // blocks}", f"-DWARPS={WARPS}"]
         options += [f"-DUPDATE_BLOCKS={UPDATE_BLOCKS}"]
-        program = _checked(nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], []))
+        program = _check(nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], []))
         (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
         if error:
-            log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+            log = b" " * _check(nvrtc.nvrtcGetProgramLogSize(program))
             nvrtc.nvrtcGetProgramLog(program, log)
             raise RuntimeError(f"{SOURCE.name} does not compile for {options[0]}: {log.decode().strip()[:2000]}")
-        image = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
-        _checked(nvrtc.nvrtcGetCUBIN(program, image))
-        self._module = _checked(driver.cuModuleLoadData(image))
+        image = b" " * _check(nvrtc.nvrtcGetCUBINSize(program))
+        _check(nvrtc.nvrtcGetCUBIN(program, image))
+        self._module = _check(driver.cuModuleLoadData(image))
         self._functions = {}
         attributes = driver.CUfunction_attribute
         forward, backward = shared_bytes(blocks)
         self._shared = {"stack_forward": forward, "stack_evaluate": forward, "stack_backward": backward}
         self._shared["stack_update"] = self._shared["stack_prepare"] = 2 * CHANNELS * CHANNELS * TAPS * 4
         for name, size in self._shared.items():
-            function = _checked(driver.cuModuleGetFunction(self._module, name.encode()))
+            function = _check(driver.cuModuleGetFunction(self._module, name.encode()))
             most = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _checked(driver.cuFuncSetAttribute(function, most, size))
+            _check(driver.cuFuncSetAttribute(function, most, size))
             if blocks > 8:  # beyond what every GPU with clusters has
                 larger = attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-                _checked(driver.cuFuncSetAttribute(function, larger, 1))
+                _check(driver.cuFuncSetAttribute(function, larger, 1))
             self._functions[name] = function
 
     def launch(self, name: str, arguments: ctypes.Structure, blocks: int) -> None:
-        """On PyTorch's present stream."""
+        """Launch a kernel on PyTorch's current stream."""
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         stream = torch.cuda.current_stream(self.device).cuda_stream
         grid = (blocks, 1, 1, 32 * WARPS, 1, 1)
         arguments_at = ctypes.addressof(pointers)
-        _checked(self._driver.cuLaunchKernel(self._functions[name], *grid, self._shared[name], stream, arguments_at, 0))
+        _check(self._driver.cuLaunchKernel(self._functions[name], *grid, self._shared[name], stream, arguments_at, 0))
 
 
-def _checked(results: tuple):
+def _check(results: tuple):
     error, *values = results
     if error:
-        raise RuntimeError(f"The CUDA driver says {error!s}.")
+        raise RuntimeError(f"The CUDA driver reports {error!s}.")
     return values[0] if values else None
 
 
 def shared_bytes(blocks: int) -> tuple[int, int]:
-    """Shared memory of one of so many blocks, forward and backward: ``struct Shared`` of the source."""
+    """Bytes of shared memory of each of the ``blocks`` of a run, forward and backward: ``struct Shared`` of the
+    source."""
     images, line, pixel = BATCH // blocks, SIDE + 1, 80
     places = (images * line + 1) * line + 1
     weights, sums = TAPS * 2 * 32 * 16, (WARPS * 32 + 2 * blocks * SUMS) * 8 + WARPS * 4
-    forward = _whole(places * pixel + weights + sums + _tiles(images) * WARPS * 16 * 2)
-    return forward, forward + _whole(places * pixel + 2 * TAPS * CHANNELS * (CHANNELS + 4) * 4)
+    forward = _round_up(places * pixel + weights + sums + _tiles(images) * WARPS * 16 * 2)
+    return forward, forward + _round_up(places * pixel + 2 * TAPS * CHANNELS * (CHANNELS + 4) * 4)
 
 
 def kept_floats(blocks: int) -> int:
-    """What one of so many blocks keeps of one state of one layer."""
+    """How many floats each of the ``blocks`` of a run keeps of one state of one layer."""
     return _tiles(BATCH // blocks) * 2 * 32 * WARPS * 4
 
 
-def _whole(size: int) -> int:
+def _round_up(size: int) -> int:
     return -(-size // 16) * 16
 
 
@@ -148,7 +152,7 @@ def _tiles(images: int) -> int:
 class StackedLayers:
     """The residual layers of R networks: parameters (R, L, ...) under their released names, gradients alike.
 
-    ``kernels``: `Kernels`, or what plays them in tests. The gradient of a bias before batch norm is 0, and stays so.
+    ``kernels`` are `Kernels`, or their stand-in in tests. The gradient of a bias before batch norm is always 0.
     """
 
     def __init__(self, networks: Sequence[ConvResNet], kernels, device: torch.device) -> None:
@@ -180,24 +184,26 @@ class StackedLayers:
         self.prepare()
 
     def prepare(self) -> None:
-        """Make ready the weights of the convolutions; `update` does so itself."""
+        """Prepare the weights of the convolutions for `forward`. `update` does it itself."""
         self._launch_update("stack_prepare")
 
     def forward(self, h: Tensor, training: bool = True) -> Tensor:
-        """h_0 (R, n, 100, 16) -> h_L; in training running statistics follow the batch. n: a multiple of blocks."""
+        """h_0 (R, n, 100, 16) -> h_L, with n a multiple of ``blocks``. In training the running statistics are
+        updated."""
         return self._launch("stack_forward" if training else "stack_evaluate", h, ("input", "output"))
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """dl/dh_L of the last `forward` in training -> dl/dh_0; sets ``gradients``, and for `weight_gradients`."""
+        """dl/dh_L of the last `forward` in training -> dl/dh_0. Sets ``gradients`` and the sums of
+        `weight_gradients`."""
         return self._launch("stack_backward", gradient, ("above", "below"))
 
     def weight_gradients(self) -> dict[str, Tensor]:
-        """The gradients of the convolutions' weights, which `update` adds up itself."""
+        """The gradients of the convolutions' weights, summed over the blocks. `update` sums them itself."""
         sums = self.buffers["weight_gradient"].sum(dim=3).permute(2, 0, 1, 4, 5, 3).unflatten(5, (3, 3))
         return {f"{name}.weight": gradients for name, gradients in zip(CONVOLUTIONS, sums, strict=True)}
 
     def update(self, momenta: dict[str, Tensor], rate: Tensor) -> None:
-        """A step of gradient descent as torch.optim.SGD has it: m <- mu m + g + lambda w, w <- w - eta m.
+        """A step of torch.optim.SGD: m <- mu m + g + lambda w, w <- w - eta m.
 
         ``momenta``: m, under the released names; ``rate``: eta, one number on the device.
         """
@@ -249,7 +255,7 @@ class StackedLayers:
 
 
 def descend(parameters: list[Tensor], momenta: list[Tensor], gradients: list[Tensor], rate: Tensor) -> None:
-    """A step as `StackedLayers.update` says, of several tensors in place."""
+    """The step of `StackedLayers.update` for several tensors, in place."""
     torch._foreach_mul_(momenta, MOMENTUM)
     torch._foreach_add_(momenta, gradients)
     torch._foreach_add_(momenta, parameters, alpha=WEIGHT_DECAY)

@@ -1,4 +1,4 @@
-"""Several networks as one: a training step of R runs on one CUDA GPU, captured as one CUDA graph."""
+"""R runs stacked as one network: their training step on a CUDA GPU is captured as one CUDA graph."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -7,18 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.cifar import dataset, schedule
-from lib.cifar import training as cifar_training
+from lib.cifar import dataset, monitor, schedule
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import BN_EPS, BN_MOMENTUM, CONVOLUTIONS, STEM_PADDING, batch_norm_scale
 from lib.cifar.stacked import layers as stacked_layers
 from lib.cifar.stacked.layers import ACTIVATIONS, CHANNELS, PIXELS, SIDE, Kernels, StackedLayers, descend
 from lib.cifar.training import Training
 
-# Blocks that may hold a run. They form a cluster, which lies in one part of the chip, and parts lack a multiprocessor
-# here and there: the 132 of an H200 seat 7 clusters of 16 or 15 of 8.
-BLOCKS_A_RUN = (16, 8)
-SEATED = 0.85
+# The numbers of blocks that can share a run. They form a cluster, which lies in one part of the chip, and some parts
+# lack a multiprocessor. The 132 of an H200 hold 7 clusters of 16 or 15 clusters of 8.
+BLOCKS_PER_RUN = (16, 8)
+USABLE_SHARE = 0.85  # of the multiprocessors
 # The parameters outside the residual layers, by their names in `ConvResNet`.
 STEM, HEAD = ("conv1.weight", "bn1.weight", "bn1.bias"), ("linear.weight", "linear.bias")
 
@@ -26,8 +25,8 @@ STEM, HEAD = ("conv1.weight", "bn1.weight", "bn1.bias"), ("linear.weight", "line
 class Stack:
     """R runs that train together: see `lib.cifar.stacked.training`.
 
-    Main arguments: ``runs``, R `Training` states on the CPU at the same epoch, which `give_back` brings up to date;
-    the sets, on the ``device``. ``kernels`` stands in for `Kernels` in tests on a CPU, where nothing is captured.
+    Main arguments: ``runs``, R `Training` states on the CPU at the same epoch, which `update_runs` brings up to date;
+    the images, on the ``device``. In tests on a CPU, ``kernels`` stands in for `Kernels`, and nothing is captured.
 
     Raises ValueError for runs that cannot be stacked.
     """
@@ -46,7 +45,7 @@ class Stack:
         self.captured = kernels is None
         if kernels is None:
             multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-            kernels = Kernels(blocks_a_run(len(runs), multiprocessors), device)
+            kernels = Kernels(blocks_per_run(len(runs), multiprocessors), device)
         self.blocks = kernels.blocks
         _check_batches(len(train_set), self.blocks)
         networks = [run.network for run in self.runs]
@@ -108,7 +107,7 @@ class Stack:
 
     def head(self, h: Tensor) -> Tensor:
         """h_L (R, n, 100, 16) -> logits (R, n, 10)."""
-        whole = h.unflatten(2, (SIDE, SIDE))[:, :, :8, :8]  # a pooling of 4 leaves the last two lines out
+        whole = h.unflatten(2, (SIDE, SIDE))[:, :, :8, :8]  # a pooling of 4 leaves out the last two lines
         pooled = whole.unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean(dim=(3, 5))  # (R, n, 2, 2, 16)
         pooled = pooled.flatten(2, 3).mT.flatten(2)  # the channel first, as in `ConvResNet.head`
         return torch.baddbmm(self.ends["linear.bias"][:, None], pooled, self.ends["linear.weight"].mT)
@@ -141,7 +140,7 @@ class Stack:
         return None
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
-        # A capture runs nothing, but needs a step before it outside; whatever that changed is put back.
+        # A capture runs nothing, but a step must run before it. What that step changes is restored.
         changed = [*self.tensors().values(), *self._end_momenta.values(), *self._layer_momenta.values()]
         changed += [self._start, self._loss, self._correct, self.layers.buffers["weight"]]
         before = [tensor.clone() for tensor in changed]
@@ -185,7 +184,7 @@ class Stack:
         correct = torch.zeros(runs, dtype=torch.int64, device=self.device)
         size = stacked_layers.BATCH
         for pixels, labels in zip(self.test_set.pixels.split(size), self.test_set.labels.split(size), strict=True):
-            missing = -len(labels) % self.blocks  # the last few images are filled up, and the filling not counted
+            missing = -len(labels) % self.blocks  # the last batch is padded; the padding is not counted
             whole = F.pad(dataset.normalise(pixels), (0, 0, 0, 0, 0, 0, 0, missing))
             h = self.stem(whole.expand(runs, *whole.shape), training=False)
             logits = self.head(self.layers.forward(h, training=False))[:, : len(labels)]
@@ -194,8 +193,9 @@ class Stack:
             correct += (logits.argmax(dim=2) == expected).sum(dim=1)
         return loss.cpu() / len(self.test_set), 100 * correct.cpu().double() / len(self.test_set)
 
-    def measured(self) -> list[tuple[dict[str, Tensor], dict[str, float | None]]]:
-        """The `cifar_training.kernels` and the `ConvResNet.scales` of every run."""
+    def measure(self) -> list[tuple[dict[str, Tensor], dict[str, float | None]]]:
+        """The `ConvResNet.kernels` and the `ConvResNet.scales` of every run, as `Training.complete_epoch` takes
+        them."""
         stem = batch_norm_scale(*(self.ends[f"bn1.{name}"] for name in ("weight", "bias")))
         path = batch_norm_scale(*(self.layers.parameters[f"bn2.{name}"] for name in ("weight", "bias"))).mean(dim=1)
         found = []
@@ -214,12 +214,13 @@ class Stack:
             | {_stacked_name(name): tensor for name, tensor in layers.items()}
         )
 
-    def not_finite(self, run: int) -> str:
-        """What in the parameters and running statistics of that run is not finite, in words; empty if all are."""
-        return cifar_training.not_finite({name: tensor[run] for name, tensor in self.tensors().items()})
+    def find_not_finite(self, run: int) -> str:
+        """The first parameter or running statistic of that run that is not finite, in words; empty if all are
+        finite."""
+        return monitor.find_not_finite({name: tensor[run] for name, tensor in self.tensors().items()})
 
     @torch.no_grad()
-    def give_back(self) -> None:
+    def update_runs(self) -> None:
         """Bring the networks and optimisers of the runs up to date."""
         tensors = {name: tensor.cpu() for name, tensor in self.tensors().items()}
         momenta = {name: tensor.cpu() for name, tensor in self._end_momenta.items()}
@@ -251,18 +252,19 @@ def _momentum(run: Training, name: str) -> Tensor:
     return torch.zeros_like(parameter) if found is None else found
 
 
-def blocks_a_run(runs: int, multiprocessors: int) -> int:
-    """Blocks that share the images of a run: as many as are seated at once, one a multiprocessor, for all runs."""
-    return next((blocks for blocks in BLOCKS_A_RUN if runs * blocks <= SEATED * multiprocessors), BLOCKS_A_RUN[-1])
+def blocks_per_run(runs: int, multiprocessors: int) -> int:
+    """The number of blocks that share a run, such that the blocks of all runs fit at once, one on a multiprocessor."""
+    most = USABLE_SHARE * multiprocessors
+    return next((blocks for blocks in BLOCKS_PER_RUN if runs * blocks <= most), BLOCKS_PER_RUN[-1])
 
 
 def shared_settings(config: CifarConfig) -> CifarConfig:
-    """What the runs of a stack have in common: the config but for activation, initialisation and seed."""
+    """The config with the default activation, initialisation and seed: equal for all runs of a stack."""
     return replace(config, activation=ACTIVATIONS[0], initialisation="weight-tied", seed=0)
 
 
 def common_config(configs: Sequence[CifarConfig]) -> CifarConfig:
-    """A config that stands for all; ValueError if the runs cannot be stacked."""
+    """The first config, which stands for all. Raises ValueError if the runs cannot be stacked."""
     first = configs[0]
     for config in configs:
         if shared_settings(config) != shared_settings(first):
@@ -270,17 +272,17 @@ def common_config(configs: Sequence[CifarConfig]) -> CifarConfig:
                 f"{config.name} and {first.name} cannot be stacked: runs of a stack differ in activation, "
                 f"initialisation and seed alone."
             )
-        if reason := why_alone(config):
+        if reason := find_stacking_problem(config):
             raise ValueError(f"{config.name} cannot be stacked: {reason}.")
     return first
 
 
-def why_alone(config: CifarConfig) -> str:
-    """Why a run can be trained alone only; nothing if it can be stacked."""
+def find_stacking_problem(config: CifarConfig) -> str:
+    """Why a run cannot be stacked; empty if it can."""
     if config.activation not in ACTIVATIONS or not config.batch_norm or config.hold_stem or config.depth_scaling:
         return (
-            f"that takes batch norm, a stem that trains, no depth_scaling, and one of the activations "
-            f"{', '.join(ACTIVATIONS)}"
+            f"stacking needs batch norm, hold_stem and depth_scaling False, and one of the activations "
+            f"{', '.join(ACTIVATIONS)}; train it alone"
         )
     if config.channels != CHANNELS or config.batch_size != stacked_layers.BATCH:
         return (

@@ -1,12 +1,12 @@
 """Several CIFAR-10 runs at once on one CUDA GPU: stacked on one more axis, a whole step captured as one CUDA graph.
 
-A lone run leaves a GPU nearly idle: a step launches some 6,000 small kernels, one after the other. Here the residual
-layers of R runs take one launch forward and one backward (`lib.cifar.stacked.layers`), and stem, head, loss and update
-are PyTorch's operations with the runs as first axis. Every run draws the initialisation, the order and the augmentation
-that it draws alone, and leaves the same files (`lib.cifar.training`, `lib.cifar.records`): it can be gone on with
-alone, on any device.
+A single run leaves a GPU nearly idle: a step launches some 6,000 small kernels, one after the other. Here the residual
+layers of R runs take one launch forward and one backward (`lib.cifar.stacked.layers`). Stem, head, loss and update are
+PyTorch's operations with the runs as first axis. Every run has the same initialisation, order and augmentation as if it
+were trained alone, and leaves the same files (`lib.cifar.training`, `lib.cifar.records`). Its training can go on alone,
+on any device.
 
-Runs of a stack share depth, schedule and batch size, and have batch norm; they differ in activation (GELU, ReLU,
+Runs of a stack share depth, schedule and batch size, and have batch norm. They differ in activation (GELU, ReLU,
 identity), initialisation and seed. All arithmetic has the accuracy of float32; nothing uses TF32.
 """
 
@@ -22,11 +22,11 @@ import torch
 
 from lib import checks, paths, tables
 from lib.checks import Divergence
-from lib.cifar import dataset, records, schedule, states
+from lib.cifar import dataset, monitor, records, schedule, states
 from lib.cifar import training as cifar_training
 from lib.cifar.config import CifarConfig
 from lib.cifar.progress import EpochRecord
-from lib.cifar.stacked.stack import Stack, common_config, shared_settings, why_alone
+from lib.cifar.stacked.stack import Stack, common_config, find_stacking_problem, shared_settings
 from lib.cifar.training import Training
 
 MOST = 15
@@ -44,37 +44,40 @@ def train(
     download: bool = True,
     kernels=None,
 ) -> Iterator[list[EpochRecord]]:
-    """Train, or go on training, the runs of these configs side by side; yield an EpochRecord a run after each epoch.
+    """Train the runs of these configs side by side, or go on training them; yield the EpochRecords of each epoch.
 
-    Their states are in the folders of `states.run_folder`, written every ``save_every`` epochs, after the last
+    Their states are in the folders of `states.run_folder`. They are written every ``save_every`` epochs, after the last
     one, and after ``minutes``, when training stops. The ``seconds`` of a record are those of the whole stack.
 
-    Raises ValueError for runs that cannot be stacked or are not equally far, RuntimeError if the kernels do not run,
-    DataNotFoundError without the data, and, when the others are finished, Divergence for runs with a loss or a weight
-    that was not finite: their state before that stays.
+    Raises ValueError if the runs cannot be stacked or have not completed the same epochs, RuntimeError if the kernels
+    do not run, and DataNotFoundError without the images. If a loss or a weight of a run is not finite, its last state
+    stays, the others are trained to the end, and then Divergence is raised.
     """
     started = time.perf_counter()
     if kernels is None and not torch.cuda.is_available():
-        raise ValueError("Stacked runs need CUDA, and PyTorch sees no CUDA device here: make train trains a run alone.")
+        raise ValueError("Stacked runs need CUDA, but PyTorch sees no CUDA device here: train one run with make train.")
     place = checks.usable_device(device)
     if kernels is None and place.type != "cuda":
-        raise ValueError(f"device is {device!r}, and stacked runs need CUDA: make train trains a run alone.")
+        raise ValueError(f"device is {device!r}, but stacked runs need CUDA: train one run with make train.")
     if place.index is not None:
         torch.cuda.set_device(place)  # where graphs are captured and the kernels are loaded
     config = common_config(configs)
-    cifar_training.without_tf32()
+    cifar_training.disable_tf32()
     with contextlib.ExitStack() as locks:
         runs, lost = [], {}
         for own in configs:
             folder = states.run_folder(own)
-            locks.enter_context(states.alone_in(folder))
+            locks.enter_context(states.lock_folder(folder))
             run = Training(own, torch.device("cpu"))
             if (state := states.read_state(folder)) is not None:
                 run.restore(state, folder)
             runs.append(run)
         if len(epochs := {run.epoch for run in runs}) > 1:
             far = ", ".join(map(str, sorted(epochs)))
-            raise ValueError(f"The runs of the stack are {far} epochs far, expected all equally far.")
+            raise ValueError(
+                f"The runs of the stack have completed {far} epochs, expected the same number for all: stack those "
+                "that agree."
+            )
         if runs[0].epoch == config.epochs:
             return
         train_set = dataset.load(True, place, config.train_images or None, download)
@@ -85,7 +88,7 @@ def train(
             begun = time.perf_counter()
             train_values = stack.train_epoch(epoch)
             test_values = stack.evaluate() if schedule.tests_after(config, epoch) else None
-            measured = stack.measured()
+            measured = stack.measure()
             seconds = time.perf_counter() - begun
             written = []
             for index, run in enumerate(runs):
@@ -94,15 +97,15 @@ def train(
                 training = tuple(value[index].item() for value in train_values)
                 test = (None, None) if test_values is None else tuple(value[index].item() for value in test_values)
                 losses = {"the loss": training[0], "the test loss": test[0]}
-                if found := cifar_training.not_finite(losses) or stack.not_finite(index):
+                if found := monitor.find_not_finite(losses) or stack.find_not_finite(index):
                     lost[run.config.name] = f"{found} in epoch {epoch + 1}"
                     continue
-                written.append(run.complete(training, test, *measured[index], seconds=seconds, **words))
+                written.append(run.complete_epoch(training, test, *measured[index], seconds=seconds, **words))
             if len(lost) == len(runs):
                 break
             over = time.perf_counter() - started > 60 * minutes
             if (epoch + 1) % save_every == 0 or epoch + 1 == config.epochs or over:
-                stack.give_back()
+                stack.update_runs()
                 for run in runs:
                     if run.config.name not in lost:
                         run.save(states.run_folder(run.config))
@@ -140,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train_command(chosen: argparse.Namespace) -> None:
-    paths.need_clone()
+    paths.check_clone()
     checks.positive_int("most", chosen.most)
     checks.positive_int("save-every", chosen.save_every)
     pending = _pending(chosen.runs, chosen.epochs)
@@ -157,7 +160,7 @@ def _train_command(chosen: argparse.Namespace) -> None:
             options = {"device": chosen.device, "save_every": chosen.save_every, "minutes": minutes}
             for written in train(configs, **options):
                 _report(written, configs)
-        except Divergence as error:  # the other stacks are none the worse for it
+        except Divergence as error:  # the other stacks go on
             diverged.append(str(error))
         finally:
             finished = [config for config in configs if publish_if_finished(config, diverged)]
@@ -168,18 +171,19 @@ def _train_command(chosen: argparse.Namespace) -> None:
 
 
 def _pending(names: Sequence[str], epochs: int | None) -> list[CifarConfig]:
-    """The named runs of the sweep, or without names those that can be stacked, as far as they are not finished."""
-    listed = {config.name: config for config in records.sweep(epochs)}
+    """The runs of the sweep that are not finished: those with these names, or without names all that can be stacked."""
+    listed = {config.name: config for config in records.read_sweep(epochs)}
     if unknown := [name for name in names if name not in listed]:
-        raise ValueError(f"checkpoints/{records.SWEEP} lists no run of the name {unknown[0]}.")
-    fitting = [name for name, config in listed.items() if not why_alone(config)]
-    done = records.finished()
+        raise ValueError(
+            f"checkpoints/{records.SWEEP} lists no run {unknown[0]}: check the name, or add a line for it."
+        )
+    fitting = [name for name, config in listed.items() if not find_stacking_problem(config)]
+    done = records.finished_runs()
     return [listed[name] for name in dict.fromkeys(names or fitting) if name not in done]
 
 
 def _stacks(configs: Iterable[CifarConfig], most: int) -> list[list[CifarConfig]]:
-    """Runs that can be trained side by side, at most so many: alike but for activation, initialisation and seed, and
-    equally far."""
+    """Groups of at most ``most`` runs that can be stacked: they share their settings and their completed epochs."""
     groups: dict[tuple[CifarConfig, int], list[CifarConfig]] = {}
     for config in configs:
         groups.setdefault((shared_settings(config), states.epochs_done(states.run_folder(config))), []).append(config)
@@ -187,7 +191,8 @@ def _stacks(configs: Iterable[CifarConfig], most: int) -> list[list[CifarConfig]
 
 
 def publish_if_finished(config: CifarConfig, diverged: list[str]) -> bool:
-    """Publish the run if it is finished; whether it is. What is said of one that diverged goes to ``diverged``."""
+    """Publish the run if it is finished; returns whether it is. The message of a run that diverged is appended to
+    ``diverged``."""
     state = states.read_state(states.run_folder(config))
     if state is None or state["epoch"] < config.epochs:
         return False
@@ -196,7 +201,7 @@ def publish_if_finished(config: CifarConfig, diverged: list[str]) -> bool:
     except Divergence as error:
         diverged.append(str(error))
         return False
-    print(f"{config.name}: finished, {paths.short(records.publish(config))}", flush=True)
+    print(f"{config.name}: finished, {paths.shorten(records.publish(config))}", flush=True)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Residual blocks of any kind: training, what is measured over depths, the blocks on board, and what is refused."""
+"""Residual blocks of any kind: training, distances over depths, the catalogue, and what is refused."""
 
 import math
 import warnings
@@ -192,8 +192,8 @@ def test_own_data_that_cannot_be_are_said_before_training():
         ((None, y), "x is None, expected a tensor"),
         ((x, None), "y is None, expected a tensor"),
         ((x.to("meta"), y), "x is on the meta device"),
-        ((x, ["a"]), "y is a list that is no array of real numbers"),
-        (([[1.0, 2.0], [3.0]], y), "x is a list that is no array .* lists of equal lengths"),
+        ((x, ["a"]), "y is a list that is not an array of real numbers"),
+        (([[1.0, 2.0], [3.0]], y), "x is a list that is not an array .* lists of equal lengths"),
     ):
         for call in (lambda x, y: train(Bias, 4, x, y), lambda x, y: successive_distances(Bias, [2, 4], x, y)):
             with pytest.raises((TypeError, ValueError), match=sentence):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib.cifar import checkpoints, training
+from lib.cifar import checkpoints, monitor, training
 from lib.cifar.checkpoints import Checkpoint, CheckpointError
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvResNet
@@ -78,7 +78,7 @@ def test_truncated_and_foreign_files_get_sentences(path, tmp_path):
     whole = path.read_bytes()
     for content in (whole[:-10], whole[:100], b"", b"PK\x03\x04 a zip file, as torch.save writes"):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"network.safetensors is not a whole safetensors file"):
+        with pytest.raises(CheckpointError, match=r"network.safetensors is not a complete safetensors file"):
             checkpoints.load(path)
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="header has format None, expected 'convolutional residual network'"):
@@ -192,7 +192,7 @@ def test_released_files_are_converted(tmp_path, capsys):
         activation="identity", initialisation="iid", depth=3, learning_rate=0.04, seed=2, epochs=2
     )
     assert read.summary["test_accuracy"] == 30.0
-    assert math.isclose(read.summary["von_neumann_conv1"], training.measured(network)["von_neumann_conv1"])
+    assert math.isclose(read.summary["von_neumann_conv1"], monitor.measure(network)["von_neumann_conv1"])
     assert read.origin == f"converted from {source.name}"
     assert all(torch.equal(t, network.state_dict()[name]) for name, t in read.network.state_dict().items())
     assert "activation: identity" in capsys.readouterr().out
@@ -297,11 +297,11 @@ class Malicious:
 def test_pickled_code_is_not_run(tmp_path):
     for zipped in (True, False):
         source, _ = released(tmp_path, lambda _: {"net": Malicious()}, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(CheckpointError, match=r"linear.pth is not a whole file of tensors and numbers") as error:
+        with pytest.raises(CheckpointError, match=r"linear.pth is not a complete file of tensors and numbers") as error:
             checkpoints.convert_released(source)
         assert "weights_only" not in str(error.value)
         if zipped:
-            assert "it holds objects of builtins.exec, which could run code: save the network" in str(error.value)
+            assert "it holds objects of builtins.exec, which could run code: save only the network" in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse")
@@ -317,7 +317,7 @@ def test_wrong_released_files_get_sentences(tmp_path, capsys):
         (lambda c: c | {"net": c["net"] | {"conv1.bias": torch.zeros(16)}},
          r"holds a tensor conv1.bias of shape \(16,\) that its network does not have"),
         (lambda c: c | {"net": c["net"] | {"linear.bias": torch.full((10,), math.nan)}},
-         r"is no trained network, since linear.bias holds nan"),
+         r"is not a trained network, since linear.bias holds nan"),
         (lambda c: c | {"net": c["net"] | {"module.linear.bias": torch.zeros(10)}}, "holds linear.bias twice"),
         (lambda c: c | {"net": {}}, "holds nothing in net, expected the tensors"),
         (lambda c: c | {"net": c["net"] | {"linear.bias": np.array(["a"])}}, "holds linear.bias, a ndarray in net"),
@@ -338,7 +338,9 @@ def test_wrong_released_files_get_sentences(tmp_path, capsys):
     whole = source.read_bytes()
     for content in (whole[:200], b"", b"no checkpoint"):
         source.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"relu.pth is not a whole file .*: it was cut off or is of another"):
+        with pytest.raises(
+            CheckpointError, match=r"relu.pth is not a complete file .*: it was cut off or is of another"
+        ):
             checkpoints.convert_released(source)
     for old, new, sentence in (
         ("depth_3", "depth_0", "cannot be converted: depth is 0"),

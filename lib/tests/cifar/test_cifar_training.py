@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lib import checks, paths
 from lib.checks import Divergence
-from lib.cifar import dataset, layer_log, schedule, states, training
+from lib.cifar import dataset, layer_log, monitor, schedule, states, training
 from lib.cifar.config import CifarConfig
 from lib.cifar.progress import EpochRecord, Progress
 from lib.cifar.states import LAYER_LOG_FILE, read_state
@@ -139,17 +139,17 @@ def test_a_layer_log_that_is_cut_or_of_another_run_is_refused_in_a_sentence(tmp_
     for content in (whole[:-5], whole[:100], whole[:4], b"", b"no log at all"):
         path.write_bytes(content)
         with pytest.raises(
-            layer_log.LayerLogError, match=r"layers.safetensors is not a whole layer log .*: move it aside"
+            layer_log.LayerLogError, match=r"layers.safetensors is not a complete layer log .*: move it aside"
         ):
             layer_log.read(path, "one")
         assert path.read_bytes() == content
     header = safetensors_header(whole)
     uneven = {name: torch.zeros(1 + (name == "epoch"), 4) for name in layer_log.NAMES}
     save_file(uneven, path, metadata=header)
-    with pytest.raises(layer_log.LayerLogError, match=r"epoch \(2, 4\).*, expected a row an epoch of each: move it"):
+    with pytest.raises(layer_log.LayerLogError, match=r"epoch \(2, 4\).*, expected one row for each epoch: move it"):
         layer_log.read(path, "one")
     save_file({name: uneven[name] for name in layer_log.NAMES[:-1]}, path, metadata=header)
-    with pytest.raises(layer_log.LayerLogError, match="lacks second_difference_conv2, expected with a layer log: move"):
+    with pytest.raises(layer_log.LayerLogError, match="lacks second_difference_conv2, which a layer log has: move"):
         layer_log.read(path, "one")
     save_file(uneven, path, metadata=header | {"run": "not JSON"})
     with pytest.raises(layer_log.LayerLogError, match="is the layer log of not JSON, expected that of one"):
@@ -280,13 +280,13 @@ def test_only_trials_of_seconds_begin_anew(tmp_path, monkeypatch):
         folder = states.run_folder(config)
         folder.mkdir(parents=True)
         Training(config, torch.device("cpu")).save(folder)
-        assert training.start_trial_anew(config) == (not options)
+        assert states.start_trial_anew(config) == (not options)
         assert (read_state(folder) is None) == (not options)
     with (
-        states.alone_in(states.run_folder(tiny)),
+        states.lock_folder(states.run_folder(tiny)),
         pytest.raises(paths.Busy, match="Another process is training the run in"),
     ):
-        training.start_trial_anew(tiny)
+        states.start_trial_anew(tiny)
 
 
 @pytest.mark.usefixtures("generated_set")
@@ -309,7 +309,7 @@ def test_foreign_states_are_refused(tmp_path):
         assert path.read_bytes() == content
     for change, sentence in (
         ({"format": 7}, "state.pt has state format 7, expected 1"),
-        ({"optimizer": None, "log": None}, "state.pt lacks optimizer, log, expected with a state"),
+        ({"optimizer": None, "log": None}, "state.pt lacks optimizer, log, which a training state has"),
         (
             {"network": state["network"] | {"linear.bias": torch.zeros(3)}},
             "state.pt does not hold the run .*linear.bias",
@@ -421,7 +421,7 @@ def test_watched_epochs_are_those_of_the_log(tmp_path):
     log = finish(config, tmp_path)
     run = Training(config, torch.device("cpu"))
     for record in log[:2]:
-        lines = list(training.watch(run, images))
+        lines = list(monitor.watch(run, images))
         sizes = [32] * 9 + [12]  # 300 images
         assert [line["step"] for line in lines] == list(range(1, 11))
         assert {line["epoch"] for line in lines} == {record.epoch + 1}
@@ -430,14 +430,14 @@ def test_watched_epochs_are_those_of_the_log(tmp_path):
         assert lines[-1]["path_length"] == record.path_length
     assert run.epoch == 2
 
-    seldom = list(training.watch(run, images, 4, training.measured))
+    seldom = list(monitor.watch(run, images, 4, monitor.measure))
     assert [line["step"] for line in seldom] == [4, 8, 10]  # every fourth, and the last
     images_each = [128, 128, 44]
     total = sum(n * line["loss"] for n, line in zip(images_each, seldom, strict=True))
     assert total / 300 == pytest.approx(log[2].train_loss)
     assert seldom[-1]["von_neumann_conv1"] == log[2].von_neumann_conv1
     with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
-        next(training.watch(run, images, 0))
+        next(monitor.watch(run, images, 0))
 
 
 @pytest.mark.usefixtures("generated_set")
@@ -447,7 +447,7 @@ def test_layers_that_start_equal_have_the_noise_of_the_rounding():
     for dtype in (torch.float32, torch.float64):
         run = Training(config, torch.device("cpu"), dtype)
         assert {parameter.dtype for parameter in run.network.parameters()} == {dtype}
-        *_, ends[dtype] = training.watch(run, images, 10, training.measured)
+        *_, ends[dtype] = monitor.watch(run, images, 10, monitor.measure)
     single, double = ends.values()
     assert double["loss"] == pytest.approx(single["loss"], rel=1e-4)
     # After ten steps, layers that barely parted are a straight line over the depth but for rounding.

@@ -37,7 +37,7 @@ def test_missing_and_damaged_sets_get_one_sentence(tmp_path, monkeypatch):
     root = write_set(tmp_path / "set", monkeypatch)
     damaged = root / CIFAR10.base_folder / "data_batch_3"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(dataset.DataNotFoundError, match="not found whole"):
+    with pytest.raises(dataset.DataNotFoundError, match="not found complete"):
         dataset.load(train=True)
 
 
@@ -94,7 +94,7 @@ def host(tmp_path, monkeypatch):
 
 FAILURES = {
     "missing": "HTTP 404 Not Found",
-    "wrong": "another file, of md5 [0-9a-f]{32}",
+    "wrong": "it is another file, with md5 [0-9a-f]{32}",
     "cut": r"cut off after 1000 of \d+ bytes",
     "hanging": "timed out",
     "slow": r"it sends \d+ kB a second",
@@ -111,7 +111,7 @@ def test_a_host_that_fails_is_left_for_the_next(host, tmp_path, monkeypatch, cap
     monkeypatch.setattr(dataset, "MIRRORS", (host.address("good"),))
     assert len(dataset.load(train=True)) == 5 * PER_FILE
     assert host.asked == [f"/{kind}", "/good"]
-    assert re.search(rf"not to be had from {host.address(kind)} \({FAILURES[kind]}\)", capsys.readouterr().err)
+    assert re.search(rf"could not be fetched from {host.address(kind)} \({FAILURES[kind]}\)", capsys.readouterr().err)
     assert [path.name for path in (tmp_path / ".data").iterdir()] == [CIFAR10.base_folder]
     whole = {path.name: path.read_bytes() for path in (tmp_path / "source" / CIFAR10.base_folder).iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / ".data" / CIFAR10.base_folder).iterdir()} == whole
@@ -147,7 +147,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("CIFAR10_ROOT", raising=False)
     monkeypatch.setattr(dataset.paths, "ROOT", tmp_path)
     (tmp_path / ".data").write_text("a file in the folder's place")
-    with pytest.raises(dataset.DataNotFoundError, match=r"whole in \S*\.data, and cannot be downloaded there .*exists"):
+    with pytest.raises(
+        dataset.DataNotFoundError, match=r"complete in \S*\.data, and cannot be downloaded there .*exists"
+    ):
         dataset.load(train=True)
 
 

@@ -14,7 +14,7 @@ from finished_runs import finish, write_state
 
 from lib import tables
 from lib.checks import Divergence
-from lib.cifar import records, training
+from lib.cifar import monitor, records, training
 from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS
 from lib.cifar.network import INITIALISATIONS, ConvResNet
@@ -80,7 +80,7 @@ def test_tables_keep_rows_whose_record_is_gone(tmp_path):
     before = (tmp_path / "runs.csv").read_text().splitlines()
     record.unlink()
     finish(tmp_path, second, von_neumann_conv1=None)
-    assert records.finished(tmp_path) == {first.name, second.name}  # by its row, by its record
+    assert records.finished_runs(tmp_path) == {first.name, second.name}  # by its row, by its record
     assert records.gather(tmp_path) == 2
     after = (tmp_path / "runs.csv").read_text().splitlines()
     assert after[:2] == before
@@ -111,9 +111,9 @@ def test_broken_records_get_a_sentence(tmp_path):
     record = finish(tmp_path, CifarConfig(**SMALL))
     whole = record.read_text()
     for content, sentence in (
-        (whole[:500], r"seed0_testevery2.json is not a whole record of a run .*: move it aside"),
-        ("", r"seed0_testevery2.json is not a whole record of a run"),
-        (whole.replace('"summary"', '"other"'), r"json is not a whole record of a run \(it lacks summary\)"),
+        (whole[:500], r"seed0_testevery2.json is not a complete record of a run .*: move it aside"),
+        ("", r"seed0_testevery2.json is not a complete record of a run"),
+        (whole.replace('"summary"', '"other"'), r"json is not a complete record of a run \(it lacks summary\)"),
         (whole.replace('"version": 1', '"version": 2'), r"json has record version 2, expected 1: "),
     ):
         record.write_text(content)
@@ -123,7 +123,7 @@ def test_broken_records_get_a_sentence(tmp_path):
     record.write_text(whole)
     (record.parent / "copy.json").write_text(whole)
     with pytest.raises(
-        records.CheckpointError, match=r"copy.json is the record of gelu_\S+, expected that of its name"
+        records.CheckpointError, match=r"copy.json is the record of gelu_\S+, expected a file of that name"
     ):
         records.gather(tmp_path)
 
@@ -160,7 +160,7 @@ def test_what_is_not_finite_is_not_published(tmp_path, what):
     folder = tmp_path / "run"
     write_state(folder, config, network, **({} if what == "a weight" else {"test_loss": math.nan}))
     found = {"a weight": "linear.weight holds inf", "its test loss": "its test loss is nan"}[what]
-    with pytest.raises(Divergence, match=rf"The run gelu_\S* in \S*run is no result, since {found}: train one"):
+    with pytest.raises(Divergence, match=rf"The run gelu_\S* in \S*run is not a result, since {found}: train one"):
         records.export(config, folder)
     assert [path.name for path in folder.iterdir()] == ["state.pt"]
 
@@ -178,13 +178,13 @@ def test_what_is_published_follows_the_umask(tmp_path):
 
 def test_a_schedule_of_no_epochs_is_refused(capsys):
     with pytest.raises(ValueError, match="epochs is 0, expected a whole number of at least 1"):
-        records.sweep(0)
+        records.read_sweep(0)
     assert records.main(["pending", "--epochs", "0"]) == 1
     assert "epochs is 0, expected" in capsys.readouterr().err
 
 
 def test_the_sweep_holds_the_runs_of_table_1():
-    configs = records.sweep()
+    configs = records.read_sweep()
     assert len({config.name for config in configs}) == len(configs)
     listed = {(c.activation, c.initialisation, c.seed) for c in configs if c.batch_norm}
     rows = {(row.activation, row.initialisation) for row in PAPER_TABLE}
@@ -193,7 +193,7 @@ def test_the_sweep_holds_the_runs_of_table_1():
     for config in configs:
         for name in ("depth", "channels", "learning_rate", "epochs", "batch_size", "adaptive"):
             assert getattr(config, name) == getattr(paper, name)
-    assert {config.epochs for config in records.sweep(30)} == {30}
+    assert {config.epochs for config in records.read_sweep(30)} == {30}
 
 
 def test_tables_and_records_with_the_older_name_of_initialisation_are_read(tmp_path):
@@ -220,16 +220,16 @@ def test_tables_and_records_with_the_older_name_of_initialisation_are_read(tmp_p
     records.gather(tmp_path)  # one row out of the older table, one out of an older record
     assert (tmp_path / records.RUNS).read_text() == new
     (tmp_path / records.SWEEP).write_text("activation,smooth_init\ngelu,True\nrelu,False\n")
-    assert [config.initialisation for config in records.sweep(folder=tmp_path)] == ["weight-tied", "iid"]
+    assert [config.initialisation for config in records.read_sweep(folder=tmp_path)] == ["weight-tied", "iid"]
 
 
 def test_a_sweep_with_unknown_columns_gets_a_sentence(tmp_path):
     (tmp_path / "sweep.csv").write_text("activation,width\ngelu,3\n")
-    with pytest.raises(ValueError, match=r"sweep.csv has a column width, expected some of: activation"):
-        records.sweep(folder=tmp_path)
+    with pytest.raises(ValueError, match=r"sweep.csv has a column width, expected columns among: activation"):
+        records.read_sweep(folder=tmp_path)
     (tmp_path / "sweep.csv").write_text("activation,learning_rate\ngelu,0.04\nrelu,o.04\n")
     with pytest.raises(tables.TableError, match=r"^sweep.csv, line 3: learning_rate is 'o.04', expected a number"):
-        records.sweep(folder=tmp_path)
+        records.read_sweep(folder=tmp_path)
 
 
 @needs_cifar10
@@ -239,7 +239,7 @@ def test_a_shipped_network_reproduces_its_record():
         pytest.skip("checkpoints/ holds no trained network yet")
     run = min(shipped, key=lambda run: run.config.depth)  # its 10 000 images take the least
     checkpoint = run.load()
-    measured = training.measured(checkpoint.network)
+    measured = monitor.measure(checkpoint.network)
     for name in RATIOS:
         assert measured[name] == pytest.approx(run.values[name], rel=1e-9)
     from lib.cifar import dataset

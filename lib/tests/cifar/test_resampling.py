@@ -13,7 +13,7 @@ from lib.cifar import checkpoints, dataset, measured, records, resampling
 from lib.cifar.choice import NetworkChoice
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvNetConfig, ConvResNet
-from lib.cifar.resampling import ParallelForm, folded, logits, resample
+from lib.cifar.resampling import ParallelForm, fold_batch_norms, logits, resample
 from lib.explore import trained
 from lib.figures import resampling as room
 from lib.figures.table_1 import compare, make_readable, resampling_distances
@@ -39,8 +39,8 @@ def images():
 
 
 def test_the_rules_over_the_depth():
-    assert depth_layers.kept(256, 4).tolist() == [32, 96, 160, 224]
-    assert depth_layers.kept(7, 3).tolist() == [1, 3, 5]
+    assert depth_layers.kept_indices(256, 4).tolist() == [32, 96, 160, 224]
+    assert depth_layers.kept_indices(7, 3).tolist() == [1, 3, 5]
     assert depth_layers.matrix(6, 2, "averaged").tolist() == [[1 / 3] * 3 + [0] * 3, [0] * 3 + [1 / 3] * 3]
     # The cells of 2 of 3 layers: one and a half each.
     np.testing.assert_allclose(depth_layers.matrix(3, 2, "averaged"), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]])
@@ -57,7 +57,7 @@ def test_the_rules_over_the_depth():
 
 
 def test_more_layers_than_there_are_are_interpolated_and_say_so():
-    with pytest.warns(UserWarning, match="4 layers are asked of a network of 2: they are interpolated, not kept"):
+    with pytest.warns(UserWarning, match="layers is 4 and the network has 2: the layers are interpolated, not kept"):
         found = depth_layers.matrix(2, 4, "kept")
     assert found.tolist() == [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
 
@@ -84,12 +84,12 @@ def test_a_network_of_fewer_layers(network, images):
     assert three.config == replace(network.config, depth=3)
     for name in ("conv1.weight", "bn2.bias", "bn1.num_batches_tracked"):
         assert torch.equal(
-            three.residual_layers.stacked(name), network.residual_layers.stacked(name)[depth_layers.kept(8, 3)]
+            three.residual_layers.stacked(name), network.residual_layers.stacked(name)[depth_layers.kept_indices(8, 3)]
         )
     means = network.residual_layers.stacked("bn1.running_mean")
     expected = (means[0] + means[1] + means[2] * 2 / 3) * 3 / 8
     torch.testing.assert_close(three.residual_layers.stacked("bn1.running_mean")[0], expected)
-    with pytest.warns(UserWarning, match="16 layers are asked of a network of 8") as warned:
+    with pytest.warns(UserWarning, match="layers is 16 and the network has 8") as warned:
         assert resample(network, 16).config.depth == 16
     assert len(warned) == 1
 
@@ -118,7 +118,7 @@ def test_the_parallel_form(network, images):
     torch.testing.assert_close(ParallelForm(network, 8)(images), network(images), rtol=1e-4, atol=1e-4)
     h = network.stem(images)
     f = resampling.branch("gelu")
-    at_once = h + sum(f(h, layer) for layer in zip(*folded(network), strict=True)) / 8
+    at_once = h + sum(f(h, layer) for layer in zip(*fold_batch_norms(network), strict=True)) / 8
     torch.testing.assert_close(ParallelForm(network, 1)(images), network.head(at_once), rtol=1e-4, atol=1e-4)
 
 

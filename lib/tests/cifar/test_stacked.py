@@ -19,7 +19,7 @@ import torch
 
 from lib import paths
 from lib.checks import Divergence
-from lib.cifar import dataset, records, states
+from lib.cifar import dataset, monitor, records, states
 from lib.cifar import training as cifar_training
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvNetConfig, ConvResNet
@@ -200,7 +200,7 @@ def test_sizes_are_those_of_the_source(kernels, library):
 
 
 def test_a_block_fits_into_the_shared_memory_of_a_multiprocessor():
-    for blocks in stack_module.BLOCKS_A_RUN:
+    for blocks in stack_module.BLOCKS_PER_RUN:
         assert stacked_layers.shared_bytes(blocks)[1] <= 227 * 1024
 
 
@@ -230,8 +230,8 @@ def test_a_stack_trains_as_its_runs_alone(kernels):
     train_set, test_set = sets(configs[0])
     runs = [Training(config, CPU) for config in configs]
     stack = Stack(runs, train_set, test_set, CPU, kernels)
-    values = stack.train_epoch(0), stack.evaluate(), stack.measured()
-    stack.give_back()
+    values = stack.train_epoch(0), stack.evaluate(), stack.measure()
+    stack.update_runs()
     for place, config in enumerate(configs):
         alone = Training(config, CPU)
         *_, progress = alone.train_epoch(train_set, 0)
@@ -239,7 +239,7 @@ def test_a_stack_trains_as_its_runs_alone(kernels):
         test = cifar_training.evaluate(alone.network, test_set)
         assert torch.tensor(found).tolist() == pytest.approx([progress.loss, progress.accuracy, *test], rel=1e-6)
         weights, scales = values[2][place]
-        stacked_values, own_values = cifar_training.smoothness(weights) | scales, cifar_training.measured(alone.network)
+        stacked_values, own_values = monitor.measure_smoothness(weights) | scales, monitor.measure(alone.network)
         assert stacked_values.keys() == own_values.keys()
         known = [name for name, value in own_values.items() if value is not None]  # noise takes more layers than two
         assert len(known) == 4
@@ -322,7 +322,7 @@ def test_the_first_hundred_losses_of_a_stack_are_those_of_its_runs_alone(monkeyp
     stack = StepByStep(runs, train_set, test_set, CPU, SimpleNamespace(blocks=BLOCKS))
     stack.train_epoch(0)
     for place, config in enumerate(configs):
-        alone = [line["loss"] for line in cifar_training.watch(Training(config, CPU, torch.float64), train_set)]
+        alone = [line["loss"] for line in monitor.watch(Training(config, CPU, torch.float64), train_set)]
         assert len(alone) == 100
         assert max(alone) - min(alone) > 0.1
         assert [loss[place].item() for loss in stack.losses] == pytest.approx(alone, abs=1e-9)
@@ -337,7 +337,7 @@ def test_a_run_in_a_stack_is_the_run_in_a_stack_of_its_own_to_the_bit(kernels):
         runs = [Training(config, CPU) for config in configs]
         stack = Stack(runs, train_set, test_set, CPU, kernels)
         losses = stack.train_epoch(0)[0]
-        stack.give_back()
+        stack.update_runs()
         return losses, runs
 
     losses, runs = trained(*configs)
@@ -456,8 +456,8 @@ def test_runs_that_cannot_be_stacked_are_named(other, words):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (CifarConfig(batch_norm=False), "that takes batch norm, a stem that trains, .*one of the activations"),
-        (CifarConfig(hold_stem=True), "that takes batch norm, a stem that trains, .*one of the activations"),
+        (CifarConfig(batch_norm=False), "stacking needs batch norm, .*one of the activations"),
+        (CifarConfig(hold_stem=True), "stacking needs batch norm, hold_stem .*one of the activations"),
         (CifarConfig(channels=8), "it has 8 channels and batches of 64, expected 16 and 64"),
         (CifarConfig(batch_size=32), "it has 16 channels and batches of 32, expected 16 and 64"),
     ],
@@ -470,23 +470,26 @@ def test_a_network_that_the_kernels_do_not_know_is_refused(config, words):
 def test_a_last_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="1001 training images leave 41 for the last batch, expected a multiple of 8"):
         stack_module._check_batches(1001, 8)
-    for blocks in stack_module.BLOCKS_A_RUN:
+    for blocks in stack_module.BLOCKS_PER_RUN:
         stack_module._check_batches(dataset.TRAIN_IMAGES, blocks)
 
 
 def test_without_cuda_a_sentence_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert stacked_training.main(["--epochs", "7"]) == 2
-    said = "Stacked runs need CUDA, and PyTorch sees no CUDA device here: make train trains a run alone.\n"
+    said = "Stacked runs need CUDA, but PyTorch sees no CUDA device here: train one run with make train.\n"
     assert capsys.readouterr().err == said
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert stacked_training.main(["--epochs", "7", "--device", "cpu"]) == 2
-    assert capsys.readouterr().err == "device is 'cpu', and stacked runs need CUDA: make train trains a run alone.\n"
+    assert capsys.readouterr().err == "device is 'cpu', but stacked runs need CUDA: train one run with make train.\n"
 
 
 def test_the_command_takes_runs_by_name_or_the_pending_ones(capsys):
     assert stacked_training.main(["nonsense"]) == 2
-    assert capsys.readouterr().err == "checkpoints/sweep.csv lists no run of the name nonsense.\n"
+    assert (
+        capsys.readouterr().err
+        == "checkpoints/sweep.csv lists no run nonsense: check the name, or add a line for it.\n"
+    )
     assert stacked_training.main(["--most", "0"]) == 2
     assert capsys.readouterr().err.startswith("most is 0, expected")
     name = "gelu_iid_bn_depth256_lr0.04_epochs7_seed0"
@@ -561,14 +564,14 @@ def test_a_run_that_diverges_leaves_the_other_stacks_alone(tmp_path, monkeypatch
 
 
 def test_few_runs_have_more_blocks_each():
-    assert [stack_module.blocks_a_run(runs, 132) for runs in (1, 7, 8, 15, 40)] == [16, 16, 8, 8, 8]
+    assert [stack_module.blocks_per_run(runs, 132) for runs in (1, 7, 8, 15, 40)] == [16, 16, 8, 8, 8]
 
 
 # ---- On a GPU ----
 
 
 @needs_cuda
-@pytest.mark.parametrize("blocks", stack_module.BLOCKS_A_RUN)
+@pytest.mark.parametrize("blocks", stack_module.BLOCKS_PER_RUN)
 def test_the_kernels_on_a_gpu_agree_with_float64_autograd(blocks):
     device = torch.device("cuda")
     nets = networks("gelu", "relu", "identity", depth=16)

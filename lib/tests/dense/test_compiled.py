@@ -152,12 +152,14 @@ def test_auto_takes_the_compiled_engine_where_it_applies():
     assert make_solver(config, weights, data).name == "compiled"
     assert make_solver(config, weights, data, "adjoint").name == "PyTorch adjoint"
     strided = dataclasses.replace(weights, W=weights.W.mT.contiguous().mT)
-    assert "W is not contiguous" in compiled.problem(config, strided, data)
+    assert "W is not contiguous" in compiled.find_problem(config, strided, data)
     assert make_solver(config, strided, data).name == "PyTorch adjoint"
-    with pytest.raises(ValueError, match=r"The compiled engine does not apply: W is not contiguous\."):
+    with pytest.raises(ValueError, match=r"The compiled engine cannot be used: W is not contiguous\."):
         make_solver(config, strided, data, "compiled")
     wide = NetworkConfig(depth=1, width=512, dimension=128, samples=20)
-    assert "a layer has 65536 entries, and beyond 24576 (n = 20, float64)" in compiled.problem(wide, *initialise(wide))
+    assert "a layer has 65536 entries, and beyond 24576 (n = 20, float64)" in compiled.find_problem(
+        wide, *initialise(wide)
+    )
     assert make_solver(wide, *initialise(wide)).name == "PyTorch adjoint"
 
 
@@ -173,7 +175,7 @@ def test_without_the_engine_the_adjoint_trains(monkeypatch):
     config = NetworkConfig(depth=3, width=4, dimension=2, samples=5)
     weights, data = initialise(config)
     assert make_solver(config, weights, data).name == "PyTorch adjoint"
-    with pytest.raises(ValueError, match="does not apply: the compiled engine is not built"):
+    with pytest.raises(ValueError, match="cannot be used: the compiled engine is not built"):
         make_solver(config, weights, data, "compiled")
 
 

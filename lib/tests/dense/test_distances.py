@@ -175,7 +175,7 @@ def test_measures_take_arrays_and_lists(form):
         (lambda: fit_slope([0, 4], [1, 2]), "A slope needs two points"),
         (lambda: fit_slope([2, 4], [1, math.inf]), "A slope needs finite numbers, found 1 infinite"),
         (lambda: fit_slope([2, 4], None), "y is None, expected a tensor"),
-        (lambda: fit_slope(["a", "b"], [1, 2]), "x is a list that is no array of real numbers"),
+        (lambda: fit_slope(["a", "b"], [1, 2]), "x is a list that is not an array of real numbers"),
         (lambda: von_neumann_ratio(None), "weights is None"),
         (
             lambda: von_neumann_ratio(3.0),

@@ -9,7 +9,7 @@ import torch
 from lib.dense import gronwall
 from lib.dense.limit import TrainedODE
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise
-from lib.dense.spectral import grid_of
+from lib.dense.spectral import get_grid
 from lib.figures import bounds
 from lib.tables import select
 
@@ -31,8 +31,8 @@ def test_suprema_of_derivatives_are_those_of_the_closed_forms():
 
 def test_what_is_known_before_training_bounds_what_is_measured_at_the_start():
     start, data = initialise(CONFIG)
-    measured = dataclasses.asdict(gronwall.measured_sizes(CONFIG, start, data))
-    known = dataclasses.asdict(gronwall.bounded_sizes(CONFIG, start, data, clip=0.1, time=0.0))
+    measured = dataclasses.asdict(gronwall.measure_sizes(CONFIG, start, data))
+    known = dataclasses.asdict(gronwall.bound_sizes(CONFIG, start, data, clip=0.1, time=0.0))
     assert all(known[name] >= value - 1e-12 for name, value in measured.items())
     assert known["W"] == pytest.approx(measured["W"])
 
@@ -45,7 +45,7 @@ def test_one_step_of_the_bound_covers_one_step_of_the_flow():
     config = dataclasses.replace(CONFIG, initialisation="gaussian-process", initial_V="drawn")
     start, data = initialise(config)
     before = [config.depth * float(squares.max().sqrt()) for squares in successive_squares(start)]
-    sizes = gronwall.measured_sizes(config, start, data)
+    sizes = gronwall.measure_sizes(config, start, data)
     bound = gronwall.advance(config, sizes, *before, 0.05)
     *_, record = train(config, 0.05, 1)
     after = [config.depth * float(squares.max().sqrt()) for squares in successive_squares(record.weights)]
@@ -57,7 +57,7 @@ def test_the_euler_constant_of_a_linear_ode_is_reached_to_a_factor():
     """dH/ds = a H with a constant: the error of L steps is e^a a^2 / (2 L) to first order, and C = a (e^a - 1) / 2."""
     config = NetworkConfig(depth=4, width=1, dimension=1, samples=1, activation="identity", output_dimension=1,
                            hidden_dimension=2, train_ends=True)  # fmt: skip
-    grid, one = grid_of(8), torch.ones(8, 1, 1, dtype=torch.float64)
+    grid, one = get_grid(8), torch.ones(8, 1, 1, dtype=torch.float64)
     ends = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     a = 0.5
     V, W = torch.cat([a * one, 0 * one], dim=2), torch.cat([one, 0 * one], dim=1)

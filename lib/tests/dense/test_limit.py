@@ -52,7 +52,7 @@ def test_grid_integrates_differentiates_and_interpolates_polynomials_exactly():
 def test_distance_to_a_network_is_exact_for_polynomials(depth):
     """Layers at the mean of s^p over their cell leave the variation within cells alone: closed form."""
     nodes, power = 12, 11  # the highest power that the nodes hold, whose square has the highest degree
-    grid = spectral.grid_of(nodes)
+    grid = spectral.get_grid(nodes)
     edges = torch.arange(depth + 1, dtype=torch.float64) / depth
     # The layers lie ``offset`` off the means. Integral of s^(2p) minus that of the means squared, in fractions.
     exact_means = [
@@ -211,9 +211,9 @@ def test_looking_costs_no_sweeps(monkeypatch):
 def test_configurations_without_such_a_limit_are_refused():
     iid = dataclasses.replace(SMALL, initialisation="iid")
     for ask in (lambda: limit.train(iid, 0.1, 1), lambda: figure_1_right.Config(iid, [16, 32], 2, reference="limit")):
-        with pytest.raises(ValueError, match="no functions of s: expected 'weight-tied' or 'gaussian-process'"):
+        with pytest.raises(ValueError, match="not functions of s: expected 'weight-tied' or 'gaussian-process'"):
             ask()  # before anything is trained
-    with pytest.raises(ValueError, match="no ordinary differential equation: expected '1/L'"):
+    with pytest.raises(ValueError, match="not an ordinary differential equation: expected '1/L'"):
         trained(dataclasses.replace(SMALL, residual_scaling="1/sqrt(L)"), 1)
     with pytest.raises(ValueError, match="expected them within 0 to 5"):
         limit.train(SMALL, 0.1, 5, [6])

@@ -23,7 +23,7 @@ def make(kind: str, config: NetworkConfig):
     if kind == "limit":
         return SpectralSolver(config, nodes=40)
     weights, data = initialise(config)
-    if kind == "compiled" and (reason := compiled.problem(config, weights, data)):
+    if kind == "compiled" and (reason := compiled.find_problem(config, weights, data)):
         pytest.skip(reason)
     return {"adjoint": Adjoint, "compiled": Compiled}[kind](config, weights, data)
 

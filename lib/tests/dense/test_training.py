@@ -10,7 +10,7 @@ import torch
 
 from lib.checks import Divergence
 from lib.dense.network import DTYPES, Data, NetworkConfig, Weights, hidden_states, initialise, outputs
-from lib.dense.training import lockstep, train
+from lib.dense.training import run_in_lockstep, train
 from lib.figures import figure_1_left, figure_1_right, figure_2
 from lib.measures import fit_slope
 from lib.tables import select
@@ -139,7 +139,7 @@ def test_iid_layers_stay_apart():
 
 def test_lockstep_yields_equal_iterations():
     trainings = [train(SMALL.at_depth(depth), 0.05, 6, [0, 3, 6]) for depth in (2, 4)]
-    assert [tuple(r.iteration for r in pair) for pair in lockstep(trainings)] == [(0, 0), (3, 3), (6, 6)]
+    assert [tuple(r.iteration for r in pair) for pair in run_in_lockstep(trainings)] == [(0, 0), (3, 3), (6, 6)]
 
 
 def test_divergence_is_a_sentence():
@@ -183,12 +183,12 @@ def test_weights_and_data_of_another_configuration_get_a_sentence():
         r"x is \(10, 3\), expected \(n, d\) = \(10, 4\) by the configuration": (weights, Data(data.x[:, :3], data.y)),
         r"y is \(9, 4\), expected \(n, d'\) = \(10, 4\)": (weights, Data(data.x, data.y[:9])),
         r"V is \(7, 6, 4\), expected \(L, m, q\) = \(8, 6, 4\)": (Weights(weights.V[1:], weights.W), data),
-        r"A is given, though it is the identity here": (Weights(weights.V, weights.W, torch.eye(4)), data),
+        r"A is given, but is the identity in this configuration": (Weights(weights.V, weights.W, torch.eye(4)), data),
     }
     for sentence, start in wrong.items():
         with pytest.raises(ValueError, match=sentence):
             train(SMALL, 0.1, 1, start=start)
-    with pytest.raises(ValueError, match="A is missing: `initialise"):
+    with pytest.raises(ValueError, match="A is missing: draw weights with `initialise"):
         train(dataclasses.replace(SMALL, train_ends=True), 0.1, 1, start=(weights, data))
 
 
@@ -242,9 +242,9 @@ def test_own_data_that_are_no_numbers_get_a_sentence():
     with pytest.raises(ValueError, match=r"y is \(10,\), expected \(n, d'\) = \(10, 4\) by the configuration"):
         train(SMALL, 0.1, 1, start=(weights, Data(data.x, data.y[:, 0])))
     for values, found in (
-        ([[1.0, 2.0], [3.0]], r"list that is no array of real numbers \(.*\(2,\)"),
-        (np.array([["a"]]), "ndarray that is no array of real numbers .*<U1"),
-        (np.ones((10, 4)) * 1j, "ndarray that is no array of real numbers .*complex128"),
+        ([[1.0, 2.0], [3.0]], r"list that is not an array of real numbers \(.*\(2,\)"),
+        (np.array([["a"]]), "ndarray that is not an array of real numbers .*<U1"),
+        (np.ones((10, 4)) * 1j, "ndarray that is not an array of real numbers .*complex128"),
     ):
         with pytest.raises(TypeError, match=f"x is a {found}"):
             Data(values, data.y)

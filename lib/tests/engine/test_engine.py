@@ -291,9 +291,9 @@ def test_what_the_engine_does_not_take_is_said_in_words():
     h, _ = images(2)
 
     def reason(h=h, activation="gelu", **changed) -> str:
-        return engine.conv_stack_problem(h, tensors | changed, activation)
+        return engine.find_conv_stack_problem(h, tensors | changed, activation)
 
-    assert not engine.conv_stack_problem(h, tensors, "gelu")
+    assert not engine.find_conv_stack_problem(h, tensors, "gelu")
     assert "float64" in reason(h.double())
     assert "h has 8" in reason(h[:, :8])
     assert "'sine'" in reason(activation="sine")
@@ -304,16 +304,16 @@ def test_what_the_engine_does_not_take_is_said_in_words():
         assert "autocast" in reason()
     del tensors["bn2.running_var"]
     assert "bn2.running_var" in reason()
-    with pytest.raises(ValueError, match=r"do not apply: .* needs the tensor bn2.running_var\."):
+    with pytest.raises(ValueError, match=r"cannot be used: .* needs the tensor bn2.running_var\."):
         engine.conv_stack(h, tensors, "gelu")
 
 
 @pytest.fixture
 def anew():
     """The engine looked for again, in the test and after it."""
-    engine._built.cache_clear()
+    engine._load_library.cache_clear()
     yield
-    engine._built.cache_clear()
+    engine._load_library.cache_clear()
 
 
 def test_lib_engine_off_switches_it_off(monkeypatch):
@@ -372,8 +372,8 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
 
     def loaded(self) -> str:
         """Why the engine does not run, or nothing."""
-        engine._built.cache_clear()
-        return engine.missing()
+        engine._load_library.cache_clear()
+        return engine.explain_missing()
 
     def test_what_was_built_is_loaded_and_not_built_again(self, capsys):
         assert engine.main(["build"]) == 0
@@ -390,7 +390,7 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         """The system ends a process that reads on in what was cut off: it is not even tried."""
         whole = engine.build().read_bytes()
         engine.path().write_bytes(whole[:torn])
-        assert "is not what was built; `make engine` builds it anew" in self.loaded()
+        assert "is damaged; `make engine` builds it anew" in self.loaded()
         engine.build()
         assert engine.path().read_bytes() == whole
         assert self.loaded() == ""
@@ -404,7 +404,7 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         self.broken.unlink()
         good = engine.build()
         good.write_bytes(b"no library at all")
-        note = json.dumps(engine._noted(good) | {"sha256": engine._digest(good)})
+        note = json.dumps(engine._read_note(good) | {"sha256": engine._digest(good)})
         good.with_suffix(".json").write_text(note)
         assert "does not load (" in self.loaded()
         engine.build()
@@ -437,7 +437,7 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         before = engine.path().stat().st_ino
         engine.build()
         assert engine.path().stat().st_ino != before
-        assert engine._noted(engine.path())["compiler"] == "another compiler 99"
+        assert engine._read_note(engine.path())["compiler"] == "another compiler 99"
         assert self.loaded() == ""
 
 
@@ -454,5 +454,5 @@ def test_without_a_compiler_the_build_says_so_and_succeeds(monkeypatch, tmp_path
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert engine.main(["build"]) == 0
-    assert "no C++ compiler was found (looked for 'no-such-compiler'" in (out := capsys.readouterr().out)
+    assert "no C++ compiler 'no-such-compiler' was found" in (out := capsys.readouterr().out)
     assert "Everything works without it" in out

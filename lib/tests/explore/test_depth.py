@@ -18,7 +18,7 @@ from lib.dense.training import train
 from lib.explore import explorer as module
 from lib.explore import frames
 from lib.explore.depth import KIND, STORIES, draw_depths, explore_depth
-from lib.explore.depth_training import growing_depths
+from lib.explore.depth_training import train_depths
 
 
 def test_the_first_picture_is_the_initialisation(real_pictures, explorer):
@@ -36,7 +36,7 @@ def test_the_first_picture_is_the_initialisation(real_pictures, explorer):
 
 def test_what_is_trained_and_drawn_is_what_the_functions_return(explorer):
     finish(explorer)
-    expected = [growing_depths(SMALL), growing_depths(dataclasses.replace(SMALL, network=IID))]
+    expected = [train_depths(SMALL), train_depths(dataclasses.replace(SMALL, network=IID))]
     for number, (state, plain) in enumerate(zip(explorer.live.state.states, expected, strict=True)):
         assert state.losses == plain.losses
         assert state.distances == plain.distances
@@ -77,12 +77,12 @@ def test_a_figure_is_drawn_anew_only_if_more_than_its_data_differs(explorer):
 
 
 def test_a_growing_curve_leaves_its_axes_seldom():
-    figure, changes = draw_depths([growing_depths(SMALL)], 1, 2), 0
+    figure, changes = draw_depths([train_depths(SMALL)], 1, 2), 0
     panel = figure.axes[0]
     for value in np.geomspace(1, 100, 200):
         before = panel.get_ylim()
         panel.lines[0].set_ydata(np.linspace(0, value, 4))
-        if not frames.fills(panel, 0, value):
+        if not frames.fills_axis(panel, 0, value):
             frames.set_limits(panel, 0, value, decades=0.2, ahead=True)
         assert panel.get_ylim()[0] <= 0 < value <= panel.get_ylim()[1] < 4 * value or panel.get_ylim() == before
         changes += panel.get_ylim() != before
@@ -93,7 +93,7 @@ def test_a_growing_curve_leaves_its_axes_seldom():
 def test_the_two_slopes_do_not_touch(other):
     config = dataclasses.replace(SMALL, iterations=3)
     second = dataclasses.replace(config, network=dataclasses.replace(NETWORK, initialisation=other))
-    figure = draw_depths([growing_depths(config), growing_depths(second)])
+    figure = draw_depths([train_depths(config), train_depths(second)])
     renderer = FigureCanvasAgg(figure).get_renderer()
     notes = {panel.get_label(): panel.texts for panel in figure.axes}["distance"]
     first, second = (note.get_window_extent(renderer) for note in notes)
@@ -113,7 +113,7 @@ def test_divergence_is_a_sentence_and_the_other_network_goes_on(explorer):
 
 
 def test_numbers_of_a_diverging_network_are_not_drawn(real_pictures):
-    state = growing_depths(dataclasses.replace(SMALL, iterations=2))
+    state = train_depths(dataclasses.replace(SMALL, iterations=2))
     state.weights[16].V[3, 1, 2] = float("inf")
     state.weights[16].W[:, 1, 2] = 1e200
     state.losses[16][-1] = float("inf")

@@ -1,4 +1,4 @@
-"""The explorer of residual blocks: those on board, and one of one's own."""
+"""The explorer of residual blocks: those of the catalogue, and one of one's own."""
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ def test_the_explorer_trains_a_block_on_board():
     config = DistancesConfig(make_block("convolution", "gelu", "batch"), [4, 8], x, y, 2, 0.4)
     assert state.max_distances() == compare_depths(config).max_distances()
     panel = explore.draw(state, 2, 9).axes[0]
-    name, index = explore.chosen(state, 2, 9)
+    name, index = explore.find_entry(state, 2, 9)
     assert (name, index) == ("conv2.weight", (0, 1, 0, 0))
     assert list(panel.lines[1].get_ydata()) == state.weights[8][name][(slice(None), *index)].tolist()
     parameters.check_values("blocks", {"blocks": ["convolution, batch norm"]})
@@ -88,4 +88,4 @@ def test_the_explorer_offers_one_s_own_block_and_takes_its_new_definition(monkey
     assert "raised IndexError: " in explorer.message.value
     assert "<b>Start</b>" in explorer.hint.value
     explore.explore_blocks(namespace)
-    assert shell.look in explore._looking
+    assert shell.look in explore._registered

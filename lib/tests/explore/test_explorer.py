@@ -132,7 +132,7 @@ def test_saving_writes_the_picture_its_tables_and_its_parameters(explorer, outpu
     assert list(table["entry_W"]) == pytest.approx(explorer.live.state.states[0].weights[16].W[:, 1, 2].tolist())
     explorer.save_name.value = "../mine"
     explorer.save_button.click()
-    assert "is no file name" in explorer.saved.value
+    assert "is not a file name" in explorer.saved.value
 
 
 def files(folder):

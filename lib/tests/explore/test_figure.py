@@ -72,7 +72,7 @@ def _run(name):
 
 def _run_with(name, values):
     namespace = {"__name__": "__main__"}
-    notebook = parameters.read(name)
+    notebook = parameters.read_notebook(name)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type != "code" or "nbval-check-output" in tags:
@@ -80,7 +80,9 @@ def _run_with(name, values):
         if "explorer" in tags:
             return namespace
         # The explorer draws the same figure.
-        silent = re.sub(rf"(results\.(save|show)|\b{name}\.draw)\(", "(lambda *_: None)(", parameters.code(cell))
+        silent = re.sub(
+            rf"(results\.(save|show)|\b{name}\.draw)\(", "(lambda *_: None)(", parameters.extract_python(cell)
+        )
         exec(silent, namespace)
         if "parameters" in tags:
             namespace |= values
@@ -90,15 +92,15 @@ def _run_with(name, values):
 def _figure_explorer(name, values=None):
     """The explorer at the end of a notebook that has run with other values."""
     namespace = dict(_run(name) if values is None else _run_with(name, values))
-    functions, call, arguments = parameters.read(name).cells[-1].source.rpartition("explore_figure(")
+    functions, call, arguments = parameters.read_notebook(name).cells[-1].source.rpartition("explore_figure(")
     exec(functions, namespace)
     return eval(call + arguments, namespace)
 
 
 def test_every_figure_has_an_explorer():
-    assert set(FIGURES) == set(parameters.figures())
+    assert set(FIGURES) == set(parameters.list_figures())
     for name in FIGURES:
-        last = parameters.read(name).cells[-1]
+        last = parameters.read_notebook(name).cells[-1]
         assert set(last.metadata.tags) == {"explorer", "nbval-ignore-output"}
         assert last.source.startswith("explore_figure(")
 
@@ -112,13 +114,13 @@ def test_a_moved_control_makes_the_figure_anew(name):
     assert any(control.replace("_", " ") in explorer.hint.value for control in [*explorer.controls, "Start"])
     shown = yaml.safe_load(explorer.parameters.value)
     parameters.check_values(name, shown)
-    assert set(shown) == set(parameters.offered(name))
+    assert set(shown) == set(parameters.read_parameters(name))
     counted = [control for control in ("seed", "iterations") if isinstance(shown.get(control), int)]
     moved = [*counted, *explorer.controls][0]
     if counted:
         explorer.controls[moved].value = {"seed": 1 + shown.get("seed", 0), "iterations": 10}[moved]
     else:
-        explorer._changed([moved])
+        explorer._apply_change([moved])
     finish(explorer)
     assert explorer.message.value == ""
     assert explorer.progress.value == explorer.progress.max
@@ -156,7 +158,7 @@ def test_a_picture_of_other_values_is_not_saved(output):
     for control, value in (("seed", 7), ("clips", "-1")):  # being computed, impossible
         explorer.controls[control].value = value
         explorer.save()
-        assert explorer.saved.value.startswith("The picture is not that of the controls")
+        assert explorer.saved.value.startswith("Nothing is saved: the picture does not show the controls")
     assert not output.exists()
     explorer.controls["clips"].value = "0.01"
     finish(explorer)
@@ -186,7 +188,7 @@ def test_small_numbers_of_a_list_are_read_as_they_are_written():
     ("control", "value", "sentence"),
     [
         ("depths", "2, 4, x", "an entry of depths is 'x', expected a whole number"),
-        ("depths", "2, [4", "depths is '2, [4', expected values with commas in between"),
+        ("depths", "2, [4", "depths is '2, [4', expected values separated by commas"),
         ("slope_from", 512, "slope_from is 512, which leaves fewer than two of the depths"),
     ],
 )
@@ -199,7 +201,7 @@ def test_values_that_a_figure_cannot_have_are_named(control, value, sentence):
 @pytest.mark.parametrize("nobody", [True, False])
 def test_where_nobody_looks_nothing_runs_by_itself(nobody, folder, monkeypatch):
     monkeypatch.setenv("NOTEBOOK_UNATTENDED", "1" if nobody else "")
-    assert paths.unattended() == nobody
+    assert paths.is_unattended() == nobody
 
     async def play():
         shown = _figure_explorer("clipping")

@@ -9,7 +9,7 @@ from lib.explore import live
 
 def test_a_function_in_a_thread_gives_its_result_and_reports():
     reported = []
-    items = list(live.in_thread(lambda progress: sum(progress(range(5), 5)), reported))
+    items = list(live.run_in_thread(lambda progress: sum(progress(range(5), 5)), reported))
     assert items[-1] == 10
     assert set(items[:-1]) == {None}
     assert reported == [0, 20, 40, 60, 80, 100]
@@ -25,7 +25,7 @@ def test_a_run_has_one_thread_from_its_first_step_on():
 
     try:
         running = live.Live(lambda: None, lambda: None, lambda sentence: None)
-        running.begin(lambda: live.Run(live.in_thread(work, [0.0])))
+        running.begin(lambda: live.Run(live.run_in_thread(work, [0.0])))
         while running.advance(1.0):
             pass
         assert (seen, torch.get_num_threads()) == ([1, 1, 1], 2)
@@ -40,7 +40,7 @@ def test_a_function_in_a_thread_waits_and_ends_when_it_is_closed():
         for number in progress(range(1000), 1000):
             steps.append(number)
 
-    running = live.in_thread(work, [0.0])
+    running = live.run_in_thread(work, [0.0])
     while len(steps) < 2:
         next(running)
     assert threads() == 1
@@ -54,4 +54,4 @@ def test_an_error_in_a_thread_is_raised_where_the_result_would_be():
         raise ValueError("depth is 0")
 
     with pytest.raises(ValueError, match="depth is 0"):
-        list(live.in_thread(work, [0.0]))
+        list(live.run_in_thread(work, [0.0]))

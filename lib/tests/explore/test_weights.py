@@ -55,7 +55,7 @@ def test_the_principal_plane_of_a_bent_line():
 
 
 def test_roughest_and_smoothest_entries(folder):
-    tied, _ = trained.one_of_each(trained.find(folder))
+    tied, _ = trained.choose_pair(trained.find_checkpoints(folder))
     network = trained.load(tied)
     assert network.entry(trained.Choice(how="roughest")) == (2, 1, 0, 2)
     smoothest = network.entry(trained.Choice(how="smoothest"))
@@ -75,15 +75,15 @@ def test_the_first_pair_is_of_one_schedule():
 
     alone, short = named(epochs=180), named(epochs=30)
     iid = named(epochs=30, initialisation="iid")
-    assert trained.one_of_each(dict([iid, alone, short])) == [short[0], iid[0]]
-    assert trained.one_of_each(dict([iid, alone])) == [alone[0], iid[0]]
-    assert trained.one_of_each(dict([alone])) == [alone[0]]
-    assert trained.one_of_each({}) == []
+    assert trained.choose_pair(dict([iid, alone, short])) == [short[0], iid[0]]
+    assert trained.choose_pair(dict([iid, alone])) == [alone[0], iid[0]]
+    assert trained.choose_pair(dict([alone])) == [alone[0]]
+    assert trained.choose_pair({}) == []
 
 
 def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatch):
     write_set(tmp_path / "images", monkeypatch)
-    trained.test_images.cache_clear()
+    trained.load_test_images.cache_clear()
     explorer = explore_weights(folder)
     finish(explorer)
     networks = explorer.live.state.networks
@@ -110,12 +110,12 @@ def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatc
     explorer.save()
     table = tables.read_csv(output / "explore_weights.csv")
     assert list(table["value"]) == pytest.approx(networks[0].weights("conv2")[:, 3, 0, 0, 0].tolist())
-    trained.test_images.cache_clear()
+    trained.load_test_images.cache_clear()
 
 
 def test_without_images_their_path_takes_no_room_and_a_sentence_says_why(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "nothing"))
-    trained.test_images.cache_clear()
+    trained.load_test_images.cache_clear()
     explorer = explore_weights(folder)
     assert "being read" in explorer.status.value
     finish(explorer)

@@ -15,11 +15,11 @@ from lib.cifar.choice import (
     RELEASED,
     NetworkChoice,
     Setting,
-    by_setting,
-    longest_by_depth,
-    longest_schedule,
-    nothing_trained,
-    with_repeats,
+    describe_missing,
+    group_by_setting,
+    select_longest_by_depth,
+    select_longest_schedule,
+    select_with_repeats,
 )
 from lib.cifar.config import CifarConfig
 from lib.cifar.course import smooth_shares, smoothness_in_training
@@ -40,7 +40,11 @@ def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
         (180, "weight-tied"),
     ]
     for (setting, initialisation), run in networks.items():
-        assert (Setting.of(run.config), run.config.initialisation, run.config.seed) == (setting, initialisation, 0)
+        assert (Setting.from_config(run.config), run.config.initialisation, run.config.seed) == (
+            setting,
+            initialisation,
+            0,
+        )
     short = next(setting for setting, _ in networks)
     entries = {"conv1": (1, 2, 0, 2), "conv2": (15, 0, 1, 1)}
     monkeypatch.setattr(figure_3, "draw_entries", lambda seed: entries)
@@ -74,7 +78,7 @@ def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
 
 
 def test_schedules_are_never_mixed(trained):
-    networks = by_setting(records.read_runs(), trained)
+    networks = group_by_setting(records.read_runs(), trained)
     # The 180-epoch run has no i.i.d. counterpart.
     assert {setting.epochs: list(pair) for setting, pair in networks.items()} == {
         30: ["weight-tied", "iid"],
@@ -82,9 +86,11 @@ def test_schedules_are_never_mixed(trained):
     }
     for setting, pair in networks.items():
         for initialisation, runs in pair.items():
-            assert {(Setting.of(run.config), run.config.initialisation) for run in runs} == {(setting, initialisation)}
-    assert [setting.epochs for setting in by_setting(records.read_runs(), replace(trained, epochs=180))] == [180]
-    (short, *_) = by_setting(records.read_runs(), trained, seed=0).values()
+            assert {(Setting.from_config(run.config), run.config.initialisation) for run in runs} == {
+                (setting, initialisation)
+            }
+    assert [setting.epochs for setting in group_by_setting(records.read_runs(), replace(trained, epochs=180))] == [180]
+    (short, *_) = group_by_setting(records.read_runs(), trained, seed=0).values()
     assert [len(runs) for runs in short.values()] == [1, 1]
 
 
@@ -109,7 +115,7 @@ def test_the_longest_schedule_of_each_depth(tmp_path):
     for config in configs:
         finish(tmp_path, config)
     records.gather(tmp_path)
-    runs = longest_by_depth(records.read_runs(tmp_path), NetworkChoice(), seed=0)
+    runs = select_longest_by_depth(records.read_runs(tmp_path), NetworkChoice(), seed=0)
     assert [run.config for run in runs] == [configs[1], configs[0]]
 
 
@@ -118,7 +124,7 @@ def test_repeats_are_the_other_seeds_of_the_longest_schedule(tmp_path):
     for config in configs:
         finish(tmp_path, config)
     records.gather(tmp_path)
-    runs = with_repeats(records.read_runs(tmp_path), NetworkChoice(depth=8), seed=0)
+    runs = select_with_repeats(records.read_runs(tmp_path), NetworkChoice(depth=8), seed=0)
     assert {run.config for run in runs[:2]} == {configs[0], configs[2]}
     assert [run.config for run in runs[2:]] == [configs[3]]
 
@@ -191,10 +197,10 @@ def test_table_1_has_a_block_for_each_setting(two_settings):
 
 def test_the_longest_schedule_is_that_of_each_setting(two_settings):
     found = two_settings.select(records.read_runs())
-    longest = longest_schedule(found)
+    longest = select_longest_schedule(found)
     assert {(run.config.batch_size, run.config.epochs) for run in longest} == {(64, 3), (128, 4)}
     assert len(longest) == 8
-    repeats = with_repeats(records.read_runs(), two_settings, seed=0)
+    repeats = select_with_repeats(records.read_runs(), two_settings, seed=0)
     assert {(run.config.batch_size, run.config.epochs) for run in repeats if run.config.seed} == {(64, 3), (128, 4)}
     assert {run.config.batch_size for run in NetworkChoice(depth=16).select(records.read_runs())} == {64}
 
@@ -210,7 +216,7 @@ def test_figures_3_and_4_keep_settings_apart(two_settings):
     table = entries_across_layers(layers, draw_entries(0))
     assert len(set(zip(table["setting"], table["epochs"], strict=True))) == 3
     layers, averages = successive_distance_tables(
-        by_setting(records.read_runs(), two_settings), records.read_distances()
+        group_by_setting(records.read_runs(), two_settings), records.read_distances()
     )
     small, large = (
         tables.select(averages, epochs=epochs, initialisation="weight-tied", convolution="conv1") for epochs in (3, 4)
@@ -296,7 +302,7 @@ def test_published_curves_are_shown_as_they_were_read(trained, monkeypatch):
 
 
 def test_figure_4_averages_over_layers_and_runs(trained):
-    networks = by_setting(records.read_runs(), trained)
+    networks = group_by_setting(records.read_runs(), trained)
     layers, averages = successive_distance_tables(networks, records.read_distances())
     s = np.arange(64) / 64
     expected = 48 * np.abs(np.diff(0.1 * np.sin(2 * np.pi * s)))  # 2,304 equal entries: a factor 48
@@ -330,7 +336,7 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path, monk
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     runs, choice = records.read_runs(tmp_path), NetworkChoice()
     assert runs == []
-    assert by_setting(runs, choice) == {}
+    assert group_by_setting(runs, choice) == {}
     assert set(make_readable(compare(runs, choice))["trained"]) == {"not yet"}
     layers, averages = successive_distance_tables({}, records.read_distances(tmp_path))
     assert layers["distance"] == averages["average"] == []
@@ -355,11 +361,11 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path, monk
         ),
     ):
         assert figure.axes[0].texts[0].get_text() == "no such network is trained yet"
-    assert nothing_trained(NetworkChoice("relu", depth=128, learning_rate=0.1), seed=9) == (
+    assert describe_missing(NetworkChoice("relu", depth=128, learning_rate=0.1), seed=9) == (
         "checkpoints/ holds no such network (activation ReLU, batch_norm True, depth 128, learning_rate 0.1, "
         "batch_size 64, seed 9), or not its weights: `make train ACTIVATION=relu DEPTH=128 LR=0.1 SEED=9` trains one."
     )
-    assert nothing_trained(choice, activation=None).endswith("its weights: `make train` trains one.")
+    assert describe_missing(choice, activation=None).endswith("its weights: `make train` trains one.")
 
 
 def test_trials_and_other_settings_stay_out(tmp_path):

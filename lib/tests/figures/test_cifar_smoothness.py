@@ -10,9 +10,9 @@ from finished_runs import finish
 
 from lib import measures, paths, tables
 from lib.cifar import records
-from lib.cifar.choice import longest_by_depth
+from lib.cifar.choice import select_longest_by_depth
 from lib.cifar.config import CifarConfig
-from lib.cifar.course import RATIOS, SCALES, course, smoothness_in_training
+from lib.cifar.course import RATIOS, SCALES, measure_course, smoothness_in_training
 from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.figures import rounding, smoothness, stem
 from lib.figures.rounding import NOISES, lost_in_precision, noise_of_parts, precisions_meet, smoothness_by_precision
@@ -103,18 +103,18 @@ def test_the_course_of_an_exponential_is_its_rate():
     # Falls first, then grows, and saturates far above what counts as smooth.
     ratio = np.minimum(np.maximum(2e-3 * np.exp(-0.5 * epochs), 1e-4 * np.exp(0.004 * 30 * epochs)), 1.5)
     table = {"run": ["one"] * 100, "epoch": epochs, "time": 30.0 * epochs, "von_neumann_conv1": ratio}
-    found = course(table, "one")
+    found = measure_course(table, "one")
     assert found.rate == pytest.approx(0.004)
     assert found.lost_after == math.ceil(math.log(1e3) / 0.12)
     assert found.lost_at == pytest.approx(math.log(1e3) / 0.004)  # between two epochs
     assert (found.ratio, found.time) == (1.5, 3000)
     flat = table | {"von_neumann_conv1": np.full(100, 2e-4)}
-    assert course(flat, "one").lost_after is None
-    assert math.isnan(course(flat, "one").rate)
-    assert math.isnan(course(flat, "one").lost_at)
+    assert measure_course(flat, "one").lost_after is None
+    assert math.isnan(measure_course(flat, "one").rate)
+    assert math.isnan(measure_course(flat, "one").lost_at)
     assert found.lost == f"above 0.1 after epoch {found.lost_after}"
-    assert course(flat, "one").lost == "smooth at every epoch"
-    assert math.isnan(course(flat, "another").ratio)
+    assert measure_course(flat, "one").lost == "smooth at every epoch"
+    assert math.isnan(measure_course(flat, "another").ratio)
 
 
 def test_smoothness_is_lost_by_depth_where_each_run_passes_the_bound():
@@ -156,14 +156,14 @@ def test_a_rate_is_found_where_some_ratios_are_undefined():
     table = tables.from_rows(
         {"run": "one", "epoch": k, "time": float(k), "von_neumann_conv1": value} for k, value in enumerate(ratio)
     )
-    assert course(table, "one").rate == pytest.approx(math.log(2))
+    assert measure_course(table, "one").rate == pytest.approx(math.log(2))
 
 
 def test_smoothness_is_drawn_as_it_is_tabled(trained):
     runs = trained.select(records.read_runs(), seed=0)
     training = smoothness_in_training(runs)
     depth = smoothness_along_depth([run for run in runs if run.config.initialisation == "weight-tied"])
-    deeper = smoothness_in_training(longest_by_depth(records.read_runs(), trained))
+    deeper = smoothness_in_training(select_longest_by_depth(records.read_runs(), trained))
     lost = {"run": ["a", "b"], "depth": [32, 64], "lost_after": [3, 6], "lost_at": [100.0, 200.0]}
     lost["steep_at"] = [90.0, math.nan]
     names = ("smoothness", "smoothness_depth", "smoothness_depths", "smoothness_lost")

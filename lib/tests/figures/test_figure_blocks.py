@@ -97,13 +97,13 @@ def test_values_that_cannot_be(values, sentence):
 
 def test_a_moved_control_makes_the_figure_anew():
     namespace = {"__name__": "__main__"}
-    for cell in parameters.read("blocks").cells:
+    for cell in parameters.read_notebook("blocks").cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "code" and "nbval-check-output" not in tags and "explorer" not in tags:
             exec(re.sub(r"results\.(save|show)\(", "(lambda *_: None)(", cell.source), namespace)
             if "parameters" in tags:
                 namespace |= SMALL | {"blocks": ["perceptron"], "seeds": [0]}
-    call = parameters.tagged(parameters.code_cells("blocks"), "explorer")[0].source
+    call = parameters.select_tagged(parameters.code_cells("blocks"), "explorer")[0].source
     explorer = eval(call, namespace)
     explorer.controls["seeds"].value = "3"
     while explorer.live.advance(1.0):

@@ -162,7 +162,7 @@ def test_a_log_that_is_cut_or_of_another_setting_is_named_in_a_sentence(tmp_path
     path = records.layer_log_path(logged[0])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(layer_log.LayerLogError, match=r"is not a whole layer log .* move it aside, and restore it"):
+    with pytest.raises(layer_log.LayerLogError, match=r"is not a complete layer log .* move it aside, and restore it"):
         roughness.compute(choose())
     path.write_bytes(records.layer_log_path(logged[1]).read_bytes())
     with pytest.raises(layer_log.LayerLogError, match=f"{logged[1].name}.*, expected that of {logged[0].name}: it"):
@@ -183,7 +183,7 @@ def test_a_tiny_run_is_drawn_from_what_it_leaves(tmp_path, monkeypatch):
     shown = roughness.Config(NetworkChoice(depth=10, batch_size=0))
     data = roughness.compute(shown)
     assert data["roughness_runs"]["logged"] == [3]
-    weights = training.kernels(records.read_runs()[0].load().network)["conv1"].double().flatten(1)
+    weights = records.read_runs()[0].load().network.kernels()["conv1"].double().flatten(1)
     steps = weights.diff(dim=0)
     cosines = (steps[1:] * steps[:-1]).sum(dim=1) / (steps[1:].square() + steps[:-1].square()).sum(dim=1)
     (last,) = tables.rows(tables.select(data["roughness"], epoch=3))

@@ -86,7 +86,7 @@ def test_neural_ode_figure_draws_its_table(beside_ode):
 
 def test_uniform_distance_looks_at_both_ends_of_a_cell():
     """V(s) = s, W(s) = 0: layers at the right ends, k/L, are 1/L off at the left end of their cell."""
-    grid = spectral.grid_of(4)
+    grid = spectral.get_grid(4)
     ode = limit.TrainedODE(SMALL, grid, Weights(grid.s[:, None, None], torch.zeros(4, 1, 1, dtype=torch.float64)))
     layers = torch.arange(1, 6, dtype=torch.float64)[:, None, None] / 5
     assert ode.uniform_distance(Weights(layers, torch.zeros_like(layers))) == pytest.approx(1 / 5)

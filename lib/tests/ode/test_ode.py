@@ -40,29 +40,29 @@ def test_eulers_method_in_as_many_steps_is_the_network():
     weights, data = initialise(config)
     branch, layers = dense_branch(config), dense_layers(weights)
     expected = hidden_states(config, weights, data.x)[-1]
-    torch.testing.assert_close(ode.network(branch, layers, data.x), expected)
+    torch.testing.assert_close(ode.run_network(branch, layers, data.x), expected)
     torch.testing.assert_close(ode.LayersODE(branch, layers).solve(data.x, "Euler", 16), expected)
 
 
 @pytest.mark.parametrize(("method", "order"), [("Euler", 1), ("Heun", 2), ("RK4", 4)])
 def test_orders(method, order):
     branch, layers, x = smooth(64)
-    table = ode.solver_errors(branch, layers, x, [8, 16, 32, 64])
+    table = ode.measure_solver_errors(branch, layers, x, [8, 16, 32, 64])
     rows = tables.select(table, method=method)
     assert -fit_slope(rows["steps"], rows["error"]).slope == pytest.approx(order, abs=0.25)
-    assert rows["evaluations"].tolist() == [ode.evaluations(method, steps) for steps in (8, 16, 32, 64)]
+    assert rows["evaluations"].tolist() == [ode.count_evaluations(method, steps) for steps in (8, 16, 32, 64)]
 
 
 def test_the_network_is_1_over_L_from_its_ode():
     depths = (16, 32, 64)
-    errors = [ode.solver_errors(*smooth(depth), [2], reference_steps=64)["error"][0] for depth in depths]
+    errors = [ode.measure_solver_errors(*smooth(depth), [2], reference_steps=64)["error"][0] for depth in depths]
     assert fit_slope(depths, errors).slope == pytest.approx(-1, abs=0.1)
 
 
 def test_the_adaptive_solver_takes_as_many_steps_as_it_needs():
     calls, errors = [], []
     for tolerance in (1e-2, 1e-8):
-        table = ode.solver_errors(*smooth(64), [2], [tolerance], reference_steps=256)
+        table = ode.measure_solver_errors(*smooth(64), [2], [tolerance], reference_steps=256)
         row = tables.select(table, method=ode.ADAPTIVE)
         calls.append(row["evaluations"][0])
         errors.append(row["error"][0])
@@ -87,7 +87,7 @@ def square(h):
 @pytest.mark.parametrize("method", reversible.METHODS)
 def test_with_stored_states_gradients_are_exact(method):
     branch, layers, x = rough(6)
-    found = reversible.reversed_gradients(method, branch, layers, x, square, stored=True)
+    found = reversible.compute_gradients(method, branch, layers, x, square, stored=True)
     leaves = [layer.clone().requires_grad_() for layer in layers]
     state = x.clone().requires_grad_()
     steps = 6 if method == "Euler" else 5
@@ -112,7 +112,7 @@ def test_errors_of_gradients_with_states_computed_backwards(layers_of, method, o
     depths, errors = (16, 32, 64, 128), []
     for depth in depths:
         exact, found = (
-            reversible.reversed_gradients(method, *layers_of(depth), square, stored) for stored in (True, False)
+            reversible.compute_gradients(method, *layers_of(depth), square, stored) for stored in (True, False)
         )
         errors.append(reversible.relative_errors(found, exact))
     for quantity in ("state", "gradient"):
@@ -156,7 +156,7 @@ def test_the_rooms_of_solvers_and_of_gradients(tmp_path, monkeypatch):
 def test_a_trained_network_solved_as_an_ode():
     config = NetworkConfig(depth=32, width=16, dimension=8, samples=10)
     (record,) = train(config, 0.01, 50, [50])
-    errors = ode.solver_errors(
+    errors = ode.measure_solver_errors(
         dense_branch(config), dense_layers(record.weights), initialise(config)[1].x, [8], reference_steps=128
     )
     by_method = dict(zip(errors["method"], errors["error"], strict=True))

@@ -82,4 +82,4 @@ def test_what_cannot_be_removed_is_said(tmp_path):
     code = f"{fails}shutil.rmtree = fails\nrunpy.run_path('lib/project/clean.py', run_name='__main__')\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == f"Not all could be removed: [Errno 13] Permission denied: '{root}/.build/engine'.\n"
+    assert done.stderr == f"Not all files could be removed: [Errno 13] Permission denied: '{root}/.build/engine'.\n"

@@ -68,7 +68,7 @@ def test_a_figure_is_made_anew_by_its_own_room_alone():
         "style",
     }
     for name in sorted(rooms & {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")} - {"claims", "train_cifar"}):
-        found = {path.stem for path in dependencies.dependencies(name, "paper") if path.parent == LIB / "figures"}
+        found = {path.stem for path in dependencies.find_dependencies(name, "paper") if path.parent == LIB / "figures"}
         assert found & rooms == {name}, name
 
 

@@ -10,7 +10,7 @@ from lib.project import locked
 
 def test_every_declared_package_is_locked_to_a_version_that_is_asked_for():
     versions = locked.read()
-    for requirement in locked.declared():
+    for requirement in locked.read_declared():
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
 
 

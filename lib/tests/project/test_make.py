@@ -148,7 +148,7 @@ def test_other_profiles_and_custom_runs_keep_off_the_tracked_figures(project):
     tracked = {path: path.read_bytes() for path in (project / "figures").glob("*.csv")}
     result = make(project, "figures", "PROFILE=released")
     assert result.returncode == 0
-    assert "Left out, since they have no counterpart in it: figure_b." in result.stdout
+    assert "Left out, since the profile has no values for them: figure_b." in result.stdout
     (project / "my.yaml").write_text("depth: 5\nlearning_rate: 0.25\n")
     result = make(project, "figure_a", "SET=depth=7 mode=plain", "PARAMETERS=my.yaml")
     assert result.returncode == 0, result.stderr
@@ -166,7 +166,7 @@ def test_other_profiles_and_custom_runs_keep_off_the_tracked_figures(project):
 
 def test_two_runs_of_one_figure_do_not_mix(project):
     before = (project / "figures" / "figure_a.csv").read_text()
-    with paths.alone(project / ".build" / "locks" / "custom_figure_a", "the test holds it"):
+    with paths.hold_lock(project / ".build" / "locks" / "custom_figure_a", "the test holds it"):
         result = make(project, "figure_a", "SET=depth=7")
         assert result.returncode == 2
         busy = "Another process is making figure_a in .build/custom: wait for it, or end it."
@@ -370,7 +370,7 @@ def test_an_interrupted_run_is_not_taken_for_done_and_ends(project, stop, whom):
             "Interrupted; nothing of this run is kept."
         ]
     assert psutil.wait_procs(family, timeout=30)[1] == []
-    with paths.alone(project / ".build" / "locks" / "paper_figure_a", "the lock is held"):
+    with paths.hold_lock(project / ".build" / "locks" / "paper_figure_a", "the lock is held"):
         pass
     assert (project / "figures" / "figure_a.csv").read_text() == "depth,value\n16,160\n"
     assert not (project / ".build" / "paper" / "figure_a.ipynb").exists()

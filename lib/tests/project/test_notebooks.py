@@ -38,14 +38,14 @@ def toy(tmp_path, monkeypatch):
 
 
 def test_parameters_are_read_with_their_types(toy):
-    offered = parameters.offered("figure_b").values()
+    offered = parameters.read_parameters("figure_b").values()
     assert [(one.name, one.type, one.default) for one in offered] == [
         ("depth", "int", 4),
         ("learning_rate", "float", 0.1),
         ("mode", "str", "plain"),
     ]
-    assert parameters.figures() == ["figure_a", "figure_b"]
-    assert parameters.profiles() == ["quick", "paper", "released"]
+    assert parameters.list_figures() == ["figure_a", "figure_b"]
+    assert parameters.list_profiles() == ["quick", "paper", "released"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_right_parameters_pass(toy):
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
-        ("depth: int = 4  # L = depth", r"papermill does not see depth .* one '=' only"),
+        ("depth: int = 4  # L = depth", r"papermill does not see depth .* one '=' in each line"),
         ("depth: int = 2 ** 4", r"holds 'depth: int = 2 \*\* 4', expected a line 'name: type = literal'"),
         ("depth: dict = {}", r"depth has the type dict, expected one of: int, float, str, bool, list"),
         ("import math", r"holds 'import math', expected a line"),
@@ -91,17 +91,19 @@ def test_right_parameters_pass(toy):
 def test_a_parameters_cell_that_papermill_would_misread_is_refused(toy, cell, sentence):
     toy_project.write_notebook(toy / "notebooks", "figure_d", "", parameters=cell)
     with pytest.raises(WrongParameters, match=sentence):
-        parameters.offered("figure_d")
+        parameters.read_parameters("figure_d")
 
 
 def test_names_that_do_not_exist_are_answered_with_those_that_do(toy):
     with pytest.raises(
         WrongParameters, match="no notebook 'figure_z'; the notebooks are: explore_c, figure_a, figure_b"
     ):
-        parameters.read("figure_z")
+        parameters.read_notebook("figure_z")
     with pytest.raises(WrongParameters, match="no profile 'fast'; the profiles are: quick, paper, released"):
         parameters.profile_values("figure_a", "fast")
-    with pytest.raises(WrongParameters, match=r"profile 'released' .*released/figure_b.yaml\); it has: quick, paper"):
+    with pytest.raises(
+        WrongParameters, match=r"profile 'released' .*released/figure_b.yaml\); its profiles are: quick, paper"
+    ):
         parameters.profile_values("figure_b", "released")
     (toy / "notebooks" / "profiles" / "paper" / "figure_a.yaml").rename(
         toy / "notebooks" / "profiles" / "paper" / "figure_z.yaml"
@@ -139,17 +141,17 @@ def test_a_file_of_parameters_is_text_with_values(toy):
     file = toy / "my.yaml"
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         file.write_text("mode: naïve\nlearning_rate: 1e-3\n", encoding=encoding)
-        assert parameters.by_hand("depth=2", str(file)) == {"mode": "naïve", "learning_rate": 0.001, "depth": 2}
+        assert parameters.read_by_hand("depth=2", str(file)) == {"mode": "naïve", "learning_rate": 0.001, "depth": 2}
     file.write_text("mode: naïve\n", encoding="latin-1")
     with pytest.raises(WrongParameters, match=r"^my\.yaml is not text in UTF-8: save it in that encoding\.$"):
-        parameters.by_hand(file=str(file))
+        parameters.read_by_hand(file=str(file))
     file.write_text("depth: 2\nmode: plain\ndepth: 3\n")
     with pytest.raises(WrongParameters, match=r"^my\.yaml is not YAML: depth has more than one value$"):
-        parameters.by_hand(file=str(file))
+        parameters.read_by_hand(file=str(file))
     for nothing in ("", "# depth: 3\n", "{}\n"):
         file.write_text(nothing)
         with pytest.raises(WrongParameters, match=r"^my\.yaml holds no values, expected lines 'name: value'\.$"):
-            parameters.by_hand(file=str(file))
+            parameters.read_by_hand(file=str(file))
 
 
 def test_extra_notebooks_are_left_out_with_a_sentence(toy):
@@ -157,18 +159,18 @@ def test_extra_notebooks_are_left_out_with_a_sentence(toy):
     extra = {"Untitled": text.replace('"parameters"', '"other"'), "my notes": text, "broken": "{", ".hidden": text}
     for name, content in extra.items():
         (toy / "notebooks" / f"{name}.ipynb").write_text(content)
-    assert parameters.names() == ["explore_c", "figure_a", "figure_b"]
-    assert parameters.left_out() == [
-        "notebooks/Untitled.ipynb is left out: no cell of it is tagged 'parameters'.",
+    assert parameters.list_names() == ["explore_c", "figure_a", "figure_b"]
+    assert parameters.explain_left_out() == [
+        "notebooks/Untitled.ipynb is left out: it has no cell tagged 'parameters'.",
         "notebooks/broken.ipynb is left out: it cannot be read as a notebook.",
-        f"notebooks/my notes.ipynb is left out: {parameters.UNFITTING}.",
+        f"notebooks/my notes.ipynb is left out: {parameters.INVALID_NAME}.",
     ]
-    with pytest.raises(WrongParameters, match=r"no notebook 'Untitled' \(.* no cell of it is tagged 'parameters'\.\);"):
-        parameters.read("Untitled")
+    with pytest.raises(WrongParameters, match=r"no notebook 'Untitled' \(.* it has no cell tagged 'parameters'\.\);"):
+        parameters.read_notebook("Untitled")
     (toy / "notebooks" / "profiles" / "paper" / "figure_a (copy).yaml").write_text("depth: 0\n")
     (toy / "notebooks" / "figure_a.ipynb").write_text(text)  # without the toy's own modules
     assert parameters.check_profile("paper") == []
-    assert "notebooks/profiles/paper/figure_a (copy).yaml is left out" in parameters.left_out()[-1]
+    assert "notebooks/profiles/paper/figure_a (copy).yaml is left out" in parameters.explain_left_out()[-1]
 
 
 # --- Dependencies, outputs --------------------------------------------------------------------------------------------
@@ -178,13 +180,13 @@ def test_dependencies_follow_imports_and_leave_the_engine_out(toy):
     (toy / "lib" / "tool.py").write_text(
         "def scaled(n):\n    from lib import helper\n    from lib.engine import build\n"
     )
-    found = [paths.short(path) for path in dependencies.dependencies("figure_a", "paper")]
+    found = [paths.shorten(path) for path in dependencies.find_dependencies("figure_a", "paper")]
     assert found == [
         "notebooks/figure_a.ipynb", "notebooks/profiles/paper/figure_a.yaml",
         "lib/__init__.py", "lib/checks.py", "lib/helper.py", "lib/paths.py", "lib/tool.py",
     ]  # fmt: skip
     assert "notebooks/profiles/paper/figure_a.yaml" not in map(
-        paths.short, dependencies.dependencies("figure_a", "quick")
+        paths.shorten, dependencies.find_dependencies("figure_a", "quick")
     )
 
 
@@ -196,15 +198,15 @@ def test_dependencies_follow_packages(toy):
     expected = {"__init__", "checks", "helper", "paths", "tool", "unused", "room/__init__", "room/inner"}
     for imported in ("import lib.room.inner", "from lib.room import inner", "from lib.room.inner import x"):
         (toy / "lib" / "helper.py").write_text(f"{imported}\n")
-        found = [paths.short(path) for path in dependencies.dependencies("figure_a", "quick")]
+        found = [paths.shorten(path) for path in dependencies.find_dependencies("figure_a", "quick")]
         assert {file.removeprefix("lib/").removesuffix(".py") for file in found if file.startswith("lib/")} == expected
 
 
 def test_what_reads_trained_networks_depends_on_them(toy):
     (toy / "checkpoints" / "runs.csv").write_text("")
     (toy / "lib" / "helper.py").write_text("from lib import paths\n\nFOLDER = paths.CHECKPOINTS\n")
-    assert toy / "checkpoints" / "runs.csv" in dependencies.dependencies("figure_a", "paper")
-    assert toy / "checkpoints" / "runs.csv" not in dependencies.dependencies("figure_b", "paper")
+    assert toy / "checkpoints" / "runs.csv" in dependencies.find_dependencies("figure_a", "paper")
+    assert toy / "checkpoints" / "runs.csv" not in dependencies.find_dependencies("figure_b", "paper")
 
 
 def test_what_reads_the_figures_depends_on_the_tables_of_the_others(toy):
@@ -212,7 +214,7 @@ def test_what_reads_the_figures_depends_on_the_tables_of_the_others(toy):
     for stem in ("figure_a", "figure_a_more", "figure_b"):
         (paths.FIGURES / f"{stem}.csv").write_text("")
     (toy / "lib" / "helper.py").write_text("from lib import paths\n\nFOLDER = paths.FIGURES\n")
-    found = dependencies.dependencies("figure_a", "paper")
+    found = dependencies.find_dependencies("figure_a", "paper")
     assert [path.name for path in found if path.suffix == ".csv"] == ["figure_b.csv"]
 
 
@@ -225,7 +227,7 @@ def executing(toy, monkeypatch):
     def act(during):
         def execute_with(name, values, output, unfinished):
             during(output)
-            return parameters.read(name)
+            return parameters.read_notebook(name)
 
         monkeypatch.setattr(notebooks, "execute_with", execute_with)
 
@@ -261,7 +263,7 @@ def test_results_reach_a_folder_on_another_file_system(toy, executing, elsewhere
         ["figure_a.csv", "figure_a.md", "more", *values]
     )
     listed = toy / ".build" / kind / "figure_a.made"
-    assert kind == "custom" or listed.read_text().splitlines() == [paths.short(path) for path in made]
+    assert kind == "custom" or listed.read_text().splitlines() == [paths.shorten(path) for path in made]
 
 
 def test_a_folder_that_cannot_take_the_results_is_said_before_the_run(toy, executing):
@@ -307,11 +309,11 @@ def test_errors_hidden_in_widgets_are_found():
     error = {"output_type": "error", "ename": "KeyError", "evalue": "\x1b[31m'slider'\x1b[0m", "traceback": []}
     shown = {"output_type": "stream", "name": "stdout", "text": "well"}
     notebook = new_notebook()
-    assert notebooks.hidden_errors(notebook) == []
+    assert notebooks.find_hidden_errors(notebook) == []
     notebook.metadata["widgets"] = {
         notebooks.WIDGET_STATE: {"state": {"a": {"state": {"outputs": [shown, error]}}, "b": {"state": {"value": 3}}}}
     }
-    assert notebooks.hidden_errors(notebook) == ["KeyError: 'slider'"]
+    assert notebooks.find_hidden_errors(notebook) == ["KeyError: 'slider'"]
 
 
 def test_normalising_removes_what_differs_between_machines(tmp_path):
@@ -342,12 +344,12 @@ def test_normalising_removes_what_differs_between_machines(tmp_path):
 
 # --- The notebooks of this project ------------------------------------------------------------------------------------
 
-stored = pytest.mark.parametrize("name", parameters.names())
+stored = pytest.mark.parametrize("name", parameters.list_names())
 
 
-@pytest.mark.parametrize("name", parameters.stored())
+@pytest.mark.parametrize("name", parameters.list_stored())
 def test_stored_notebooks_are_executed_and_normalised(name):
-    notebook = parameters.read(name)
+    notebook = parameters.read_notebook(name)
     before = nbformat.writes(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), f"run: make notebooks ({name})"
@@ -359,15 +361,17 @@ def test_stored_notebooks_are_executed_and_normalised(name):
 
 @stored
 def test_parameters_cells_are_literals_with_one_equals_sign_a_line(name):
-    (cell,) = parameters.tagged(parameters.code_cells(name), "parameters")
+    (cell,) = parameters.select_tagged(parameters.code_cells(name), "parameters")
     assert all(line.count("=") == 1 for line in cell.source.splitlines() if line.strip())
-    assert list(parameters.offered(name)) == [line.partition(":")[0] for line in cell.source.splitlines() if line]
+    assert list(parameters.read_parameters(name)) == [
+        line.partition(":")[0] for line in cell.source.splitlines() if line
+    ]
 
 
 @stored
 def test_papermill_sees_the_parameters_that_are_offered(name):
-    cell = next(cell for cell in parameters.read(name).cells if "parameters" in cell.metadata.get("tags", []))
-    assert [parameter.name for parameter in PythonTranslator.inspect(cell)] == list(parameters.offered(name))
+    cell = next(cell for cell in parameters.read_notebook(name).cells if "parameters" in cell.metadata.get("tags", []))
+    assert [parameter.name for parameter in PythonTranslator.inspect(cell)] == list(parameters.read_parameters(name))
 
 
 # What takes long to import, and only some runs use.
@@ -376,8 +380,8 @@ HEAVY = ("nbformat", "jsonschema", "papermill", "torchvision", "scipy.stats", "s
 
 def test_imports_of_the_notebooks_pull_in_nothing_that_only_some_runs_use():
     names = set()
-    for name in parameters.names():
-        trees = [ast.parse(parameters.code(cell)) for cell in parameters.code_cells(name)]
+    for name in parameters.list_names():
+        trees = [ast.parse(parameters.extract_python(cell)) for cell in parameters.code_cells(name)]
         lines = [line for tree in trees for line in tree.body if isinstance(line, ast.Import | ast.ImportFrom)]
         names |= {ast.unparse(line) for line in lines if not ast.unparse(line).startswith("from IPython")}
     code = "\n".join([*sorted(names), "import sys", f"print([name for name in {HEAVY} if name in sys.modules])"])
@@ -385,15 +389,15 @@ def test_imports_of_the_notebooks_pull_in_nothing_that_only_some_runs_use():
     assert done.stdout == "[]\n", done.stderr
 
 
-@pytest.mark.parametrize("profile", parameters.profiles())
+@pytest.mark.parametrize("profile", parameters.list_profiles())
 def test_every_profile_fits_its_notebooks(profile):
-    assert set(parameters.check_profile(profile)) <= set(parameters.figures())
+    assert set(parameters.check_profile(profile)) <= set(parameters.list_figures())
 
 
 def test_notebooks_open_with_what_to_run_if_the_package_is_missing(monkeypatch):
     guards = {}
-    for name in parameters.stored():
-        first = next(cell for cell in parameters.read(name).cells if cell.cell_type == "code")
+    for name in parameters.list_stored():
+        first = next(cell for cell in parameters.read_notebook(name).cells if cell.cell_type == "code")
         if first.get("id") == "package":  # a user's own notebook may do without
             guards[name] = first.source
     assert {"figure_2", "table_1", "explore_depth", "train_cifar"} <= guards.keys()

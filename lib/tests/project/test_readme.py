@@ -186,7 +186,7 @@ def test_a_readme_is_short(folder, most):
 
 def test_the_gallery_shows_every_figure_of_the_paper_profile():
     shown = set(re.findall(r"`make (\w+)` \|", README))
-    made = {name for name in parameters.figures() if parameters.in_profile(name, "paper")}
+    made = {name for name in parameters.list_figures() if parameters.has_profile(name, "paper")}
     assert made - {"overview"} == shown  # that one is the picture above
     for row in re.findall(r"^\| \[.*", README, flags=re.MULTILINE):
         said = row.split(" | ")[1].replace("[", "").partition("](")[0]
@@ -195,7 +195,7 @@ def test_the_gallery_shows_every_figure_of_the_paper_profile():
 
 def test_every_notebook_is_in_the_list_of_the_notebooks():
     listed = set(re.findall(r"\((\w+)\.ipynb\)", READMES[paths.NOTEBOOKS / "README.md"]))
-    assert set(parameters.names()) <= listed
+    assert set(parameters.list_names()) <= listed
 
 
 def test_versions_agree():

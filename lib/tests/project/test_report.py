@@ -41,7 +41,7 @@ def notebook(title, link, *cells, explorer=False):
 @pytest.fixture
 def document(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
-    monkeypatch.setattr(parameters, "figures", lambda: ["alpha", "beta", "figure_2"])
+    monkeypatch.setattr(parameters, "list_figures", lambda: ["alpha", "beta", "figure_2"])
     folder = tmp_path / "paper"
     folder.mkdir()
     nbformat.write(notebook("Alpha < beta", "figure_2.ipynb", explorer=True), folder / "alpha.ipynb")
@@ -131,7 +131,7 @@ def test_formulas_are_mathml_in_text_titles_and_the_list_of_contents(document):
 
 
 def test_every_formula_of_the_notebooks_can_be_read():
-    cells = [cell for name in parameters.names() for cell in parameters.read(name).cells]
+    cells = [cell for name in parameters.list_names() for cell in parameters.read_notebook(name).cells]
     text = report._markdown("\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))
     assert text.count("<math") > 100
     assert re.findall(r".*<code>[^<]*[\\^].*|<m[a-z]+>[^<]*\\.*", text) == []

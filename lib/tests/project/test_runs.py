@@ -80,7 +80,7 @@ def test_a_sweep_launches_each_run_that_is_not_finished_once(sweep):
     (sweep.folder / "records" / f"{in_record}.json").write_text("{}")
     assert sweep.start("EPOCHS=30", "DEVICE=cpu", "--set=threads=1", "--jobs=4") == 0
     names = [words[3] for words in sweep.launched()]
-    assert sorted(names) == sorted({config.name for config in records.sweep(30)} - {in_table, in_record})
+    assert sorted(names) == sorted({config.name for config in records.read_sweep(30)} - {in_table, in_record})
     for words, name in zip(sweep.launched(), names, strict=True):
         assert words == [
             sys.executable,
@@ -97,7 +97,7 @@ def test_a_sweep_launches_each_run_that_is_not_finished_once(sweep):
 def test_a_listed_run_that_fails_leaves_the_others_alone(sweep, monkeypatch, capsys):
     monkeypatch.setenv("STATUS", "3")
     assert sweep.start() == 1
-    listed = records.sweep()
+    listed = records.read_sweep()
     assert len(sweep.launched()) == len(listed) > 1
     assert capsys.readouterr().err.startswith(f"{len(listed)} of the listed runs did not finish: {listed[0].name}, ")
 
@@ -107,16 +107,16 @@ def test_after_a_run_that_was_ended_no_other_is_started(sweep, monkeypatch, caps
     monkeypatch.setenv("STATUS", str(status))
     assert sweep.start() == 1
     assert len(sweep.launched()) == 1
-    assert f"{len(records.sweep()) - 1} more were not started, since one was ended" in capsys.readouterr().err
+    assert f"{len(records.read_sweep()) - 1} more were not started, since one was ended" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--launch=srunn -n1"], "LAUNCH is 'srunn -n1': there is no command srunn."),
+        (["--launch=srunn -n1"], "LAUNCH is 'srunn -n1': there is no command srunn; check the spelling and the PATH."),
         (["--launch=srun 'x"], 'LAUNCH is "srun \'x": no closing quotation.'),
         (["--jobs=-1"], "jobs is -1, expected a whole number of at least 0."),
-        (["--set=hold_stem=True"], "is listed in checkpoints/sweep.csv, hold_stem with it"),
+        (["--set=hold_stem=True"], "hold_stem is set, but checkpoints/sweep.csv sets it for"),
         (["--launch=", "THREADS=-1"], "threads is -1, expected a whole number of at least 0."),
     ],
 )
@@ -136,29 +136,31 @@ def test_make_calls_the_sweep_with_its_jobs(project):
 
 
 def test_a_listed_run_has_the_values_of_the_list(capsys):
-    name = records.sweep()[0].name
+    name = records.read_sweep()[0].name
     assert runs.main([name, "DEVICE=cpu", "HOLD_STEM=True"]) == 2
-    assert f"{name} is listed in checkpoints/sweep.csv, hold_stem with it" in capsys.readouterr().err
+    assert f"hold_stem is set, but checkpoints/sweep.csv sets it for {name}" in capsys.readouterr().err
     assert runs.main([name, "EPOCHS=0"]) == 2
     assert "epochs is 0, expected" in capsys.readouterr().err
     assert runs.main([name, name]) == 2
     assert runs.main(["gelu"]) == 2
-    assert "lists no run of the name gelu" in capsys.readouterr().err
+    assert "lists no run gelu" in capsys.readouterr().err
 
 
 def test_the_variables_of_make_are_the_parameters_of_the_run():
-    assert variables.values(["ACTIVATION=gelu", "SMOOTH_INIT=True", "SEED=1", "LR=4e-2", "HOLD_STEM=false"]) == {
+    assert variables.read_values(["ACTIVATION=gelu", "SMOOTH_INIT=True", "SEED=1", "LR=4e-2", "HOLD_STEM=false"]) == {
         "activation": "gelu", "initialisation": "weight-tied", "seed": 1, "learning_rate": 0.04, "hold_stem": False,
     }  # fmt: skip
     for given in ("INITIALISATION=iid", "SMOOTH_INIT=False"):
-        assert variables.values([given]) == {"initialisation": "iid"}
-    assert variables.values(["INITIALISATION=weight-tied", "SMOOTH_INIT=True"]) == {"initialisation": "weight-tied"}
+        assert variables.read_values([given]) == {"initialisation": "iid"}
+    assert variables.read_values(["INITIALISATION=weight-tied", "SMOOTH_INIT=True"]) == {
+        "initialisation": "weight-tied"
+    }
     for given in (["INITIALISATION=iid", "SMOOTH_INIT=True"], ["SMOOTH_INIT=iid"], ["LR=[1"], ["DEPTH= "]):
         with pytest.raises(parameters.WrongParameters, match=given[0].partition("=")[0]):
-            variables.values(given)
+            variables.read_values(given)
     makefile = (paths.ROOT / "Makefile").read_text()
     listed = re.search(r"^TRAINING := (.*)$", makefile, re.MULTILINE)[1].split()
-    offered = parameters.offered(runs.NOTEBOOK)
+    offered = parameters.read_parameters(runs.NOTEBOOK)
     for variable in set(listed) - {"SMOOTH_INIT"}:
         assert variables.PARAMETERS.get(variable, variable.lower()) in offered
 
@@ -175,8 +177,8 @@ def test_the_variables_of_make_are_the_parameters_of_the_run():
 )
 def test_a_foreign_variable_is_answered_with_the_one_that_was_meant(name, meant):
     known = ["ACTIVATION", "BATCH_NORM", "DEPTH", "LR", "SMOOTH_INIT"]
-    assert re.search(rf"variable {name}\b.*\b{meant}\b", variables.unknown(name, known))
-    assert variables.unknown("ZZZ", known).startswith(
+    assert re.search(rf"variable {name}\b.*\b{meant}\b", variables.explain_unknown(name, known))
+    assert variables.explain_unknown("ZZZ", known).startswith(
         "There is no variable ZZZ, but ACTIVATION, BATCH_NORM, DEPTH, LR, "
     )
 
@@ -187,7 +189,7 @@ def test_a_foreign_variable_is_answered_with_the_one_that_was_meant(name, meant)
         ("depth=many", "train_cifar: depth is 'many', expected a whole number"),
         ("activation=swish", "activation is 'swish', expected one of: gelu"),
         ("width=3", "train_cifar has no parameter 'width'"),
-        ("depth=4", "CIFAR-10 was not found whole in"),
+        ("depth=4", "CIFAR-10 was not found complete in"),
         ("nonsense", "nonsense"),
         ("device=mps", "device is 'mps', expected auto, cpu, cuda"),
         ("threads=-1", "threads is -1, expected a whole number of at least 0."),
@@ -201,24 +203,24 @@ def test_wrong_values_and_missing_images_stop_before_training(tmp_path, monkeypa
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("profile", parameters.profiles())
+@pytest.mark.parametrize("profile", parameters.list_profiles())
 def test_a_run_is_the_one_that_the_notebook_trains(profile):
     values = parameters.profile_values(runs.NOTEBOOK, profile) | {"seed": 3}
     namespace = {}
-    notebook = parameters.read(runs.NOTEBOOK)
+    notebook = parameters.read_notebook(runs.NOTEBOOK)
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-        exec(parameters.code(cell), namespace)
+        exec(parameters.extract_python(cell), namespace)
         namespace |= values if "parameters" in cell.metadata.tags else {}
         if "config" in cell.metadata.tags:
             break
-    assert runs.config_of(values) == namespace["config"]
+    assert runs.build_config(values) == namespace["config"]
 
 
 def test_a_run_that_is_training_already_is_not_started(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(runs.dataset, "load", lambda train: None)
     monkeypatch.setattr(runs.training, "train", lambda *a, **k: pytest.fail("the run was started"))
-    with states.alone_in(states.run_folder(runs.config_of({"depth": 2, "seed": 5}))):
+    with states.lock_folder(states.run_folder(runs.build_config({"depth": 2, "seed": 5}))):
         assert runs.main(["--profile", "quick", "--set", "depth=2 seed=5"]) == 1
     assert capsys.readouterr().err.startswith("Another process is training the run in ")
 
@@ -315,7 +317,7 @@ def test_without_the_compiled_engine_a_training_says_once_what_to_run(
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(dataset, "load", lambda train: None)
     monkeypatch.setattr(training, "train", stop)
-    monkeypatch.setattr(engine, "_built", lambda: (object() if built else None, f"not built; {engine.ADVICE}"))
+    monkeypatch.setattr(engine, "_load_library", lambda: (object() if built else None, f"not built; {engine.ADVICE}"))
     monkeypatch.delenv("LIB_ENGINE", raising=False)
     with pytest.raises(Divergence):
         runs.train({"depth": 2, "epochs": 1, "device": device}, into=tmp_path)

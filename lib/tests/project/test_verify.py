@@ -38,13 +38,13 @@ def test_the_distance_of_two_numbers(old, new, distance):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("W,False", "V,False", "name in row 2 is 'V', tracked is 'W'"),
-        ("W,False", "W,True", "smooth in row 2 is 'True', tracked is 'False'"),
-        ("5.2e-11", "nan", "loss in row 2 is 'nan', tracked is '5.2e-11'"),
-        ("depth", "layers", "its columns are layers, loss, name, smooth, tracked are depth, loss, name, smooth"),
-        ("1024,5.2e-11,W,False\n", "", "it has 1 rows, tracked are 2"),
-        ("5.2e-11,W,False\n", "5.2", "row 2 has 2 entries, tracked are 4: it is cut off"),
-        (TABLE, "", "its columns are none, tracked are depth, loss, name, smooth"),
+        ("W,False", "V,False", "name in row 2 is 'V', expected 'W'"),
+        ("W,False", "W,True", "smooth in row 2 is 'True', expected 'False'"),
+        ("5.2e-11", "nan", "loss in row 2 is 'nan', expected '5.2e-11'"),
+        ("depth", "layers", "its columns are layers, loss, name, smooth, expected depth, loss, name, smooth"),
+        ("1024,5.2e-11,W,False\n", "", "it has 1 rows, expected 2"),
+        ("5.2e-11,W,False\n", "5.2", "row 2 has 2 entries, expected 4: it is cut off"),
+        (TABLE, "", "its columns are none, expected depth, loss, name, smooth"),
     ],
 )
 def test_what_is_no_distance_is_said_in_words(old, new, said):
