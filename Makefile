@@ -78,8 +78,8 @@ endif
 endif
 READY := $(ENVIRONMENT) $(ENGINE)
 
-TARGETS := help figures verify train train-depths checkpoints stack measure test test-style test-units test-figures test-notebooks test-lab lab readme report \
-  env engine bench notebooks clean distclean
+TARGETS := help figures verify train train-depths checkpoints stack measure test check test-style test-units test-figures test-notebooks test-lab lab readme \
+  report env engine bench notebooks clean distclean
 # A notebook of the project has a cell tagged `parameters`: in its file, in quotes without a backslash.
 NOTEBOOKS := $(filter-out $(TARGETS),$(basename $(filter $(call fitting,notebooks),$(notdir $(shell \
   LC_ALL=C grep -lE '(^|[^\])"parameters"[[:space:]]*(,|\]|$$)' notebooks/*.ipynb 2>/dev/null)))))
@@ -113,6 +113,7 @@ TAKES.measure := MEASURE
 TAKES.train-depths := FAMILIES THREADS LAUNCH
 TAKES.env := LOCKED
 TAKES.test :=
+TAKES.check :=
 TAKES.readme :=
 TAKES.notebooks :=
 takes = $(if $(filter undefined,$(origin TAKES.$(1))),PROFILE $(if $(filter $(FIGURES),$(1)),SET PARAMETERS),$(TAKES.$(1)))
@@ -215,6 +216,9 @@ measure: | $(READY) ## What takes long on the trained networks: with fewer layer
 test: | $(READY) ## Style, unit tests, every figure at its quick size, stored notebooks
 	@OMP_NUM_THREADS=1 $(MAKE) -k -j2 --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync) \
 	  test-style test-units test-figures test-notebooks
+
+check: test-style | $(READY) ## Style and the quick tests, while working
+	$(PYTHON) -m pytest -m 'not slow' lib/tests
 
 test-style: | $(READY)
 	$(PYTHON) -m ruff check lib $(STORED) $(wildcard $(START))

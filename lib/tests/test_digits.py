@@ -42,6 +42,7 @@ def test_no_loss_and_no_number_stay_what_they_are():
     assert digits.square(math.inf) == math.inf
 
 
+@pytest.mark.slow
 def test_rounding_noise_reaches_neither_a_table_nor_its_picture(tmp_path, monkeypatch):
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
     setting = "batch size 64, learning rate 0.04"

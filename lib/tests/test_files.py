@@ -188,6 +188,7 @@ def test_other_errors_of_locking_pass_on(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------- an installed package
 
 
+@pytest.mark.slow
 def test_a_wheel_has_every_module_and_the_sources_of_the_engine(tmp_path):
     root, code = tmp_path / "project", "from setuptools import build_meta; build_meta.build_wheel('.')"
     pytest.importorskip("setuptools", minversion="77")

@@ -65,6 +65,7 @@ def test_depths_share_weights_images_and_the_flow_s_time():
         assert training_time(config, 40) / config.depth == pytest.approx(training_time(first, 40) / first.depth)
 
 
+@pytest.mark.slow
 def test_an_interrupted_family_goes_on_and_measures_the_same(generated_set, tmp_path):
     whole = list(depth_limit.train(TINY, folder=tmp_path / "whole"))
     assert [rows[0]["epoch"] for rows in whole] == [1, 2]
@@ -81,6 +82,7 @@ def test_an_interrupted_family_goes_on_and_measures_the_same(generated_set, tmp_
     assert [rows[0]["epoch"] for rows in again] == [2]
 
 
+@pytest.mark.slow
 def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
     for _ in range(2):  # the second time only the last epoch is measured again
@@ -139,6 +141,7 @@ def test_until_when_a_family_converges(table):
     assert select(rates, measure="steepness")["slope"] == pytest.approx(0.0)
 
 
+@pytest.mark.slow
 def test_families_that_are_not_trained_are_open(table):
     axes = conv_limit.draw({"conv_limit": table}, conv_limit.Config([1, 5])).axes
     texts = [[text.get_text() for text in panel.texts] for panel in axes[:4]]

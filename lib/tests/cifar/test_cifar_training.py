@@ -50,6 +50,7 @@ def assert_same_state(first: Path, second: Path) -> None:
     assert timeless(one["log"]) == timeless(other["log"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("generated_set")
 def test_training_learns_and_logs(tmp_path):
     config = CifarConfig(**SMALL | {"epochs": 8})
@@ -70,6 +71,7 @@ def test_training_learns_and_logs(tmp_path):
     assert list(train(config, tmp_path / "run")) == []  # a finished run is not redone
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("generated_set")
 @pytest.mark.parametrize("options", [{}, {"batch_norm": False, "activation": "relu", "adaptive": True}])
 def test_resumed_run_is_bit_identical(tmp_path, options):
@@ -85,6 +87,7 @@ def test_resumed_run_is_bit_identical(tmp_path, options):
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("generated_set")
 def test_the_layer_log_has_a_row_an_epoch_and_survives_interruptions(tmp_path):
     config = CifarConfig(**SMALL)
@@ -161,6 +164,7 @@ def test_a_layer_log_that_is_cut_or_of_another_run_is_refused_in_a_sentence(tmp_
         layer_log.read(tmp_path / "none", "one")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("generated_set")
 def test_seeds_matter_and_initialisations_share_their_data(tmp_path):
     finish(CifarConfig(**SMALL), tmp_path / "tied")
@@ -186,6 +190,7 @@ for report in train(CifarConfig(depth=4, epochs=3, batch_size=32, test_every=2),
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["epoch=1, batch=3", "EpochRecord(epoch=1"])
 def test_killed_run_resumes_bit_identical(tmp_path, generated_set, moment):
     from torchvision.datasets import CIFAR10
@@ -358,6 +363,7 @@ def test_schedule_ends_at_zero_with_its_own_epochs():
         optimizer.step(), scheduler.step()
 
 
+@pytest.mark.slow
 def test_weight_decay_alone_is_what_the_optimizer_leaves_without_gradients():
     config = CifarConfig(epochs=20)
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
@@ -415,6 +421,7 @@ def test_a_held_stem_keeps_its_scale_and_the_rest_trains(tmp_path):
     assert records[-1].train_loss < records[0].train_loss
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("generated_set")
 def test_watched_epochs_are_those_of_the_log(tmp_path):
     config, images = CifarConfig(**SMALL), dataset.load(train=True)
@@ -440,6 +447,7 @@ def test_watched_epochs_are_those_of_the_log(tmp_path):
         next(monitor.watch(run, images, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("generated_set")
 def test_layers_that_start_equal_have_the_noise_of_the_rounding():
     config, images = CifarConfig(**SMALL | {"depth": 32, "seed": 1}), dataset.load(train=True)
@@ -468,6 +476,7 @@ def test_states_from_before_an_option_go_on(tmp_path):
         finish(CifarConfig(**SMALL, hold_stem=True), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("generated_set")
 def test_states_with_the_older_name_of_initialisation_go_on(tmp_path):
     config = CifarConfig(**SMALL, initialisation="iid")
@@ -585,6 +594,7 @@ def test_versions_of_all_parts_of_a_run_are_kept(tmp_path, monkeypatch):
     run.close()
 
 
+@pytest.mark.slow
 @needs_cifar10
 def test_real_images_are_learnt(tmp_path):
     config = CifarConfig(depth=4, epochs=5, batch_size=32, train_images=640, test_images=200, learning_rate=0.02)

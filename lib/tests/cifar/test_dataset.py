@@ -210,6 +210,7 @@ def test_batches_cover_the_set_once():
         torch.testing.assert_close(level, labels.float(), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @needs_cifar10
 def test_the_real_set():
     train, test = dataset.load(train=True, download=False), dataset.load(train=False, download=False)

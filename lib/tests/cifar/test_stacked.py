@@ -133,6 +133,7 @@ def given(runs: int, n: int, device=CPU) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randn(runs, n, 100, 16, generator=generator).to(device) for _ in range(2))
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("n", [BLOCKS * IMAGES, BLOCKS])  # a whole batch, and one image a block
 def test_forward_and_backward_agree_with_float64_autograd(kernels, n):
@@ -157,6 +158,7 @@ def test_small_and_large_gradients_keep_their_digits(kernels, size):
         assert apart(found[name][0], expected[name]) < 3e-6, name
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_run_does_not_depend_on_its_company(kernels):
     nets = networks("gelu", "relu")
@@ -167,6 +169,7 @@ def test_a_run_does_not_depend_on_its_company(kernels):
         assert torch.equal(tensor[0], together[name][1]), name
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_step_is_that_of_torch_sgd(kernels):
     (network,) = networks("gelu")
@@ -221,6 +224,7 @@ def sets(config: CifarConfig) -> list[dataset.Images]:
     ]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_stack_trains_as_its_runs_alone(kernels):
     configs = [
@@ -301,6 +305,7 @@ class StepByStep(Stack):
         self.losses = [*getattr(self, "losses", []), (self._loss - before) / size]
 
 
+@pytest.mark.slow
 def test_the_first_hundred_losses_of_a_stack_are_those_of_its_runs_alone(monkeypatch):
     """In float64: in float32 rounding turns the sign of a value before a ReLU sooner, and the runs part."""
     monkeypatch.setattr(stack_module, "StackedLayers", ByAutograd)
@@ -328,6 +333,7 @@ def test_the_first_hundred_losses_of_a_stack_are_those_of_its_runs_alone(monkeyp
         assert [loss[place].item() for loss in stack.losses] == pytest.approx(alone, abs=1e-9)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_run_in_a_stack_is_the_run_in_a_stack_of_its_own_to_the_bit(kernels):
     configs = [CifarConfig(activation=name, seed=seed, **SHALLOW) for seed, name in enumerate(("gelu", "relu"))]
@@ -348,6 +354,7 @@ def test_a_run_in_a_stack_is_the_run_in_a_stack_of_its_own_to_the_bit(kernels):
             assert torch.equal(runs[place].network.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_stacked_run_is_saved_and_gone_on_with(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
@@ -373,6 +380,7 @@ def test_a_stacked_run_is_saved_and_gone_on_with(kernels, tmp_path, monkeypatch)
         assert torch.equal(tensor, again["network"][name]), name
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_diverged_run_leaves_the_others_alone(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
@@ -407,6 +415,7 @@ def test_a_stack_ends_when_no_run_is_left(kernels, tmp_path, monkeypatch):
     assert all(yielded)  # no epoch without a run
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_nothing_that_is_not_finite_is_saved_of_a_stack(kernels, tmp_path, monkeypatch):
     """The losses of the epoch are finite; the weights after it, or the test loss, are not."""
@@ -501,6 +510,7 @@ def test_the_command_takes_runs_by_name_or_the_pending_ones(capsys):
     assert capsys.readouterr().out == "All of these runs are finished.\n"
 
 
+@pytest.mark.slow
 def test_training_needs_none_of_the_notebooks_packages():
     """A machine with a GPU has PyTorch, and often no Jupyter."""
     hidden = ("papermill", "nbformat", "nbclient", "nbconvert", "ipywidgets", "IPython", "matplotlib")
@@ -509,6 +519,7 @@ def test_training_needs_none_of_the_notebooks_packages():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_command_trains_and_publishes_stack_after_stack(kernels, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")

@@ -114,6 +114,7 @@ def test_a_violated_bound_is_seen(table, bound, kind):
     assert not [line for line in kept.lines if line.get_marker() == "X"]
 
 
+@pytest.mark.slow
 def test_the_figure_draws_medians_over_the_seeds(table):
     figure = bounds.draw({"bounds": table}, RUN)
     for panel, bound in zip(figure.axes, bounds.TITLES, strict=True):

@@ -144,6 +144,7 @@ def test_gradient_is_the_derivative_of_the_loss(name):
     assert loss > 0
 
 
+@pytest.mark.slow
 def test_more_nodes_converge_spectrally():
     reference = spectral.SpectralSolver(SMALL, 48, picard_tolerance=1e-14)
     reference.run(0.05, 60)
@@ -159,6 +160,7 @@ def test_more_nodes_converge_spectrally():
     assert errors[-1] < 1e-12
 
 
+@pytest.mark.slow
 def test_tolerance_is_met_and_reported():
     reference = trained(SMALL, 60, tolerance=1e-11)
     for tolerance in (1e-3, 1e-6, 1e-9):
@@ -168,6 +170,7 @@ def test_tolerance_is_met_and_reported():
     assert reference.nodes > spectral.FIRST_NODES  # refined on the way
 
 
+@pytest.mark.slow
 def test_missed_tolerance_is_said():
     with pytest.warns(limit.ToleranceMissed, match=r"accurate to .* with 16 nodes, expected 1\.0e-10"):
         record = trained(SMALL, 60, tolerance=1e-10, max_nodes=16)
@@ -267,6 +270,7 @@ def test_steepness_is_the_limit_of_depth_times_successive_distance():
     assert 512 * float(squares.max().sqrt()) == pytest.approx(steepness, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_distances_on_the_problem_of_figure_1():
     """n = 100, d = 16, m = 32, seed 0, 50 iterations: distances at L = 64 by three ways to compare."""
     config = NetworkConfig(depth=64)

@@ -86,6 +86,7 @@ def test_results_and_gradients_are_those_of_float64_autograd(activation, variant
     assert_close(results(layers, compiled, h, w), expected, variant)
 
 
+@pytest.mark.slow
 @needs_engine
 def test_rounding_leaves_as_little_noise_from_layer_to_layer_as_in_stock_pytorch():
     """Gradients of weight-tied layers are a smooth function of the layer, but for rounding."""
@@ -103,6 +104,7 @@ def test_rounding_leaves_as_little_noise_from_layer_to_layer_as_in_stock_pytorch
         assert layer_noise(found[name]) < 1.5 * noise
 
 
+@pytest.mark.slow
 @needs_cifar10
 @needs_engine
 def test_gradients_of_a_trained_network_are_as_exact_as_in_stock_pytorch():
@@ -254,6 +256,7 @@ def test_the_network_trains_alike_with_and_without_the_engine(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @needs_engine
 def test_losses_agree_to_rounding_until_the_sign_of_a_relu_turns(monkeypatch):
     """Rounding in the weights can turn the sign of one value before the stem's ReLU: there gradients jump, and from
@@ -385,6 +388,7 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         assert engine.path().stat().st_mtime_ns == built
         assert sorted(path.suffix for path in engine.path().parent.iterdir()) == [".json", ".so"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("torn", [0, 1000])
     def test_a_torn_library_is_left_aside_and_replaced(self, torn):
         """The system ends a process that reads on in what was cut off: it is not even tried."""
@@ -395,6 +399,7 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         assert engine.path().read_bytes() == whole
         assert self.loaded() == ""
 
+    @pytest.mark.slow
     def test_a_library_that_misses_something_is_left_aside_and_replaced(self):
         self.broken.touch()
         with pytest.raises(RuntimeError, match="undefined symbol"):
@@ -410,6 +415,7 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         engine.build()
         assert self.loaded() == ""
 
+    @pytest.mark.slow
     def test_a_build_that_fails_keeps_what_is_there(self, capsys):
         whole = engine.build().read_bytes()
         engine.path().with_suffix(".json").unlink()
@@ -428,6 +434,7 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         assert capsys.readouterr().err == "Interrupted.\n"
         assert list(engine.path().parent.iterdir()) == []
 
+    @pytest.mark.slow
     def test_another_compiler_builds_anew(self, monkeypatch, tmp_path):
         engine.build()
         other = tmp_path / "c++"

@@ -50,6 +50,7 @@ def test_what_is_trained_and_drawn_is_what_the_functions_return(explorer):
     assert iid.get_ydata().min() > tied.get_ydata().max()
 
 
+@pytest.mark.slow
 def test_a_picture_brought_up_to_date_is_the_same_as_one_drawn_in_full(real_pictures, explorer):
     for _ in range(12):
         next(explorer.live.run.states)
@@ -140,6 +141,7 @@ def test_every_story_can_be_told(explorer, single_steps):
     asyncio.run(play())
 
 
+@pytest.mark.slow
 def test_the_story_of_a_large_step_ends_as_it_says():
     *kinds, step = STORIES["a step that i.i.d. layers do not survive"]
     survived = []

@@ -1,5 +1,6 @@
 """The explorer of residual blocks: those of the catalogue, and one of one's own."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -32,6 +33,7 @@ def _finish(explorer):
         pass
 
 
+@pytest.mark.slow
 def test_the_explorer_trains_a_block_on_board():
     explorer = explore.explore_blocks({}, depth=8, iterations=2, block="convolution", normalisation="batch")
     _finish(explorer)

@@ -117,6 +117,7 @@ def test_values_that_cannot_be_leave_the_picture_and_a_sentence(explorer, monkey
     assert (explorer.image.value, explorer.live.running) == (before, False)
 
 
+@pytest.mark.slow
 def test_saving_writes_the_picture_its_tables_and_its_parameters(explorer, output):
     finish(explorer)
     explorer.save_name.value = "mine"
@@ -139,6 +140,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_saving_again_counts_the_name_up_and_replaces_nothing(explorer, output):
     finish(explorer)
     explorer.save()
@@ -157,6 +159,7 @@ def test_saving_again_counts_the_name_up_and_replaces_nothing(explorer, output):
     assert seeds == [NETWORK.seed, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", ["explore_depth.yaml", "explore_depth_first_loss.csv"])
 def test_a_name_is_taken_if_one_of_its_files_is_there(explorer, output, taken):
     output.mkdir()
@@ -166,6 +169,7 @@ def test_a_name_is_taken_if_one_of_its_files_is_there(explorer, output, taken):
     assert sum(name.startswith("explore_depth_2") for name in files(output)) == 9
 
 
+@pytest.mark.slow
 def test_parameters_of_a_stopped_run_say_where_it_stopped(explorer, output):
     for _ in range(10):
         explorer.live.state = next(explorer.live.run.states)
@@ -177,6 +181,7 @@ def test_parameters_of_a_stopped_run_say_where_it_stopped(explorer, output):
     assert max(loss["iteration"]) == done
 
 
+@pytest.mark.slow
 def test_what_keeps_a_figure_from_being_saved_is_said_and_nothing_is_left(explorer, output, monkeypatch):
     explorer.save()
     before = files(output)

@@ -105,6 +105,7 @@ def test_every_figure_has_an_explorer():
         assert last.source.startswith("explore_figure(")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_moved_control_makes_the_figure_anew(name):
@@ -137,6 +138,7 @@ def test_reset_of_a_figure_is_the_notebook_s_own():
     assert (explorer.image.value, explorer.parameters.value) == before
 
 
+@pytest.mark.slow
 def test_a_figure_trained_anew_is_the_function_s(output):
     explorer = _figure_explorer("figure_2")
     explorer.controls["seed"].value = 4
@@ -153,6 +155,7 @@ def test_a_figure_trained_anew_is_the_function_s(output):
     assert explorer.controls["row"].tooltip == "of the entry shown, counted from 0"  # the notebook's own words
 
 
+@pytest.mark.slow
 def test_a_picture_of_other_values_is_not_saved(output):
     explorer = _figure_explorer("clipping")
     for control, value in (("seed", 7), ("clips", "-1")):  # being computed, impossible
@@ -166,6 +169,7 @@ def test_a_picture_of_other_values_is_not_saved(output):
     assert {path.suffix for path in output.iterdir()} == {".pdf", ".png", ".csv", ".yaml"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_tables_are_saved_by_the_names_that_the_room_gives(name, output, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch())  # pictures are looked at elsewhere

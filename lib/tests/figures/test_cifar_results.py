@@ -32,6 +32,7 @@ from lib.figures.smoothness import lost_by_depth, smoothness_along_depth
 from lib.figures.table_1 import compare, make_readable
 
 
+@pytest.mark.slow
 def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
     networks = networks_by_setting(records.read_runs(), trained)
     assert [(setting.epochs, smooth) for setting, smooth in networks] == [
@@ -77,6 +78,7 @@ def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
     assert list(networks_by_setting(records.read_runs(), trained)) == list(networks)[1:]
 
 
+@pytest.mark.slow
 def test_schedules_are_never_mixed(trained):
     networks = group_by_setting(records.read_runs(), trained)
     # The 180-epoch run has no i.i.d. counterpart.
@@ -129,6 +131,7 @@ def test_repeats_are_the_other_seeds_of_the_longest_schedule(tmp_path):
     assert [run.config for run in runs[2:]] == [configs[3]]
 
 
+@pytest.mark.slow
 def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(trained):
     table = compare(records.read_runs(), trained)
     row = {name: values[3] for name, values in table.items()}
@@ -180,6 +183,7 @@ def two_settings(tmp_path, monkeypatch):
     return replace(NetworkChoice(), depth=16, batch_size=0)
 
 
+@pytest.mark.slow
 def test_table_1_has_a_block_for_each_setting(two_settings):
     table = compare(records.read_runs(), two_settings)
     trained = tables.select(table, activation="gelu")
@@ -195,6 +199,7 @@ def test_table_1_has_a_block_for_each_setting(two_settings):
     assert tables.select(of_one, activation="gelu")["test"].tolist() == [80.5, 80.5]
 
 
+@pytest.mark.slow
 def test_the_longest_schedule_is_that_of_each_setting(two_settings):
     found = two_settings.select(records.read_runs())
     longest = select_longest_schedule(found)
@@ -205,6 +210,7 @@ def test_the_longest_schedule_is_that_of_each_setting(two_settings):
     assert {run.config.batch_size for run in NetworkChoice(depth=16).select(records.read_runs())} == {64}
 
 
+@pytest.mark.slow
 def test_figures_3_and_4_keep_settings_apart(two_settings):
     networks = networks_by_setting(records.read_runs(), two_settings)
     assert [(setting.batch_size, setting.epochs) for setting, side in networks if side == "weight-tied"] == [
@@ -235,6 +241,7 @@ def test_the_share_of_smooth_layers_is_that_of_parts_that_are_long_enough():
     assert math.isnan(measures.smooth_share(torch.ones(256, 3)))
 
 
+@pytest.mark.slow
 def test_the_share_of_smooth_layers_is_the_records_or_the_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     choice = NetworkChoice(depth=96)
@@ -267,6 +274,7 @@ def test_the_share_of_smooth_layers_is_the_records_or_the_weights(tmp_path, monk
     assert known == pytest.approx([math.nan, 0.5], nan_ok=True)
 
 
+@pytest.mark.slow
 def test_published_curves_are_shown_as_they_were_read(trained, monkeypatch):
     layer = np.arange(1, 257)
     curves = [
@@ -301,6 +309,7 @@ def test_published_curves_are_shown_as_they_were_read(trained, monkeypatch):
     assert claim.verdict == FAILS
 
 
+@pytest.mark.slow
 def test_figure_4_averages_over_layers_and_runs(trained):
     networks = group_by_setting(records.read_runs(), trained)
     layers, averages = successive_distance_tables(networks, records.read_distances())

@@ -20,6 +20,7 @@ from lib.figures.smoothness import laws_in_depth, left_of_initialisation, lost_b
 from lib.figures.stem import loss_spike, relative_path_lengths
 
 
+@pytest.mark.slow
 def test_smoothness_in_training_is_a_line_an_epoch(trained):
     runs = trained.select(records.read_runs(), seed=0)
     table = smoothness_in_training(runs)
@@ -37,6 +38,7 @@ def test_smoothness_in_training_is_a_line_an_epoch(trained):
     assert len(without["run"]) == len(table["run"]) - runs[0].config.epochs
 
 
+@pytest.mark.slow
 def test_smoothness_along_depth_is_that_of_each_part(trained):
     runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
     table = smoothness_along_depth(runs, parts=4)
@@ -159,6 +161,7 @@ def test_a_rate_is_found_where_some_ratios_are_undefined():
     assert measure_course(table, "one").rate == pytest.approx(math.log(2))
 
 
+@pytest.mark.slow
 def test_smoothness_is_drawn_as_it_is_tabled(trained):
     runs = trained.select(records.read_runs(), seed=0)
     training = smoothness_in_training(runs)
@@ -190,6 +193,7 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     assert [panel.texts[-1].get_text() for panel in empty] == ["their weights are not here", *["none is here"] * 2]
 
 
+@pytest.mark.slow
 def test_relative_path_lengths_are_those_of_the_weights_or_of_the_log(tmp_path, trained):
     held, plain = CifarConfig(depth=64, epochs=30, hold_stem=True), CifarConfig(depth=64, epochs=30, batch_norm=False)
     finish(tmp_path, held, stem_scale=1.0, path_length=0.25)
@@ -241,6 +245,7 @@ def test_the_spike_is_averaged_over_steps(tmp_path, monkeypatch):
         loss_spike(0)
 
 
+@pytest.mark.slow
 def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
     finish(
         tmp_path, CifarConfig(depth=64, epochs=30, hold_stem=True), test_accuracy=55.0, stem_scale=1.0, path_length=1
@@ -326,6 +331,7 @@ def test_smoothness_is_lost_at_the_first_time_of_each_seed_above_the_bound():
     assert lost_in_precision(table, 32, "float64") == []
 
 
+@pytest.mark.slow
 def test_noise_of_parts_is_that_of_each_part(trained):
     runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
     table = noise_of_parts(runs, parts=4)
@@ -336,6 +342,7 @@ def test_noise_of_parts_is_that_of_each_part(trained):
     assert np.isnan(noise_of_parts(runs, parts=16)["noise_conv1"]).all()  # parts of four layers
 
 
+@pytest.mark.slow
 def test_rounding_is_drawn_as_it_is_tabled(tmp_path, trained):
     empty = rounding.draw(
         {"rounding": smoothness_by_precision(), "rounding_depth": noise_of_parts([])}, rounding.Config(trained)

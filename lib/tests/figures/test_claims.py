@@ -245,6 +245,7 @@ def named(statement: str) -> claims.Claim:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counter", COUNTERS, ids=lambda counter: f"{counter.statement} {counter.column}")
 def test_each_claim_fails_in_a_table_in_which_it_is_false(figures, counter):
     assert named(counter.statement).margin >= 0
@@ -254,6 +255,7 @@ def test_each_claim_fails_in_a_table_in_which_it_is_false(figures, counter):
     assert found.margin < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counter", COUNTERS, ids=lambda counter: f"{counter.statement} {counter.column}")
 def test_each_claim_is_open_while_its_numbers_are_missing(figures, counter):
     column = "output" if counter.column == "width" else counter.column
@@ -443,6 +445,7 @@ def test_a_missing_table_is_named_with_what_makes_it(figures):
             claims.judge_all(name)
 
 
+@pytest.mark.slow
 def test_the_figure_draws_every_claim_with_its_margin_the_failing_first(figures):
     COUNTERS[0].write(figures, COUNTERS[0].change)  # the first claim of all fails
     dataclasses.replace(COUNTERS[-1]).write(figures, lambda x: x + math.nan)  # the last one is open, without a margin

@@ -43,6 +43,7 @@ def data():
     return relu_counterexample.compute(CONFIG)
 
 
+@pytest.mark.slow
 def test_relu_ends_at_the_closed_form(data):
     rows = select(data["relu_counterexample"], activation="relu")
     assert np.abs(rows["even"] - rows["limit_weight"]).max() < 1e-9
@@ -66,6 +67,7 @@ def test_figure_draws_its_tables(data):
     assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx(select(weights, activation="relu")["weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["gelu"], ["tanh", "relu", "gelu"]])
 def test_figure_has_a_panel_for_each_activation(names):
     config = relu_counterexample.Config([8, 16], [1.5, 2.0], names, 10)

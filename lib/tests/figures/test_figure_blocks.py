@@ -95,6 +95,7 @@ def test_values_that_cannot_be(values, sentence):
         room.Config(**({"blocks": ["perceptron"], "activations": ["gelu"]} | SMALL | values))
 
 
+@pytest.mark.slow
 def test_a_moved_control_makes_the_figure_anew():
     namespace = {"__name__": "__main__"}
     for cell in parameters.read_notebook("blocks").cells:

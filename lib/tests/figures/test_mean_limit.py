@@ -62,6 +62,7 @@ def data():
     return mean_limit.compute(config())
 
 
+@pytest.mark.slow
 def test_rates_are_a_half_from_independent_and_one_from_equal_layers(data):
     end = select(data["mean_limit"], iteration=6)
     for quantity in ("output", "hidden_states"):
@@ -88,6 +89,7 @@ def test_every_network_is_there_with_every_draw(data):
     assert {len(select(states, depth=L, input=0)["s"]) for L in (4, 32)} == {5, 33}
 
 
+@pytest.mark.slow
 def test_the_figure_draws_its_table(data):
     figure = mean_limit.draw(data, config())
     points = root_mean_squares(select(data["mean_limit"], iteration=6), "output", initialisation="iid", width=16)

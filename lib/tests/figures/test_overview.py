@@ -8,6 +8,7 @@ from lib.cifar import records
 from lib.figures import overview
 
 
+@pytest.mark.slow
 def test_it_shows_the_weights_of_the_networks_and_their_accuracy_by_layers():
     config = overview.Config(entries=3)
     data = overview.compute(config)

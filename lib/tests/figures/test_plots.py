@@ -33,6 +33,7 @@ def long():
     return figure_2.compute(LONG)
 
 
+@pytest.mark.slow
 def test_figure_1_left_draws_both_quantities(left):
     figure = figure_1_left.draw({"figure_1_left": left}, LEFT)
     paper, released = figure.axes[:2]
@@ -48,6 +49,7 @@ def test_rows_that_are_zero_stay_in_the_table(left):
     assert set(tables.select(left, iterations=1)["max_distance"]) == {0.0}
 
 
+@pytest.mark.slow
 def test_figure_1_right_draws_the_images_of_its_table(right):
     figure = figure_1_right.draw({"figure_1_right": right}, RIGHT)
     image = figure.axes[0].collections[0].get_array()
@@ -85,6 +87,7 @@ def test_figure_2_records_the_entry_asked_for():
     assert list(end["entry_W"]) == pytest.approx(last.weights.W[:, 2, 3].tolist(), rel=1e-7)
 
 
+@pytest.mark.slow
 def test_the_same_figure_gives_the_same_bytes(long, tmp_path, monkeypatch):
     written = []
     for folder in ("a", "b"):
@@ -97,6 +100,7 @@ def test_the_same_figure_gives_the_same_bytes(long, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["figure_2.csv", "figure_2.pdf", "figure_2.png"]
 
 
+@pytest.mark.slow
 def test_no_figure_is_left_in_a_global_list(left):
     import matplotlib.pyplot as plt
 

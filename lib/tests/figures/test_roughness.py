@@ -90,6 +90,7 @@ def test_a_smooth_curve_is_less_rough_in_deeper_networks():
     assert measures.fit_slope([50, 100, 200], found).slope == pytest.approx(-2, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_front_is_found_where_it_was_put(logged):
     data = roughness.compute(choose())
     front = data["roughness_front"]
@@ -107,6 +108,7 @@ def test_the_front_is_found_where_it_was_put(logged):
     assert tables.select(other, run=logged[0].name)["epoch"].tolist() == list(range(8, 0, -1))
 
 
+@pytest.mark.slow
 def test_every_run_with_a_log_is_drawn_and_the_others_are_named(logged):
     data = roughness.compute(choose())
     assert dict(zip(data["roughness_runs"]["run"], data["roughness_runs"]["logged"], strict=True)) == {
@@ -133,6 +135,7 @@ def test_every_run_with_a_log_is_drawn_and_the_others_are_named(logged):
     assert set(roughness.compute(alone)["roughness"]["run"]) == {logged[1].name}
 
 
+@pytest.mark.slow
 def test_of_a_setting_the_longest_schedule_that_has_a_log_is_drawn(tmp_path, logged):
     longer = CifarConfig(depth=DEPTH, epochs=9)
     finish(tmp_path, longer)  # without a log
@@ -146,6 +149,7 @@ def test_of_a_setting_the_longest_schedule_that_has_a_log_is_drawn(tmp_path, log
     assert longer.name in data["roughness_runs"]["run"]
 
 
+@pytest.mark.slow
 def test_without_any_log_there_are_empty_panels(tmp_path):
     for settings in ({}, {"activation": "relu"}):
         finish_logged(tmp_path, **settings)
@@ -158,6 +162,7 @@ def test_without_any_log_there_are_empty_panels(tmp_path):
     assert roughness.draw(roughness.compute(roughness.Config(NetworkChoice())), choose()).axes
 
 
+@pytest.mark.slow
 def test_a_log_that_is_cut_or_of_another_setting_is_named_in_a_sentence(tmp_path, logged):
     path = records.layer_log_path(logged[0])
     whole = path.read_bytes()
@@ -171,6 +176,7 @@ def test_a_log_that_is_cut_or_of_another_setting_is_named_in_a_sentence(tmp_path
     assert set(roughness.compute(choose())["roughness"]["run"]) == {config.name for config in logged[:2]}
 
 
+@pytest.mark.slow
 def test_a_tiny_run_is_drawn_from_what_it_leaves(tmp_path, monkeypatch):
     write_set(tmp_path / "set", monkeypatch)
     config = CifarConfig(depth=10, epochs=3, batch_size=32)

@@ -262,6 +262,7 @@ def test_what_training_adds_is_the_change_of_the_weights(initialisations):
     assert row["variation"][0] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_initialisation_figure_draws_its_table(initialisations):
     figure = initialisation.draw(initialisations, CASES)
     rows = select(initialisations["initialisation"], case="weight-tied")

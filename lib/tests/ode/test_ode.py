@@ -132,6 +132,7 @@ def test_rows_of_a_convolutional_network():
     assert 0 < rows[1]["gradient"] < rows[0]["gradient"] < rows[2]["gradient"] < 0.5
 
 
+@pytest.mark.slow
 def test_the_rooms_of_solvers_and_of_gradients(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.paths.CHECKPOINTS", tmp_path)  # no tables: fully connected networks alone
     network = NetworkConfig(depth=16, width=8, dimension=4, samples=10)

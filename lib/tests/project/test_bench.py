@@ -79,6 +79,7 @@ def test_ratios_are_taken_turn_by_turn():
     assert second["memory_mb"] == 3
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_engine_and_is_saved(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "cases", lambda: [DENSE, CIFAR])
     monkeypatch.setattr(bench, "measure_peak_memory", lambda case, name: math.nan)
@@ -132,6 +133,7 @@ def test_an_interrupted_measurement_is_said_and_writes_nothing(monkeypatch, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_peak_memory_sees_what_the_textbook_loop_keeps():
     case = cases.Dense(NetworkConfig(depth=64, width=512, dimension=4, samples=500, dtype="float32"))
     kept = 2 * 64 * 512 * 500 * 4 / 1e6  # pre-activations and activations of all layers: 131 MB

@@ -44,6 +44,7 @@ def test_environment_file_and_package_state_the_same_dependencies(project):
     assert conda == {CONDA_NAMES.get(name, name): version for name, version in package.items()}
 
 
+@pytest.mark.slow
 def test_every_import_is_a_declared_dependency(project):
     code = [path.read_text() for path in (paths.ROOT / "lib").rglob("*.py")]
     for name in parameters.list_names():

@@ -58,6 +58,7 @@ def test_a_module_can_be_read_in_one_go(name):
     assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
+@pytest.mark.slow
 def test_a_figure_is_made_anew_by_its_own_room_alone():
     """What make goes by: of the rooms, a figure depends on its own, and the claims on those that judge one."""
     rooms = {path.stem for path in (LIB / "figures").glob("*.py")} - {

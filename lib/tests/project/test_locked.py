@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from packaging.utils import canonicalize_name
 
 from lib import paths, tables
@@ -27,6 +28,7 @@ def test_it_holds_what_made_the_tracked_figures():
     assert f"PyTorch {locked.read()['torch']}" in machine
 
 
+@pytest.mark.slow
 def test_the_file_is_written_from_the_environment_that_runs_it(tmp_path, monkeypatch):
     monkeypatch.setattr(locked, "CONSTRAINTS", tmp_path / "folder" / "constraints.txt")
     monkeypatch.setattr(locked.paths, "ROOT", paths.ROOT)

@@ -46,10 +46,11 @@ def touch(path):
     os.utime(path, (later, later))
 
 
+@pytest.mark.slow
 def test_help_lists_every_target_and_figure(finished):
     for arguments in ((), ("help",)):
         printed = make(finished, *arguments).stdout
-        for target in ("figures", "test", "lab", "env", "engine", "notebooks", "clean"):
+        for target in ("figures", "test", "check", "lab", "env", "engine", "notebooks", "clean"):
             assert f"\n  {target} " in printed
         assert "figure_a               Title of figure_a" in printed
         assert "explore_c" not in printed
@@ -105,6 +106,7 @@ def test_what_is_edited_during_a_run_is_not_taken_for_done(project):
     assert would_run(project, "figures") == ["figure_a"]
 
 
+@pytest.mark.slow
 def test_a_figure_whose_file_is_gone_is_made_again(project):
     (project / "figures" / "figure_a.csv").unlink()
     assert would_run(project, "figures") == ["figure_a"]
@@ -126,6 +128,7 @@ def test_a_deleted_module_does_not_stop_make(project):
     assert would_run(project, "figures") == ["figure_a"]
 
 
+@pytest.mark.slow
 def test_a_new_network_remakes_what_reads_the_networks(project):
     (project / "lib" / "helper.py").write_text("from lib import paths\n\nFACTOR, FOLDER = 10, paths.CHECKPOINTS\n")
     assert make(project, "figures").returncode == 0
@@ -144,6 +147,7 @@ def test_a_new_notebook_is_a_new_figure(project):
     assert would_run(project, "figures") == ["figure_c"]
 
 
+@pytest.mark.slow
 def test_other_profiles_and_custom_runs_keep_off_the_tracked_figures(project):
     tracked = {path: path.read_bytes() for path in (project / "figures").glob("*.csv")}
     result = make(project, "figures", "PROFILE=released")
@@ -164,6 +168,7 @@ def test_other_profiles_and_custom_runs_keep_off_the_tracked_figures(project):
     assert would_run(project, "figures") == ["figure_a", "figure_b"]
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_figure_do_not_mix(project):
     before = (project / "figures" / "figure_a.csv").read_text()
     with paths.hold_lock(project / ".build" / "locks" / "custom_figure_a", "the test holds it"):
@@ -178,6 +183,7 @@ def test_two_runs_of_one_figure_do_not_mix(project):
     assert (project / "figures" / "figure_a.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_one_wrong_parameter_stops_every_figure_before_it_runs(project):
     (project / "notebooks" / "profiles" / "paper" / "figure_b.yaml").write_text("depth: 0\n")
     touch(project / "notebooks" / "figure_a.ipynb")
@@ -199,6 +205,7 @@ def test_an_unknown_profile_and_settings_for_all_stop_with_a_sentence(finished):
     assert "SET and PARAMETERS change one run of one figure" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_failed_run_keeps_the_old_figure_and_is_tried_again(project):
     (project / "notebooks" / "profiles" / "paper" / "figure_a.yaml").write_text("depth: 32\nmode: fails\n")
     touch(project / "notebooks" / "profiles" / "paper" / "figure_a.yaml")
@@ -253,6 +260,7 @@ def test_every_value_of_a_training_comes_from_the_command_line(finished, target)
     assert all(f"{name} is in the environment" in said[0] for name in values)
 
 
+@pytest.mark.slow
 def test_values_go_on_to_the_letter_and_no_shell_reads_them(project):
     odd = 'it\'s "$(touch P)" `touch P`; touch P\ntouch P #'
     result = make(project, "-n", "train", f"ACTIVATION={odd}", f"SET=x={odd}", "SMOOTH_INIT=True", "LR=4e-2")
@@ -333,6 +341,7 @@ def test_an_interpreter_without_the_packages_is_told_so(project, tmp_path):
         assert make(project, "help", f"PYTHON={interpreter}").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "whom"),
     [(signal.SIGINT, "all"), (signal.SIGKILL, "all"), (signal.SIGTERM, "make"), (signal.SIGTERM, "runner")],
@@ -377,6 +386,7 @@ def test_an_interrupted_run_is_not_taken_for_done_and_ends(project, stop, whom):
     assert would_run(project, "figures") == ["figure_a", "figure_b"]
 
 
+@pytest.mark.slow
 def test_an_error_hidden_in_an_explorer_fails_the_run(project):
     result = make(project, "figure_b", "SET=mode=hides")
     assert result.returncode == 2
@@ -384,6 +394,7 @@ def test_an_error_hidden_in_an_explorer_fails_the_run(project):
     assert not (project / "figures" / "custom").exists()
 
 
+@pytest.mark.slow
 def test_a_dead_kernel_is_said_in_a_sentence(project):
     result = make(project, "figure_b", "SET=mode=dies")
     assert result.returncode == 2
@@ -391,6 +402,7 @@ def test_a_dead_kernel_is_said_in_a_sentence(project):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_stored_notebooks_are_normalised_and_show_no_warning(project):
     notebook = project / "notebooks" / "figure_b.ipynb"
     before = notebook.stat().st_mtime
@@ -411,6 +423,7 @@ def test_stored_notebooks_are_normalised_and_show_no_warning(project):
     assert "figure_b wrote to stderr, which a stored notebook must not show:\na warning" in result.stderr
 
 
+@pytest.mark.slow
 def test_nbval_writes_into_the_build_folder_and_skips_what_needs_the_images(project, tmp_path):
     (project / "lib" / "tests").mkdir()
     for module in ("stored_notebooks", "shipped"):

@@ -378,6 +378,7 @@ def test_papermill_sees_the_parameters_that_are_offered(name):
 HEAVY = ("nbformat", "jsonschema", "papermill", "torchvision", "scipy.stats", "scipy.integrate", "scipy.optimize")
 
 
+@pytest.mark.slow
 def test_imports_of_the_notebooks_pull_in_nothing_that_only_some_runs_use():
     names = set()
     for name in parameters.list_names():

@@ -65,6 +65,7 @@ def test_every_make_command_has_a_target():
     assert set(named) - {"my_figure"} <= targets  # the recipe's own name
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_figure_makes_it(tmp_path):
     cells = python_blocks("## Add a figure", LIB)
     assert sum(len(cell.splitlines()) for cell in cells) < 30
@@ -96,6 +97,7 @@ def test_the_recipe_of_a_figure_makes_it(tmp_path):
     assert (tmp_path / "figures" / "my_figure.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_recipe_for_own_data_trains():
     (code,) = python_blocks("## Use your own data", LIB)
     done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
@@ -105,6 +107,7 @@ def test_the_recipe_for_own_data_trains():
     assert losses[-1] < 0.1 * losses[0]
 
 
+@pytest.mark.slow
 def test_the_recipe_for_a_block_gives_a_slope():
     (code,) = python_blocks("## Bring your own block")
     assert len(code.splitlines()) <= 16
@@ -151,6 +154,7 @@ def test_values_of_settings_are_parameters():
         parameters.check_values(name, values)
 
 
+@pytest.mark.slow
 def test_the_marked_numbers_are_those_of_the_tables():
     for path, text in READMES.items():
         assert readme.render(text) == text, f"{path}: `make readme` fills the marked places anew"

@@ -55,6 +55,7 @@ def document(tmp_path, monkeypatch):
     return report.render("paper")
 
 
+@pytest.mark.slow
 def test_sections_come_in_reading_order_with_a_list_of_contents(document):
     assert re.findall(r'<section id="(\w+)">', document) == ["figure_2", "alpha", "beta"]
     assert '<li><a href="#alpha">Alpha &lt; beta</a></li>' in document

@@ -266,6 +266,7 @@ def test_a_finished_trial_is_not_trained_again(tmp_path, monkeypatch, capsys):
     assert f"{config.name} is finished, a trial that stays in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_cifar10
 def test_make_train_on_real_images(project):
     images = "train_images=320 test_images=100"
@@ -285,6 +286,7 @@ def test_make_train_on_real_images(project):
     assert sorted((project / "checkpoints").glob("*")) == checkpoints  # a trial is no result
 
 
+@pytest.mark.slow
 @needs_cifar10
 def test_a_run_that_a_person_ends_says_one_sentence_and_goes_on(project):
     words = [sys.executable, "-m", "lib.project.runs", "--profile", "quick", "EPOCHS=40", "--set", "train_images=320"]
