@@ -172,7 +172,7 @@ def usable_device(device: "str | torch.device") -> "torch.device":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device!r}, expected auto, cpu, cuda, or a number as in cuda:0.")

@@ -214,10 +214,10 @@ def fit_slope(x, y, at_least: float = 0.0) -> Slope:
     if keep.sum() > 1 and np.ptp(x[keep]) == 0:
         raise ValueError(f"A slope needs two different x, found {x[keep][0]:g} alone: add depths.")
     if keep.sum() < 2:
-        raise ValueError(
-            f"A slope needs two points with x >= {at_least:g} and y > 0, found {int(keep.sum())}: "
-            "add depths, or lower the depth that the fit starts from."
-        )
+        cure = "add depths, or lower the depth that the fit starts from"
+        if (y[x >= at_least] == 0).any():  # the first step leaves layers equal
+            cure = "y is 0 if layers are equal, so train for more steps"
+        raise ValueError(f"A slope needs two points with x >= {at_least:g} and y > 0, found {int(keep.sum())}: {cure}.")
     fit = stats.linregress(np.log(x[keep]), np.log(y[keep]))
     freedom = int(keep.sum()) - 2
     # scipy gives no error for constants; it is zero.

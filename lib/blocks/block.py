@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 BLOCK_SEED = 2**31  # added to the seed, so that blocks and data of one seed differ
 
 Block = Callable[[], nn.Module]
+Place = tuple[str, dict[str, Tensor | None], str]
 
 
 def draw_blocks(block: Block, count: int, seed: int, x: Tensor) -> list[nn.Module]:
@@ -25,12 +26,19 @@ def draw_blocks(block: Block, count: int, seed: int, x: Tensor) -> list[nn.Modul
     modules: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed + BLOCK_SEED)
+        start = end = torch.get_rng_state()
         for _ in range(count):
             module = _make(block)
             _check_tensors(module)
             if modules:
                 _check_another(module, modules)
             modules.append(module)
+            before, end = end, torch.get_rng_state()
+            if torch.equal(before, end) and not torch.equal(start, end):
+                raise ValueError(
+                    f"block() sets torch's random seed, so all layers of {_name(module)} start equal: leave "
+                    "torch.manual_seed out of it, and give `seed` instead."
+                )
     return [module.to(dtype=x.dtype, device=x.device) for module in modules]
 
 
@@ -74,15 +82,30 @@ def _check_tensors(block: nn.Module) -> None:
             raise ValueError(f"{name} has no shape for {key} yet: give its sizes instead of a lazy module.")
         if tensor.is_meta:
             raise ValueError(f"{name} has no numbers in {key}, which is on the meta device: make it on the CPU.")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{name} has sparse numbers in {key}, expected dense ones: use to_dense().")
         if tensor.is_complex():
             raise ValueError(f"{name} has complex numbers in {key}, expected real ones: hold both parts as real.")
+    registered = {id(each) for each in (*block.modules(), *(tensor for _, tensor in _tensors(block)))}
     for path, module in block.named_modules():
         for key, held in vars(module).items():
-            if isinstance(held, Tensor) and held.ndim and held.is_leaf:  # a weight norm leaves computed ones
+            place = f"{path}.{key}".lstrip(".")
+            if isinstance(held, Tensor) and _differs_by_layer(held):
                 raise ValueError(
-                    f"{name} holds the tensor {f'{path}.{key}'.lstrip('.')} as a plain attribute, which is the same in "
-                    "all layers and not trained: make it a torch.nn.Parameter, or a buffer by register_buffer."
+                    f"{name} holds the tensor {place} as a plain attribute, which is the same in all layers and not "
+                    "trained: make it a torch.nn.Parameter, or a buffer by register_buffer."
                 )
+            inside = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ()
+            if any(_differs_by_layer(each) and id(each) not in registered for each in inside):
+                raise ValueError(
+                    f"{name} holds modules or tensors in the {type(held).__name__} {place}, which are the same in all "
+                    "layers and not trained: use torch.nn.ModuleList, ParameterList, or register_buffer."
+                )
+
+
+def _differs_by_layer(held: object) -> bool:
+    """Whether each layer should have its own: a module, or a tensor that is not computed, as by a weight norm."""
+    return isinstance(held, nn.Module) or (isinstance(held, Tensor) and held.ndim > 0 and held.is_leaf)
 
 
 def _check_another(module: nn.Module, modules: list[nn.Module]) -> None:
@@ -132,7 +155,7 @@ def check_block(block: nn.Module, x: Tensor) -> None:
         if key in buffers:
             raise ValueError(
                 f"{name} keeps running statistics ({key} changes in forward), which are no part of the gradient flow: "
-                "use track_running_stats=False, or a norm without them."
+                "use track_running_stats=False, a norm without them, or eval()."
             )
         raise ValueError(f"{name} changes its parameter {key} in forward, which is left to training: compute with it.")
     found = found.detach()
@@ -140,8 +163,7 @@ def check_block(block: nn.Module, x: Tensor) -> None:
         raise ValueError(f"{name} is not finite (NaN or infinite) at h = x: look at its initial weights and the data.")
     with torch.enable_grad():
         again = _call(block, x.clone().requires_grad_())
-        # On a GPU they are equal up to the order of additions.
-        if not torch.allclose(again, found, rtol=0, atol=torch.finfo(x.dtype).eps ** 0.5 * float(found.abs().max())):
+        if not _are_close(again, found, _size(found)):
             raise ValueError(
                 f"{name} gives another result when it is called again with the same h: take out what it remembers from "
                 "call to call, and random numbers."
@@ -151,6 +173,75 @@ def check_block(block: nn.Module, x: Tensor) -> None:
                 f"{name} gives no gradient to its parameters: use them in forward, without detach, torch.no_grad, "
                 "rounding or comparisons in between."
             )
+
+        _check_places(block, x)
+
+
+def find_places(block: nn.Module) -> list[Place]:
+    """The places of each parameter and buffer, several if modules share it: its name, the dict, and its key there."""
+    names = {id(tensor): name for name, tensor in [*block.named_parameters(), *block.named_buffers()]}
+    dicts = [held for module in block.modules() for held in (module._parameters, module._buffers)]
+    return [(names[id(held[key])], held, key) for held in dicts for key in held if held[key] is not None]
+
+
+def _check_places(block: nn.Module, x: Tensor) -> None:
+    """Raise ValueError if the block, or its backward pass, takes a parameter from another place than its attribute,
+    where each layer has its own."""
+    own = {name: parameter for name, parameter in block.named_parameters() if parameter.requires_grad}
+    start = {name: parameter.data for name, parameter in own.items()}
+    try:
+        # If a parameter is zero, gradients of others vanish and hide what is wrong.
+        for parameter in own.values():
+            steps = torch.arange(parameter.numel(), dtype=parameter.dtype, device=x.device)
+            parameter.data = parameter.data + 0.01 * torch.cos(steps).view(parameter.shape)
+        wrong = _find_parameter_elsewhere(block, own, x)
+    finally:
+        for name, parameter in own.items():
+            parameter.data = start[name]
+    if wrong:
+        raise ValueError(
+            f"{_name(block)} takes its parameter {wrong} from elsewhere than the attribute, as from a list, a hook, or "
+            "a checkpoint that computes again: use the attribute in forward, and `chunk` in place of checkpoints."
+        )
+
+
+def _find_parameter_elsewhere(block: nn.Module, own: dict[str, nn.Parameter], x: Tensor) -> str | None:
+    """The name of a parameter whose gradient is another one if a tensor of the same values takes its place, and leaves
+    it before the backward pass."""
+    h = x.clone().requires_grad_()
+    slope = torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
+    try:
+        expected = torch.autograd.grad(block(h), [*own.values(), h], slope, allow_unused=True)
+    except Exception:  # the block may not be defined at these values, which says nothing about places
+        return None
+    places = [(name, held, key, held[key]) for name, held, key in find_places(block) if name in own]
+    leaves = {name: parameter.detach().clone().requires_grad_() for name, parameter in own.items()}
+    try:
+        for name, held, key, _ in places:
+            held[key] = leaves[name]
+        result = block(h)
+        for name, held, key, _ in places:
+            held[key] = torch.zeros_like(leaves[name], requires_grad=True)
+        found = torch.autograd.grad(result, [*leaves.values(), h], slope, allow_unused=True)
+    except Exception:  # with the same values it worked
+        return next(iter(own))
+    finally:
+        for _, held, key, parameter in places:
+            held[key] = parameter
+    size = max(_size(each) for each in expected if each is not None)  # gradients that are 0 are rounding alone
+    for name, now, then in zip([*own, next(iter(own))], found, expected, strict=True):  # that of h tells no name
+        if (now is None) != (then is None) or (now is not None and not _are_close(now, then, size)):
+            return name
+    return None
+
+
+def _size(values: Tensor) -> float:
+    return float(values.abs().nan_to_num(0).max()) if values.numel() else 0.0
+
+
+def _are_close(now: Tensor, then: Tensor, size: float) -> bool:
+    # On a GPU they are equal up to the order of additions.
+    return torch.allclose(now, then, rtol=0, atol=torch.finfo(then.dtype).eps ** 0.5 * size, equal_nan=True)
 
 
 def _check_result(name: str, found: object, x: Tensor) -> None:

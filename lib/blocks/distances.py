@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -53,7 +53,10 @@ class DistancesConfig:
         checks.positive_float("learning_rate", self.learning_rate)
         checks.choice("initialisation", self.initialisation, INITIALISATIONS)
         check_optimizer(self.optimizer)
-        checks.record_iterations(self.record_at, self.iterations)
+        if self.record_at is not None:  # it may be a generator
+            object.__setattr__(self, "record_at", list(checks.record_iterations(self.record_at, self.iterations)))
+            if not self.record_at:
+                raise ValueError("record_at is empty, expected the iterations that have rows, such as the last one.")
         for name, values in zip("xy", convert_data(self.x, self.y, self.loss), strict=True):
             object.__setattr__(self, name, values)
 
@@ -101,7 +104,7 @@ class _Measured:
         change = self.network.output - self.start_output
         if not change.any():
             return math.nan
-        step, weights = STEP.get(change.dtype, 2e-2), self.network.weights
+        step, weights = STEP[change.dtype], self.network.weights
         ahead, back = (
             self.network.output_at({name: Z + sign * step * (weights[name] - Z) for name, Z in self.start.items()})
             for sign in (1, -1)
@@ -192,6 +195,9 @@ def distance_steps(config: DistancesConfig) -> Iterator[DistancesState]:
 def _check_same_start(networks: Sequence[BlockNetwork]) -> None:
     """Raise ValueError unless the first layers of all these networks are the same."""
     expected = {name: Z[0] for name, Z in networks[0].weights.items()}
+    if ALL in expected:
+        name = type(networks[0].block).__name__
+        raise ValueError(f"{name} has a parameter {ALL}, the table's word for all of them together: rename it.")
     for network in networks[1:]:
         found = {name: Z[0] for name, Z in network.weights.items()}
         if found.keys() != expected.keys() or not all(torch.equal(found[name], expected[name]) for name in found):
@@ -230,7 +236,7 @@ def successive_distances(
     lists; ``iterations``, steps of ``learning_rate`` (times L, for the flow dZ_k/dt = -L dl/dZ_k).
 
     Other arguments: ``record_at``, the iterations that have rows (default: the last one); ``by_parameter``, a row for
-    each parameter instead of one for all together; ``progress``, which may draw a bar; ``options``: ``loss``,
+    each parameter instead of one for all together; ``progress``, such as `lib.progress`, a bar; ``options``: ``loss``,
     ``initialisation`` ("weight-tied" or "iid"), ``seed``, ``chunk`` and the like of `DistancesConfig`.
 
     Returns a table with the columns ``depth`` L, ``parameter``, ``step`` t, ``learning_rate_multiplier`` (L), ``loss``
@@ -250,5 +256,10 @@ def successive_distances(
     Raises TypeError or ValueError, one sentence, for a block or values that do not fit; `Divergence` if the loss
     stops being finite.
     """
+    possible = [field.name for field in fields(DistancesConfig)][7:]
+    if unknown := [name for name in options if name not in possible]:
+        raise TypeError(f"successive_distances has no option {unknown[0]}, expected some of: {', '.join(possible)}.")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is {progress!r}, expected a function, such as `lib.progress`.")
     config = DistancesConfig(block, depths, x, y, iterations, learning_rate, record_at, **options)
     return compare_depths(config, progress).table(by_parameter)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lib import checks
-from lib.blocks.block import Block, check_block, draw_blocks, summarise
+from lib.blocks.block import Block, check_block, draw_blocks, find_places, summarise
 
 INITIALISATIONS = ("weight-tied", "iid")
+DTYPES = (torch.float64, torch.float32)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,6 +52,8 @@ class BlockNetwork:
         seed: int = 0,
         chunk: int = 32,
     ) -> None:
+        if torch.is_inference_mode_enabled():
+            raise ValueError("torch.inference_mode is on, which keeps no gradients to train with: train outside of it.")
         checks.positive_int("depth", depth)
         checks.positive_int("chunk", chunk)
         checks.positive_int("seed", seed, least=0)
@@ -71,7 +74,7 @@ class BlockNetwork:
             {name: tensor[k].detach().requires_grad_(name in trained) for name, tensor in stacked.items()}
             for k in range(depth)
         ]
-        self._places = _find_places(self.block)
+        self._places = find_places(self.block)
         self._fixed = {name: tensor for name, tensor in stacked.items() if name not in trained}
         self._chunks = [leaves[first : first + chunk] for first in range(0, depth, chunk)]
         self._states: list[Tensor] = []
@@ -103,6 +106,8 @@ class BlockNetwork:
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             found = "a tensor without a gradient" if isinstance(loss, Tensor) else f"of the type {type(loss).__name__}"
             raise TypeError(f"The loss is {found}, expected a tensor that operations of PyTorch make of F(x).")
+        if loss.is_complex():
+            raise TypeError("The loss is a complex number, expected a real one, such as its real part.")
         if loss.ndim:
             raise ValueError(f"The loss has the shape {tuple(loss.shape)}, expected one number: take its mean or sum.")
         return loss
@@ -110,14 +115,19 @@ class BlockNetwork:
     @property
     def output(self) -> Tensor:
         """F(x) = h_L of the last `forward`, of the shape of x."""
-        return self._end[1].detach()
+        return self._last_forward()[1].detach()
+
+    def _last_forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._end is None:
+            raise RuntimeError("The network has no output at its present weights: call forward() first.")
+        return self._end
 
     def descend(self, learning_rate: float) -> None:
         """One step Z_k <- Z_k - L * learning_rate * dl/dZ_k, for the gradient at the weights of the last `forward`.
 
         The factor L makes it a step of the gradient flow dZ_k/dt = -L dl/dZ_k, since dl/dZ_k itself is O(1/L).
         """
-        (h, _, end), slope = self._end, None
+        (h, _, end), slope = self._last_forward(), None
         for state, chunk in zip(reversed(self._states), reversed(self._chunks), strict=True):
             if slope is not None:
                 h, end = self._apply_with_graph(state, chunk)
@@ -162,24 +172,30 @@ def convert_data(x: Any, y: Any, loss: Loss) -> tuple[Tensor, Any]:
 
     Raises TypeError or ValueError for wrong inputs, targets or losses.
     """
-    if not callable(loss):
-        raise TypeError(f"loss is {loss!r}, expected a function of F(x) and y that gives one number.")
+    if not callable(loss) or isinstance(loss, type):
+        made = ", such as an object of that class" if isinstance(loss, type) else ""
+        raise TypeError(f"loss is {loss!r}, expected a function of F(x) and y that gives one number{made}.")
     x = checks.as_tensor("x", x)
     if x.is_complex() or not x.ndim or not x.numel():
         raise TypeError(
             f"x is {x.dtype} of the shape {tuple(x.shape)}, expected real numbers (n, ...), one sample a row."
         )
-    x = x.detach() if x.is_floating_point() else x.double()
+    x = _without_graph(x) if x.is_floating_point() else x.double()
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"x is {x.dtype}, expected float32 or float64, whose rounding is smaller than the distances of layers: use "
+            "x.float()."
+        )
     checks.finite_entries("x", x)
-    squared = loss is nn.functional.mse_loss
+    squared = loss is nn.functional.mse_loss or isinstance(loss, nn.MSELoss)
     if squared or isinstance(y, list | tuple) or hasattr(y, "__array__"):
-        whole = not squared and not isinstance(y, Tensor) and np.asarray(y).dtype.kind in "biu"
-        y = checks.as_tensor("y", y)
+        given, y = y, checks.as_tensor("y", y)
+        whole = not squared and not isinstance(given, Tensor) and np.asarray(given).dtype.kind in "biu"
         y = y.long() if whole else y  # labels stay whole numbers
     if isinstance(y, Tensor):
         if squared and y.is_complex():
             raise TypeError(f"y is {y.dtype}, expected real numbers for this loss.")
-        y = y.detach().to(x.device, x.dtype if squared or y.is_floating_point() else None)
+        y = _without_graph(y).to(x.device, x.dtype if squared or y.is_floating_point() else None)
         checks.finite_entries("y", y)
     if squared and y.shape != x.shape:
         raise ValueError(
@@ -188,16 +204,19 @@ def convert_data(x: Any, y: Any, loss: Loss) -> tuple[Tensor, Any]:
     return x, y
 
 
+def _without_graph(values: Tensor) -> Tensor:
+    return (values.clone() if values.is_inference() else values).detach()
+
+
 def _stack(modules: list[nn.Module], depth: int) -> dict[str, Tensor]:
     """Parameters and buffers, by name: (L, ...)."""
     states = [dict([*module.named_parameters(), *module.named_buffers()]) for module in modules]
-    if len(states) == 1:
-        return {name: t.detach().expand(depth, *t.shape).clone() for name, t in states[0].items()}
-    return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
-
-
-def _find_places(block: nn.Module) -> list[tuple[str, dict[str, Tensor | None], str]]:
-    """The places of each parameter and buffer, several if modules share it: its name, the dict, and its key there."""
-    names = {id(tensor): name for name, tensor in [*block.named_parameters(), *block.named_buffers()]}
-    dicts = [held for module in block.modules() for held in (module._parameters, module._buffers)]
-    return [(names[id(held[key])], held, key) for held in dicts for key in held if held[key] is not None]
+    try:
+        if len(states) == 1:
+            return {name: t.detach().expand(depth, *t.shape).clone() for name, t in states[0].items()}
+        return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
+    except RuntimeError as error:
+        raise MemoryError(
+            f"depth is {depth}, and the parameters of that many {type(modules[0]).__name__} do not fit into memory: "
+            "choose smaller depths."
+        ) from error

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lib import checks
 from lib.blocks.block import Block
-from lib.blocks.network import BlockNetwork, Loss
+from lib.blocks.network import DTYPES, BlockNetwork, Loss
 from lib.checks import Divergence
 
 OPTIMIZERS = ("sgd",)
@@ -43,7 +43,7 @@ def gaussian_data(
     for size in shape:
         checks.positive_int("an entry of shape", size)
     checks.positive_int("seed", seed, least=0)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if dtype not in DTYPES:
         raise TypeError(f"dtype is {dtype!r}, expected torch.float64 or torch.float32.")
     device = checks.usable_device(device)
     generator = torch.Generator().manual_seed(checks.plain(seed))
@@ -54,8 +54,11 @@ def gaussian_data(
 def check_optimizer(optimizer: str) -> None:
     """Raise ValueError unless the optimizer makes steps along the gradient."""
     if optimizer not in OPTIMIZERS:
+        shown = (
+            repr(optimizer) if isinstance(optimizer, str) else getattr(optimizer, "__name__", type(optimizer).__name__)
+        )
         raise ValueError(
-            f"optimizer is {optimizer!r}, expected 'sgd': the flow multiplies the gradient of a layer by the depth L, "
+            f"optimizer is {shown}, expected 'sgd': the flow multiplies the gradient of a layer by the depth L, "
             "and an optimizer that divides by the gradient's size, as Adam does, undoes that."
         )
 
@@ -98,7 +101,7 @@ def _records(network: BlockNetwork, learning_rate: float, wanted: set[int]) -> I
         if not math.isfinite(loss):
             cure = "a smaller learning rate is the usual cure"
             if iteration == 0:
-                cure = "no step was made yet, so the data or the initial weights are too large"
+                cure = "no step was made yet, so look at the data, the initial weights and the loss function"
             raise Divergence(
                 f"The loss of {type(network.block).__name__} is {loss} at iteration {iteration} (depth "
                 f"{network.depth}, learning rate {learning_rate}); {cure}."

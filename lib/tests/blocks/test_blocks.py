@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lib.blocks import BlockNetwork, Divergence, fit_slope, gaussian_data, make_block, successive_distances, train
 from lib.blocks.catalogue import ACTIVATIONS, BLOCKS
@@ -115,6 +116,8 @@ def test_any_loss_and_frozen_parameters():
         (lambda h, y: (h @ y).mean(), r"loss\(F\(x\), y\) raised RuntimeError: .* F\(x\) is \(6, 3\) .* y is \(6,\)"),
         (lambda h, y: h.detach().mean(), "The loss is a tensor without a gradient"),
         (lambda h, y: 1.0, "The loss is of the type float"),
+        (lambda h, y: (h * 1j).sum(), "The loss is a complex number"),
+        (nn.CrossEntropyLoss, "loss is <class .*CrossEntropyLoss'>, expected .* an object of that class"),
         ("mse", "loss is 'mse', expected a function"),
     ):
         with pytest.raises((TypeError, ValueError), match=sentence):
@@ -152,6 +155,31 @@ def test_own_data_of_other_dtypes():
     assert _losses(whole[0].numpy(), whole[1].tolist()) == _losses(*whole)
 
 
+def test_data_of_inference_mode_are_data_and_training_in_it_is_refused():
+    x, y = gaussian_data((6, 3))
+    with torch.inference_mode():
+        inside = [each.clone() for each in (x, y)]
+        with pytest.raises(ValueError, match="inference_mode is on"):
+            train(Bias, 4, x, y)
+    assert inside[0].is_inference()
+    assert _losses(*inside) == _losses(x, y)
+
+
+def test_the_squared_error_as_a_module_takes_what_the_function_takes():
+    x, y = gaussian_data((6, 3))
+    assert _losses(x, y.float().tolist(), loss=nn.MSELoss()) == _losses(x, y.float().tolist())
+    with pytest.raises(ValueError, match=r"y is \(6, 1\), expected \(6, 3\)"):
+        _losses(x, y[:, :1], loss=nn.MSELoss())
+
+
+def test_targets_of_several_kinds_go_to_the_loss_in_a_dict():
+    x, y = gaussian_data((6, 3))
+    both = {"y": y, "labels": torch.arange(6)}
+    assert _losses(x, both, loss=lambda h, y: (h - y["y"]).square().mean()) == pytest.approx(_losses(x, y))
+    with pytest.raises(TypeError, match="y is a tuple that is not an array of real numbers"):
+        _losses(x, tuple(both.values()), loss=lambda h, y: (h - y[0]).square().mean())
+
+
 def test_numbers_of_numpy_are_numbers():
     x, y = gaussian_data((6, 3))
     plain = {"depths": [2, 4], "iterations": 2, "learning_rate": 0.25, "seed": 3, "record_at": [0, 2], "chunk": 1}
@@ -161,7 +189,7 @@ def test_numbers_of_numpy_are_numbers():
         "iterations": [np.int8(2)],
         "learning_rate": [np.float32(0.25), np.array(0.25), torch.tensor(0.25)],
         "seed": [np.int8(3), np.uint8(3)],
-        "record_at": [np.array([0, 2]), range(0, 3, 2), (2, 0)],
+        "record_at": [np.array([0, 2]), range(0, 3, 2), (2, 0), iter([0, 2])],
         "chunk": [np.int8(1)],
     }
     for name, values in same.items():
@@ -192,6 +220,8 @@ def test_own_data_that_cannot_be_are_said_before_training():
         ((None, y), "x is None, expected a tensor"),
         ((x, None), "y is None, expected a tensor"),
         ((x.to("meta"), y), "x is on the meta device"),
+        ((x.half(), y.half()), "x is torch.float16, expected float32 or float64"),
+        ((x.bfloat16(), y), "x is torch.bfloat16, expected float32 or float64"),
         ((x, ["a"]), "y is a list that is not an array of real numbers"),
         (([[1.0, 2.0], [3.0]], y), "x is a list that is not an array .* lists of equal lengths"),
     ):
@@ -205,6 +235,10 @@ def test_own_data_that_cannot_be_are_said_before_training():
     ):
         with pytest.raises((TypeError, ValueError), match=sentence):
             gaussian_data(shape)
+    with pytest.raises(TypeError, match=r"dtype is torch\.float16"):
+        gaussian_data((4, 3), dtype=torch.float16)
+    with pytest.raises(ValueError, match="device is None"):
+        gaussian_data((4, 3), device=None)
 
 
 def test_divergence_is_a_sentence():
@@ -330,6 +364,64 @@ class Constant(nn.Linear):
         return super().forward(h) @ self.C
 
 
+class Listed(nn.Module):
+    """Two maps of h, the second one in a list, whose parameters PyTorch does not see."""
+
+    def __init__(self, second):
+        super().__init__()
+        self.first, self.others = nn.Linear(3, 3), [second]
+
+    def forward(self, h):
+        return self.first(h)
+
+
+class OwnList(nn.Module):
+    """Takes its parameters from a list of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.own = list(self.parameters())
+
+    def forward(self, h):
+        return nn.functional.linear(h, *self.own)
+
+
+class Checkpointed(nn.Module):
+    """V tanh(h W), computed again in the backward pass. V starts at zero, so the gradient for W is zero there."""
+
+    def __init__(self):
+        super().__init__()
+        self.W, self.V = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def start_at_zero(self):
+        nn.init.zeros_(self.V.weight)
+
+    def forward(self, h):
+        return self.V(checkpoint(lambda h: torch.tanh(self.W(h)), h, use_reentrant=False))
+
+
+def _hooked():
+    block = nn.Linear(3, 3)
+    block.weight.register_hook(lambda gradient: 0 * gradient)
+    return block
+
+
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.S = nn.Parameter(torch.eye(3).to_sparse())
+
+
+class NamedAll(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.all = nn.Parameter(torch.ones(3))
+
+    def forward(self, h):
+        return self.all * h
+
+
 class ZeroNothing(nn.Linear):
     def __init__(self):
         super().__init__(3, 3)
@@ -404,6 +496,13 @@ BLOCKS_THAT_CANNOT_BE = [
     (lambda: nn.LazyLinear(3), "LazyLinear has no shape for weight yet"),
     (_scripted, "RecursiveScriptModule is compiled by torch.jit"),
     (Constant, r"Constant holds the tensor C as a plain attribute.*register_buffer"),
+    (lambda: Listed(nn.Linear(3, 3)), "Listed holds modules or tensors in the list others.*ModuleList"),
+    (lambda: Listed(torch.ones(3)), "Listed holds modules or tensors in the list others.*register_buffer"),
+    (OwnList, "OwnList takes its parameter linear.weight from elsewhere than the attribute"),
+    (Checkpointed, "Checkpointed takes its parameter W.weight from elsewhere.*`chunk` in place of checkpoints"),
+    (_hooked, "Linear takes its parameter weight from elsewhere than the attribute, as from a list, a hook"),
+    (Sparse, "Sparse has sparse numbers in S, expected dense ones"),
+    (NamedAll, "NamedAll has a parameter all.*rename it"),
     (Remembers, "Remembers gives another result when it is called again"),
     (lambda: Remembers(detach=True), "Remembers gives another result when it is called again"),
     (lambda: Remembers(count=True), "Remembers gives another result when it is called again"),
@@ -438,6 +537,11 @@ def test_blocks_that_cannot_be_layers(block, sentence):
     assert "\n" not in str(caught.value)
 
 
+def _seeding():
+    torch.manual_seed(0)
+    return nn.Linear(3, 3)
+
+
 def test_layers_that_are_one_object_or_unlike():
     x, y = gaussian_data((4, 3))
     bias = iter([True, False] * 2)
@@ -448,9 +552,38 @@ def test_layers_that_are_one_object_or_unlike():
             lambda: nn.Linear(3, 3, bias=next(bias)),
             r"makes a Linear with \{'weight': \(3, 3\)\} after one with .*'bias'",
         ),
+        (_seeding, r"block\(\) sets torch's random seed, so all layers of Linear start equal"),
     ):
         with pytest.raises(ValueError, match=sentence):
             BlockNetwork(block, 2, x, y, initialisation="iid")
+
+
+def test_layers_without_random_numbers_may_start_equal():
+    x, y = gaussian_data((4, 3))
+    assert BlockNetwork(Factor, 3, x, y, initialisation="iid").weights["w"].tolist() == [0, 0, 0]
+
+
+def test_the_output_is_that_of_the_present_weights():
+    network = BlockNetwork(Bias, 2, *gaussian_data((4, 3)))
+    for ask in (lambda: network.output, lambda: network.descend(0.1)):
+        with pytest.raises(RuntimeError, match="call forward"):
+            ask()
+    network.forward()
+    network.descend(0.1)
+    with pytest.raises(RuntimeError, match="call forward"):
+        _ = network.output
+
+
+class Aliased(nn.Module):
+    """Holds a module of its own in a list too."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.all_of_them = [self.linear]
+
+    def forward(self, h):
+        return torch.tanh(self.all_of_them[0](h))
 
 
 class Tied(nn.Module):
@@ -481,6 +614,7 @@ class Recurrent(nn.Module):
     [
         Tied,
         Recurrent,
+        Aliased,
         lambda: nn.BatchNorm1d(3).eval(),
         lambda: nn.Linear(3, 3).float(),
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
@@ -512,6 +646,11 @@ def test_dropout_that_does_nothing_passes():
     ("values", "sentence"),
     [
         ({"optimizer": "adam"}, "optimizer is 'adam', expected 'sgd'.* depth L, and an optimizer that divides"),
+        ({"optimizer": torch.optim.Adam([torch.zeros(1, requires_grad=True)])}, "optimizer is Adam, expected 'sgd'"),
+        ({"optimizer": torch.optim.Adam}, "optimizer is Adam, expected 'sgd'"),
+        ({"seeds": [0, 1]}, "no option seeds, expected some of: loss, initialisation, seed, optimizer, chunk"),
+        ({"progress": True}, "progress is True, expected a function"),
+        ({"record_at": []}, "record_at is empty"),
         ({"initialisation": "gaussian"}, "initialisation is 'gaussian', expected one of: weight-tied, iid"),
         ({"depths": [8, 4]}, r"depths is \[8, 4\], expected increasing numbers"),
         ({"record_at": [9]}, "record_at asks for iterations 9 to 9, expected them within 0 to 2"),
@@ -524,8 +663,21 @@ def test_dropout_that_does_nothing_passes():
 def test_values_that_cannot_be(values, sentence):
     x, y = gaussian_data((4, 3))
     arguments = {"block": Bias, "depths": [2, 4], "x": x, "y": y, "iterations": 2} | values
-    with pytest.raises((TypeError, ValueError), match=sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence) as caught:
         successive_distances(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_depth_that_memory_cannot_hold():
+    with pytest.raises(MemoryError, match="depth is 1000000000000000, and the parameters of that many Bias"):
+        train(Bias, 10**15, *gaussian_data((4, 3)))
+
+
+def test_a_slope_of_equal_layers():
+    table = successive_distances(make_block("perceptron"), [2, 4], *gaussian_data((4, 16)), iterations=1)
+    assert table["max_distance"] == [0, 0]
+    with pytest.raises(ValueError, match=r"found 0: .* train for more steps"):
+        fit_slope(table["depth"], table["max_distance"])
 
 
 def test_blocks_on_board_that_do_not_exist():
