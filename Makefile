@@ -78,7 +78,8 @@ endif
 endif
 READY := $(ENVIRONMENT) $(ENGINE)
 
-TARGETS := help figures verify train train-depths checkpoints stack measure test check test-style test-units test-figures test-notebooks test-lab lab readme \
+TARGETS := help figures verify train train-depths checkpoints stack measure test check check-one check-two test-style test-units test-figures test-notebooks \
+  test-lab lab readme \
   report env engine bench notebooks clean distclean
 # A notebook of the project has a cell tagged `parameters`: in its file, in quotes without a backslash.
 NOTEBOOKS := $(filter-out $(TARGETS),$(basename $(filter $(call fitting,notebooks),$(notdir $(shell \
@@ -213,12 +214,23 @@ measure: | $(READY) ## What takes long on the trained networks: with fewer layer
 
 # --- Tests ---
 # Two at a time, one thread each: that is what fills two cores. Each part's output comes in one piece.
-test: | $(READY) ## Style, unit tests, every figure at its quick size, stored notebooks
-	@OMP_NUM_THREADS=1 $(MAKE) -k -j2 --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync) \
-	  test-style test-units test-figures test-notebooks
+PAIRED = OMP_NUM_THREADS=1 $(MAKE) -k -j2 --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 
-check: test-style | $(READY) ## Style and the quick tests, while working
-	$(PYTHON) -m pytest -m 'not slow' lib/tests
+test: | $(READY) ## Style, unit tests, every figure at its quick size, stored notebooks
+	@$(PAIRED) test-style test-units test-figures test-notebooks
+
+check: | $(READY) ## Style and the quick tests, while working
+	@$(PAIRED) test-style check-one check-two
+
+# Halves that take about the same time.
+QUICK = $(PYTHON) -m pytest -m 'not slow'
+HALF := lib/tests/project lib/tests/figures
+
+check-one: | $(READY)
+	$(QUICK) $(HALF)
+
+check-two: | $(READY)
+	$(QUICK) lib/tests $(HALF:%=--ignore=%)
 
 test-style: | $(READY)
 	$(PYTHON) -m ruff check lib $(STORED) $(wildcard $(START))
