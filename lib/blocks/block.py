@@ -136,14 +136,14 @@ def check_block(block: nn.Module, x: Tensor) -> None:
     if not trained:
         raise ValueError(f"{name} has no parameters to train: give it some, as torch.nn.Parameter or in a module.")
     before = {key: tensor.detach().clone() for key, tensor in _tensors(block)}
-    random_state = _random_state(x.device)
+    randomness = random_state(x.device)
     h = x.clone()
     with torch.enable_grad():
         found = _call(block, h)
     _check_result(name, found, x)
     if not torch.equal(h, x):
         raise ValueError(f"{name} changes its input h in place: return a new tensor.")
-    if not torch.equal(random_state, _random_state(x.device)):
+    if not torch.equal(randomness, random_state(x.device)):
         raise ValueError(
             f"{name} draws random numbers in forward, as dropout does, and other ones at each depth: take dropout out "
             "(0.0), since networks are compared that differ in nothing but their depth."
@@ -292,6 +292,6 @@ def _name(block: nn.Module) -> str:
     return type(block).__name__
 
 
-def _random_state(device: torch.device) -> Tensor:
+def random_state(device: torch.device) -> Tensor:
     cpu = torch.get_rng_state()
     return torch.cat([cpu, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else cpu

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import checks
-from lib.blocks.block import Block, check_block, draw_blocks, find_places, summarise
+from lib.blocks.block import Block, check_block, draw_blocks, find_places, random_state, summarise
 
 INITIALISATIONS = ("weight-tied", "iid")
 DTYPES = (torch.float64, torch.float32)
@@ -60,6 +60,8 @@ class BlockNetwork:
         checks.choice("initialisation", initialisation, INITIALISATIONS)
         depth, chunk, seed = checks.plain((depth, chunk, seed))
         x, y = convert_data(x, y, loss)
+        if torch.is_autocast_enabled(x.device.type):
+            raise ValueError("torch.autocast is on, which rounds more than layers differ: train outside of it.")
         self.depth, self.x, self.y, self.loss = depth, x, y, loss
         modules = draw_blocks(block, depth if initialisation == "iid" else 1, seed, x)
         self.block = modules[0]
@@ -92,6 +94,7 @@ class BlockNetwork:
         return loss.detach()
 
     def _loss(self, output: Tensor) -> Tensor:
+        before = random_state(output.device)
         try:
             with torch.enable_grad():
                 loss = self.loss(output, self.y)
@@ -103,6 +106,11 @@ class BlockNetwork:
             raise ValueError(
                 f"loss(F(x), y) raised {summarise(error)}; F(x) is {F} and y is {y}, expected what this loss takes."
             ) from error
+        if not torch.equal(before, random_state(output.device)):
+            raise ValueError(
+                "The loss draws random numbers, and other ones at each depth: take them out, since networks are "
+                "compared that differ in nothing but their depth."
+            )
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             found = "a tensor without a gradient" if isinstance(loss, Tensor) else f"of the type {type(loss).__name__}"
             raise TypeError(f"The loss is {found}, expected a tensor that operations of PyTorch make of F(x).")

@@ -116,6 +116,7 @@ def test_any_loss_and_frozen_parameters():
         (lambda h, y: (h @ y).mean(), r"loss\(F\(x\), y\) raised RuntimeError: .* F\(x\) is \(6, 3\) .* y is \(6,\)"),
         (lambda h, y: h.detach().mean(), "The loss is a tensor without a gradient"),
         (lambda h, y: 1.0, "The loss is of the type float"),
+        (lambda h, y: nn.functional.dropout(h).mean(), "The loss draws random numbers, and other ones at each depth"),
         (lambda h, y: (h * 1j).sum(), "The loss is a complex number"),
         (nn.CrossEntropyLoss, "loss is <class .*CrossEntropyLoss'>, expected .* an object of that class"),
         ("mse", "loss is 'mse', expected a function"),
@@ -163,6 +164,12 @@ def test_data_of_inference_mode_are_data_and_training_in_it_is_refused():
             train(Bias, 4, x, y)
     assert inside[0].is_inference()
     assert _losses(*inside) == _losses(x, y)
+
+
+def test_training_in_autocast_is_refused():
+    x, y = gaussian_data((6, 3), dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"torch\.autocast is on"):
+        train(Bias, 4, x, y)
 
 
 def test_the_squared_error_as_a_module_takes_what_the_function_takes():
