@@ -129,7 +129,8 @@ def check_block(block: nn.Module, x: Tensor) -> None:
     """Raise ValueError if ``block(h)`` cannot be f of networks that are compared over their depths.
 
     It must have parameters to train, keep the shape of h, not change h, be finite at h = x, give the same result for
-    the same h (no dropout, no state), depend on its parameters, and not change its tensors (no running statistics).
+    the same h (no dropout, no state), depend on its parameters, take them from their attributes alone, also in the
+    backward pass, and not change its tensors (no running statistics).
     """
     name = _name(block)
     trained = [parameter for parameter in block.parameters() if parameter.requires_grad]

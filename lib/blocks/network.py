@@ -37,7 +37,8 @@ class BlockNetwork:
     A block may have a method ``start_at_zero()``, which sets to zero the parameters that start there, as V_k in the
     paper.
 
-    Raises TypeError or ValueError for a block that cannot be used (see `check_block`).
+    Raises TypeError or ValueError for a block that cannot be used (see `check_block`), MemoryError for a depth whose
+    parameters do not fit into memory.
     """
 
     def __init__(
@@ -174,8 +175,8 @@ class BlockNetwork:
 
 
 def convert_data(x: Any, y: Any, loss: Loss) -> tuple[Tensor, Any]:
-    """Check inputs and targets, and make them tensors (see `checks.as_tensor`): x (n, ...) of floating-point numbers,
-    and y in its dtype and on its device. Whole numbers, which may be labels, stay whole unless the loss is the squared
+    """Check inputs and targets, and make them tensors (see `checks.as_tensor`): x (n, ...) of float32 or float64, and
+    y in its dtype and on its device. Whole numbers, which may be labels, stay whole unless the loss is the squared
     error. Targets of another kind are passed on to the loss as they are.
 
     Raises TypeError or ValueError for wrong inputs, targets or losses.
