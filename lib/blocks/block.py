@@ -104,8 +104,11 @@ def _check_tensors(block: nn.Module) -> None:
 
 
 def _differs_by_layer(held: object) -> bool:
-    """Whether each layer should have its own: a module, or a tensor that is not computed, as by a weight norm."""
-    return isinstance(held, nn.Module) or (isinstance(held, Tensor) and held.ndim > 0 and held.is_leaf)
+    """Whether each layer should have its own: a tensor that is not computed, as by a weight norm, or a module with
+    tensors."""
+    if isinstance(held, nn.Module):
+        return any(True for _ in _tensors(held))
+    return isinstance(held, Tensor) and held.ndim > 0 and held.is_leaf
 
 
 def _check_another(module: nn.Module, modules: list[nn.Module]) -> None:

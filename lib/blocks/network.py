@@ -168,6 +168,13 @@ class BlockNetwork:
                 for name, held, key in self._places:
                     held[key] = layer[name]
                 h = torch.add(h, self.block(h), alpha=1 / self.depth)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # its first call was fine
+            raise ValueError(
+                f"{type(self.block).__name__} raised {summarise(error)} within a network of depth {self.depth}: make "
+                "forward take all weights and h, or lower the learning rate."
+            ) from error
         finally:
             for held, key, tensor in own:
                 held[key] = tensor

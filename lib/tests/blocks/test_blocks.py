@@ -582,15 +582,33 @@ def test_the_output_is_that_of_the_present_weights():
 
 
 class Aliased(nn.Module):
-    """Holds a module of its own in a list too."""
+    """Holds a module of its own in a list too, and one without parameters in a dict."""
 
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(3, 3)
-        self.all_of_them = [self.linear]
+        self.linears, self.activations = [self.linear], {"tanh": nn.Tanh()}
 
     def forward(self, h):
-        return torch.tanh(self.all_of_them[0](h))
+        return self.activations["tanh"](self.linears[0](h))
+
+
+class Narrow(Factor):
+    """w h, for w < 0.01 only."""
+
+    def forward(self, h):
+        if float(self.w.detach()) > 0.01:
+            raise RuntimeError("too large\nmore lines")
+        return super().forward(h)
+
+
+def test_a_block_that_raises_while_it_trains():
+    x, _ = gaussian_data((4, 3))
+    with pytest.raises(
+        ValueError, match="Narrow raised RuntimeError: too large within a network of depth 2: "
+    ) as caught:
+        successive_distances(Narrow, [2, 4], x, 2 * x, iterations=30)
+    assert "\n" not in str(caught.value)
 
 
 class Tied(nn.Module):
