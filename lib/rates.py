@@ -60,8 +60,10 @@ def _resample(squares: np.ndarray) -> np.ndarray:
     return np.sqrt(squares[:, drawn].mean(axis=2)).T
 
 
-def _interval(values: np.ndarray) -> np.ndarray:
-    """The bounds of the 95 % interval of the values along the first axis: (2, ...)."""
+def _interval(values: np.ndarray, seeds: int) -> np.ndarray:
+    """The bounds of the 95 % interval of the values along the first axis: (2, ...); nan with one seed."""
+    if seeds < 2:
+        return np.full((2, *values.shape[1:]), math.nan)
     return np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
 
 
@@ -69,7 +71,7 @@ def root_mean_squares(table: Table, quantity: str, **chosen) -> dict[str, np.nda
     """The root mean squares over the seeds of the chosen networks' distances: columns depth, width, value, low, high
     (95 % intervals, by resampling the seeds)."""
     depths, widths, squares = _select_squares(table, quantity, **chosen)
-    low, high = _interval(_resample(squares))
+    low, high = _interval(_resample(squares), squares.shape[1])
     value = np.sqrt(squares.mean(axis=1))
     return {"depth": depths, "width": widths, "value": value, "low": low, "high": high}
 
@@ -83,7 +85,7 @@ def slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> Slop
     fit = fit_slope(depths, np.sqrt(squares.mean(axis=1)), at_least)
     keep = depths >= at_least
     centred = np.log(depths[keep]) - np.log(depths[keep]).mean()
-    low, high = _interval(np.log(_resample(squares)[:, keep]) @ centred / (centred @ centred))
+    low, high = _interval(np.log(_resample(squares)[:, keep]) @ centred / (centred @ centred), squares.shape[1])
     interval = float(low), float(high)
     return SlopeOverSeeds(fit.slope, *interval, fit.constant, fit.low, fit.high, squares.shape[1])
 
@@ -128,7 +130,7 @@ def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
 
     values = np.sqrt(squares.mean(axis=1))
     a, b = fit(values)
-    low, high = _interval(np.array([fit(drawn) for drawn in _resample(squares)])).tolist()
+    low, high = _interval(np.array([fit(drawn) for drawn in _resample(squares)]), squares.shape[1]).tolist()
     deviation = _add_terms(a, b, depths, widths) / values - 1
     residual = float(np.sqrt(np.square(deviation).mean()))
     return TwoTerms(float(a), float(b), *zip(low, high, strict=True), residual)

@@ -27,8 +27,8 @@ class Claim:
     ``margin`` is the distance to the criterion, negative where it is missed: of a slope the difference, of all else the
     power of ten of the factor (`factor_below`, `factor_above`). Claims on a slope also hold the ``expected`` one, the
     measured one with its interval ``low``, ``high`` over the seeds, the interval ``fit_low``, ``fit_high`` of the fit,
-    and the slopes ``at_least``, ``at_most`` that the criterion allows. A verdict is `OPEN` where nothing of the paper's
-    size has been run, where numbers are missing, and where the interval of a slope has a part on either side.
+    and the slopes ``at_least``, ``at_most`` that the criterion allows. A verdict is `OPEN` if nothing of the paper's
+    size has been run, if numbers are missing, and if an interval of a slope has a part on either side.
     """
 
     statement: str
@@ -55,21 +55,22 @@ def judge_rate(
     """A claim on a slope: an upper bound (``bound`` 1), which a steeper fall fulfils too, a lower one (-1), or the
     slope itself (0).
 
-    The whole interval over the seeds has to be allowed, or that of the fit where nothing is drawn at random.
+    The whole interval over the seeds has to be allowed, and that of the fit too, if it is known: a curve that bends
+    has no slope. Outside lies a claim by the interval over the seeds, or that of the fit if nothing is drawn at random.
     """
     at_least = expected - RATE_WITHIN if bound <= 0 else -math.inf
     at_most = expected + RATE_WITHIN if bound >= 0 else math.inf
     margin = float(np.min([at_most - fit.slope, fit.slope - at_least]))
+    seeds = isinstance(fit, SlopeOverSeeds)
+    of_fit = (fit.fit_low, fit.fit_high) if seeds else (fit.low, fit.high)
     if not all(map(math.isfinite, (fit.slope, fit.low, fit.high))):
         verdict = OPEN
     elif at_least <= fit.low and fit.high <= at_most:
-        verdict = HOLDS
+        verdict = OPEN if of_fit[0] < at_least or of_fit[1] > at_most else HOLDS
     else:
         verdict = FAILS if fit.low > at_most or fit.high < at_least else OPEN
     criterion = {1: f"at most {at_most:g}", -1: f"at least {at_least:g}"}.get(bound, f"within {RATE_WITHIN}")
     measured = f"{what} {fit.slope:z.3f}, claimed {expected:g}"
-    seeds = isinstance(fit, SlopeOverSeeds)
-    of_fit = (fit.fit_low, fit.fit_high) if seeds else (fit.low, fit.high)
     # An interval of points next to a straight line is all rounding beyond some digits.
     values = (round(number, FIT_DECIMALS) for number in (margin, expected, fit.slope, fit.low, fit.high, *of_fit))
     interval = f"{fit.seeds} seeds [{fit.low:z.3f}, {fit.high:z.3f}], " if seeds else "nothing drawn, "
@@ -127,18 +128,27 @@ def _first_depth(depths: np.ndarray) -> int:
     return LEAST_DEPTH if (depths >= LEAST_DEPTH).sum() >= 3 else depths[len(depths) // 2 - 1]
 
 
+def _fitted(rows: Table, column: str) -> dict[str, np.ndarray] | None:
+    # The rows of the depths that slopes are judged over; None if a number among them is missing or not positive.
+    depths = np.asarray(rows["depth"])
+    keep = depths >= _first_depth(np.unique(depths)) if len(depths) else depths > 0
+    values = np.asarray(rows[column], dtype=float)[keep]
+    return {name: np.asarray(each)[keep] for name, each in rows.items()} if (values > 0).all() else None
+
+
 def fit_in_depth(rows: Table, column: str) -> Slope:
     """The slope in L of a column over depths of `LEAST_DEPTH` (small profiles: over the larger half of the depths); nan
-    if there are no two positive numbers, or one is missing."""
-    values = np.asarray(rows[column], dtype=float)
-    if np.isnan(values).any() or (values > 0).sum() < 2:
-        return Slope(*[math.nan] * 4)
-    return fit_slope(rows["depth"], rows[column], _first_depth(np.unique(rows["depth"])))
+    if there are no two numbers, or if one is missing or not positive: it has no logarithm, so nothing is known."""
+    fitted = _fitted(rows, column)
+    return fit_slope(fitted["depth"], fitted[column]) if fitted and len(fitted[column]) > 1 else Slope(*[math.nan] * 4)
 
 
 def slope_over_seeds(rows: Table, column: str) -> SlopeOverSeeds:
     """The same as a mean over seeds (`lib.rates.mean_slope`); ``rows`` have columns seed and depth."""
-    return mean_slope(rows, column, _first_depth(np.unique(rows["depth"])))
+    fitted = _fitted(rows, column)
+    if fitted is None:
+        return SlopeOverSeeds(*[math.nan] * 6, seeds=len(np.unique(rows["seed"])))
+    return mean_slope(fitted, column)
 
 
 def select_last(table: Table, column: str = "iteration") -> dict[str, np.ndarray]:
@@ -147,13 +157,15 @@ def select_last(table: Table, column: str = "iteration") -> dict[str, np.ndarray
 
 
 def maximise_over_time(table: Table, *columns: str) -> dict[str, np.ndarray]:
-    """The largest value of each column over the training times, by seed and depth."""
+    """The largest value of each column over the training times, by seed and depth; nan if a time is missing."""
     found = {name: [] for name in ("seed", "depth", *columns)}
+    times = len(np.unique(table["iteration"]))
     for seed in np.unique(table["seed"]):
         of_seed = select(table, seed=seed)
         for depth in np.unique(of_seed["depth"]):
             rows = select(of_seed, depth=depth)
-            values = (seed, depth, *(np.max(rows[name]) for name in columns))
+            whole = len(rows["depth"]) == times
+            values = (seed, depth, *(np.max(rows[name]) if whole else math.nan for name in columns))
             for name, value in zip(found, values, strict=True):
                 found[name].append(value)
     return {name: np.array(values) for name, values in found.items()}

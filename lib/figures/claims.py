@@ -118,10 +118,18 @@ def in_order(table: Table) -> np.ndarray:
     return np.argsort(rank, kind="stable")
 
 
+def _margins(low: float, high: float, at_least: float, at_most: float) -> tuple[float, float]:
+    # The least and the largest distance to the criterion: between two criteria it is largest in the middle.
+    middle = (at_most + at_least) / 2
+    points = [low, high, *([middle] if low < middle < high else [])]
+    margins = [float(np.min([at_most - point, point - at_least])) for point in points]
+    return min(margins), max(margins)
+
+
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """Every claim with its distance to the criterion: of slopes in L the difference with its 95 % interval over the
-    seeds (of the fit if nothing is drawn), of all else the powers of ten between what was measured and what is allowed.
+    seeds and, pale, that of the fit, of all else the powers of ten between what was measured and what is allowed.
 
     ``table`` has the columns of ``claims.csv``. What lies beyond the right edge of a panel is drawn on it.
     """
@@ -134,13 +142,12 @@ def draw(data: Data, config: Config) -> Figure:
         style = VERDICT_STYLES[table["verdict"][row]] | {"linewidth": 1, "zorder": 3}
         margin = float(table["margin"][row])
         if math.isfinite(slope[row]):
-            low, high = table["low"][row], table["high"][row]
-            # Between two criteria the margin is largest in the middle.
-            middle = (at_most[row] + at_least[row]) / 2
-            inside = [middle] if low < middle < high else []
-            ends = [float(np.min([at_most[row] - end, end - at_least[row]])) for end in (low, high, *inside)]
-            reach = [[max(margin - min(ends), 0)], [max(max(ends) - margin, 0)]]
-            slopes.errorbar(margin, place, xerr=np.nan_to_num(reach), capsize=2, **{"marker": "o"} | style)
+            allowed = at_least[row], at_most[row]
+            least, most = _margins(table["low"][row], table["high"][row], *allowed)
+            reach = np.nan_to_num([[max(margin - least, 0)], [max(most - margin, 0)]])
+            slopes.errorbar(margin, place, xerr=reach, capsize=2, **{"marker": "o"} | style)
+            of_fit = _margins(table["fit_low"][row], table["fit_high"][row], *allowed)
+            slopes.plot(of_fit, (place, place), color=style["color"], linewidth=4, alpha=0.25, zorder=2)
         elif not math.isnan(margin):
             factors.plot(np.clip(margin, -FARTHEST, FARTHEST), place, **{"marker": "o"} | style)
     labels = [f"{statement} ({where})" for statement, where in zip(table["statement"], table["where"], strict=True)]
@@ -148,7 +155,7 @@ def draw(data: Data, config: Config) -> Figure:
     for label, verdict in zip(slopes.get_yticklabels(), table["verdict"], strict=True):
         label.set_color(VERDICT_STYLES[verdict]["color"] if verdict != HOLDS else BLACK)
     factors.set_yticks(places, [])
-    slopes.set_xlabel("slopes: to the criterion,\n95 % interval over seeds")
+    slopes.set_xlabel("slopes: to the criterion, 95 %\nintervals over seeds (pale: of the fit)")
     factors.set_xlabel("all else: powers of ten\nto the criterion")
     for panel in (slopes, factors):
         panel.axvline(0, color=GREY, linewidth=1, zorder=1)

@@ -381,8 +381,9 @@ def claims(read: Read) -> Iterator[Claim]:
             yield judge_rate(statement, BEYOND, "mean_limit", fit, expected, what, 0)
     fit = two_terms(end, "output", initialisation="iid")
     widths = [int(width) for width in np.unique(select(end, initialisation="iid")["width"])]
-    lacks = min(*fit.a_interval, *fit.b_interval) <= 0
-    margin = tightest(factor_below(fit.residual, TWO_TERMS_WITHIN), -math.inf if lacks else math.inf)
+    least = float(np.min([*fit.a_interval, *fit.b_interval]))
+    both = math.nan if math.isnan(least) else math.inf if least > 0 else -math.inf
+    margin = tightest(factor_below(fit.residual, TWO_TERMS_WITHIN), both)
     yield Claim(
         "i.i.d. layers: the distance of the outputs from the mean ODE's is of order 1/L + 1/sqrt(L m)",
         BEYOND,

@@ -197,8 +197,11 @@ COUNTERS = [
     Counter("Clipped flow: L times", "bounds", "prior", lambda x: 0.1 * x, {"bound": "K", "seed": 1}),
     Counter("-log(l(t)/l(0))/t", "bounds", "measured", np.negative, {"bound": "rate", "time": 1.0}),
     *(Counter("m >= n", "pl_condition", "mu", lambda mu: 0.1 * mu, {"target_scale": size}) for size in (0.1, 1.0)),
-    Counter("The loss goes to 0", "long_time", "ratio", lambda ratio: ratio / (1.0 + np.arange(len(ratio)) % 17)),
+    Counter("The loss goes to 0", "long_time", "ratio", np.zeros_like, {"seed": 1, "depth": 4}),
     Counter("The loss goes to 0", "long_time", "loss", lambda loss: loss**0.1),
+    # A power of t, and one that comes after a plateau: with t = -log(loss) of the table in which the claim holds.
+    Counter("The loss goes to 0", "long_time", "loss", lambda loss: (1 - np.log(loss)) ** -9, {"seed": 2}),
+    Counter("The loss goes to 0", "long_time", "loss", lambda loss: (1 + np.maximum(-4 - np.log(loss), 0)) ** -9),
     Counter("The rate does not depend", "long_time", "loss", lambda loss: loss**1.2, {"depth": 64}),
     *(Counter("Weights at the end of long", "long_time_limit", f"distance_{Z}", slower) for Z in "VW"),
     Counter("The neural ODE of the trained", "long_time_limit", "residual", lambda x: 1e3 * x),
@@ -342,9 +345,57 @@ def test_a_claim_fails_with_one_part_while_others_are_missing(figures, counter, 
 
 
 def test_one_seed_leaves_slopes_open(figures):
-    table = tables.read_csv(figures / "figure_1_left.csv")
-    tables.write_csv(figures / "figure_1_left.csv", select(table, seed=0))
-    assert named("Layers that start equal").verdict == OPEN
+    for name, seed in (("figure_1_left", 0), ("mean_limit", 1)):
+        tables.write_csv(figures / f"{name}.csv", select(tables.read_csv(figures / f"{name}.csv"), seed=seed))
+    found = [claim for claim in claims.judge_all() if claim.figure in ("figure_1_left", "mean_limit")]
+    assert len(found) == 8
+    assert {claim.verdict for claim in found} == {OPEN}
+
+
+def test_one_depth_leaves_a_comparison_of_depths_open(figures):
+    path = figures / "long_time.csv"
+    tables.write_csv(path, select(tables.read_csv(path), depth=16))
+    assert named("The rate does not depend").verdict == OPEN
+
+
+def test_a_curve_that_bends_has_no_slope_that_holds():
+    """The mean slope of all seeds is -1, but that of the deepest networks is not."""
+    depths, seeds = np.array([16, 32, 64, 128, 256] * 5), np.repeat(np.arange(5), 5)
+    bent = np.minimum(1.0, depths / 64.0) ** -1.4 * np.maximum(1.0, depths / 64.0) ** -0.6
+    fits = [mean_slope({"seed": seeds, "depth": depths, "distance": each}, "distance") for each in (1 / depths, bent)]
+    assert [fit.slope for fit in fits] == pytest.approx([-1, -1])
+    assert [judge_rate("s", "w", "f", fit, -1.0).verdict for fit in fits] == [HOLDS, OPEN]
+
+
+@pytest.mark.parametrize(
+    ("statement", "table", "column", "chosen"),
+    [
+        ("i.i.d. layers: what training adds", "initialisation", "successive", {"case": "iid", "depth": 512}),
+        ("ReLU: max_k", "relu_counterexample", "end", {"activation": "relu", "factor": 2.0, "depth": 256}),
+    ],
+)
+def test_a_slope_through_a_zero_is_open(figures, statement, table, column, chosen):
+    """What should not fall with L is nothing at the largest one: the other depths do not hide that."""
+    zero = Counter(statement, table, column, np.zeros_like, chosen)
+    zero.write(figures, zero.change)
+    assert named(statement).verdict == OPEN
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "statement"),
+    [
+        ("neural_ode", 9, "Trained outputs:"),
+        ("clipping", 5, CLIPPED + "sup over x"),
+        ("long_time", 16, "The loss goes"),
+    ],
+)
+def test_a_network_without_its_last_time_leaves_a_supremum_over_time_open(figures, name, last, statement):
+    path = figures / f"{name}.csv"
+    table = tables.read_csv(path)
+    lost = (table["seed"] == 1) & (table["depth"] == 64) & (table["iteration"] == last)
+    assert lost.any()
+    tables.write_csv(path, {column: values[~lost] for column, values in table.items()})
+    assert named(statement).verdict == OPEN
 
 
 def test_the_slope_over_seeds_is_that_of_the_geometric_mean():
@@ -401,12 +452,21 @@ def test_distances_are_judged_where_both_sides_have_the_papers_schedule(figures)
     assert last.measured.startswith("100 (conv1) and 100 (conv2) times, after own schedule of 30 epochs")
 
 
-def test_a_power_of_t_has_half_the_ratio_in_the_second_half_of_training():
-    """The criterion of a linear rate says so: (1 + t)^-p, whose ratio is p / (1 + t), whatever p is."""
+def test_late_rates_tell_an_exponential_from_a_power_of_t():
+    """Whatever the exponent, and whatever came before: a plateau, or a faster fall."""
     t = np.linspace(0, 1e4, 4001)
-    curves = {"seed": t * 0, "depth": t * 0, "time": t, "loss": (1 + t) ** -3.0, "ratio": 3 / (1 + t)}
-    ((first, second),) = long_time.least_ratios(curves).values()
-    assert second / first == pytest.approx(0.5, abs=0.001)
+    curves = {"seed": t * 0, "depth": t * 0, "time": t}
+    plateau, faster = np.minimum(1, t / 2e3), np.exp(-np.minimum(t, 100) / 10)
+    for loss, expected in (
+        ((1 + t) ** -1.0, long_time.POWER),
+        ((1 + t) ** -3.0, long_time.POWER),
+        ((1 + t) ** (-3.0 * plateau), long_time.POWER),
+        (np.exp(-t / 1e3), 1),
+        (np.exp(-plateau * t / 1e3), 1),
+        (faster * np.exp(-t / 1e3), 1),
+    ):
+        ((third, fourth),) = long_time.late_rates(curves | {"loss": loss}).values()
+        assert fourth / third == pytest.approx(expected, abs=0.002)
 
 
 def test_each_setting_is_judged_by_itself(figures):
