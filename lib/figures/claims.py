@@ -155,7 +155,7 @@ def draw(data: Data, config: Config) -> Figure:
     for label, verdict in zip(slopes.get_yticklabels(), table["verdict"], strict=True):
         label.set_color(VERDICT_STYLES[verdict]["color"] if verdict != HOLDS else BLACK)
     factors.set_yticks(places, [])
-    slopes.set_xlabel("slopes: to the criterion, 95 %\nintervals over seeds (pale: of the fit)")
+    slopes.set_xlabel("slopes: to the criterion,\n95 % over seeds (pale: fit)")
     factors.set_xlabel("all else: powers of ten\nto the criterion")
     for panel in (slopes, factors):
         panel.axvline(0, color=GREY, linewidth=1, zorder=1)

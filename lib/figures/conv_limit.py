@@ -139,11 +139,17 @@ def _lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color)
         panel.plot(depths, 1.5 * values[0] * depths[0] / depths, "--", color=GREY, linewidth=1, zorder=0)
 
 
+CLAIMED = (  # measure, what it is of, its norm
+    ("weights_conv1", "weights of conv1", "(int |Z^L - Z^2L|_F^2 ds)^(1/2) over the size of Z^2L"),
+    ("logits", "logits", "root mean square over test images and classes, over the size of those of depth 2L"),
+)
+
+
 def claims(read: Read) -> Iterator[Claim]:
     """That trained convolutional networks converge, if a family of them has been trained; nothing for the others."""
     rates = read("conv_limit_slopes")
     for activation, normalisation in FAMILIES:
-        for measure, words in (("weights_conv1", "weights of conv1"), ("logits", "logits")):
+        for measure, words, norm in CLAIMED:
             rows = select(rates, activation=activation, normalisation=normalisation, measure=measure)
             if not len(rows["epoch"]):
                 continue
@@ -153,7 +159,7 @@ def claims(read: Read) -> Iterator[Claim]:
             margin = tightest(*(-CONVERGES - each for each in rows["slope"]))
             seeds = rows["seeds"][-1]
             yield Claim(
-                f"CIFAR-10, {family}: {words} of depths L and 2L come together",
+                f"CIFAR-10, {family}: {words} of depths L and 2L come together, {norm}",
                 BEYOND,
                 f"{seeds} run{'' if seeds == 1 else 's'}, slope in L {slope:.2f} after {end} epochs; at most "
                 f"-{CONVERGES:g} up to epoch {last}",
