@@ -15,7 +15,7 @@ from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import train
 from lib.digits import significant
-from lib.figures.claim import Claim, Read, factor_above, factor_below, judge, tightest
+from lib.figures.claim import PROVED, Claim, Read, factor_above, factor_below, judge, tightest
 from lib.figures.experiment import Progress, evenly, largest_norm, new_inputs, seeded, silent
 from lib.figures.results import Data
 from lib.figures.style import BLACK, BLUE, VERMILION, panels, styled
@@ -179,11 +179,11 @@ def draw(data: Data, config: Config) -> Figure:
 
 
 CLAIMED = (  # bound, kinds, where, statement
-    ("C", ("own",), "Prop. 2; constant ours, proved",
+    ("C", ("own",), "Prop. 2; constant ours" + PROVED,
      "A network that samples the trained ODE: L sup over x of |F^L(x) - F(x)| is at most the bound C"),
-    ("K", ("own", "prior"), "Prop. 3; constant ours, proved",
+    ("K", ("own", "prior"), "Prop. 3; constant ours" + PROVED,
      "Clipped flow: L times sup over k and t <= T of |Z_(k+1) - Z_k|_F is at most the bound K"),
-    ("rate", ("own",), "Thm 6; proved", "-log(l(t)/l(0))/t is at least the least PL constant up to t"),
+    ("rate", ("own",), "Thm 6" + PROVED, "-log(l(t)/l(0))/t is at least the least PL constant up to t"),
 )  # fmt: skip
 KINDS = {"own": "with the run's own norms", "prior": "known before training"}
 

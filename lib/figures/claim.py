@@ -16,6 +16,7 @@ LEAST_DEPTH = 16  # slopes are judged over depths of at least this: terms of hig
 FIT_DECIMALS = 6  # of fitted slopes and their intervals
 BEYOND = "beyond the paper"
 RATE_OURS = "; rate ours"  # behind the place of a statement that the paper makes without a rate
+PROVED = "; proved"  # behind the place of a statement that only an error in the computation could break
 Read = Callable[[str], dict[str, np.ndarray]]  # the table of that name
 
 
