@@ -225,6 +225,11 @@ def least_ratios(curves: Table) -> dict[tuple[int, int], float]:
     return {run: float(np.min(rows["ratio"])) for run, rows in _resolved_runs(curves)}
 
 
+def _share(third: float, fourth: float) -> float:
+    # The last rate over the one before. A loss that does not fall in the end keeps nothing of its rate.
+    return 0.0 if fourth <= 0 else fourth / third if third > 0 else math.nan
+
+
 def _missing(curves: Table) -> tuple[float, ...]:
     # A part of the margin that leaves a claim open: if not every network is there at every time.
     sizes = (len(np.unique(curves[name])) for name in ("seed", "depth", "iteration"))
@@ -236,7 +241,7 @@ def claims(read: Read) -> Iterator[Claim]:
     found, least, late = (made(curves) for made in (rates, least_ratios, late_rates))
     seeds, missing = sorted({seed for seed, _ in found}), _missing(curves)
     falls = [rows["loss"][-1] / rows["loss"][0] for _, rows in _runs(curves)]
-    kept = [fourth / third for third, fourth in late.values()]
+    kept = [_share(*both) for both in late.values()]
     lowest = min(least.values(), key=lambda ratio: -math.inf if math.isnan(ratio) else ratio)
     positive = math.nan if math.isnan(lowest) else math.inf if lowest > 0 else -math.inf
     margin = tightest(
@@ -259,7 +264,9 @@ def claims(read: Read) -> Iterator[Claim]:
         margin,
     )
     by_seed = [[rate for (each, _), rate in found.items() if each == seed] for seed in seeds]
-    spreads = [float(np.max(one) / np.min(one) - 1) if len(one) > 1 else math.nan for one in by_seed]
+    # Of one depth, or of losses that do not fall, there is nothing to compare.
+    by_seed = [one if len(one) > 1 and np.min(one) > 0 else [math.nan] for one in by_seed]
+    spreads = [float(np.max(one) / np.min(one) - 1) for one in by_seed]
     margin = tightest(*(factor_below(spread, SAME_RATE) for spread in spreads), *missing)
     yield Claim(
         "The rate does not depend on L",

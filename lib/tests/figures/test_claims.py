@@ -199,6 +199,10 @@ COUNTERS = [
     *(Counter("m >= n", "pl_condition", "mu", lambda mu: 0.1 * mu, {"target_scale": size}) for size in (0.1, 1.0)),
     Counter("The loss goes to 0", "long_time", "ratio", np.zeros_like, {"seed": 1, "depth": 4}),
     Counter("The loss goes to 0", "long_time", "loss", lambda loss: loss**0.1),
+    Counter("The loss goes to 0", "long_time", "loss", np.ones_like),
+    # It falls by e^-12, and then rises at an even rate.
+    Counter("The loss goes to 0", "long_time", "loss",
+            lambda loss: np.where(loss > math.exp(-7.5), loss**1.5, math.exp(-14.4) * loss**-0.3)),
     # A power of t, and one that comes after a plateau: with t = -log(loss) of the table in which the claim holds.
     Counter("The loss goes to 0", "long_time", "loss", lambda loss: (1 - np.log(loss)) ** -9, {"seed": 2}),
     Counter("The loss goes to 0", "long_time", "loss", lambda loss: (1 + np.maximum(-4 - np.log(loss), 0)) ** -9),
