@@ -11,6 +11,7 @@ from lib.cifar.measured import named_rows
 from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
+from lib.digits import difference
 from lib.figures.experiment import Progress, last, silent
 from lib.figures.results import Data
 from lib.figures.style import BLUE, GREEN, GREY, PURPLE, VERMILION, panels, styled, write_across
@@ -65,7 +66,9 @@ def solve(config: Config, progress: Progress = silent) -> dict[str, list]:
             dense_branch(network), dense_layers(weights), x, config.steps, config.tolerances
         )
         name = f"{tables.word(activation)}, {tables.word(initialisation)}"
-        rows += [{"network": name, "depth": network.depth, "kind": "dense", **row} for row in tables.rows(errors)]
+        for row in tables.rows(errors):
+            known = {column: difference(row[column]) for column in ("error", "error_network")}
+            rows.append({"network": name, "depth": network.depth, "kind": "dense"} | row | known)
     return tables.from_rows(rows + named_rows("solvers"))
 
 
