@@ -125,7 +125,7 @@ $(error SET and PARAMETERS change one run of one figure: name it, as in make $(f
 else ifneq ($(IDLE),)
 $(error make $(GOALS) does not take $(IDLE)$(if $(filter checkpoints stack,$(GOALS)),: the runs of checkpoints/sweep.csv have the \
   values that it lists$(comma) make train takes any,$(if $(filter $(IDLE),$(TRAINING)), (a parameter of a figure goes into SET: \
-  make $(firstword $(FIGURES)) SET="seed=3"))))
+  make $(firstword $(filter $(FIGURES),$(GOALS)) $(FIGURES)) SET="seed=3"))))
 endif
 
 # Runs side by side (make -j2) share the cores: two threads each on two cores would wait for one another.

@@ -229,6 +229,7 @@ def test_a_failed_run_keeps_the_old_figure_and_is_tried_again(project):
         (["help", "PROFIL=quick"], "There is no variable PROFIL: did you mean PROFILE?"),
         (["clean", "x'y=3"], "There is no variable x'y, but ACTIVATION, "),
         (["figures", "DEPTH=3"], "make figures does not take DEPTH (a parameter of a figure goes into SET"),
+        (["figure_b", "SEED=3"], 'make figure_b SET="seed=3"'),
         (["checkpoints", "LR=4e-2"], "make checkpoints does not take LR: the runs of checkpoints/sweep.csv have"),
         (["train", "DEPTH="], "DEPTH is empty: give it a value, or leave it out"),
         (["figure_a", "PARAMETERS="], "PARAMETERS is empty: give it a value, or leave it out"),
