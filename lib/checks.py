@@ -192,9 +192,9 @@ def record_iterations(record_at: Iterable[int] | None, iterations: int) -> Seque
     """The iterations to record, in order (None: all of 0..``iterations``). Raises ValueError if one is not among these,
     TypeError if they are not whole numbers."""
     wanted = range(iterations + 1) if record_at is None else record_at
-    wanted = wanted if isinstance(wanted, range) else plain(wanted)
     try:
-        wanted = wanted if isinstance(wanted, range) else sorted({operator.index(plain(each)) for each in wanted})
+        if not isinstance(wanted, range):
+            wanted = sorted({operator.index(plain(each)) for each in plain(wanted)})
     except TypeError:
         raise TypeError(
             f"record_at is {record_at!r}, expected a list of whole numbers within 0 to {iterations}."
