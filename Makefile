@@ -84,14 +84,13 @@ TARGETS := help figures verify train train-depths checkpoints stack measure test
 # A notebook of the project has a cell tagged `parameters`: in its file, in quotes without a backslash.
 NOTEBOOKS := $(filter-out $(TARGETS),$(basename $(filter $(call fitting,notebooks),$(notdir $(shell \
   LC_ALL=C grep -lE '(^|[^\])"parameters"[[:space:]]*(,|\]|$$)' notebooks/*.ipynb 2>/dev/null)))))
-OTHERS := $(shell ls notebooks 2>/dev/null | grep '\.ipynb$$' | grep -vxF "$$(printf '%s.ipynb\n' $(NOTEBOOKS) start)" | tr '\n' ';')
+OTHERS := $(shell ls notebooks 2>/dev/null | grep '\.ipynb$$' | grep -vxF "$$(printf '%s.ipynb\n' $(NOTEBOOKS))" | tr '\n' ';')
 ifneq ($(and $(OTHERS),$(filter 0,$(MAKELEVEL)),$(filter help figures test test-figures test-notebooks notebooks report,$(or $(MAKECMDGOALS),help))),)
 $(info Left out of notebooks/: $(OTHERS) a figure has a cell tagged `parameters`, and a name of letters, digits, _, . and - that is no target)
 endif
 STORED := $(NOTEBOOKS:%=notebooks/%.ipynb)
-# The page that `make lab` opens is no figure: it takes no parameters.
-START := notebooks/start.ipynb
-FIGURES := $(filter-out explore_% train_%,$(NOTEBOOKS))
+# Explorers, training and the page that `make lab` opens are no figures.
+FIGURES := $(filter-out explore_% train_% start,$(NOTEBOOKS))
 HAVING := $(filter $(NOTEBOOKS),$(if $(filter quick,$(PROFILE)),$(NOTEBOOKS),$(patsubst %.yaml,%,$(call fitting,notebooks/profiles/$(PROFILE)))))
 BUILD := .build/$(PROFILE)
 CHECKED := $(BUILD)/checked
@@ -233,7 +232,7 @@ check-two: | $(READY)
 	$(QUICK) lib/tests $(HALF:%=--ignore=%)
 
 test-style: | $(READY)
-	$(PYTHON) -m ruff check lib $(STORED) $(wildcard $(START))
+	$(PYTHON) -m ruff check lib $(STORED)
 
 test-units: | $(READY)
 	$(PYTHON) -m pytest -rs lib/tests
@@ -242,7 +241,7 @@ test-figures: | $(READY)
 	@$(MAKE) --no-print-directory figures PROFILE=quick
 
 test-notebooks: | $(READY)
-	$(PYTHON) -m pytest -rs $(STORED) $(wildcard $(START)) --nbval-lax --nbval-current-env
+	$(PYTHON) -m pytest -rs $(STORED) --nbval-lax --nbval-current-env
 
 test-lab: | $(READY) ## The explorers in a real browser (LAB_PICTURE=figures/explorer.png takes the picture of the README)
 	$(PYTHON) -m pytest -s lib/tests/lab.py

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # takes a second to import, and explorers do not need it
 QUICK, PAPER, CUSTOM = "quick", "paper", "custom"
 # Notebooks whose names start like this are for a person to open, and are not figures.
 NOT_FIGURES = ("explore_", "train_")
-START = "start"  # the page that `make lab` opens, which takes no parameters
+START = "start"  # the page that `make lab` opens, which is no figure either
 # Names that make, a shell and a link can use without quotes. The Makefile uses the same rule.
 VALID_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 INVALID_NAME = "its name has other characters than letters, digits, _, . and -, so rename it"
@@ -84,11 +84,6 @@ def list_names() -> list[str]:
     return sorted(path.stem for path in _list_files() if not _explain_exclusion(path, path.stat().st_mtime_ns))
 
 
-def list_stored() -> list[str]:
-    """The notebooks whose outputs are stored: all of `list_names`, and the start page if it exists."""
-    return list_names() + [START] * (paths.NOTEBOOKS / f"{START}.ipynb").is_file()
-
-
 def explain_left_out() -> list[str]:
     """A message for every other notebook in the folder, such as the Untitled.ipynb that JupyterLab makes, and for
     every file of a profile whose name no notebook can have."""
@@ -99,11 +94,7 @@ def explain_left_out() -> list[str]:
 
 
 def _list_files() -> list[Path]:
-    return sorted(
-        path
-        for path in paths.NOTEBOOKS.glob("*.ipynb")
-        if path.is_file() and path.name[0] != "." and path.stem != START
-    )
+    return sorted(path for path in paths.NOTEBOOKS.glob("*.ipynb") if path.is_file() and path.name[0] != ".")
 
 
 @functools.cache
@@ -120,8 +111,8 @@ def _explain_exclusion(path: Path, changed: int) -> str:
 
 
 def list_figures() -> list[str]:
-    """The notebooks that ``make figures`` runs: all but explorers and training."""
-    return [name for name in list_names() if not name.startswith(NOT_FIGURES)]
+    """The notebooks that ``make figures`` runs: all but explorers, training and the start page."""
+    return [name for name in list_names() if name != START and not name.startswith(NOT_FIGURES)]
 
 
 def list_profiles() -> list[str]:
@@ -130,7 +121,7 @@ def list_profiles() -> list[str]:
 
 
 def _check_name(name: str) -> None:
-    if name not in list_stored():
+    if name not in list_names():
         reasons = "".join(f" ({reason})" for reason in explain_left_out() if f"/{name}.ipynb " in reason)
         raise WrongParameters(f"There is no notebook {name!r}{reasons}; the notebooks are: {', '.join(list_names())}.")
 

@@ -273,7 +273,7 @@ def execute(name: str) -> bool:
     """
     path = paths.NOTEBOOKS / f"{name}.ipynb"
     paths.check_writable(paths.NOTEBOOKS)
-    before = path.read_text(encoding="utf-8") if name in parameters.list_stored() else ""
+    before = path.read_text(encoding="utf-8") if name in parameters.list_names() else ""
     with _staging(name, "stored") as staging:
         notebook = execute_with(name, {}, staging, paths.BUILD / "stored" / f"{name}.unfinished.ipynb")
         if warnings := collect_stderr(notebook):
@@ -317,7 +317,7 @@ def _check_command(arguments: argparse.Namespace) -> None:
 
 def _execute_command(arguments: argparse.Namespace) -> None:
     edited = []
-    for name in arguments.names or parameters.list_stored():
+    for name in arguments.names or parameters.list_names():
         try:
             print(f"{name}: {'stored anew' if execute(name) else 'unchanged'}", flush=True)
         except Edited as error:  # the others go on

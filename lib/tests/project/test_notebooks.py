@@ -347,7 +347,7 @@ def test_normalising_removes_what_differs_between_machines(tmp_path):
 stored = pytest.mark.parametrize("name", parameters.list_names())
 
 
-@pytest.mark.parametrize("name", parameters.list_stored())
+@stored
 def test_stored_notebooks_are_executed_and_normalised(name):
     notebook = parameters.read_notebook(name)
     before = nbformat.writes(notebook)
@@ -397,7 +397,7 @@ def test_every_profile_fits_its_notebooks(profile):
 
 def test_notebooks_open_with_what_to_run_if_the_package_is_missing(monkeypatch):
     guards = {}
-    for name in parameters.list_stored():
+    for name in parameters.list_names():
         first = next(cell for cell in parameters.read_notebook(name).cells if cell.cell_type == "code")
         if first.get("id") == "package":  # a user's own notebook may do without
             guards[name] = first.source
