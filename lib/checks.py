@@ -45,6 +45,22 @@ def make_plain(config: Any) -> None:
         object.__setattr__(config, field.name, plain(getattr(config, field.name)))
 
 
+def check_fields(config: Any, *names: str, **least: int) -> None:
+    """Make every field of a frozen dataclass `plain`, then raise unless the named ones have values as annotated:
+    positive numbers (int, float), lists of them (list[int], list[float]), or truth values (bool).
+
+    ``least`` are fields with another least value, as in ``recorded=2``. For a float it is 0.
+    """
+    make_plain(config)
+    kinds = {field.name: field.type for field in dataclasses.fields(config)}
+    check = {int: positive_int, float: positive_float, list[int]: positive_ints, list[float]: positive_floats}
+    for name in names:
+        (check | {bool: boolean})[kinds[name]](name, getattr(config, name))
+    for name, smallest in least.items():
+        whole = kinds[name] in (int, list[int])
+        check[kinds[name]](name, getattr(config, name), smallest if whole else smallest == 0)
+
+
 def positive_int(name: str, value: Any, least: int = 1, most: int = LARGEST_INT) -> None:
     """Raise unless ``value`` is an int (also numpy's, but not a bool) from ``least`` to ``most``."""
     value = plain(value)

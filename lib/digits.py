@@ -1,8 +1,8 @@
-"""Round numbers to the digits that are the same on every machine. Tables hold and pictures show only these digits.
+"""Round numbers to the digits that are the same on every machine. Tables and pictures have only these digits.
 
-Two processors add in different orders, and so round differently. Of a number of order one, computed in float64, the
-last two or three of sixteen digits are random; of a difference of such numbers, more. If a number is written to
-`DIGITS` digits, this changes it with a probability of about one in a million."""
+Two processors add in different orders, so they round differently. If a number of order one is computed in float64, the
+last two or three of its sixteen digits depend on the processor. In a difference of such numbers, more digits do. A
+number written to `DIGITS` digits then changes with a probability of about one in a million."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,38 +11,38 @@ from typing import Any
 import numpy as np
 
 DIGITS = 8  # significant digits
-DECIMALS = 13  # known decimals of a difference of numbers of order one
-LIMIT_DECIMALS = 10  # if one of them belongs to the large-depth limit, after many sums and sweeps
-STATE_DECIMALS = 8  # if it is a hidden state of the limit, which is solved to 1e-10
-ROOT_DECIMALS = 11  # of the root of a mean square over all samples and layers, after a long training
+# The known decimals of a difference of numbers of order one: in general, with a weight of the large-depth limit, and
+# with a hidden state of the limit, which is solved to 1e-10.
+DECIMALS, LIMIT_DECIMALS, STATE_DECIMALS = 13, 10, 8
+ROOT_DECIMALS = 11  # known decimals of a root mean square over all samples and layers, after a long training
 
 
 def significant(value: float, digits: int = DIGITS) -> float:
-    """The number to that many significant digits; 0 for none. Infinity and nan stay."""
+    """The number rounded to that many significant digits (0 if ``digits`` is 0). Infinity and nan stay."""
     return float(f"{value:.{digits - 1}e}") if digits > 0 else 0.0
 
 
 def difference(value: float, decimals: int = DECIMALS) -> float:
-    """A difference of numbers of order one (a distance, a change), which is known to that many decimals. It is 0 if it
-    is zero up to rounding."""
+    """A difference of numbers of order one (a distance, a change), rounded to its known decimals. It becomes 0 if it is
+    zero up to rounding."""
     return significant(round(value, decimals)) + 0.0  # -0.0 becomes 0.0
 
 
 def known_digits(value: float) -> int:
-    """The number of known digits of a mean square of such differences (a loss), at most `DIGITS`: its root has that
-    many digits up to the last of `ROOT_DECIMALS` decimals."""
+    """The number of known digits of a mean square of such differences (a loss), at most `DIGITS`. It is the number of
+    digits of the root that are within `ROOT_DECIMALS` decimals."""
     if not 0 < value < math.inf:
         return DIGITS
     return max(0, min(DIGITS, math.floor(math.log10(value) / 2) + ROOT_DECIMALS + 1))
 
 
 def square(value: float) -> float:
-    """A mean square of differences of numbers of order one, to its known digits."""
+    """A mean square of differences of numbers of order one, rounded to its known digits."""
     return significant(value, known_digits(value))
 
 
-def column(values: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
-    """The values, with floats to `DIGITS` digits and all others unchanged."""
+def round_column(values: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
+    """The values, with floats rounded to `DIGITS` digits and everything else unchanged."""
     if isinstance(values, np.ndarray):
         return np.array([significant(value) for value in values.tolist()]) if values.dtype.kind == "f" else values
     if not isinstance(values, list | tuple):
@@ -50,6 +50,6 @@ def column(values: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
     return [significant(value) if isinstance(value, float | np.floating) else value for value in values]
 
 
-def table(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> dict[str, Sequence[Any] | np.ndarray]:
-    """The table with all columns rounded, as it is written."""
-    return {name: column(values) for name, values in columns.items()}
+def round_table(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> dict[str, Sequence[Any] | np.ndarray]:
+    """The table with all columns rounded, as `tables.write_csv` writes it."""
+    return {name: round_column(values) for name, values in columns.items()}

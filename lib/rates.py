@@ -13,8 +13,8 @@ RESAMPLES = 1000  # of the seeds, for an interval
 
 @dataclass(frozen=True)
 class SlopeOverSeeds(Slope):
-    """A rate over ``seeds`` draws. ``low`` and ``high`` are the bounds of the 95 % interval over the seeds. ``fit_low``
-    and ``fit_high`` are those of the fit of the mean, which show how straight the line is."""
+    """A rate over ``seeds`` draws. ``low`` and ``high`` bound the 95 % interval over the seeds. ``fit_low`` and
+    ``fit_high`` bound the interval of the fit of the mean, which shows how straight the line is."""
 
     fit_low: float
     fit_high: float
@@ -27,9 +27,9 @@ class SlopeOverSeeds(Slope):
 def mean_slope(table: Table, column: str, at_least: float = 0.0) -> SlopeOverSeeds:
     """The mean over the seeds of a column's slopes in L, fitted over the depths >= ``at_least`` that all seeds have.
 
-    ``table`` has columns seed and depth, and one row for each pair. Each slope is linear in log y, so their mean is the
-    slope of the geometric mean. Student's interval over the seeds is nan with one seed. Everything is nan if a number
-    is missing (nan), or if there are fewer than two depths at which all seeds are positive.
+    ``table`` has columns seed and depth, and one row for each pair. A slope is linear in log y, so the mean of the
+    slopes is the slope of the geometric mean. The interval over the seeds is Student's (nan with one seed). Everything
+    is nan if a number is missing (nan), or if all seeds are positive at fewer than two depths.
     """
     runs = [select(table, seed=seed) for seed in np.unique(table["seed"])]
     values = [dict(zip(run["depth"].tolist(), run[column].tolist(), strict=True)) for run in runs]
@@ -60,23 +60,23 @@ def _resample(squares: np.ndarray) -> np.ndarray:
     return np.sqrt(squares[:, drawn].mean(axis=2)).T
 
 
-def _interval(values: np.ndarray, seeds: int) -> np.ndarray:
+def _compute_interval(values: np.ndarray, seeds: int) -> np.ndarray:
     """The bounds of the 95 % interval of the values along the first axis: (2, ...); nan with one seed."""
     if seeds < 2:
         return np.full((2, *values.shape[1:]), math.nan)
     return np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
 
 
-def root_mean_squares(table: Table, quantity: str, **chosen) -> dict[str, np.ndarray]:
+def compute_root_mean_squares(table: Table, quantity: str, **chosen) -> dict[str, np.ndarray]:
     """The root mean squares over the seeds of the chosen networks' distances: columns depth, width, value, low, high
     (95 % intervals, by resampling the seeds)."""
     depths, widths, squares = _select_squares(table, quantity, **chosen)
-    low, high = _interval(_resample(squares), squares.shape[1])
+    low, high = _compute_interval(_resample(squares), squares.shape[1])
     value = np.sqrt(squares.mean(axis=1))
     return {"depth": depths, "width": widths, "value": value, "low": low, "high": high}
 
 
-def slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> SlopeOverSeeds:
+def fit_slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> SlopeOverSeeds:
     """The rate in L of the root mean square over the seeds, over depths >= ``at_least``, for networks of one width. Its
     95 % interval is by resampling the seeds. Everything is nan if a number is missing."""
     depths, _, squares = _select_squares(table, quantity, **chosen)
@@ -85,7 +85,7 @@ def slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> Slop
     fit = fit_slope(depths, np.sqrt(squares.mean(axis=1)), at_least)
     keep = depths >= at_least
     centred = np.log(depths[keep]) - np.log(depths[keep]).mean()
-    low, high = _interval(np.log(_resample(squares)[:, keep]) @ centred / (centred @ centred), squares.shape[1])
+    low, high = _compute_interval(np.log(_resample(squares)[:, keep]) @ centred / (centred @ centred), squares.shape[1])
     interval = float(low), float(high)
     return SlopeOverSeeds(fit.slope, *interval, fit.constant, fit.low, fit.high, squares.shape[1])
 
@@ -115,7 +115,7 @@ def _add_terms(a, b, depth, width):
     return np.sqrt((a / depth) ** 2 + b**2 / (depth * width))
 
 
-def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
+def fit_two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
     """Fit both terms to the root mean square over the seeds of all sizes, by non-negative least squares in the relative
     deviation of the squares. Everything is nan if a number is missing."""
     from scipy.optimize import nnls
@@ -130,7 +130,7 @@ def two_terms(table: Table, quantity: str, **chosen) -> TwoTerms:
 
     values = np.sqrt(squares.mean(axis=1))
     a, b = fit(values)
-    low, high = _interval(np.array([fit(drawn) for drawn in _resample(squares)]), squares.shape[1]).tolist()
+    low, high = _compute_interval(np.array([fit(drawn) for drawn in _resample(squares)]), squares.shape[1]).tolist()
     deviation = _add_terms(a, b, depths, widths) / values - 1
     residual = float(np.sqrt(np.square(deviation).mean()))
     return TwoTerms(float(a), float(b), *zip(low, high, strict=True), residual)

@@ -66,7 +66,7 @@ def write_csv(path: Path, table: Table, exact: bool = False) -> Path:
         with draft.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(table)
-            columns = (table if exact else digits.table(table)).values()
+            columns = (table if exact else digits.round_table(table)).values()
             writer.writerows([_text(value) for value in row] for row in zip(*columns, strict=True))
 
     paths.write_atomically(path, write_rows)
@@ -123,6 +123,14 @@ def select(table: Table, **values: Any) -> dict[str, np.ndarray]:
     """The rows in which each of these columns has the given value."""
     keep = np.all([np.asarray(table[name]) == value for name, value in values.items()], axis=0)
     return {name: np.asarray(column)[keep] for name, column in table.items()}
+
+
+def group(table: Table, *columns: str) -> dict[Any, dict[str, np.ndarray]]:
+    """The rows by their value in a column, or by the tuple of their values in several, in order of appearance."""
+    values = [np.asarray(table[name]).tolist() for name in columns]
+    keys = dict.fromkeys(zip(*values, strict=True))
+    found = {key: select(table, **dict(zip(columns, key, strict=True))) for key in keys}
+    return found if len(columns) > 1 else {key[0]: rows for key, rows in found.items()}
 
 
 def markdown(table: Table) -> str:

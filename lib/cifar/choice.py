@@ -58,12 +58,9 @@ class NetworkChoice:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
+        checks.check_fields(self, learning_rate=0, epochs=0, batch_size=0)
         network = ConvNetConfig(depth=self.depth, activation=self.activation, batch_norm=self.batch_norm)
         object.__setattr__(self, "activation", network.activation)
-        checks.positive_float("learning_rate", self.learning_rate, zero_allowed=True)
-        checks.positive_int("epochs", self.epochs, least=0)
-        checks.positive_int("batch_size", self.batch_size, least=0)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -97,8 +94,8 @@ class ConvolutionChoice:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        checks.check_fields(self, seed=0)
         checks.choice("convolution", self.convolution, CONVOLUTIONS)
-        checks.positive_int("seed", self.seed, least=0)
 
 
 def run_name(words: str) -> str:

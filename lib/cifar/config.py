@@ -43,19 +43,12 @@ class CifarConfig:
     test_images: int = 0
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
+        flags = ("adaptive", "hold_stem", "depth_scaling")
+        positive = ("learning_rate", "epochs", "batch_size", "test_every")
+        checks.check_fields(self, *positive, *flags, train_images=0, test_images=0)
         network = self.network  # checks depth, channels, activation, batch_norm, initialisation, seed and norm_groups
         object.__setattr__(self, "activation", network.activation)
-        checks.positive_float("learning_rate", self.learning_rate)
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
-        checks.positive_int("epochs", self.epochs)
-        checks.positive_int("batch_size", self.batch_size)
-        checks.boolean("adaptive", self.adaptive)
-        checks.boolean("hold_stem", self.hold_stem)
-        checks.boolean("depth_scaling", self.depth_scaling)
-        checks.positive_int("test_every", self.test_every)
-        checks.positive_int("train_images", self.train_images, least=0)
-        checks.positive_int("test_images", self.test_images, least=0)
 
     @property
     def network(self) -> ConvNetConfig:

@@ -49,13 +49,8 @@ class ConvNetConfig:
     norm_groups: int = 0
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_int("depth", self.depth)
-        checks.positive_int("channels", self.channels)
-        checks.boolean("batch_norm", self.batch_norm)
+        checks.check_fields(self, "depth", "channels", "batch_norm", seed=0, norm_groups=0)
         checks.choice("initialisation", self.initialisation, INITIALISATIONS)
-        checks.positive_int("seed", self.seed, least=0)
-        checks.positive_int("norm_groups", self.norm_groups, least=0)
         if self.norm_groups and self.batch_norm:
             raise ValueError(
                 f"norm_groups is {self.norm_groups} with batch_norm True, expected one of the two: set batch_norm to "

@@ -88,6 +88,11 @@ class TrainedODE:
             f"The neural ODE is not resolved to {tolerance:g} by {nodes // 2} nodes: set a larger tolerance."
         )
 
+    def states_at_layers(self, x: Tensor, depths: Iterable[int]) -> tuple[Tensor, ...]:
+        """H(k/L), k = 0..L, for inputs x: (n, d) and each of ``depths`` L: (L+1, n, q)."""
+        points = [torch.arange(depth + 1, dtype=torch.float64) / depth for depth in depths]
+        return self.hidden_states(x, torch.cat(points)).split([len(s) for s in points])
+
     def __call__(self, x: Tensor, tolerance: float = 1e-10) -> Tensor:
         """The output F(X): (n, d') for inputs x: (n, d)."""
         H = self.hidden_states(x, torch.ones(1), tolerance)[0]

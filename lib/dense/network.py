@@ -65,21 +65,15 @@ class NetworkConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        for name in ("depth", "width", "dimension", "samples"):
-            checks.positive_int(name, getattr(self, name))
-        for name in ("seed", "output_dimension", "hidden_dimension"):
-            checks.positive_int(name, getattr(self, name), least=0)
+        positive = ("depth", "width", "dimension", "samples", "length_scale", "train_ends")
+        checks.check_fields(self, *positive, seed=0, output_dimension=0, hidden_dimension=0, target_scale=0)
         activations.get(self.activation)
         conventions.get(self.convention)
         checks.choice("initialisation", self.initialisation, INITIALISATIONS)
-        checks.positive_float("length_scale", self.length_scale)
-        checks.positive_float("target_scale", self.target_scale, zero_allowed=True)
         checks.choice("initial_V", self.initial_V, INITIAL_V)
         checks.choice("residual_scaling", self.residual_scaling, conventions.RESIDUAL_EXPONENTS)
         checks.choice("draw_order", self.draw_order, conventions.DRAW_ORDERS)
         checks.choice("dtype", self.dtype, DTYPES)
-        checks.boolean("train_ends", self.train_ends)
         checks.usable_device(self.device)
         if 0 < self.hidden_dimension < max(self.dimension, self.outputs):
             raise ValueError(

@@ -36,7 +36,7 @@ from lib.explore.frames import (
     shades,
 )
 from lib.explore.live import Run
-from lib.figures.experiment import entries
+from lib.figures.experiment import read_entries
 from lib.figures.style import GREY, MARKERS, depth_axis, minus
 from lib.tables import word
 
@@ -189,7 +189,7 @@ def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, fi
                 s = np.arange(1, depth + 1) / depth
                 wide = 1.9 if depth == depths[-1] else 1.1
                 dots = {"marker": "o", "markersize": 3} if depth <= 16 else {}
-                for Z, entry in zip("VW", entries(state.weights[depth], row, column), strict=True):
+                for Z, entry in zip("VW", read_entries(state.weights[depth], row, column), strict=True):
                     draw_line(axes[f"{Z}{number}"], depth, s, entry, color=color, linewidth=wide, **dots)
                 losses = state.losses[depth]
                 line = {"color": color, "linewidth": wide, "linestyle": "-" if number == 0 else (0, (4, 1.2))}
@@ -197,7 +197,7 @@ def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, fi
             now = {"color": HUE_COLORS[number], "marker": MARKERS[number], "markersize": 5}
             draw_line(axes["loss"], f"now {number}", [len(losses) - 1], losses[-1:], **now)
             start = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "zorder": 1}
-            for Z, entry in zip("VW", entries(state.start, row, column), strict=True):
+            for Z, entry in zip("VW", read_entries(state.start, row, column), strict=True):
                 draw_line(axes[f"{Z}{number}"], "start", np.arange(1, len(entry) + 1) / len(entry), entry, **start)
             distances = np.array([state.distances[depth]["max_distance"] for depth in depths])
             distances[distances <= ROUNDING] = np.nan

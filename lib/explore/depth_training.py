@@ -8,7 +8,7 @@ from lib.checks import Divergence
 from lib.dense.distances import SuccessiveDistance
 from lib.dense.network import NetworkConfig, Weights
 from lib.dense.training import run_in_lockstep, train, use_one_thread
-from lib.figures.experiment import Progress, entries, last, silent
+from lib.figures.experiment import Progress, last, read_entries, silent
 from lib.measures import Slope, fit_slope
 from lib.tables import from_rows
 
@@ -42,10 +42,7 @@ class DepthsConfig:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_ints("depths", self.depths, least=2)
-        checks.positive_int("iterations", self.iterations)
-        checks.positive_float("learning_rate", self.learning_rate)
+        checks.check_fields(self, "iterations", "learning_rate", depths=2)
 
 
 @dataclass
@@ -75,7 +72,7 @@ class DepthsState:
         weights = [
             {"depth": depth, "layer": layer, "row": row, "column": column, "entry_V": V, "entry_W": W}
             for depth in depths
-            for layer, (V, W) in enumerate(zip(*entries(self.weights[depth], row, column), strict=True), start=1)
+            for layer, (V, W) in enumerate(zip(*read_entries(self.weights[depth], row, column), strict=True), start=1)
         ]
         losses = [
             {"depth": depth, "iteration": iteration, "loss": loss}

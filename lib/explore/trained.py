@@ -47,12 +47,9 @@ class Choice:
     layers: int = 0
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
+        checks.check_fields(self, seed=0, image=0, layers=0)
         checks.choice("convolution", self.convolution, CONVOLUTIONS)
         checks.choice("how", self.how, HOW)
-        checks.positive_int("seed", self.seed, least=0)
-        checks.positive_int("image", self.image, least=0)
-        checks.positive_int("layers", self.layers, least=0)
         for place in self.index:
             checks.positive_int("an index of the entry", place, least=0)
 

@@ -1,4 +1,4 @@
-"""Bounds beside measurements: how many powers of ten lie between, over the training time (Prop. 2, Prop. 3, Thm 6)."""
+"""Bounds and measurements over the training time, in powers of ten from each other (Prop. 2, Prop. 3, Thm 6)."""
 
 import functools
 import math
@@ -15,8 +15,8 @@ from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import train
 from lib.digits import significant
-from lib.figures.claim import PROVED, Claim, Read, factor_above, factor_below, judge, tightest
-from lib.figures.experiment import Progress, evenly, largest_norm, new_inputs, seeded, silent
+from lib.figures.claim import PROVED, Claim, Read, factor_above, factor_below, judge_margin, tightest
+from lib.figures.experiment import Progress, draw_inputs, evenly, largest_norm, seeded, silent
 from lib.figures.results import Data
 from lib.figures.style import BLACK, BLUE, VERMILION, panels, styled
 from lib.tables import Table, from_rows, select
@@ -27,17 +27,17 @@ TITLES = {
     "C": r"$C$ of Prop. 2: $L\,\sup_x\,|F^L(x)-F(x)|$",
     "rate": r"rate of Thm 6: $-\log(\ell(t)/\ell(0))\,/\,t$",
 }
-LOWER = ("rate",)  # bounds from below; all others are from above
-DIGITS = 6  # that bounds are told with
+LOWER = ("rate",)  # the lower bounds; all others are upper bounds
+DIGITS = 6  # of the numbers in the table
 
 
 @dataclass(frozen=True)
 class Config:
-    """A network trained by the flow clipped at ``clip`` C > 0, and once more by the flow without clipping, for Thm 6.
+    """A network trained by the flow clipped at ``clip`` C > 0, and for Thm 6 once more without clipping.
 
-    ``iterations`` steps of ``learning_rate``, looked at ``recorded`` times, for ``seeds`` draws with consecutive seeds
-    from the network's on. Suprema over x are taken over ``inputs`` new Gaussian points. ``tolerance``: see
-    `limit.train`.
+    It takes ``iterations`` steps of ``learning_rate``, is recorded ``recorded`` times, and is drawn with ``seeds``
+    consecutive seeds, starting at the network's. Suprema over x are over ``inputs`` new Gaussian points. For
+    ``tolerance`` see `limit.train`.
     """
 
     network: NetworkConfig
@@ -50,12 +50,7 @@ class Config:
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        for name in ("clip", "learning_rate", "tolerance"):
-            checks.positive_float(name, getattr(self, name))
-        for name in ("iterations", "seeds", "inputs"):
-            checks.positive_int(name, getattr(self, name))
-        checks.positive_int("recorded", self.recorded, least=2)
+        checks.check_fields(self, "clip", "iterations", "learning_rate", "seeds", "inputs", "tolerance", recorded=2)
         spectral.check_limit_exists(self.network)
         activations.check_smooth(self.network.activation)
         if not self.network.train_ends:
@@ -66,90 +61,92 @@ class Config:
 
     @property
     def moments(self) -> list[int]:
-        """The iterations that are looked at, but for the first, at which nothing has moved."""
+        """The recorded iterations without the first, at which nothing has moved."""
         return evenly(self.iterations, self.recorded)[1:]
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """The table of ``bounds.csv``: columns seed, bound ("M", "K", "C" or "rate"), time, measured, ``own``, the bound
-    with the run's own norms, and ``prior``, with what is known before training (nan if there is none).
+    """The table of ``bounds.csv``: columns seed, bound ("M", "K", "C" or "rate"), time, measured, own, prior.
 
-    M and K are suprema up to that time; their bounds hold for every L and the steps that were taken. The bound of the
-    rate is a lower one: the smallest constant of the PL condition up to that time.
+    ``own`` is the bound computed from the run's own norms, ``prior`` the bound known before training (nan if there is
+    none). M and K are suprema up to that time; their bounds hold for every L and for the discrete steps. The rate has a
+    lower bound: the smallest constant of the PL condition up to that time.
     """
     rows = []
     for network in progress(seeded(config.network, config.seeds), config.seeds):
-        for parts in (_clipped(config, network), _euler(config, network), _rates(config, network)):
-            rows += [{"seed": network.seed} | row for row in parts]
+        for measure in (_bound_clipped_flow, _bound_euler_error, _bound_rate):
+            rows += [{"seed": network.seed} | row for row in measure(config, network)]
     return {"bounds": from_rows(rows)}
 
 
-def _row(config: Config, bound: str, iteration: int, measured: float, own: float, prior: float) -> dict:
+def _make_row(config: Config, bound: str, iteration: int, measured: float, own: float, prior: float) -> dict:
     values = {"measured": measured, "own": own, "prior": prior}
     time = {"bound": bound, "time": significant(config.learning_rate * iteration)}
     return time | {name: significant(value, DIGITS) for name, value in values.items()}
 
 
-def _norms(weights: Weights) -> dict[str, float]:
+def _measure_norms(weights: Weights) -> dict[str, float]:
     return {name: largest_norm(values.flatten(1 if name in "VW" else 0)) for name, values in weights.items().items()}
 
 
-def _clipped(config: Config, network: NetworkConfig) -> Iterator[dict]:
+def _bound_clipped_flow(config: Config, network: NetworkConfig) -> Iterator[dict]:
     start, data = initialise(network)
-    first = _norms(start)
+    first = _measure_norms(start)
     entries = {name: values[0].numel() if name in "VW" else values.numel() for name, values in start.items().items()}
     own, prior, largest, apart, moments = (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, config.moments
     for record in train(network, config.learning_rate, config.iterations, clip=config.clip):
         time, step = config.learning_rate * record.iteration, config.learning_rate
         now = network.depth * largest_successive_distance(record.weights)
-        largest, apart = max(largest, *_norms(record.weights).values()), max(apart, now)
+        largest, apart = max(largest, *_measure_norms(record.weights).values()), max(apart, now)
         if record.iteration in moments:
             known = max(first[name] + config.clip * time * math.sqrt(entries[name]) for name in first)
-            yield _row(config, "M", record.iteration, largest, math.nan, known)
-            yield _row(config, "K", record.iteration, apart, math.hypot(*own), math.hypot(*prior))
+            yield _make_row(config, "M", record.iteration, largest, math.nan, known)
+            yield _make_row(config, "K", record.iteration, apart, math.hypot(*own), math.hypot(*prior))
         own = gronwall.advance(network, gronwall.measure_sizes(network, record.weights, data), *own, step)
         known = gronwall.bound_sizes(network, start, data, config.clip, time)
         prior = gronwall.advance(network, known, *prior, step)
 
 
-def _euler(config: Config, network: NetworkConfig) -> Iterator[dict]:
-    x = new_inputs(network, config.inputs)
+def _bound_euler_error(config: Config, network: NetworkConfig) -> Iterator[dict]:
+    x = draw_inputs(network, config.inputs)
     schedule = config.learning_rate, config.iterations, config.moments
     for record in limit.train(network, *schedule, clip=config.clip, tolerance=config.tolerance):
         sampled = record.ode.network(network.depth)
         away = outputs(sampled, hidden_states(network, sampled, x)) - record.ode(x, 1e-8)
         constant = gronwall.euler_constant(record.ode, x)
-        yield _row(config, "C", record.iteration, network.depth * largest_norm(away), constant, math.nan)
+        yield _make_row(config, "C", record.iteration, network.depth * largest_norm(away), constant, math.nan)
 
 
-def _rates(config: Config, network: NetworkConfig) -> Iterator[dict]:
+def _bound_rate(config: Config, network: NetworkConfig) -> Iterator[dict]:
     first, least = None, math.inf
     for record in train(network, config.learning_rate, config.iterations, [0, *config.moments]):
         first = first or record.loss
         least = min(least, lojasiewicz.constant(network, record.weights, record.solver.data.x))
         if record.iteration:
             rate = -math.log(record.loss / first) / (config.learning_rate * record.iteration)
-            yield _row(config, "rate", record.iteration, rate, least, math.nan)
+            yield _make_row(config, "rate", record.iteration, rate, least, math.nan)
 
 
-def room(table: Table, bound: str, kind: str) -> np.ndarray:
-    """log10 of the factor between what was measured and the ``kind`` ("own" or "prior") of bound, for each time and
-    seed: negative if the bound is violated, nan if there is none."""
-    rows, factor = select(table, bound=bound), factor_above if bound in LOWER else factor_below
-    measured = np.where(rows["measured"] < 0, 0.0, rows["measured"])  # a rate of a loss that rises
-    return np.array([factor(value, of) for value, of in zip(measured, rows[kind], strict=True)])
+def compute_margins(table: Table, bound: str, kind: str) -> np.ndarray:
+    """log10 of the factor between the measured value and its bound of this ``kind`` ("own" or "prior"), for each time
+    and seed. It is negative if the bound is violated, and nan if there is none."""
+    rows, margin = select(table, bound=bound), factor_above if bound in LOWER else factor_below
+    measured = np.where(rows["measured"] < 0, 0.0, rows["measured"])  # the rate of a loss that rises
+    return np.array([margin(*pair) for pair in zip(measured, rows[kind], strict=True)])
 
 
-def powers_of_ten(table: Table, bound: str, kind: str, time: float) -> float:
-    """The least `room` over the seeds, at that time."""
-    return tightest(*room(select(table, time=time), bound, kind))
+def compute_least_margin(table: Table, bound: str, kind: str, time: float) -> float:
+    """The least margin over the seeds at that time (`compute_margins`)."""
+    return tightest(*compute_margins(select(table, time=time), bound, kind))
 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """What was measured and its bounds against the training time, medians over the seeds, with the powers of ten in
-    between at the end, the least over the seeds: positive if the bound holds. A cross is drawn on a bound at each time
-    at which a seed violates it. ``table`` has the columns of ``bounds.csv``."""
+    """Measured values and their bounds against the training time, as medians over the seeds.
+
+    At the end of a bound stands the least margin over the seeds, in powers of ten: it is positive if the bound holds. A
+    cross marks each time at which a seed violates the bound.
+    """
     table = data["bounds"]
     figure, axes = panels(2, 2, height=5)
     labels = {
@@ -165,15 +162,14 @@ def draw(data: Data, config: Config) -> Figure:
             values = np.array([median(select(rows, time=time)[column]) for time in times])
             panel.plot(times, values, label=label, **style)
             if column != "measured" and np.isfinite(values).all():
-                powers = np.array([powers_of_ten(table, bound, column, time) for time in times])
+                powers = np.array([compute_least_margin(table, bound, column, time) for time in times])
                 place = {"textcoords": "offset points", "fontsize": 8, "color": style["color"]}
                 panel.annotate(f"$10^{{{powers[-1]:+.2g}}}$", (times[-1], values[-1]), (5, -3), **place)
                 if (powers < 0).any():
                     panel.plot(times[powers < 0], values[powers < 0], "X", color=BLACK, markersize=7, zorder=4)
-        if bound != "M":  # which hardly moves
+        if bound != "M":  # M hardly moves
             panel.set_yscale("log")
-        panel.set_title(title)
-        panel.set_xlabel("training time $T$")
+        panel.set(title=title, xlabel="training time $T$")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -189,20 +185,13 @@ KINDS = {"own": "with the run's own norms", "prior": "known before training"}
 
 
 def claims(read: Read) -> Iterator[Claim]:
-    """That no bound is violated. These rows are marked as proved: one that fails is an error of the evaluation or of
-    the steps in t and s, and what they tell is how far away a bound is. (That of M adds up the clipped steps.)"""
+    """No bound is violated. These claims are marked as proved: one that fails shows an error of the computation. They
+    measure how far a bound is from the truth. (The bound M is left out: it only adds up the clipped steps.)"""
     table = read("bounds")
     for bound, kinds, where, statement in CLAIMED:
-        margins = {kind: tightest(*room(table, bound, kind)) for kind in kinds}
+        margins = {kind: tightest(*compute_margins(table, bound, kind)) for kind in kinds}
         told = " and ".join(f"{margin:+.2g} ({KINDS[kind]})" for kind, margin in margins.items())
         margin = tightest(*margins.values())
-        yield Claim(
-            statement,
-            where,
-            f"{len(np.unique(table['seed']))} seeds: powers of ten to the bound at least {told}",
-            "at least 0 at every T and seed, which is proved",
-            "",
-            judge(margin),
-            "bounds",
-            margin,
-        )
+        measured = f"{len(np.unique(table['seed']))} seeds: powers of ten to the bound at least {told}"
+        criterion = "at least 0 at every T and seed, which is proved"
+        yield judge_margin(statement, where, "bounds", margin, measured, criterion)

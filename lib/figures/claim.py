@@ -1,14 +1,15 @@
-"""A claim of the paper, and how one is judged from the tables that the figures were drawn from."""
+"""A claim of the paper, and how it is judged from the tables of the figures."""
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lib.measures import Slope, fit_slope
 from lib.rates import SlopeOverSeeds, mean_slope
-from lib.tables import Table, select
+from lib.tables import Table, from_rows, group, select
 
 HOLDS, FAILS, OPEN = "as claimed", "not as claimed", "open"
 RATE_WITHIN = 0.1  # how far a slope may lie from the claimed one
@@ -22,14 +23,14 @@ Read = Callable[[str], dict[str, np.ndarray]]  # the table of that name
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said and where, what was measured and by which ``criterion`` it is judged (in words), the interval of
-    what was measured, the verdict and the figure.
+    """A statement and its place in the paper, the measured value, the ``criterion`` in words, the interval of the
+    measured value, the verdict and the figure.
 
-    ``margin`` is the distance to the criterion, negative where it is missed: of a slope the difference, of all else the
-    power of ten of the factor (`factor_below`, `factor_above`). Claims on a slope also hold the ``expected`` one, the
-    measured one with its interval ``low``, ``high`` over the seeds, the interval ``fit_low``, ``fit_high`` of the fit,
-    and the slopes ``at_least``, ``at_most`` that the criterion allows. A verdict is `OPEN` if nothing of the paper's
-    size has been run, if numbers are missing, and if an interval of a slope has a part on either side.
+    ``margin`` is the distance to the criterion, negative if the criterion is missed. For a slope it is a difference.
+    For everything else it is a power of ten (`factor_below`, `factor_above`). A claim on a slope also has the
+    ``expected`` slope, the measured ``slope``, its interval ``low``, ``high`` over the seeds, the interval ``fit_low``,
+    ``fit_high`` of the fit, and the bounds ``at_least``, ``at_most`` of the criterion. The verdict is `OPEN` if nothing
+    of the paper's size has been run, if numbers are missing, or if an interval of a slope contains a bound.
     """
 
     statement: str
@@ -53,11 +54,11 @@ class Claim:
 def judge_rate(
     statement: str, where: str, figure: str, fit: Slope, expected: float, what: str = "slope in L", bound: int = 1
 ) -> Claim:
-    """A claim on a slope: an upper bound (``bound`` 1), which a steeper fall fulfils too, a lower one (-1), or the
-    slope itself (0).
+    """Judge a claim on a slope. If ``bound`` is 1, ``expected`` is an upper bound, which a steeper fall fulfils too. If
+    it is -1, ``expected`` is a lower bound. If it is 0, ``expected`` is the slope itself.
 
-    The whole interval over the seeds has to be allowed, and that of the fit too, if it is known: a curve that bends
-    has no slope. Outside lies a claim by the interval over the seeds, or that of the fit if nothing is drawn at random.
+    The claim holds if the interval over the seeds and that of the fit are both within the criterion: a bent curve has
+    no slope. It fails if the interval over the seeds is outside of it (that of the fit if nothing is drawn at random).
     """
     at_least = expected - RATE_WITHIN if bound <= 0 else -math.inf
     at_most = expected + RATE_WITHIN if bound >= 0 else math.inf
@@ -72,7 +73,7 @@ def judge_rate(
         verdict = FAILS if fit.low > at_most or fit.high < at_least else OPEN
     criterion = {1: f"at most {at_most:g}", -1: f"at least {at_least:g}"}.get(bound, f"within {RATE_WITHIN}")
     measured = f"{what} {fit.slope:z.3f}, claimed {expected:g}"
-    # An interval of points next to a straight line is all rounding beyond some digits.
+    # If the points are on a straight line, later digits of the interval are rounding errors.
     values = (round(number, FIT_DECIMALS) for number in (margin, expected, fit.slope, fit.low, fit.high, *of_fit))
     interval = f"{fit.seeds} seeds [{fit.low:z.3f}, {fit.high:z.3f}], " if seeds else "nothing drawn, "
     interval += "fit [{:z.3f}, {:z.3f}]".format(*of_fit)
@@ -88,10 +89,10 @@ def judge_rates(
     what: str = "slope in L",
     bound: int = 1,
 ) -> Claim:
-    """A claim on several slopes, each judged by `judge_rate`: the one that decides.
+    """Judge a claim on several slopes, each by `judge_rate`. Returns the claim on the slope that decides.
 
-    A slope that fails makes the claim fail, whatever is missing of the others; else an open one leaves it open. Of
-    several with that verdict the one with the least margin is told.
+    The claim fails if one slope fails, even if others are missing. Else it is open if one slope is open. Of several
+    slopes with the deciding verdict, the one with the least margin is returned.
     """
     parts = [judge_rate(statement, where, figure, fit, expected, what, bound) for fit in fits]
     verdict = next(verdict for verdict in (FAILS, OPEN, HOLDS) if any(part.verdict == verdict for part in parts))
@@ -100,53 +101,68 @@ def judge_rates(
 
 
 def judge(margin: float) -> str:
-    """The verdict in words: as claimed from 0 on, open for nan."""
+    """The verdict on a margin: it holds if the margin is at least 0, and is open if it is nan."""
     return OPEN if math.isnan(margin) else HOLDS if margin >= 0 else FAILS
 
 
+def judge_margin(
+    statement: str,
+    where: str,
+    figure: str,
+    margin: float,
+    measured: str,
+    criterion: str,
+    interval: str = "",
+    **more: Any,
+) -> Claim:
+    """A claim with the verdict on its margin; ``more`` are further fields of the `Claim`, or another verdict."""
+    fields = {"verdict": judge(margin), "margin": margin} | more
+    return Claim(statement, where, measured, criterion, interval, figure=figure, **fields)
+
+
 def factor_below(value: float, bound: float) -> float:
-    """The margin of a ``value`` >= 0 that is to be at most ``bound``: log10(bound / value)."""
+    """The margin log10(bound / value) of the criterion that a ``value`` >= 0 is at most ``bound``."""
     with np.errstate(divide="ignore"):
         return float(np.log10(bound) - np.log10(value))
 
 
 def factor_above(value: float, bound: float) -> float:
-    """The margin of a ``value`` >= 0 that is to be at least ``bound``: log10(value / bound)."""
+    """The margin log10(value / bound) of the criterion that a ``value`` >= 0 is at least ``bound``."""
     return -factor_below(value, bound)
 
 
 def tightest(*margins: float) -> float:
     """The margin of a claim of several parts: the least of theirs.
 
-    A part that fails makes the claim fail, whatever is missing of the others; else a missing part (nan) leaves it open.
+    A negative margin makes the claim fail, even if others are missing (nan). Else a missing one gives nan.
     """
     failing = [margin for margin in margins if margin < 0]
     return float(min(failing)) if failing else float(np.min(margins, initial=math.inf if margins else math.nan))
 
 
-def _first_depth(depths: np.ndarray) -> int:
-    # Small sizes have few depths: take the larger half of them.
+def _choose_first_depth(depths: np.ndarray) -> int:
+    # Small profiles have few depths: take the larger half of them.
     return LEAST_DEPTH if (depths >= LEAST_DEPTH).sum() >= 3 else depths[len(depths) // 2 - 1]
 
 
-def _fitted(rows: Table, column: str) -> dict[str, np.ndarray] | None:
-    # The rows of the depths that slopes are judged over; None if a number among them is missing or not positive.
+def _select_fitted(rows: Table, column: str) -> dict[str, np.ndarray] | None:
+    # The rows of the depths over which slopes are judged; None if one of their numbers is missing or not positive.
     depths = np.asarray(rows["depth"])
-    keep = depths >= _first_depth(np.unique(depths)) if len(depths) else depths > 0
+    keep = depths >= _choose_first_depth(np.unique(depths)) if len(depths) else depths > 0
     values = np.asarray(rows[column], dtype=float)[keep]
     return {name: np.asarray(each)[keep] for name, each in rows.items()} if (values > 0).all() else None
 
 
 def fit_in_depth(rows: Table, column: str) -> Slope:
-    """The slope in L of a column over depths of `LEAST_DEPTH` (small profiles: over the larger half of the depths); nan
-    if there are no two numbers, or if one is missing or not positive: it has no logarithm, so nothing is known."""
-    fitted = _fitted(rows, column)
+    """The slope in L of a column over the depths from `LEAST_DEPTH` on (in small profiles, over the larger half of the
+    depths). It is nan if there are fewer than two numbers, or if one of them is missing or not positive."""
+    fitted = _select_fitted(rows, column)
     return fit_slope(fitted["depth"], fitted[column]) if fitted and len(fitted[column]) > 1 else Slope(*[math.nan] * 4)
 
 
 def slope_over_seeds(rows: Table, column: str) -> SlopeOverSeeds:
-    """The same as a mean over seeds (`lib.rates.mean_slope`); ``rows`` have columns seed and depth."""
-    fitted = _fitted(rows, column)
+    """The same slope as a mean over seeds (`lib.rates.mean_slope`); ``rows`` have columns seed and depth."""
+    fitted = _select_fitted(rows, column)
     if fitted is None:
         return SlopeOverSeeds(*[math.nan] * 6, seeds=len(np.unique(rows["seed"])))
     return mean_slope(fitted, column)
@@ -159,14 +175,9 @@ def select_last(table: Table, column: str = "iteration") -> dict[str, np.ndarray
 
 def maximise_over_time(table: Table, *columns: str) -> dict[str, np.ndarray]:
     """The largest value of each column over the training times, by seed and depth; nan if a time is missing."""
-    found = {name: [] for name in ("seed", "depth", *columns)}
-    times = len(np.unique(table["iteration"]))
-    for seed in np.unique(table["seed"]):
-        of_seed = select(table, seed=seed)
-        for depth in np.unique(of_seed["depth"]):
-            rows = select(of_seed, depth=depth)
-            whole = len(rows["depth"]) == times
-            values = (seed, depth, *(np.max(rows[name]) if whole else math.nan for name in columns))
-            for name, value in zip(found, values, strict=True):
-                found[name].append(value)
-    return {name: np.array(values) for name, values in found.items()}
+    found, times = [], len(np.unique(table["iteration"]))
+    for (seed, depth), rows in group(table, "seed", "depth").items():
+        whole = len(rows["depth"]) == times
+        largest = {name: np.max(rows[name]) if whole else math.nan for name in columns}
+        found.append({"seed": seed, "depth": depth} | largest)
+    return {name: np.array(values) for name, values in from_rows(found).items()}

@@ -1,4 +1,4 @@
-"""The paper's claims, one a row, each judged by its figure's room from the tables that the figures were drawn from."""
+"""The paper's claims, one in each row. The room of a figure judges its claims from the figure's tables."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -31,7 +31,7 @@ from lib.figures.results import Data
 from lib.figures.style import BLACK, BLUE, GREY, VERMILION, panels, styled
 from lib.tables import Table, from_rows
 
-# The rooms that judge claims: the theorems first, then the networks trained on CIFAR-10, then what is beyond the paper.
+# The rooms that judge claims: first the theorems, then the networks trained on CIFAR-10, then results beyond the paper.
 ROOMS = (
     neural_ode,
     figure_1_left,
@@ -48,19 +48,19 @@ ROOMS = (
     mean_limit,
 )
 
-# Rooms whose networks may not be trained yet: they are judged if their table is there.
+# Rooms whose networks may not be trained yet. They judge if their table is there.
 IF_TRAINED = {conv_limit: "conv_limit_slopes"}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Whose tables are judged: those of a ``profile`` that has every figure in `ROOMS`, else ValueError."""
+    """The tables of this ``profile`` are judged. Raises ValueError if it does not have every figure in `ROOMS`."""
 
     profile: str = "paper"
 
     def __post_init__(self) -> None:
         judged = {room.__name__.rpartition(".")[2] for room in ROOMS}
-        having = [folder.name for folder in sorted(paths.PROFILES.iterdir()) if folder.is_dir()]
+        having = [each.name for each in sorted(paths.PROFILES.iterdir()) if each.is_dir()]
         whole = [name for name in having if judged <= {file.stem for file in (paths.PROFILES / name).glob("*.yaml")}]
         checks.choice("profile", self.profile, ["quick", *whole])
 
@@ -74,31 +74,31 @@ WORDS = ("statement", "where", "measured", "criterion", "interval", "verdict", "
 
 
 def make_readable(data: Data) -> dict[str, list]:
-    """The columns that people read."""
+    """The columns for readers."""
     return {name: data["claims"][name] for name in WORDS}
 
 
-def folder(profile: str) -> Path:
-    """Where a profile's tables are: ``figures`` for "paper", ``figures/<profile>`` for every other."""
+def find_folder(profile: str) -> Path:
+    """The folder of a profile's tables: ``figures`` for "paper", ``figures/<profile>`` for every other."""
     return paths.FIGURES if profile == "paper" else paths.FIGURES / profile
 
 
-def read(profile: str, name: str) -> dict[str, np.ndarray]:
-    """The table ``<name>.csv`` of a profile; raises FileNotFoundError with the command that makes it."""
-    path = folder(profile) / f"{name}.csv"
+def read_table(profile: str, name: str) -> dict[str, np.ndarray]:
+    """The table ``<name>.csv`` of a profile. Raises FileNotFoundError, with the command that makes the table."""
+    path = find_folder(profile) / f"{name}.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{paths.shorten(path)} is missing: `make figures PROFILE={profile}` makes it.")
     return tables.read_csv(path)
 
 
 def judge_all(profile: str = "paper") -> list[Claim]:
-    """Every claim, judged from the tables of ``profile``, in the order of the paper's statements.
+    """Judge every claim from the tables of ``profile``. Returns them in the order of the paper's statements.
 
-    Raises ValueError for a profile without these figures, FileNotFoundError if one is not made yet.
+    Raises ValueError if the profile does not have these figures, FileNotFoundError if a figure is not made yet.
     """
     Config(profile)
-    rooms = [*ROOMS, *(room for room, table in IF_TRAINED.items() if (folder(profile) / f"{table}.csv").is_file())]
-    found = [claim for room in rooms for claim in room.claims(partial(read, profile))]
+    rooms = [*ROOMS, *(room for room, table in IF_TRAINED.items() if (find_folder(profile) / f"{table}.csv").is_file())]
+    found = [claim for room in rooms for claim in room.claims(partial(read_table, profile))]
     order = ["Prop. 2", "Prop. 3", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"]
     order += ["Fig. 3", "Table 1", "Appendix", BEYOND]
     return sorted(found, key=lambda claim: next(i for i, name in enumerate(order) if claim.where.startswith(name)))
@@ -109,17 +109,17 @@ VERDICT_STYLES = {
     OPEN: {"color": GREY, "markerfacecolor": "white"},
     FAILS: {"color": VERMILION, "marker": "D"},
 }
-FARTHEST = 3.0  # powers of ten from the criterion at which the picture ends
+FARTHEST = 3.0  # the largest distance to the criterion that is drawn, in powers of ten
 
 
-def in_order(table: Table) -> np.ndarray:
-    """The places of the rows in the picture: those that fail first, then the open ones, then all others."""
+def order_rows(table: Table) -> np.ndarray:
+    """The indices of the rows in the order of the picture: failing claims, then open ones, then all others."""
     rank = [[FAILS, OPEN, HOLDS].index(verdict) for verdict in table["verdict"]]
     return np.argsort(rank, kind="stable")
 
 
-def _margins(low: float, high: float, at_least: float, at_most: float) -> tuple[float, float]:
-    # The least and the largest distance to the criterion: between two criteria it is largest in the middle.
+def _compute_margins(low: float, high: float, at_least: float, at_most: float) -> tuple[float, float]:
+    # The least and the largest distance of an interval to the bounds. Between two bounds it is largest in the middle.
     middle = (at_most + at_least) / 2
     points = [low, high, *([middle] if low < middle < high else [])]
     margins = [float(np.min([at_most - point, point - at_least])) for point in points]
@@ -128,12 +128,9 @@ def _margins(low: float, high: float, at_least: float, at_most: float) -> tuple[
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Every claim with its distance to the criterion: of slopes in L the difference with its 95 % interval over the
-    seeds and, pale, that of the fit, of all else the powers of ten between what was measured and what is allowed.
-
-    ``table`` has the columns of ``claims.csv``. What lies beyond the right edge of a panel is drawn on it.
-    """
-    table = {name: np.asarray(column)[in_order(data["claims"])] for name, column in data["claims"].items()}
+    """Every claim with its distance to the criterion. For slopes in L this is a difference, with the 95 % interval over
+    the seeds and, pale, the interval of the fit. For everything else it is in powers of ten, at most `FARTHEST`."""
+    table = {name: np.asarray(column)[order_rows(data["claims"])] for name, column in data["claims"].items()}
     count = len(table["verdict"])
     figure, (slopes, factors) = panels(2, height=0.8 + 0.165 * count, width=10.5, width_ratios=[1, 1])
     places = np.arange(count)[::-1]
@@ -143,10 +140,10 @@ def draw(data: Data, config: Config) -> Figure:
         margin = float(table["margin"][row])
         if math.isfinite(slope[row]):
             allowed = at_least[row], at_most[row]
-            least, most = _margins(table["low"][row], table["high"][row], *allowed)
+            least, most = _compute_margins(table["low"][row], table["high"][row], *allowed)
             reach = np.nan_to_num([[max(margin - least, 0)], [max(most - margin, 0)]])
             slopes.errorbar(margin, place, xerr=reach, capsize=2, **{"marker": "o"} | style)
-            of_fit = _margins(table["fit_low"][row], table["fit_high"][row], *allowed)
+            of_fit = _compute_margins(table["fit_low"][row], table["fit_high"][row], *allowed)
             slopes.plot(of_fit, (place, place), color=style["color"], linewidth=4, alpha=0.25, zorder=2)
         elif not math.isnan(margin):
             factors.plot(np.clip(margin, -FARTHEST, FARTHEST), place, **{"marker": "o"} | style)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
 from lib.dense.training import Record, run_in_lockstep, train
 from lib.digits import STATE_DECIMALS, difference
 from lib.figures.claim import PROVED, RATE_OURS, Claim, Read, judge_rates, maximise_over_time, slope_over_seeds
-from lib.figures.experiment import Progress, evenly, largest_norm, new_inputs, seeded, silent, sorted_table
+from lib.figures.experiment import Progress, draw_inputs, evenly, largest_norm, seeded, silent, sorted_table
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, MARKERS, depth_axis, panels, plain_ticks, rate_line, styled
 from lib.rates import mean_slope
@@ -27,12 +26,12 @@ NORMS = ("norm_A", "norm_V", "norm_W", "norm_B")
 
 @dataclass(frozen=True)
 class Config:
-    """The flow clipped at several ``clips`` C (0 stands for no clipping) at several ``depths``, beside its limit.
+    """The flow clipped at several ``clips`` C (0 stands for no clipping) at several ``depths``, and its limit.
 
-    Trained for ``iterations`` with ``learning_rate`` eta (t = eta * iterations), looked at ``recorded`` times, for
-    ``seeds`` draws of weights and data, with consecutive seeds from the network's on. Suprema over x are taken over
-    ``inputs`` new Gaussian points. ``tolerance``: see `limit.train`. Raises ValueError for a network whose A and B are
-    not trained, and for an activation that is not C^2.
+    Networks are trained for ``iterations`` with ``learning_rate`` eta (t = eta * iterations), recorded ``recorded``
+    times, and drawn with ``seeds`` consecutive seeds, starting at the network's. Suprema over x are over ``inputs`` new
+    Gaussian points. For ``tolerance`` see `limit.train`. Raises ValueError if A and B are not trained, or if the
+    activation is not C^2.
     """
 
     network: NetworkConfig
@@ -46,15 +45,8 @@ class Config:
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_floats("clips", self.clips, zero_allowed=True)
-        checks.positive_ints("depths", self.depths, least=2)
-        checks.positive_int("iterations", self.iterations)
-        checks.positive_float("learning_rate", self.learning_rate)
-        checks.positive_int("recorded", self.recorded, least=2)
-        checks.positive_int("seeds", self.seeds)
-        checks.positive_int("inputs", self.inputs)
-        checks.positive_float("tolerance", self.tolerance)
+        several = {"clips": 0, "depths": 2, "recorded": 2}
+        checks.check_fields(self, "iterations", "learning_rate", "seeds", "inputs", "tolerance", **several)
         spectral.check_limit_exists(self.network)
         activations.check_smooth(self.network.activation)
         if not self.network.train_ends:
@@ -62,41 +54,42 @@ class Config:
 
     @property
     def moments(self) -> list[int]:
-        """The iterations that are looked at, the first and the last among them."""
+        """The recorded iterations, with the first and the last one."""
         return evenly(self.iterations, self.recorded)
 
     @property
     def runs(self) -> list[tuple[NetworkConfig, float]]:
-        """(network, C): every seed with every clip."""
+        """(network, C) for every seed and every clip."""
         return [(network, clip) for network in seeded(self.network, self.seeds) for clip in self.clips]
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """Columns seed, clip, depth, iteration, time, loss, ``clipped`` (the share of the entries of all velocities that
-    clipping changes) and, as norms of Frobenius and of Euclid,
+    """The table of ``clipping.csv``: columns seed, clip, depth, iteration, time, loss, ``clipped`` (the share of the
+    entries of all velocities that clipping changes), and in Frobenius and Euclidean norms
 
     - ``norm_A``, ``norm_V``, ``norm_W``, ``norm_B``: |A|, the largest |V_k| and |W_k|, and |B|;
     - ``lipschitz``: L max_k |Z_{k+1} - Z_k|, Z = (V, W);
-    - from the limit of the same flow, ``weights``: sup over s of |Z^L(s) - Z(s)|; ``distance_A``, ``distance_B``:
-      |A^L - A|, |B^L - B|; ``hidden_states``: the largest of |h_k - H(k/L)| over k and new inputs; ``output``: of F(x)
-      over new inputs.
+    - the distances from the limit of the same flow: ``weights``, sup over s of |Z^L(s) - Z(s)|; ``distance_A`` and
+      ``distance_B``, |A^L - A| and |B^L - B|; ``hidden_states``, the largest |h_k - H(k/L)| over k and new inputs;
+      ``output``, the largest distance of F(x) over new inputs.
     """
     rows = []
-    for network, clip, records in progress(_moments(config), len(config.runs) * len(config.moments)):
+    for network, clip, records in progress(_train_runs(config), len(config.runs) * len(config.moments)):
         exact, *networks = records
-        x = new_inputs(network, config.inputs)
-        grids = [torch.arange(depth + 1, dtype=torch.float64) / depth for depth in config.depths]
-        states = exact.ode.hidden_states(x, torch.cat(grids)).split([len(grid) for grid in grids])
+        x = draw_inputs(network, config.inputs)
+        states = exact.ode.states_at_layers(x, config.depths)
         for depth, record, expected in zip(config.depths, networks, states, strict=True):
-            away = _distances(network.at_depth(depth), exact.ode, record.weights, x, expected)
-            moment = {"iteration": record.iteration, "time": config.learning_rate * record.iteration}
-            case = {"seed": network.seed, "clip": clip, "depth": depth, **moment, "loss": record.loss}
-            rows.append(case | {"clipped": _share_clipped(record, clip)} | _constants(record.weights) | away)
+            away = _measure_distances(network.at_depth(depth), exact.ode, record.weights, x, expected)
+            case = {"seed": network.seed, "clip": clip, "depth": depth, "iteration": record.iteration}
+            case |= {"time": config.learning_rate * record.iteration, "loss": record.loss}
+            rows.append(
+                case | {"clipped": _measure_share_clipped(record, clip)} | _measure_constants(record.weights) | away
+            )
     return {"clipping": sorted_table(rows, "seed", "clip", "depth", "iteration")}
 
 
-def _moments(config: Config) -> Iterator[tuple]:
-    # At each moment of each run: the network's configuration, C, the records of the limit and of the networks.
+def _train_runs(config: Config) -> Iterator[tuple]:
+    # At each recorded iteration of each run: the network's configuration, C, the records of the limit and the networks.
     for network, clip in config.runs:
         schedule = config.learning_rate, config.iterations, config.moments
         trainings = [limit.train(network, *schedule, tolerance=config.tolerance, clip=clip)]
@@ -105,7 +98,7 @@ def _moments(config: Config) -> Iterator[tuple]:
             yield network, clip, records
 
 
-def _share_clipped(record: Record, clip: float) -> float:
+def _measure_share_clipped(record: Record, clip: float) -> float:
     if clip == 0:
         return 0.0
     above = total = 0
@@ -115,7 +108,7 @@ def _share_clipped(record: Record, clip: float) -> float:
     return above / total
 
 
-def _constants(weights: Weights) -> dict[str, float]:
+def _measure_constants(weights: Weights) -> dict[str, float]:
     norms = {
         "norm_A": float(weights.A.norm()),
         "norm_V": largest_norm(weights.V.flatten(1)),
@@ -126,10 +119,10 @@ def _constants(weights: Weights) -> dict[str, float]:
     return {name: difference(value) for name, value in norms.items()}
 
 
-def _distances(
+def _measure_distances(
     network: NetworkConfig, ode: limit.TrainedODE, weights: Weights, x: Tensor, expected: Tensor
 ) -> dict[str, float]:
-    # ``expected`` holds H(k/L) for x: (L+1, n, q).
+    # The distances from the limit; ``expected`` holds H(k/L) for x: (L+1, n, q).
     states = hidden_states(network, weights, x)
     ends = {f"distance_{name}": float((getattr(weights, name) - getattr(ode.weights, name)).norm()) for name in "AB"}
     away = ends | {
@@ -140,8 +133,8 @@ def _distances(
     return {name: difference(value, STATE_DECIMALS) for name, value in away.items()}
 
 
-def largest_so_far(table: Table, *columns: str) -> Table:
-    """The table with the largest values of the columns up to each time, of each seed, clip and depth."""
+def maximise_so_far(table: Table, *columns: str) -> Table:
+    """The table with each of the columns maximised over the time so far, by seed, clip and depth."""
     found = {name: np.array(column) for name, column in table.items()}
     keys = np.stack([found[name] for name in ("seed", "clip", "depth")])
     for key in np.unique(keys, axis=1).T:
@@ -153,10 +146,9 @@ def largest_so_far(table: Table, *columns: str) -> Table:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """The clipped flow: suprema up to the last time of weight norms, Lipschitz constants and distances to the limit
-    against depth, then Lipschitz constants against time. Medians over the seeds; ``table`` has the columns of
-    ``clipping.csv``."""
-    table = largest_so_far(data["clipping"], *NORMS, "lipschitz", "weights", "output")
+    """The clipped flow, in medians over the seeds: weight norms, Lipschitz constants and distances to the limit, as
+    suprema up to the last time, against depth; and Lipschitz constants against time."""
+    table = maximise_so_far(data["clipping"], *NORMS, "lipschitz", "weights", "output")
     figure, ((norm, constant), (growth, limits)) = panels(2, 2, height=5.2)
     clips, depths = np.unique(table["clip"]), np.unique(table["depth"])
     last, deepest, time = max(table["iteration"]), depths[-1], max(table["time"])
@@ -180,9 +172,7 @@ def draw(data: Data, config: Config) -> Figure:
     for panel in (norm, constant):
         panel.set_ylim(0)
     limits.set_yscale("log")
-    growth.set_xlabel("training time $t$")
-    growth.set_xscale("log")
-    growth.set_yscale("log")
+    growth.set(xlabel="training time $t$", xscale="log", yscale="log")
     plain_ticks(growth.xaxis)
     figure.legend(*limits.get_legend_handles_labels(), loc="outside lower center", ncols=len(clips) + 1)
     return figure
@@ -198,7 +188,7 @@ CONVERGING = {"weights": "sup over s and t <= T of |Z^L - Z|_F", "distance_A": "
 
 
 def claims(read: Read) -> Iterator[Claim]:
-    """For every C > 0."""
+    """Prop. 3 and Thm 4, for every C > 0."""
     table = read("clipping")
     clips = [clip for clip in np.unique(table["clip"]) if clip > 0]
     ever = [maximise_over_time(select(table, clip=clip), *BOUNDED, *CONVERGING) for clip in clips]
@@ -210,6 +200,6 @@ def claims(read: Read) -> Iterator[Claim]:
         for name, measure in claimed.items():
             fits = [slope_over_seeds(rows, name) for rows in ever]
             statement = f"Clipped flow, A and B trained: {measure} {words}"
-            # Clipping bounds how far a norm moves, whatever L.
+            # Clipping itself bounds how far a norm moves, whatever L.
             place = where + PROVED if name in NORMS else where
             yield judge_rates(statement, place, "clipping", fits, expected, what)

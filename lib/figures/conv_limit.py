@@ -1,8 +1,8 @@
-"""Do the networks that are trained on CIFAR-10 converge as their depth grows? Measured, since no theorem says so.
+"""Whether networks trained on CIFAR-10 converge as their depth grows. No theorem says so; it is measured here.
 
-`lib.cifar.depth_limit` trains weight-tied networks of growing depth along the same flow and measures how far depth L
-is from depth 2L; this module reads the table and draws it. If distances of successive depths fall as L^-p, p > 0, their
-sum is finite and the networks converge, with an error of order L^-p.
+`lib.cifar.depth_limit` trains weight-tied networks of growing depth along the same flow, and measures the distance
+between depths L and 2L. If this distance falls as L^-p with p > 0, the sum over doublings is finite. The networks then
+converge, with an error of order L^-p.
 """
 
 import math
@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from lib import checks
 from lib.cifar import depth_limit
 from lib.cifar.depth_limit import MEASURES
-from lib.figures.claim import BEYOND, Claim, Read, judge, tightest
+from lib.figures.claim import BEYOND, Claim, Read, judge_margin, tightest
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import GREY, color_scale, depth_axis, panels, styled, write_across
+from lib.figures.style import GREY, color_scale, depth_axis, draw_color_bar, panels, styled, write_across
 from lib.measures import Slope, fit_slope
 from lib.tables import Table, from_rows, select, word
 
@@ -30,39 +30,38 @@ ROWS = {
     "logits": "logits",
     "steepness": r"$L\,\max_k\,\|Z_{k+1}-Z_k\|_F$",
 }
-COLUMNS = ("activation", "normalisation", "epoch", "measure", "seeds", "slope", "low", "high")  # of `slopes`
+COLUMNS = ("activation", "normalisation", "epoch", "measure", "seeds", "slope", "low", "high")  # of `fit_slopes`
 CONVERGES = 0.5  # the exponent p from which on distances count as falling with the depth
 
 
 @dataclass(frozen=True)
 class Config:
-    """The ``epochs`` (complete) after which distances are drawn, a line each."""
+    """The numbers of complete ``epochs`` after which distances are drawn, a line each."""
 
     epochs: list[int]
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_ints("epochs", self.epochs)
+        checks.check_fields(self, "epochs")
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """``checkpoints/depth_limit.csv``, and its `slopes`."""
+    """The table ``checkpoints/depth_limit.csv``, and its slopes (`fit_slopes`)."""
     table = depth_limit.read()
-    return {"conv_limit": table, "conv_limit_slopes": slopes(table)}
+    return {"conv_limit": table, "conv_limit_slopes": fit_slopes(table)}
 
 
-def family_name(activation: str, normalisation: str) -> str:
+def name_family(activation: str, normalisation: str) -> str:
     """A family in words: "GELU, batch norm"."""
     return f"{word(activation)}, {'no norm' if normalisation == 'none' else f'{normalisation} norm'}"
 
 
 def describe_missing(activation: str, normalisation: str) -> str:
     """The sentence for a family without rows."""
-    return f"{family_name(activation, normalisation)}: not trained yet, `make train-depths` does it."
+    return f"{name_family(activation, normalisation)}: not trained yet, `make train-depths` does it."
 
 
-def _means(table: Table, measure: str, **chosen) -> tuple[np.ndarray, np.ndarray]:
-    """Depths and, over the seeds, geometric means of a measure that is known there and above 0."""
+def _compute_means(table: Table, measure: str, **chosen) -> tuple[np.ndarray, np.ndarray]:
+    """The depths at which a measure is known and positive, and its geometric means over the seeds."""
     rows = select(table, **chosen)
     values = np.asarray(rows[measure], dtype=float)
     known = np.isfinite(values) & (values > 0)
@@ -70,26 +69,27 @@ def _means(table: Table, measure: str, **chosen) -> tuple[np.ndarray, np.ndarray
     return depths, np.array([np.exp(np.log(values[known & (rows["depth"] == L)]).mean()) for L in depths])
 
 
-def slopes(table: Table) -> dict[str, list]:
-    """Rates in L of every measure, for each family and epoch, of its geometric means over the seeds: `COLUMNS`, with
-    the 95 % interval of the fit from ``low`` to ``high`` (nan with two depths)."""
+def fit_slopes(table: Table) -> dict[str, list]:
+    """The slope in L of every measure, for each family and epoch, fitted to geometric means over the seeds.
+
+    The columns are `COLUMNS`. ``low`` and ``high`` bound the 95 % interval of the fit (nan with two depths).
+    """
     rows = []
     for activation, normalisation in FAMILIES:
         family = {"activation": activation, "normalisation": normalisation}
         runs = select(table, **family)
         for epoch in np.unique(runs["epoch"]).astype(int):
             for measure in (*MEASURES, "steepness"):
-                depths, values = _means(runs, measure, epoch=epoch)
+                depths, values = _compute_means(runs, measure, epoch=epoch)
                 fit = fit_slope(depths, values) if len(depths) > 1 else Slope(*[math.nan] * 4)
-                rates = {"slope": fit.slope, "low": fit.low, "high": fit.high}
                 seeds = len(np.unique(select(runs, epoch=epoch)["seed"]))
-                rows.append(family | {"epoch": int(epoch), "measure": measure, "seeds": seeds} | rates)
-    return from_rows(rows) or {name: [] for name in COLUMNS}
+                values = (int(epoch), measure, seeds, fit.slope, fit.low, fit.high)
+                rows.append(family | dict(zip(COLUMNS[2:], values, strict=True)))
+    return from_rows(rows, COLUMNS)
 
 
-def converges_until(rates: Table, activation: str, normalisation: str, measure: str) -> int:
-    """The last epoch up to which, without a break, distances fall at least as L^-1/2 (`CONVERGES`); 0: not even after
-    the first."""
+def find_last_converging_epoch(rates: Table, activation: str, normalisation: str, measure: str) -> int:
+    """The last epoch up to which the slope is always at most -1/2 (`CONVERGES`); 0 if it is not at the first epoch."""
     rows = select(rates, activation=activation, normalisation=normalisation, measure=measure)
     last = 0
     for epoch, slope in zip(rows["epoch"], rows["slope"], strict=True):
@@ -101,75 +101,68 @@ def converges_until(rates: Table, activation: str, normalisation: str, measure: 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Distances between depth L and 2L, and L times the largest successive distance, against L after several epochs: a
-    column a family, a line an epoch and a seed. ``data``: what `compute` returns."""
+    """Distances between depths L and 2L, and L times the largest successive distance, against L after several epochs.
+    There is a column for each family, and a line for each epoch and seed."""
     table, epochs = data["conv_limit"], config.epochs
     figure, axes = panels(len(FAMILIES), len(ROWS), height=7.6, sharex=True, sharey="row")
     color, mappable = color_scale(epochs)
     for column, (activation, normalisation) in zip(axes.T, FAMILIES, strict=True):
         runs = select(table, activation=activation, normalisation=normalisation)
         for panel, measure in zip(column, ROWS, strict=True):
-            _lines(panel, runs, measure, epochs, color)
-        column[0].set_title(family_name(activation, normalisation))
+            _draw_lines(panel, runs, measure, epochs, color)
+        column[0].set_title(name_family(activation, normalisation))
         column[-1].set_xlabel("depth $L$")
     for panel, label in zip(axes[:, 0], ROWS.values(), strict=True):
         panel.set(ylabel=label, yscale="log")
     if len(table["depth"]):
         depth_axis(axes[-1, 0], np.unique(table["depth"]))
         axes[-1, 0].set_xticks(np.unique(table["depth"]), np.unique(table["depth"]))
-    bar = figure.colorbar(mappable, ax=axes, location="bottom", pad=0.01, aspect=50, ticks=list(epochs))
-    bar.set_label("epochs complete")
-    bar.outline.set_visible(False)
+    place = {"location": "bottom", "pad": 0.01, "aspect": 50}
+    draw_color_bar(figure, mappable, axes, "epochs complete", ticks=list(epochs), **place)
     return figure
 
 
-def _lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color) -> None:
-    drawn = False
+def _draw_lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color) -> None:
     for epoch in epochs:
         for seed in np.unique(runs["seed"]):
-            depths, values = _means(runs, measure, epoch=epoch, seed=seed)
+            depths, values = _compute_means(runs, measure, epoch=epoch, seed=seed)
             if len(depths):
                 panel.plot(depths, values, "o-", color=color(epoch), markersize=3, linewidth=1)
-                drawn = True
-    if not drawn:
+    if not panel.lines:
         write_across(panel, "not trained yet", color=GREY)
         panel.set_axis_off()
     elif measure != "steepness":  # 1/L, to compare with
-        depths, values = _means(runs, measure, epoch=max(set(epochs) & set(runs["epoch"].tolist())))
+        depths, values = _compute_means(runs, measure, epoch=max(set(epochs) & set(runs["epoch"].tolist())))
         panel.plot(depths, 1.5 * values[0] * depths[0] / depths, "--", color=GREY, linewidth=1, zorder=0)
 
 
-CLAIMED = (  # measure, what it is of, its norm
+CLAIMED = (  # measure, its name in words, its norm
     ("weights_conv1", "weights of conv1", "(int |Z^L - Z^2L|_F^2 ds)^(1/2) over the size of Z^2L"),
     ("logits", "logits", "root mean square over test images and classes, over the size of those of depth 2L"),
 )
 
 
 def claims(read: Read) -> Iterator[Claim]:
-    """That trained convolutional networks converge, if a family of them has been trained; nothing for the others."""
+    """Trained convolutional networks converge. A family is judged if it has been trained."""
     rates = read("conv_limit_slopes")
     for activation, normalisation in FAMILIES:
         for measure, words, norm in CLAIMED:
             rows = select(rates, activation=activation, normalisation=normalisation, measure=measure)
             if not len(rows["epoch"]):
                 continue
-            family = family_name(activation, normalisation)
-            last, end = converges_until(rates, activation, normalisation, measure), rows["epoch"][-1]
+            family = name_family(activation, normalisation)
+            last, end = find_last_converging_epoch(rates, activation, normalisation, measure), rows["epoch"][-1]
             slope, low, high = (rows[name][-1] for name in ("slope", "low", "high"))
             margin = tightest(*(-CONVERGES - each for each in rows["slope"]))
             seeds = rows["seeds"][-1]
-            yield Claim(
+            measured = f"{seeds} run{'' if seeds == 1 else 's'}, slope in L {slope:.2f} after {end} epochs"
+            yield judge_margin(
                 f"CIFAR-10, {family}: {words} of depths L and 2L come together, {norm}",
                 BEYOND,
-                f"{seeds} run{'' if seeds == 1 else 's'}, slope in L {slope:.2f} after {end} epochs; at most "
-                f"-{CONVERGES:g} up to epoch {last}",
-                f"slope at most -{CONVERGES:g} after every epoch",
-                f"[{low:.2f}, {high:.2f}]",
-                judge(margin),
                 "conv_limit",
                 margin,
-                slope=slope,
-                low=low,
-                high=high,
-                at_most=-CONVERGES,
+                f"{measured}; at most -{CONVERGES:g} up to epoch {last}",
+                f"slope at most -{CONVERGES:g} after every epoch",
+                f"[{low:.2f}, {high:.2f}]",
+                **{"slope": slope, "low": low, "high": high, "at_most": -CONVERGES},
             )

@@ -1,4 +1,4 @@
-"""What the experiments share: bars that wrap them, moments to look at, tables out of rows, rates of a loss."""
+"""What the experiments share: progress bars, seeds, inputs, recorded iterations, sorted tables, the rate of a loss."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 from lib.dense.network import NetworkConfig, Weights
 from lib.tables import from_rows
 
-# Wraps an iterable of a known length, as `lib.dense.training.progress` does with a bar.
+# Wraps an iterable of a known length, for example in a progress bar (`lib.dense.training.progress`).
 Progress = Callable[[Iterable, int], Iterable]
 
 
@@ -22,38 +22,40 @@ def silent(records: Iterable, total: int) -> Iterable:
 
 
 def evenly(iterations: int, count: int) -> list[int]:
-    """At most ``count`` >= 2 evenly spaced iterations from 0 to ``iterations``, both among them."""
+    """At most ``count`` >= 2 evenly spaced iterations from 0 to ``iterations``, with both ends."""
     return sorted({round(t) for t in np.linspace(0, iterations, min(count, iterations + 1))})
 
 
 def seeded(network: NetworkConfig, count: int) -> list[NetworkConfig]:
-    """The network with each of ``count`` consecutive seeds, its own first."""
+    """``count`` copies of the network with consecutive seeds, starting at its own seed."""
     return [dataclasses.replace(network, seed=network.seed + k) for k in range(count)]
 
 
-def new_inputs(network: NetworkConfig, count: int) -> Tensor:
-    """New standard Gaussian inputs x: (count, d), from the seed after the network's, in float64."""
+def draw_inputs(network: NetworkConfig, count: int) -> Tensor:
+    """Draw standard Gaussian inputs x: (count, d) that are not in the training set, in float64. The seed is the
+    network's plus 1."""
     generator = torch.Generator().manual_seed(network.seed + 1)
     return torch.randn(count, network.dimension, generator=generator, dtype=torch.float64)
 
 
 def last(steps: Iterable):
-    """The last of the states that an experiment goes through."""
+    """The last state of an experiment."""
     return deque(steps, maxlen=1).pop()
 
 
 def sorted_table(rows: list[dict], *columns: str) -> dict[str, list]:
-    """A table out of rows, sorted by these columns."""
+    """A table from rows, sorted by these columns."""
     return from_rows(sorted(rows, key=lambda row: [row[column] for column in columns]))
 
 
-def entries(weights: Weights, row: int, column: int) -> tuple[list[float], list[float]]:
+def read_entries(weights: Weights, row: int, column: int) -> tuple[list[float], list[float]]:
     """The entry (``row``, ``column``) of V_k: (m, q) and of W_k: (q, m) across the layers."""
     return weights.V[:, row, column].tolist(), weights.W[:, row, column].tolist()
 
 
 def mean_log_loss_rate(loss: dict[str, list], last: float = 0.5) -> float:
-    """-d(log loss)/dt per iteration over the ``last`` part of training (least squares)."""
+    """-d(log loss)/dt per iteration, by least squares over the ``last`` share of training; nan with fewer than two
+    positive losses."""
     t, value = np.asarray(loss["iteration"], dtype=float), np.asarray(loss["loss"], dtype=float)
     keep = (t >= t[-1] * (1 - last)) & (value > 0)
     if keep.sum() < 2:
@@ -62,5 +64,5 @@ def mean_log_loss_rate(loss: dict[str, list], last: float = 0.5) -> float:
 
 
 def largest_norm(rows: Tensor) -> float:
-    """The largest Euclidean (Frobenius) norm among the entries rows[..., :]: a supremum over layers and inputs."""
+    """The largest Euclidean norm of the vectors rows[..., :], as a supremum over layers and inputs."""
     return float(rows.norm(dim=-1).max())

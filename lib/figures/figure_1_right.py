@@ -18,8 +18,9 @@ from lib.figures.results import Data
 from lib.figures.style import (
     COLORS,
     MARKERS,
-    cell_edges,
+    compute_cell_edges,
     depth_axis,
+    draw_color_bar,
     leave_room_for_legend,
     minus,
     panels,
@@ -33,10 +34,10 @@ from lib.measures import fit_slope
 class Config:
     """Figure 1 right: the distance between networks of several ``depths`` and the large-depth limit.
 
-    The states t < ``iterations`` are compared, every ``every``-th. ``reference`` is "network", a network of
-    ``reference_depth`` layers in the limit's place, or "limit", the solution of the limit's own equations
-    to an error of ``tolerance`` (in the unit of the distances themselves). ``sampling``: see
-    `conventions.SAMPLING_RULES`. ``slope_from``: the smallest depth that the rate is fitted over.
+    Every ``every``-th of the states t < ``iterations`` is compared. With the ``reference`` "network", a network of
+    ``reference_depth`` layers stands for the limit. With "limit", the equations of the limit are solved, to an error of
+    ``tolerance`` in the distances. For ``sampling`` see `conventions.SAMPLING_RULES`. Rates are fitted over the depths
+    from ``slope_from`` on.
     """
 
     network: NetworkConfig
@@ -51,15 +52,9 @@ class Config:
     slope_from: int = 16
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_ints("depths", self.depths)
-        checks.positive_int("iterations", self.iterations)
-        checks.positive_int("every", self.every)
-        checks.positive_float("learning_rate", self.learning_rate)
+        checks.check_fields(self, "depths", "iterations", "every", "learning_rate", "reference_depth", "tolerance")
         checks.choice("reference", self.reference, REFERENCES)
-        checks.positive_int("reference_depth", self.reference_depth)
         checks.choice("sampling", self.sampling, conventions.SAMPLING_RULES)
-        checks.positive_float("tolerance", self.tolerance)
         checks.slope_range(self.slope_from, self.depths)
         if self.reference == "limit":
             spectral.check_limit_exists(self.network)
@@ -71,17 +66,17 @@ class Config:
 
     @property
     def recorded(self) -> list[int]:
-        """The iterations t whose states are compared, the last one among them."""
+        """The iterations t whose states are compared, with the last one."""
         return sorted({*range(0, self.iterations, self.every), self.iterations - 1})
 
     @property
     def steps(self) -> int:
-        """How many states are looked at."""
+        """How many states are compared."""
         return len(self.recorded)
 
 
-def _network_reference(config: Config) -> Iterable[Callable[[Record], tuple[float, float]]]:
-    """At each recorded iteration a function: a network's record -> its distances of V and of W."""
+def _compare_with_network(config: Config) -> Iterable[Callable[[Record], tuple[float, float]]]:
+    """At each recorded iteration, a function from a record to its distances of V and of W from a deep network."""
     network = config.network.at_depth(config.reference_depth)
     for reference in train(network, config.learning_rate, config.recorded[-1], config.recorded):
 
@@ -92,8 +87,8 @@ def _network_reference(config: Config) -> Iterable[Callable[[Record], tuple[floa
         yield distances
 
 
-def _limit_reference(config: Config) -> Iterable[Callable[[Record], tuple[float, float]]]:
-    """The same for the limit's own equations."""
+def _compare_with_limit(config: Config) -> Iterable[Callable[[Record], tuple[float, float]]]:
+    """The same, with distances from the solution of the limit's equations."""
     records = limit.train(
         config.network, config.learning_rate, config.recorded[-1], config.recorded, tolerance=config.tolerance
     )
@@ -106,7 +101,7 @@ def _limit_reference(config: Config) -> Iterable[Callable[[Record], tuple[float,
         yield distances
 
 
-REFERENCES = {"network": _network_reference, "limit": _limit_reference}
+REFERENCES = {"network": _compare_with_network, "limit": _compare_with_limit}
 
 
 def steps(config: Config) -> Iterator[Data]:
@@ -131,31 +126,27 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Distance to the limit: images over (iteration, depth) for V and W, and the rate at the last iteration.
-
-    Entries that are 0 stay white.
-    """
+    """The distance to the limit: images over (iteration, depth) for V and W, in which 0 is white, and the rate at the
+    last iteration."""
     table, slope_from = data["figure_1_right"], config.slope_from
     depths, iterations = np.unique(table["depth"]), np.unique(table["iteration"])
     shape = len(depths), len(iterations)
     order = np.lexsort((table["iteration"], table["depth"]))
     images = {Z: np.asarray(table[f"distance_{Z}"])[order].reshape(shape) for Z in "VW"}
     figure, axes = panels(3, width_ratios=[1, 1, 0.95])
-    edges = cell_edges(iterations)
+    edges = compute_cell_edges(iterations)
     for panel, (Z, image) in zip(axes, images.items(), strict=False):
-        # Twelve orders below the largest, and at 1e-13 of weights of order 1, there is rounding only.
+        # Twelve orders of magnitude below the largest, and below 1e-13, there are only rounding errors.
         positive = np.ma.masked_less_equal(image, max(image.max() * 1e-12, 1e-13))
         if positive.count() == 0:
             panel.set_axis_off()
             continue
-        # The first steps are orders of magnitude below the rest; the scale starts where the picture does.
+        # The first steps are orders of magnitude below the rest, so the scale starts at the 2 % quantile.
         norm = LogNorm(np.quantile(positive.compressed(), 0.02), positive.max())
         mesh = panel.pcolormesh(edges, np.arange(len(depths) + 1), positive, norm=norm, rasterized=True)
         panel.set_yticks(np.arange(len(depths)) + 0.5, [str(depth) for depth in depths])
-        panel.set_xlabel("training iteration")
-        panel.set_title(rf"$\|{Z}^L(\cdot,t)-{Z}(\cdot,t)\|$")
-        bar = figure.colorbar(mesh, ax=panel, location="bottom", pad=0.02, aspect=25, extend="min")
-        bar.outline.set_visible(False)
+        panel.set(xlabel="training iteration", title=rf"$\|{Z}^L(\cdot,t)-{Z}(\cdot,t)\|$")
+        draw_color_bar(figure, mesh, panel, location="bottom", pad=0.02, aspect=25, extend="min")
     axes[0].set_ylabel(r"depth $L$")
     rate = axes[2]
     for Z, color, marker in zip("VW", COLORS, MARKERS, strict=False):

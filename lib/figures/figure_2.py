@@ -1,4 +1,4 @@
-"""Figure 2: trained for long, the weights stay smooth across layers while the loss goes to 0 (Thm 6)."""
+"""Figure 2: after long training, the weights are smooth across layers and the loss is near 0 (Thm 6)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from lib import checks
 from lib.dense.network import NetworkConfig
 from lib.dense.training import train
 from lib.digits import difference, significant, square
-from lib.figures.claim import Claim, Read, factor_below, judge, tightest
-from lib.figures.experiment import Progress, entries, evenly, last, silent
+from lib.figures.claim import Claim, Read, factor_below, judge_margin, tightest
+from lib.figures.experiment import Progress, evenly, last, read_entries, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, GREEN, VERMILION, color_scale, panels, styled
+from lib.figures.style import BLUE, GREEN, VERMILION, color_scale, draw_color_bar, panels, styled
 from lib.measures import SMOOTH_BELOW, von_neumann_ratio
 
 RATIO_DIGITS = 6  # of a ratio of sums of squares
@@ -23,9 +23,9 @@ RATIO_DIGITS = 6  # of a ratio of sums of squares
 class Config:
     """Figure 2: one network, trained for long.
 
-    ``recorded`` is the number of times, at most 100, at which the entry (``row``, ``column``) of V_k and of
-    W_k is kept, evenly spaced over the states t <= ``iterations``; the loss is kept every ``loss_every``
-    iterations. Indices count from 0 in the layout of `lib.dense.network`: V_k is (m, q), W_k (q, m).
+    The entry (``row``, ``column``) of V_k and of W_k is recorded ``recorded`` times, at most 100, evenly spaced over
+    the states t <= ``iterations``. The loss is recorded every ``loss_every`` iterations. Indices count from 0 in the
+    layout of `lib.dense.network`: V_k is (m, q), W_k is (q, m).
     """
 
     network: NetworkConfig
@@ -37,16 +37,11 @@ class Config:
     column: int = 0
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_int("iterations", self.iterations)
-        checks.positive_float("learning_rate", self.learning_rate)
-        checks.positive_int("recorded", self.recorded, least=2)
-        checks.positive_int("loss_every", self.loss_every)
+        checks.check_fields(self, "iterations", "learning_rate", "loss_every", recorded=2, row=0, column=0)
         if self.recorded > 100:
             raise ValueError(f"recorded is {self.recorded}, expected at most 100 lines in one picture.")
         largest = min(self.network.hidden, self.network.width) - 1
         for name in ("row", "column"):
-            checks.positive_int(name, getattr(self, name), least=0)
             if getattr(self, name) > largest:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, expected at most {largest}, so that both V_k "
@@ -55,41 +50,41 @@ class Config:
 
     @property
     def weight_iterations(self) -> list[int]:
-        """The iterations whose weights are kept, the first and the last among them."""
+        """The iterations whose weights are recorded, with the first and the last one."""
         return evenly(self.iterations, self.recorded)
 
     @property
     def loss_iterations(self) -> list[int]:
-        """The iterations whose loss is kept, the first and the last among them."""
+        """The iterations whose loss is recorded, with the first and the last one."""
         return sorted({*range(0, self.iterations + 1, self.loss_every), self.iterations})
 
     @property
-    def kept(self) -> list[int]:
-        """The iterations of which anything is kept."""
+    def all_iterations(self) -> list[int]:
+        """The iterations of which anything is recorded."""
         return sorted({*self.weight_iterations, *self.loss_iterations})
 
     @property
     def steps(self) -> int:
-        """How many states are looked at."""
-        return len(self.kept)
+        """How many states are recorded."""
+        return len(self.all_iterations)
 
 
 def steps(config: Config) -> Iterator[Data]:
-    """The tables of `compute` so far, after each iteration in ``config.kept`` (the same two dicts, growing)."""
-    keep_weights, keep_loss = set(config.weight_iterations), set(config.loss_iterations)
+    """The tables of `compute` so far, after each recorded iteration (the same two dicts, which grow)."""
+    weight_iterations, loss_iterations = set(config.weight_iterations), set(config.loss_iterations)
     loss = {"iteration": [], "loss": [], "ratio_V": [], "ratio_W": []}
     columns = ("iteration", "layer", "row", "column", "entry_V", "entry_W")
     weights = {name: [] for name in columns}
     layers = range(1, config.network.depth + 1)
-    for record in train(config.network, config.learning_rate, config.iterations, config.kept):
-        if record.iteration in keep_loss:
+    for record in train(config.network, config.learning_rate, config.iterations, config.all_iterations):
+        if record.iteration in loss_iterations:
             loss["iteration"].append(record.iteration)
             loss["loss"].append(square(record.loss))
             for name in "VW":
                 ratio = von_neumann_ratio(getattr(record.weights, name))
                 loss[f"ratio_{name}"].append(significant(ratio, RATIO_DIGITS))
-        if record.iteration in keep_weights:
-            curves = (map(difference, curve) for curve in entries(record.weights, config.row, config.column))
+        if record.iteration in weight_iterations:
+            curves = (map(difference, curve) for curve in read_entries(record.weights, config.row, config.column))
             constant = [record.iteration], [config.row], [config.column]
             iteration, row, column = (value * config.network.depth for value in constant)
             for name, values in zip(columns, (iteration, layers, row, column, *curves), strict=True):
@@ -98,14 +93,14 @@ def steps(config: Config) -> Iterator[Data]:
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """Two tables: ``figure_2.csv``, with columns iteration, loss and, of the whole matrices V and W, the von Neumann
-    ratios ``ratio_V`` and ``ratio_W`` (nan where layers are all equal), and ``figure_2_weights.csv``, with an entry."""
+    """Two tables. ``figure_2.csv`` has columns iteration, loss, and the von Neumann ratios ``ratio_V`` and ``ratio_W``
+    of all entries (nan if all layers are equal). ``figure_2_weights.csv`` has the recorded entry of V and of W."""
     return last(progress(steps(config), config.steps))
 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """One entry of V and of W across layers, lighter as training goes on, and the loss."""
+    """One entry of V and of W across layers, in lighter colours at later iterations, and the loss."""
     loss, weights = data["figure_2"], data["figure_2_weights"]
     figure, axes = panels(3)
     iterations = np.unique(weights["iteration"])
@@ -117,11 +112,8 @@ def draw(data: Data, config: Config) -> Figure:
         for iteration, curve in zip(iterations, curves, strict=True):
             panel.plot(layers, curve, color=color(iteration), linewidth=0.8)
         row, column = weights["row"][0], weights["column"][0]
-        panel.set_title(rf"$({Z}_k)_{{{row},{column}}}$")
-        panel.set_xlabel(r"layer $k$")
-    bar = figure.colorbar(mappable, ax=axes[1], pad=0.02, aspect=28)
-    bar.set_label("training iteration")
-    bar.outline.set_visible(False)
+        panel.set(title=rf"$({Z}_k)_{{{row},{column}}}$", xlabel=r"layer $k$")
+    bar = draw_color_bar(figure, mappable, axes[1], "training iteration", pad=0.02, aspect=28)
     if iterations[-1] >= 10_000:
         bar.formatter.set_powerlimits((3, 3))
         bar.formatter.set_useMathText(True)
@@ -129,33 +121,29 @@ def draw(data: Data, config: Config) -> Figure:
     for name, color in (("V", VERMILION), ("W", GREEN)):
         axes[2].plot(loss["iteration"], loss[f"ratio_{name}"], color=color, label=f"ratio, all of ${name}$")
     axes[2].legend(loc="best")
-    axes[2].set_yscale("log")
-    axes[2].set_xlabel("training iteration")
-    axes[2].set_title("loss, von Neumann ratios")
+    axes[2].set(yscale="log", xlabel="training iteration", title="loss, von Neumann ratios")
     if iterations[-1] >= 10_000:
         axes[2].ticklabel_format(axis="x", style="sci", scilimits=(3, 3), useMathText=True)
     return figure
 
 
-LOSS_FALLS = 1e-3  # to what share of its start
+LOSS_FALLS = 1e-3  # the share of the first loss below which the last one has to be
 
 
 def claims(read: Read) -> Iterator[Claim]:
     table = read("figure_2")
     fall = table["loss"][-1] / table["loss"][0]
-    # While all layers are equal, at the start, there is nothing to divide.
+    # The ratio is nan at the start, at which all layers are equal.
     ratios = [ratio[int(np.isnan(ratio[0])) :] for ratio in (table["ratio_V"], table["ratio_W"])]
     margin = tightest(
         factor_below(fall, LOSS_FALLS), *(factor_below(each, SMOOTH_BELOW) for ratio in ratios for each in ratio)
     )
-    yield Claim(
+    yield judge_margin(
         "Trained for long, all of V and of W stays smooth across layers while the loss goes to 0",
         "Thm 6, Fig. 2",
+        "figure_2",
+        margin,
         f"loss {table['loss'][0]:.2f} to {table['loss'][-1]:.1e}; von Neumann ratio at most "
         f"{np.max(ratios[0]):.4f} (V) and {np.max(ratios[1]):.4f} (W) over t, over all entries",
         f"loss below 1/1000 of the first, both ratios below {SMOOTH_BELOW} (independent: 2) at every t",
-        "",
-        judge(margin),
-        "figure_2",
-        margin,
     )

@@ -1,4 +1,4 @@
-"""Networks beside the neural ODE that they converge to (Prop. 2 and Thm 4)."""
+"""Networks and the neural ODE to which they converge (Prop. 2 and Thm 4)."""
 
 import itertools
 import math
@@ -17,16 +17,18 @@ from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
 from lib.dense.training import run_in_lockstep, train
 from lib.digits import STATE_DECIMALS, difference
 from lib.figures.claim import RATE_OURS, Claim, Read, judge_rate, maximise_over_time, select_last, slope_over_seeds
-from lib.figures.experiment import Progress, largest_norm, new_inputs, seeded, silent
+from lib.figures.experiment import Progress, draw_inputs, largest_norm, seeded, silent
 from lib.figures.results import Data
 from lib.figures.style import (
     BLACK,
     COLORS,
     GREY,
+    GUIDE,
     LIGHT,
     MARKERS,
     depth_axis,
     depth_label,
+    draw_slopes,
     leave_room_above,
     panels,
     rate_line,
@@ -39,13 +41,12 @@ from lib.tables import from_rows, select
 
 @dataclass(frozen=True)
 class Config:
-    """Networks of several ``depths`` beside the neural ODE of infinite depth, all trained alike.
+    """Networks of several ``depths`` and the neural ODE of infinite depth, trained in the same way.
 
-    The states at ``compared`` (increasing iterations t) are compared; suprema over x are taken over ``inputs``
-    standard Gaussian points that are not in the training set. ``seeds``: how many draws of weights, data and inputs,
-    with consecutive seeds from the network's on. ``tolerance``: see `limit.train`; ``slope_from``: the smallest depth
-    that rates are fitted over. Raises ValueError for an activation that is not C^2, whose ODE the
-    solver does not resolve.
+    They are compared at the iterations ``compared``. Suprema over x are over ``inputs`` standard Gaussian points that
+    are not in the training set. Weights, data and inputs are drawn with ``seeds`` consecutive seeds, starting at the
+    network's. For ``tolerance`` see `limit.train`. Rates are fitted over the depths from ``slope_from`` on. Raises
+    ValueError if the activation is not C^2: the solver does not resolve its ODE.
     """
 
     network: NetworkConfig
@@ -58,76 +59,70 @@ class Config:
     seeds: int = 1
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_ints("depths", self.depths)
-        checks.positive_ints("compared", self.compared, least=0)
-        checks.positive_float("learning_rate", self.learning_rate)
-        checks.positive_int("inputs", self.inputs)
-        checks.positive_float("tolerance", self.tolerance)
+        checks.check_fields(self, "depths", "learning_rate", "inputs", "tolerance", "seeds", compared=0)
         checks.slope_range(self.slope_from, self.depths)
-        checks.positive_int("seeds", self.seeds)
         spectral.check_limit_exists(self.network)
         activations.check_smooth(self.network.activation)
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """Errors of networks beside the limit, and hidden states to look at.
+    """The errors of networks, as distances from the limit, and a few hidden states.
 
-    The first table has columns seed, iteration, depth and, each a supremum of Euclidean or Frobenius norms,
+    The first table has columns seed, iteration, depth, and suprema of Euclidean or Frobenius norms:
 
     - ``weights``: |Z^L(s) - Z(s)| over s, at both ends of every layer's cell (Thm 4 is uniform in s);
-    - ``distance_V``, ``distance_W``: the same in the integral norm of Figure 1 right, V and W apart;
-    - ``hidden_states``: |h_k - H(k/L)| over layers and new inputs; ``output``: of F(x) over new inputs;
-    - ``discretised``: of F(x) for the network that samples the limit's own weights at k/L (Prop. 2);
-    - ``scipy``: of F(x) between the trained network and SciPy's solution of the ODE whose weights interpolate the
-      network's (nan but for the last iteration): this knows nothing of `lib.dense.limit`.
+    - ``distance_V``, ``distance_W``: the same for V and for W, in the integral norm of Figure 1 right;
+    - ``hidden_states``: |h_k - H(k/L)| over layers and new inputs; ``output``: the error of F(x) over new inputs;
+    - ``discretised``: the error of F(x) of the network whose layers are the limit's weights at k/L (Prop. 2);
+    - ``scipy``: the distance of F(x) between the trained network and SciPy's solution of the ODE that interpolates its
+      weights, at the last iteration (else nan). This check does not use `lib.dense.limit`.
 
-    The second table holds the first coordinate of five hidden states over s at the end, for the first seed, the limit
-    and the second and fourth depth: columns depth, s, input, value.
+    The second table has the first coordinate of the hidden states of five inputs after training, for the first seed,
+    the limit and the second and fourth depth: columns depth, s, input, value.
     """
-    steps = itertools.chain.from_iterable(_steps(config, network) for network in seeded(config.network, config.seeds))
+    steps = itertools.chain.from_iterable(
+        _train_networks(config, network) for network in seeded(config.network, config.seeds)
+    )
     rows, first = [], None
-    for network, x, record, records in progress(steps, config.seeds * len(config.compared)):
+    for network, x, (record, *records) in progress(steps, config.seeds * len(config.compared)):
         ode, last = record.ode, record.iteration == config.compared[-1]
-        grids = [torch.arange(depth + 1, dtype=torch.float64) / depth for depth in config.depths]
-        exact = ode.hidden_states(x, torch.cat(grids)).split([len(grid) for grid in grids])
+        exact = ode.states_at_layers(x, config.depths)
         for depth, states, other in zip(config.depths, exact, records, strict=True):
-            errors = _errors(network.at_depth(depth), ode, states, other.weights, x, last)
+            errors = _measure_errors(network.at_depth(depth), ode, states, other.weights, x, last)
             rows.append({"seed": network.seed, "iteration": record.iteration, "depth": depth, **errors})
         if last and first is None:
-            first = x[:5], ode, grids, records
-    few, ode, grids, records = first
-    fine = torch.linspace(0, 1, 101, dtype=torch.float64)
-    shown = [(LIMIT, fine, ode.hidden_states(few, fine))]
-    for depth, grid, other in list(zip(config.depths, grids, records, strict=True))[1:4:2]:
-        shown.append((depth, grid, hidden_states(config.network.at_depth(depth), other.weights, few)))
+            first = x[:5], ode, records
+    few, ode, records = first
+    shown = [(LIMIT, ode.hidden_states(few, torch.linspace(0, 1, 101, dtype=torch.float64)))]
+    for depth, other in list(zip(config.depths, records, strict=True))[1:4:2]:
+        shown.append((depth, hidden_states(config.network.at_depth(depth), other.weights, few)))
     trajectories = [
-        {"depth": depth, "s": float(s), "input": number, "value": difference(float(value), STATE_DECIMALS)}
-        for depth, grid, states in shown
-        for s, values in zip(grid, states[:, :, 0], strict=True)
+        {"depth": depth, "s": k / (len(states) - 1), "input": number, "value": difference(value, STATE_DECIMALS)}
+        for depth, states in shown
+        for k, values in enumerate(states[:, :, 0].tolist())
         for number, value in enumerate(values)
     ]
     return {"neural_ode": from_rows(rows), "neural_ode_states": from_rows(trajectories)}
 
 
-def _steps(config: Config, network: NetworkConfig) -> Iterator[tuple]:
-    # At each compared moment of one seed: the network's configuration, inputs, the limit's record, the networks'.
+def _train_networks(config: Config, network: NetworkConfig) -> Iterator[tuple]:
+    # At each compared iteration of one seed: the network's configuration, inputs, records of limit and networks.
     schedule = config.learning_rate, config.compared[-1], config.compared
-    reference = limit.train(network, *schedule, tolerance=config.tolerance)
-    trainings = [train(network.at_depth(depth), *schedule) for depth in config.depths]
-    x = new_inputs(network, config.inputs)
-    for record, records in zip(reference, run_in_lockstep(trainings), strict=True):
-        yield network, x, record, records
+    trainings = [limit.train(network, *schedule, tolerance=config.tolerance)]
+    trainings += [train(network.at_depth(depth), *schedule) for depth in config.depths]
+    x = draw_inputs(network, config.inputs)
+    for records in run_in_lockstep(trainings):
+        yield network, x, records
 
 
-def _errors(network, ode, exact, weights, x, last) -> dict[str, float]:
-    """The errors of one network beside the limit; ``exact`` holds H(k/L) for x: (L+1, n, q)."""
+def _measure_errors(network, ode, exact, weights, x, last) -> dict[str, float]:
+    """The errors of one network; ``exact`` holds H(k/L) for x: (L+1, n, q)."""
     output = exact[-1] if ode.weights.B is None else exact[-1] @ ode.weights.B
     states = hidden_states(network, weights, x)
     sampled = ode.network(network.depth)
     discretised = outputs(sampled, hidden_states(network, sampled, x))
     distances = ode.distance_to_network(weights)
-    scipy = scipy_output(network, weights, x) if last else None
+    scipy = solve_with_scipy(network, weights, x) if last else None
     errors = {
         "weights": ode.uniform_distance(weights),
         "distance_V": distances["V"],
@@ -140,12 +135,13 @@ def _errors(network, ode, exact, weights, x, last) -> dict[str, float]:
     return {name: difference(error, STATE_DECIMALS) for name, error in errors.items()}
 
 
-def scipy_output(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: float = 1e-7) -> Tensor:
+def solve_with_scipy(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: float = 1e-7) -> Tensor:
     """F(x): (n, d') of the neural ODE whose V(s), W(s) interpolate a network's layers, by SciPy.
 
-    Layer k stands for the middle of its cell, s = (k - 1/2)/L, with straight lines between and constants at both
-    ends; solved by scipy.integrate.solve_ivp (DOP853) to ``tolerance``, from one bend of the weights to the next: over
-    a bend, an ulp in a state can change which steps are accepted, and the result by more than the tolerance.
+    V(s) and W(s) are piecewise linear through layer k at the middle of its cell, s = (k - 1/2)/L, and constant at both
+    ends. The ODE is solved to ``tolerance`` by scipy.integrate.solve_ivp (DOP853), one linear piece after another. If
+    a step crossed a kink, a rounding error in a state could change the accepted steps, and so the result, by more than
+    the tolerance.
     """
     s = activations.get(config.activation).function
     depth, outer = len(weights.V), config.at_depth(1).outer_scale
@@ -180,26 +176,20 @@ ERRORS = {
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Networks beside the limit: hidden states, errors against depth at the end of the first seed, slopes during
-    training with intervals over the seeds.
-
-    ``errors`` has the columns of ``neural_ode.csv``, ``trajectories`` those of ``neural_ode_states.csv``.
-    """
+    """Hidden states of networks and of the limit; errors against depth, for the first seed after training; slopes
+    during training, with intervals over the seeds."""
     errors, trajectories, slope_from = data["neural_ode"], data["neural_ode_states"], config.slope_from
     figure, (states, error, slope) = panels(3, height=3.2, width_ratios=[1, 1.1, 1])
     depths = np.unique(trajectories["depth"])
     for depth, color in zip(depths, (BLACK, GREY, LIGHT), strict=False):
         for number in np.unique(trajectories["input"]):
             rows = select(trajectories, depth=depth, input=number)
-            style = (
-                {"linewidth": 1.4, "zorder": 3}
-                if depth == LIMIT
-                else {"marker": "o", "markersize": 3.5, "linewidth": 0.7}
-            )
+            style = {"linewidth": 1.4, "zorder": 3}
+            if depth != LIMIT:
+                style = {"marker": "o", "markersize": 3.5, "linewidth": 0.7}
             label = depth_label(depth) if number == 0 else None
             states.plot(rows["s"], rows["value"], color=color, label=label, **style)
-    states.set_xlabel("$s=k/L$")
-    states.set_title("first coordinate of $h_k$, a few inputs")
+    states.set(xlabel="$s=k/L$", title="first coordinate of $h_k$, a few inputs")
     leave_room_above(states, 0.3)
     states.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=1)
     iterations = np.unique(errors["iteration"])
@@ -212,8 +202,7 @@ def draw(data: Data, config: Config) -> Figure:
         fit = fit_slope(last["depth"], last["hidden_states"], slope_from)
         rate_line(error, fitted, fit, -1.0, "slope $-1$")
     depth_axis(error, last["depth"])
-    error.set_yscale("log")
-    error.set_title(f"at iteration {iterations[-1]}, first seed")
+    error.set(yscale="log", title=f"at iteration {iterations[-1]}, first seed")
     error.set_ylabel("largest distance, $|\\cdot|_2$ or $\\|\\cdot\\|_F$")
     for place, shift in ((4, -1), (1, 1)):
         name, times, fits = list(ERRORS)[place], [], []
@@ -222,20 +211,17 @@ def draw(data: Data, config: Config) -> Figure:
             if (rows[name][rows["depth"] >= slope_from] > 1e-12).all():
                 times.append(iteration + shift * 0.006 * iterations[-1])
                 fits.append(mean_slope(rows, name, slope_from))
-        bars = np.nan_to_num([[fit.slope - fit.low for fit in fits], [fit.high - fit.slope for fit in fits]])
-        slopes = [fit.slope for fit in fits]
-        slope.errorbar(times, slopes, bars, color=COLORS[place], marker=MARKERS[place], linewidth=1, capsize=2)
-    slope.axhline(-1, color=GREY, linestyle="--", linewidth=1, zorder=0)
+        draw_slopes(slope, times, fits, color=COLORS[place], marker=MARKERS[place])
+    slope.axhline(-1, linestyle="--", **GUIDE)
     low, high = slope.get_ylim()
     slope.set_ylim(min(low, -1.1), max(high, -0.9))
-    slope.set_xlabel("training iteration")
-    slope.set_title(f"slopes in $L$, {config.seeds} seed{'s' if config.seeds > 1 else ''}")
+    slope.set(xlabel="training iteration", title=f"slopes in $L$, {config.seeds} seed{'s' if config.seeds > 1 else ''}")
     figure.legend(*error.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 LIMIT_PROVED, LIMIT_DRAWN = "Thm 4" + RATE_OURS, "Thm 4, Fig. 1 right" + RATE_OURS
-CLAIMED = (  # column, whether over all t, where, what
+CLAIMED = (  # column, whether the supremum is over all t, place in the paper, statement
     ("discretised", False, "Prop. 2", "A network that samples Lipschitz V(s), W(s): sup over x of |F^L(x) - F(x)|"),
     ("weights", True, LIMIT_PROVED, "Trained weights: sup over s and t <= T of |Z^L(s,t) - Z(s,t)|_F"),
     ("hidden_states", True, LIMIT_PROVED, "Trained hidden states: sup over k, x and t <= T of |h_k - H(k/L)|"),

@@ -1,4 +1,4 @@
-"""The picture at the front door: a smooth network, a rough one, and both with fewer layers."""
+"""The first picture of the README: a smooth network, a rough one, and both with fewer layers."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,15 @@ from lib.cifar.choice import run_name
 from lib.cifar.records import CONVOLUTIONS
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, TEXT_WIDTH, VERMILION, layers_axis, panels, styled, write_across
+from lib.figures.style import BLUE, TEXT_WIDTH, VERMILION, panels, set_layers_axis, styled, write_across
 
 COLORS = {"smooth": BLUE, "rough": VERMILION}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Two trained networks, in the words of `run_name`, and how many entries of which convolution are drawn."""
+    """Two trained networks, in the words of `run_name`. ``entries`` entries of a ``convolution`` are drawn by the
+    seed."""
 
     smooth: str = "gelu weight-tied 30"
     rough: str = "gelu weight-tied 180"
@@ -27,17 +28,15 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
+        checks.check_fields(self, "entries", seed=0)
         run_name(self.smooth)
         run_name(self.rough)
         checks.choice("convolution", self.convolution, CONVOLUTIONS)
-        checks.positive_int("entries", self.entries)
-        checks.positive_int("seed", self.seed, least=0)
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """The tables ``overview_weights`` (network, entry, layer, value) and ``overview`` (network, layers, accuracy in %:
-    test accuracy with so many of the layers kept, all of them included)."""
+    """Two tables: ``overview_weights`` has columns network, entry, layer, value; ``overview`` has columns network,
+    layers, accuracy, the test accuracy in % with that number of layers kept (also with all layers)."""
     runs = {run.config.name: run for run in records.read_runs()}
     found = {"smooth": runs.get(run_name(config.smooth)), "rough": runs.get(run_name(config.rough))}
     measured, weights, kept = records.read_measured("resampling"), [], []
@@ -61,7 +60,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Entries of the weights across the layers of both networks, and their test accuracy against the layers kept."""
+    """Entries of the weights across the layers of both networks, and test accuracies against the number of layers."""
     figure, axes = panels(3, height=2.3, width=TEXT_WIDTH * 1.15)
     names = {"smooth": config.smooth, "rough": config.rough}
     for panel, (network, words) in zip(axes, names.items(), strict=False):
@@ -71,20 +70,20 @@ def draw(data: Data, config: Config) -> Figure:
             panel.plot(line["layer"], line["value"], color=COLORS[network], linewidth=0.8, alpha=1 - 0.13 * (place % 6))
         if not len(rows["entry"]):
             write_across(panel, "not here")
-        panel.set(xlabel="layer", title=f"{network}: {_title(words)}")
+        panel.set(xlabel="layer", title=f"{network}: {_write_title(words)}")
     axes[0].set_ylabel(f"entries of {config.convolution}")
     for network in names:
         rows = tables.select(data["overview"], network=network)
         if len(rows["layers"]):
             axes[2].plot(rows["layers"], rows["accuracy"], "o-", color=COLORS[network], label=network)
     if len(data["overview"]["layers"]):
-        layers_axis(axes[2], data["overview"]["layers"])
+        set_layers_axis(axes[2], data["overview"]["layers"])
         axes[2].legend(loc="upper left")
     axes[2].set(xlabel="layers kept, nothing retrained", ylabel="test accuracy (%)", ylim=(0, 100))
     axes[2].set_title("with fewer of the layers")
     return figure
 
 
-def _title(words: str) -> str:
+def _write_title(words: str) -> str:
     activation, initialisation, epochs = words.split()
     return f"{tables.word(activation)}, {tables.word(initialisation)}, {epochs} epochs"

@@ -1,11 +1,11 @@
-"""Appendix D: with ReLU, layers that start next to each other can end far apart.
+"""Appendix D: with ReLU, layers that start close to each other can end far apart.
 
-The network has one dimension, depth 2L and no V; for one sample (x, C x), x > 0, C > 1,
+The network has dimension one, depth 2L and no V. For one sample (x, C x) with x > 0 and C > 1,
 
     h_{k+1} = h_k + s(w_{k+1} h_k) / (2L),     h_0 = x,     w_k(0) = (-1)^k / (2L),     l = (h_{2L} - C x)^2,
 
-trained by the flow dw_k/dt = -2L dl/dw_k. With s = ReLU odd layers are inactive and never move, and even layers all
-go to w* with (1 + w* / (2L))^L = C, w* >= 2 log C.
+trained by the flow dw_k/dt = -2L dl/dw_k. With s = ReLU, odd layers are inactive and never move. All even layers
+converge to w* with (1 + w* / (2L))^L = C, so that w* >= 2 log C.
 """
 
 import math
@@ -20,21 +20,21 @@ from torch import Tensor
 
 from lib import activations, checks
 from lib.digits import difference, square
-from lib.figures.claim import Claim, Read, factor_above, factor_below, fit_in_depth, judge, judge_rates, tightest
+from lib.figures.claim import Claim, Read, factor_above, factor_below, fit_in_depth, judge_margin, judge_rates, tightest
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, GREY, MARKERS, depth_axis, panels, styled
+from lib.figures.style import BLACK, COLORS, GUIDE, MARKERS, depth_axis, panels, styled
 from lib.tables import from_rows, select, word
 
-NEAR = 1e-6  # what counts as w*
+NEAR = 1e-6  # the largest distance from w* that counts as convergence
 
 
 @dataclass(frozen=True)
 class Config:
-    """The example at several ``half_depths`` L (2L layers) and target factors ``factors`` C, for ``activations``.
+    """The example for several ``half_depths`` L (2L layers), target factors ``factors`` C, and ``activations``.
 
-    Trained for ``iterations`` steps of 2L * ``learning_rate`` from the one input ``x``. ``slope_from``: the smallest
-    depth 2L that slopes are fitted over.
+    It is trained for ``iterations`` steps of 2L * ``learning_rate`` on one input ``x``. Slopes are fitted over the
+    depths 2L from ``slope_from`` on.
     """
 
     half_depths: list[int]
@@ -46,9 +46,7 @@ class Config:
     slope_from: int = 16
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_ints("half_depths", self.half_depths)
-        checks.positive_floats("factors", self.factors)
+        checks.check_fields(self, "half_depths", "factors", "iterations", "learning_rate", "x")
         for factor in self.factors:
             if factor <= 1:
                 raise ValueError(f"an entry of factors is {factor}, expected C > 1, so that even layers must grow.")
@@ -56,24 +54,22 @@ class Config:
             raise ValueError(f"activations is {self.activations!r}, expected one name or more, without repeats.")
         for name in self.activations:
             activations.get(name)
-        checks.positive_int("iterations", self.iterations)
-        checks.positive_float("learning_rate", self.learning_rate)
-        checks.positive_float("x", self.x)
         checks.slope_range(self.slope_from, [2 * half for half in self.half_depths])
 
     @property
     def shown(self) -> int:
-        """The half depth whose layers are looked at one by one: 16, or the nearest to it."""
+        """The half depth whose layers are drawn one by one: 16, or the nearest to it."""
         return min(self.half_depths, key=lambda half: abs(math.log(half / 16)))
 
 
 def limit_weight(half_depth: int, factor: float) -> float:
-    """w* with (1 + w* / (2L))^L = C: what every even layer goes to with ReLU."""
+    """w* with (1 + w* / (2L))^L = C, the limit of every even layer with ReLU."""
     return 2 * half_depth * math.expm1(math.log(factor) / half_depth)
 
 
 def train(half_depth: int, factors: Tensor, activation: str, iterations: int, learning_rate: float, x: float):
-    """Weights (2L, c) before and after training, and the last loss (c,), for c factors C at once (float64)."""
+    """Train for c factors C at once, in float64. Returns the weights (2L, c) before and after training, and the last
+    loss (c,)."""
     s, depth = activations.get(activation), 2 * half_depth
     sign = 1 - 2 * (torch.arange(1, depth + 1) % 2)  # (-1)^k, k = 1..2L
     start = (sign.double() / depth)[:, None].repeat(1, len(factors))
@@ -95,12 +91,12 @@ def train(half_depth: int, factors: Tensor, activation: str, iterations: int, le
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """Two tables: distances at the end, and the weights of one depth to look at.
+    """Two tables: distances after training, and the weights of one depth.
 
     The first has columns activation, factor, half_depth, depth (= 2L), loss, ``start`` and ``end`` (the largest
-    |w_{k+1} - w_k| before and after), ``even`` (the mean of the even layers), ``even_spread`` (their largest
-    deviation from it), ``odd_moved`` (the largest change of an odd layer), ``limit_weight`` w*. The second has columns
-    activation, factor, depth, layer, weight, for the largest factor and ``config.shown``.
+    |w_{k+1} - w_k| before and after training), ``even`` (the mean of the even layers), ``even_spread`` (their largest
+    deviation from the mean), ``odd_moved`` (the largest change of an odd layer), ``limit_weight`` w*. The second has
+    columns activation, factor, depth, layer, weight, for the largest factor and the half depth ``config.shown``.
     """
     rows, shown = [], []
     factors = torch.tensor(config.factors, dtype=torch.float64)
@@ -134,8 +130,8 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Weights across the layers with ReLU and with GELU, and the largest successive distance against depth. There
-    is a panel for each activation."""
+    """The weights across the layers, in a panel for each activation, and the largest successive distance against
+    depth."""
     table, weights = data["relu_counterexample"], data["relu_counterexample_weights"]
     names, factors = list(dict.fromkeys(table["activation"])), np.unique(table["factor"])
     figure, axes = panels(len(names) + 1, height=2.9, width_ratios=[1] * len(names) + [1.15])
@@ -143,11 +139,10 @@ def draw(data: Data, config: Config) -> Figure:
     for panel, name in zip(across, names, strict=True):
         rows = select(weights, activation=name)
         panel.plot(rows["layer"], rows["weight"], "o-", markersize=3.5, linewidth=0.4, color=COLORS[2])
-        panel.set_xlabel("layer $k$")
-        panel.set_title(f"{word(name)}: $w_k$, $C={rows['factor'][0]:g}$, after training")
+        panel.set(xlabel="layer $k$", title=f"{word(name)}: $w_k$, $C={rows['factor'][0]:g}$, after training")
         if name == "relu":
             star = select(table, activation=name, depth=rows["depth"][0], factor=rows["factor"][0])["limit_weight"][0]
-            panel.axhline(star, color=GREY, linestyle="--", linewidth=1, zorder=0)
+            panel.axhline(star, linestyle="--", **GUIDE)
             panel.set_ylim(top=1.15 * star)
             panel.annotate("$w^*$", (0.5, star), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points")
     lows, highs = zip(*(panel.get_ylim() for panel in across), strict=True)
@@ -160,14 +155,12 @@ def draw(data: Data, config: Config) -> Figure:
             label = f"{word(name)}, $C={factor:g}$"
             compared.plot(rows["depth"], rows["end"], line, marker=marker, color=color, label=label)
             if name == "relu":
-                # Odd layers stay at -1/(2L), even ones go to w*.
+                # Odd layers stay at -1/(2L), even ones converge to w*.
                 expected = rows["limit_weight"] + 1 / rows["depth"]
                 compared.plot(rows["depth"], expected, "x", color=BLACK, markersize=6, zorder=3)
     compared.plot([], [], "x", color=BLACK, markersize=6, label="$w^*+1/(2L)$")
     depth_axis(compared, table["depth"])
-    compared.set_xlabel("depth $2L$")
-    compared.set_yscale("log")
-    compared.set_title(r"$\max_k\,|w_{k+1}-w_k|$")
+    compared.set(xlabel="depth $2L$", yscale="log", title=r"$\max_k\,|w_{k+1}-w_k|$")
     figure.legend(*compared.get_legend_handles_labels(), loc="outside lower center", ncols=len(factors) + 1)
     return figure
 
@@ -178,21 +171,19 @@ def claims(read: Read) -> Iterator[Claim]:
     moved, away = np.abs(relu["odd_moved"]), np.abs(relu["even"] - relu["limit_weight"]) + relu["even_spread"]
     shares = relu["even"] / np.log(relu["factor"])
     margin = tightest(
-        # Odd layers do not move at all; nothing is between that and a movement.
+        # Odd layers must not move at all.
         *(math.inf if distance == 0 else -distance for distance in moved),
         *(factor_below(distance, NEAR) for distance in away),
         *(factor_above(share, 2) for share in shares),
     )
-    yield Claim(
+    yield judge_margin(
         "ReLU: odd layers never move, all even layers go to one w* >= 2 log C",
         "App. D",
+        "relu_counterexample",
+        margin,
         f"odd layers moved by {np.max(moved):.0e}, even layers are at most {np.max(away):.0e} from w* and at least "
         f"{np.min(shares):.3f} log C",
         f"not at all, within {NEAR:.0e}, at least 2 log C",
-        "",
-        judge(margin),
-        "relu_counterexample",
-        margin,
     )
     ours = "App. D; GELU ours"
     for name, expected, bound, where, statement in (

@@ -1,4 +1,4 @@
-"""Trained networks with fewer layers: what becomes of their accuracy and of their logits."""
+"""Trained networks with fewer layers: their accuracy, and the distance of their logits."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,12 +14,22 @@ from lib.cifar.records import Run
 from lib.cifar.resampling import accuracy, distance, logits, resample
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import COLORS, GREY, MARKERS, TEXT_WIDTH, activation_color, layers_axis, styled, write_across
+from lib.figures.style import (
+    COLORS,
+    GREY,
+    GUIDE,
+    MARKERS,
+    TEXT_WIDTH,
+    activation_color,
+    set_layers_axis,
+    styled,
+    write_across,
+)
 from lib.measures import Slope, fit_slope
 from lib.tables import Table, select
 
-ROUNDING = 1e-5  # distances of logits below this are that of float32
-# What each policy is called, weights first, then the statistics of the batch norms.
+ROUNDING = 1e-5  # smaller distances of logits are rounding errors of float32
+# The names of the policies, by the weights and the statistics of the batch norms.
 POLICY_LABELS = {
     ("kept", "kept"): "kept, statistics with them",
     ("kept", "averaged"): "kept, statistics averaged",
@@ -32,10 +42,13 @@ POLICY_LABELS = {
 
 @dataclass(frozen=True)
 class Config:
-    """``shown`` are the networks whose policies are drawn, one to three, by activation, initialisation and epochs
-    ("gelu weight-tied 30", of seed 0 and the paper's depth). Fewer layers may cost ``points`` of test accuracy;
-    slopes of the logits' distance are fitted over the layers from ``slope_from`` to a quarter of the depth. The spot
-    check keeps ``layers`` and takes ``images`` test images (0: none)."""
+    """The policies of one to three networks, ``shown``, are drawn. They are named by activation, initialisation and
+    epochs, as in "gelu weight-tied 30", and have seed 0 and the paper's depth.
+
+    Fewer layers may cost ``points`` of test accuracy. Slopes of the logits' distance are fitted over the numbers of
+    layers from ``slope_from`` to a quarter of the depth. The spot check keeps ``layers`` layers, and uses ``images``
+    test images (0: there is none).
+    """
 
     shown: list[str]
     points: float = 0.5
@@ -44,31 +57,27 @@ class Config:
     layers: int = 8
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
+        checks.check_fields(self, "slope_from", "layers", points=0, images=0)
         if not 1 <= len(self.shown) <= 3:
             raise ValueError(f"shown lists {len(self.shown)} networks, expected one to three.")
         for words in self.shown:
             run_name(words)
-        checks.positive_float("points", self.points, zero_allowed=True)
-        checks.positive_int("slope_from", self.slope_from)
-        checks.positive_int("images", self.images, least=0)
-        checks.positive_int("layers", self.layers)
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """The tables of `curves`, `summary` and `shallow`."""
+    """The tables of `tabulate_curves`, `summarise_runs` and `select_shallow`."""
     runs = records.read_runs()
-    table = curves(runs)
+    table = tabulate_curves(runs)
     return {
         "resampling": table,
-        "resampling_summary": summary(table, config),
-        "resampling_shallow": shallow([run for run in runs if run.has_weights], table),
+        "resampling_summary": summarise_runs(table, config),
+        "resampling_shallow": select_shallow([run for run in runs if run.has_weights], table),
     }
 
 
-def curves(runs: Iterable[Run]) -> dict[str, list]:
-    """The table of ``resampling.csv``: what ``checkpoints/resampling.csv`` has of these runs, with who they are: run,
-    activation, initialisation, batch_norm, hold_stem, depth, epochs, and the columns of `measured.resampling_rows`."""
+def tabulate_curves(runs: Iterable[Run]) -> dict[str, list]:
+    """The table of ``resampling.csv``: the rows of ``checkpoints/resampling.csv`` for these runs. Its columns are run,
+    activation, initialisation, batch_norm, hold_stem, depth, epochs, and those of `measured.resampling_rows`."""
     named = {run.config.name: run.config for run in runs}
     rows = []
     for row in tables.rows(records.read_measured("resampling")):
@@ -78,11 +87,13 @@ def curves(runs: Iterable[Run]) -> dict[str, list]:
     return tables.from_rows(rows)
 
 
-def summary(table: Table, config: Config) -> dict[str, list]:
-    """The table of ``resampling_summary.csv``, a row for each run with its layers kept as they are: run, depth,
-    accuracy_all, half (the logits' distance with half of the layers), slope, slope_low, slope_high (of that distance in
-    the number of layers kept; nan with fewer than two) and fewest, the fewest layers down to which no number of layers
-    costs more than ``points`` (the depth, if half of them does)."""
+def summarise_runs(table: Table, config: Config) -> dict[str, list]:
+    """The table of ``resampling_summary.csv``, with a row for each run, if layers are kept unchanged.
+
+    The columns are run, depth, accuracy_all, half (the logits' distance with half of the layers), slope, slope_low,
+    slope_high (of that distance in the number of layers; nan with fewer than two points) and fewest: the smallest
+    number of layers so that neither it nor any larger number costs more than ``points`` (the depth if half of it does).
+    """
     rows = []
     for name in dict.fromkeys(table.get("run", ())):
         found = select(table, run=name, **records.KEPT)
@@ -91,29 +102,20 @@ def summary(table: Table, config: Config) -> dict[str, list]:
         order = np.argsort(-found["layers"])
         depth, fewest = int(found["depth"][0]), int(found["depth"][0])
         for layers, reached in zip(found["layers"][order], found["accuracy"][order], strict=True):
-            # Percentages of whole images: a rounding error is no point.
+            # A rounding error of an accuracy does not count.
             if found["accuracy_all"][0] - reached > config.points + 1e-9:
                 break
             fewest = int(layers)
-        fit = slope(found, config)
-        rows.append(
-            {
-                "run": str(name),
-                "depth": depth,
-                "accuracy_all": float(found["accuracy_all"][0]),
-                "half": float(found["distance"][order[0]]),
-                "slope": fit.slope,
-                "slope_low": fit.low,
-                "slope_high": fit.high,
-                "fewest": fewest,
-            }
-        )
+        fit = fit_rate(found, config)
+        row = {"run": str(name), "depth": depth, "accuracy_all": float(found["accuracy_all"][0])}
+        row |= {"half": float(found["distance"][order[0]]), "slope": fit.slope}
+        rows.append(row | {"slope_low": fit.low, "slope_high": fit.high, "fewest": fewest})
     return tables.from_rows(rows)
 
 
-def slope(rows: Table, config: Config) -> Slope:
-    """The rate of the logits' distance in the number of layers kept, of one run's rows (nan: fewer than two above
-    rounding)."""
+def fit_rate(rows: Table, config: Config) -> Slope:
+    """The slope of the logits' distance in the number of layers kept, for one run's rows. It is nan if fewer than two
+    distances are above rounding."""
     layers, distance = rows["layers"], rows["distance"]
     fitted = (layers >= config.slope_from) & (4 * layers <= rows["depth"]) & (distance > ROUNDING)
     if fitted.sum() < 2:
@@ -122,8 +124,8 @@ def slope(rows: Table, config: Config) -> Slope:
 
 
 def spot_check(config: Config) -> str:
-    """The first of the networks shown measured anew, on the first test images, in a sentence; one that says why not, if
-    there are no images or no weights."""
+    """A sentence with new measurements of the first network shown, on the first test images. If there are no images or
+    no weights, the sentence says so."""
     runs = {run.config.name: run for run in records.read_runs()}
     run = runs.get(run_name(config.shown[0]))
     if run is None or not run.has_weights:
@@ -142,9 +144,9 @@ def spot_check(config: Config) -> str:
     )
 
 
-def shallow(runs: Iterable[Run], table: Table) -> dict[str, list]:
-    """Networks trained with fewer layers than the deepest of the table, in the paper's setting otherwise: layers,
-    accuracy (%), activation."""
+def select_shallow(runs: Iterable[Run], table: Table) -> dict[str, list]:
+    """The networks that were trained with fewer layers than the deepest of the table, and else in the paper's setting:
+    layers, accuracy (%), activation."""
     deepest = max(table.get("depth", [0]), default=0)
     found = [run for run in runs if run.config.depth < deepest and not run.config.hold_stem and not run.config.trial]
     return {
@@ -154,21 +156,19 @@ def shallow(runs: Iterable[Run], table: Table) -> dict[str, list]:
     }
 
 
-def label(row: Table) -> str:
-    """A network in words, from a row of `curves`."""
+def label_network(row: Table) -> str:
+    """A network in words, from its row in the table of `tabulate_curves`."""
     name = f"{tables.word(row['activation'])}, {tables.word(row['initialisation'])}, {row['epochs']} ep."
     name += "" if row["batch_norm"] else ", no bn"
     name += "" if row["depth"] == DEEPEST else f", L = {row['depth']}"
     return name + (", stem held" if row["hold_stem"] else "")
 
 
-# ------------------------------------------------------------------------------------------------- the picture
-
 DEEPEST = 256  # layers: networks of fewer are drawn faint
 DRAWN = (1e-4, 10.0)  # distances of logits
 
 
-def _style(row: Table) -> dict:
+def _style_network(row: Table) -> dict:
     color = activation_color(row["activation"])
     return {
         "color": color,
@@ -183,9 +183,8 @@ def _style(row: Table) -> dict:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Above, accuracy and the logits' distance of every network against the layers kept; below, the policies, for the
-    networks that the config shows. Distances outside of `DRAWN` are left out.
-    """
+    """Above, the accuracy and the logits' distance of every network against the layers kept. Below, the policies of the
+    networks that the config shows. Distances outside of `DRAWN` are left out."""
     table, trained = data["resampling"], data["resampling_shallow"]
     figure = Figure(figsize=(TEXT_WIDTH, 6.6), layout="constrained")
     grid = figure.add_gridspec(3, 6, height_ratios=[1, 0.3, 0.9])
@@ -202,10 +201,10 @@ def draw(data: Data, config: Config) -> Figure:
     for name in dict.fromkeys(kept["run"]):
         rows = tables.rows(select(kept, run=name))
         rows.sort(key=lambda row: row["layers"])
-        style, layers = _style(rows[0]), [row["layers"] for row in rows]
+        style, layers = _style_network(rows[0]), [row["layers"] for row in rows]
         off = np.array([row["distance"] for row in rows])
         whole = [*layers, rows[0]["depth"]], [*(row["accuracy"] for row in rows), rows[0]["accuracy_all"]]
-        accuracies.plot(*whole, label=label(rows[0]), **style)
+        accuracies.plot(*whole, label=label_network(rows[0]), **style)
         distances.plot(layers, np.where((off > DRAWN[0]) & (off < DRAWN[1]), off, np.nan), **style)
     star = {"markersize": 9, "markeredgecolor": "black", "markeredgewidth": 0.6, "linestyle": "none", "zorder": 5}
     for row in tables.rows(trained):
@@ -219,7 +218,7 @@ def draw(data: Data, config: Config) -> Figure:
     accuracies.set(ylabel="test accuracy (%)", title="all networks, the middle layer of each part kept")
     distances.set(yscale="log", ylabel="distance of the logits, relative", title="how far the logits are off")
     for panel in above:
-        layers_axis(panel, {*kept["layers"], *kept["depth"]})
+        set_layers_axis(panel, {*kept["layers"], *kept["depth"]})
         panel.set_xlabel("layers kept")
     names.legend(*accuracies.get_legend_handles_labels(), loc="center", ncols=3, fontsize=7, columnspacing=1.2,
                  labelspacing=0.25)  # fmt: skip
@@ -227,7 +226,7 @@ def draw(data: Data, config: Config) -> Figure:
     for place, name in enumerate(found):
         span = 6 // len(found)
         panel = figure.add_subplot(grid[2, span * place : span * (place + 1)])
-        _policies(panel, select(table, run=name), first=place == 0)
+        _draw_policies(panel, select(table, run=name), first=place == 0)
         if place == 0:
             keys = panel.get_legend_handles_labels()
     if found:
@@ -235,7 +234,7 @@ def draw(data: Data, config: Config) -> Figure:
     return figure
 
 
-def _policies(axes: Axes, table: Table, first: bool) -> None:
+def _draw_policies(axes: Axes, table: Table, first: bool) -> None:
     for (policy, words), color, marker in zip(POLICY_LABELS.items(), COLORS, MARKERS, strict=True):
         rows = select(table, weights=policy[0], statistics=policy[1])
         if not len(rows["layers"]):
@@ -243,10 +242,10 @@ def _policies(axes: Axes, table: Table, first: bool) -> None:
         order = np.argsort(rows["layers"])
         change = (rows["accuracy"] - rows["accuracy_all"])[order]
         axes.plot(rows["layers"][order], change, marker + "-", color=color, label=words, linewidth=1, markersize=3.5)
-    axes.axhline(0, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    axes.axhline(0, linestyle=":", **GUIDE)
     if len(table["run"]):
-        layers_axis(axes, table["layers"])
-        axes.set_title(label(tables.rows(table)[0]))
+        set_layers_axis(axes, table["layers"])
+        axes.set_title(label_network(tables.rows(table)[0]))
     axes.set_xlabel("layers kept")
     if first:
         axes.set_ylabel("change of test accuracy (points)")

@@ -1,4 +1,4 @@
-"""How a figure and its tables are written and shown: in one way, by every room."""
+"""How every room writes and shows its figure and its tables."""
 
 import io
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from lib import paths, tables
 from lib.figures.style import SAVED
 
-Data = dict[str, tables.Table]  # what a room computes: its tables, by the names of their CSV files
+Data = dict[str, tables.Table]  # the tables that a room computes, by the names of their CSV files
 
 
-def png(figure: Figure, dpi: float = 150) -> bytes:
-    """The figure as PNG, without a date or a program's name in it."""
+def render_png(figure: Figure) -> bytes:
+    """The figure as PNG, without metadata, so that the same figure gives the same bytes."""
     buffer = io.BytesIO()
     with mpl.rc_context(SAVED):
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None}, pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 
@@ -27,20 +27,20 @@ def show(figure: Figure) -> None:
     """Show a figure in a notebook, sharp on dense screens."""
     from IPython.display import display
 
-    display(_image(figure))
+    display(_render_image(figure))
 
 
-def _image(figure: Figure):
+def _render_image(figure: Figure):
     from IPython.display import Image
 
-    return Image(png(figure), width=round(figure.get_figwidth() * 110))
+    return Image(render_png(figure), width=round(figure.get_figwidth() * 110))
 
 
 def save(name: str, figure: Figure, data: Mapping[str, tables.Table] | None = None) -> list[Path]:
     """Write ``<name>.pdf`` and ``.png``, and a CSV for each table in ``data`` (by file name without ending).
 
-    The folder is `paths.figures_output`. The same figure gives the same bytes. A ``<name>.yaml`` that is there holds
-    the parameters of the numbers that are replaced: it is moved aside, to ``<name>.yaml.old``.
+    The folder is `paths.figures_output`. The same figure gives the same bytes. A ``<name>.yaml`` in it holds the
+    parameters of the former results: it is renamed to ``<name>.yaml.old``.
     """
     folder = paths.figures_output()
     with suppress(FileNotFoundError):
@@ -60,6 +60,6 @@ def show_anew(figure: Figure, handle=None):
     from IPython.display import display
 
     if handle is None:
-        return display(_image(figure), display_id=True)
-    handle.update(_image(figure))
+        return display(_render_image(figure), display_id=True)
+    handle.update(_render_image(figure))
     return handle

@@ -1,4 +1,4 @@
-"""Gradients with states computed backwards instead of stored: how exact they are, and what memory they take."""
+"""Gradients with states that are computed backwards instead of stored: their errors, and their memory."""
 
 from dataclasses import dataclass, replace
 
@@ -18,11 +18,12 @@ from lib.figures.style import (
     BLUE,
     COLORS,
     GREY,
+    GUIDE,
     INITIALISATION_COLORS,
     depth_axis,
-    layers_axis,
     leave_room_for_legend,
     panels,
+    set_layers_axis,
     styled,
     write_across,
 )
@@ -31,13 +32,13 @@ from lib.ode import reversible
 from lib.tables import Table, select
 
 LINES = {"Euler": "-", "Heun": "--"}
-SHOWN_BELOW = 1e3  # a relative error
+SHOWN_BELOW = 1e3  # larger relative errors are not drawn
 
 
 @dataclass(frozen=True)
 class Config:
-    """Fully connected networks of several ``depths``, trained for ``iterations`` with ``learning_rate``; slopes are
-    fitted over the depths of at least ``slope_from``."""
+    """Fully connected networks of several ``depths``, trained for ``iterations`` with ``learning_rate``. Slopes are
+    fitted over the depths from ``slope_from`` on."""
 
     network: NetworkConfig
     depths: list[int]
@@ -46,25 +47,22 @@ class Config:
     slope_from: int = 16
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_ints("depths", self.depths, least=2)
-        checks.positive_int("iterations", self.iterations)
-        checks.positive_float("learning_rate", self.learning_rate)
+        checks.check_fields(self, "iterations", "learning_rate", depths=2)
         checks.slope_range(self.slope_from, self.depths)
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """The tables of `backwards` and `convolutional`, and ``checkpoints/memory.csv``."""
+    """The tables of `measure_dense` and `read_convolutional`, and ``checkpoints/memory.csv``."""
     return {
-        "reversible": backwards(config, progress),
-        "reversible_cifar": convolutional(),
+        "reversible": measure_dense(config, progress),
+        "reversible_cifar": read_convolutional(),
         "reversible_memory": records.read_measured("memory"),
     }
 
 
-def backwards(config: Config, progress: Progress = silent) -> dict[str, list]:
-    """The table of ``reversible.csv``: initialisation, method, depth, and `reversible.relative_errors`: state (of h_0)
-    and gradient (of the loss, with respect to the layers)."""
+def measure_dense(config: Config, progress: Progress = silent) -> dict[str, list]:
+    """The table of ``reversible.csv``: initialisation, method, depth, and the relative errors of
+    `reversible.measure_errors`, state (of h_0) and gradient (of the loss with respect to the layers)."""
     rows = []
     cases = [(initialisation, depth) for initialisation in INITIALISATION_COLORS for depth in config.depths]
     for initialisation, depth in progress(cases, len(cases)):
@@ -78,21 +76,21 @@ def backwards(config: Config, progress: Progress = silent) -> dict[str, list]:
     return tables.from_rows(rows)
 
 
-def convolutional() -> dict[str, list]:
+def read_convolutional() -> dict[str, list]:
     """The table of ``reversible_cifar.csv``: network (in words), depth, kind, and the columns of
-    ``checkpoints/reversible.csv`` but the run (none of them without that file)."""
+    ``checkpoints/reversible.csv`` except run. Without that file it is empty."""
     return tables.from_rows(named_rows("reversible"))
 
 
-def slope(table: Table, initialisation: str, method: str, slope_from: int, quantity: str = "gradient") -> Slope:
-    """The rate in L of the relative errors."""
+def fit_error_slope(table: Table, initialisation: str, method: str, slope_from: int) -> Slope:
+    """The slope in L of the relative error of the gradient."""
     rows = select(table, initialisation=initialisation, method=method)
-    return fit_slope(rows["depth"], rows[quantity], slope_from)
+    return fit_slope(rows["depth"], rows["gradient"], slope_from)
 
 
-def gradient_by_state(*found: Table) -> tuple[float, float]:
-    """The least and the largest error of a gradient relative to that of its h_0, over whole tables, as far as h_0 is
-    off by less than 1: h_0 is what the stem computes anyway, so that its error can be seen in use."""
+def compare_gradient_with_state(*found: Table) -> tuple[float, float]:
+    """The least and the largest ratio of the error of a gradient to the error of h_0, over all rows in which the error
+    of h_0 is below 1. The stem computes h_0 anyway, so that its error is known in use."""
     ratios = []
     for table in found:
         state, gradient = (np.asarray(table[name]) for name in ("state", "gradient"))
@@ -102,10 +100,8 @@ def gradient_by_state(*found: Table) -> tuple[float, float]:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """Errors of gradients against the depth, of fully connected and of convolutional networks, and the memory.
-
-    ``data``: what `compute` returns; errors above `SHOWN_BELOW` are not drawn.
-    """
+    """Errors of gradients against the depth, of fully connected and of convolutional networks, and the memory. Errors
+    above `SHOWN_BELOW` are not drawn."""
     dense, cifar, memory = (data[f"reversible{name}"] for name in ("", "_cifar", "_memory"))
     figure, (left, middle, right) = panels(3, height=3.5, width_ratios=[1, 1.1, 0.9])
     for initialisation, color in INITIALISATION_COLORS.items():
@@ -126,20 +122,20 @@ def draw(data: Data, config: Config) -> Figure:
             error = np.where(rows["gradient"] < SHOWN_BELOW, rows["gradient"], np.nan)
             middle.plot(rows["layers"], error, "o", linestyle=line, color=color, markersize=3,
                         label=name if method == "Euler" else None)  # fmt: skip
-    middle.axhline(1, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    middle.axhline(1, linestyle=":", **GUIDE)
     middle.set(yscale="log", title="CIFAR-10 (dashed: Heun)")
-    _memory(right, memory)
+    _draw_memory(right, memory)
     for panel, table in ((middle, cifar), (right, memory)):
         panel.set_xlabel("layers")
         if len(table.get("layers", ())):
-            layers_axis(panel, table["layers"])
+            set_layers_axis(panel, table["layers"])
         else:
             write_across(panel, "nothing is measured yet:\nmake measure")
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
 
 
-def _memory(axes: Axes, memory: Table) -> None:
+def _draw_memory(axes: Axes, memory: Table) -> None:
     for column, label, color in (("stored", "stored", GREY), ("backwards", "backwards", BLUE)):
         axes.plot(memory["layers"], memory[column], "o-", color=color, label=label)
     axes.legend(loc="upper left", title="states", title_fontsize=8)

@@ -1,7 +1,7 @@
-"""Is it rounding that makes layers rough? The same training in float32 and in float64."""
+"""Whether rounding errors make layers rough: the same training in float32 and in float64."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import cycle
 
 import numpy as np
@@ -12,29 +12,35 @@ from lib.cifar import dataset, records, schedule
 from lib.cifar.choice import ConvolutionChoice
 from lib.cifar.config import CifarConfig
 from lib.cifar.course import RATIOS, measure_parts
-from lib.cifar.records import CONVOLUTIONS, Run
+from lib.cifar.records import CONVOLUTIONS
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import ORANGE, PURPLE, SKY, leave_room_for_legend, panels, styled, tied_run_style, write_across
+from lib.figures.style import ORANGE, PURPLE, SKY, leave_room_for_legend, panels, style_tied_run, styled, write_across
 from lib.measures import PARTS, SMOOTH_BELOW, noise_along_depth
 
 NOISES = tuple(f"noise_{name}" for name in CONVOLUTIONS)
 
 
 class Config(ConvolutionChoice):
-    """The ``convolution``, and which weight-tied networks (``choice``, of every activation and one ``seed``)."""
+    """The ``convolution``, and weight-tied networks (``choice``, with every activation and one ``seed``)."""
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """The tables of `smoothness_by_precision` and `noise_of_parts`."""
+    """Two tables: that of `read_smoothness_by_precision`, and ``rounding_depth.csv``, the share of noise in each eighth
+    of the layers (`measures.noise_along_depth`) of the networks whose weights are here. The columns of the second are
+    run, activation, initialisation, epochs, part (1 is next to the input), noise_conv1, noise_conv2."""
     runs = config.choice.select(records.read_runs(), activation=None, initialisation="weight-tied", seed=config.seed)
-    return {"rounding": smoothness_by_precision(), "rounding_depth": noise_of_parts(runs)}
+    depth = measure_parts(runs, PARTS, noise_along_depth, NOISES)
+    return {"rounding": read_smoothness_by_precision(), "rounding_depth": depth}
 
 
-def smoothness_by_precision() -> dict[str, list]:
-    """The table of ``rounding.csv`` out of ``checkpoints/rounding.csv``, a line every so many steps of runs that differ
-    in depth, precision and seed alone: depth, dtype, seed, time (as in `smoothness_in_training`), loss (mean since the
-    line before), von_neumann_conv1, von_neumann_conv2, noise_conv1, noise_conv2 (`measures.noise_share`)."""
+def read_smoothness_by_precision() -> dict[str, list]:
+    """The table of ``rounding.csv``, from ``checkpoints/rounding.csv``: runs that differ only in depth, precision and
+    seed, recorded every few steps.
+
+    The columns are depth, dtype, seed, time (as in `smoothness_in_training`), loss (the mean since the row before),
+    von_neumann_conv1, von_neumann_conv2, noise_conv1, noise_conv2 (`measures.noise_share`).
+    """
     watched = records.read_rounding()
     time = []
     for depth, batch_size, epoch, step in zip(
@@ -47,10 +53,10 @@ def smoothness_by_precision() -> dict[str, list]:
     return table | {name: watched[name].tolist() for name in ("loss", *RATIOS, *NOISES)}
 
 
-def precisions_meet(table: Mapping[str, list], depth: int, convolution: str = "conv1", within: float = 2) -> float:
-    """The training time from which on, in the table of `smoothness_by_precision`, the share of noise of the runs in
-    float64 is between the least and the most of those in float32, both widened by a factor of ``within``; nan if it
-    is not at the end."""
+def find_meeting_time(table: Mapping[str, list], depth: int, convolution: str = "conv1", within: float = 2) -> float:
+    """The training time from which on the shares of noise in float64 are in the range of those in float32, if both ends
+    of the range are widened by the factor ``within``. It is nan if they are not at the end. ``table`` is that of
+    `read_smoothness_by_precision`."""
     column, meets = f"noise_{convolution}", math.nan
     rows = tables.select(table, depth=depth)
     for time in np.unique(rows["time"])[::-1]:
@@ -64,11 +70,11 @@ def precisions_meet(table: Mapping[str, list], depth: int, convolution: str = "c
     return meets
 
 
-def lost_in_precision(
+def find_loss_times(
     table: Mapping[str, list], depth: int, dtype: str, convolution: str = "conv1", above: float = SMOOTH_BELOW
 ) -> list[float]:
-    """When the layers of these runs stop being smooth: for each seed the first training time in the table of
-    `smoothness_by_precision` with a von Neumann ratio of ``above`` or more, without the runs that have none."""
+    """When the layers of these runs stop being smooth: for each seed, the first training time with a von Neumann ratio
+    of at least ``above``. Runs without such a time are left out. ``table`` is as in `find_meeting_time`."""
     rows = tables.select(table, depth=depth, dtype=dtype)
     lost = []
     for seed in dict.fromkeys(rows["seed"].tolist()):
@@ -78,20 +84,13 @@ def lost_in_precision(
     return lost
 
 
-def noise_of_parts(runs: Iterable[Run], parts: int = PARTS) -> dict[str, list]:
-    """The table of ``rounding_depth.csv``: the share of noise in each of ``parts`` equal parts of the layers
-    (`measures.noise_along_depth`), of the trained networks whose weights are here: run, activation,
-    initialisation, epochs, part (1 is next to the input), noise_conv1, noise_conv2."""
-    return measure_parts(runs, parts, noise_along_depth, NOISES)
-
-
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """The share of noise from layer to layer in a convolution and its von Neumann ratio along training in two
-    precisions, and the share at the end of training in equal parts of the layers.
+    """The share of noise of a convolution and its von Neumann ratio along training in two precisions, and the share of
+    noise after training in eighths of the layers.
 
-    In two precisions: a colour for each depth, a line a seed, float32 solid and float64 dashed. Trained networks: in
-    the colour of their activation, solid for the longest schedule and dashed for shorter ones.
+    Along training there is a colour for each depth and a line for each seed, solid for float32 and dashed for float64.
+    Trained networks have the colour of their activation, solid for the longest schedule and dashed for shorter ones.
     """
     precision, depth, convolution = data["rounding"], data["rounding_depth"], config.convolution
     figure, (share, ratio, parts) = panels(3, width_ratios=[1.15, 1.15, 1], height=3.0)
@@ -103,12 +102,12 @@ def draw(data: Data, config: Config) -> Figure:
                 for seed in dict.fromkeys(tables.select(precision, depth=of, dtype=dtype)["seed"]):
                     rows = tables.select(precision, depth=of, dtype=dtype, seed=seed)
                     panel.plot(rows["time"], rows[name], line, color=color, linewidth=1, label=label)
-                    label = None  # one of the runs stands for all
+                    label = None  # one entry of the legend for all runs
         panel.set(yscale="log", xlabel="training time $t$")
     longest = max(depth["epochs"], default=0)
     for run in dict.fromkeys(depth["run"]):
         rows = tables.select(depth, run=run)
-        label, style = tied_run_style(rows, longest)
+        label, style = style_tied_run(rows, longest)
         parts.plot(rows["part"], rows[column], "o", markerfacecolor="white", label=label, **style)
     share.set_ylabel(f"share of noise in {convolution}")
     ratio.set_ylabel(f"von Neumann ratio of {convolution}")

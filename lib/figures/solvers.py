@@ -1,4 +1,4 @@
-"""Trained networks integrated as ODEs: errors of solvers against evaluations of the layers, and their orders."""
+"""Trained networks solved as ODEs: errors of solvers against evaluations of the layers, and orders of convergence."""
 
 from dataclasses import dataclass, replace
 
@@ -14,23 +14,21 @@ from lib.dense.training import train
 from lib.digits import difference
 from lib.figures.experiment import Progress, last, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, GREEN, GREY, PURPLE, VERMILION, panels, styled, write_across
+from lib.figures.style import BLUE, GREEN, GREY, GUIDE, PURPLE, VERMILION, panels, styled, write_across
 from lib.measures import fit_slope
 from lib.ode import solvers as ode
 from lib.tables import Table, select
 
-# (initialisation, activation) of the fully connected networks.
-DENSE = (("weight-tied", "gelu"), ("iid", "gelu"), ("weight-tied", "relu"))
-# Errors below are rounding, or that of the reference.
-FLOOR = 1e-10
-SHOWN_BELOW = 30.0  # a relative error
+DENSE = (("weight-tied", "gelu"), ("iid", "gelu"), ("weight-tied", "relu"))  # initialisation, activation
+FLOOR = 1e-10  # smaller errors are rounding errors, or the error of the reference
+SHOWN_BELOW = 30.0  # larger relative errors are not drawn
 
 
 @dataclass(frozen=True)
 class Config:
-    """Fully connected networks as in Figure 2, trained for ``iterations`` with ``learning_rate``, then solved as ODEs
-    in each of ``steps``, and adaptively to each of ``tolerances``. Orders are fitted over the steps from
-    ``order_from`` to the depth."""
+    """Fully connected networks as in Figure 2, trained for ``iterations`` with ``learning_rate``. They are then solved
+    as ODEs with each number of ``steps``, and adaptively to each of ``tolerances``. Orders are fitted over the numbers
+    of steps from ``order_from`` to the depth."""
 
     network: NetworkConfig
     iterations: int
@@ -40,23 +38,19 @@ class Config:
     order_from: int = 8
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_int("iterations", self.iterations)
-        checks.positive_float("learning_rate", self.learning_rate)
-        checks.positive_ints("steps", self.steps)
-        checks.positive_floats("tolerances", self.tolerances)
+        checks.check_fields(self, "iterations", "learning_rate", "steps", "tolerances")
         checks.slope_range(self.order_from, [count for count in self.steps if count <= self.network.depth])
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """The tables of `solve` and `orders`."""
-    table = solve(config, progress)
-    return {"solvers": table, "solvers_orders": orders(table, config.order_from)}
+    """The tables of `measure_errors` and `fit_orders`."""
+    table = measure_errors(config, progress)
+    return {"solvers": table, "solvers_orders": fit_orders(table, config.order_from)}
 
 
-def solve(config: Config, progress: Progress = silent) -> dict[str, list]:
+def measure_errors(config: Config, progress: Progress = silent) -> dict[str, list]:
     """The table of ``solvers.csv``: network (in words), depth, kind ("dense" or "cifar") and the columns of
-    `ode.measure_solver_errors`; the convolutional networks' rows are those of ``checkpoints/solvers.csv``."""
+    `ode.measure_solver_errors`. The rows of convolutional networks are from ``checkpoints/solvers.csv``."""
     rows = []
     for initialisation, activation in progress(DENSE, len(DENSE)):
         network = replace(config.network, initialisation=initialisation, activation=activation)
@@ -72,11 +66,13 @@ def solve(config: Config, progress: Progress = silent) -> dict[str, list]:
     return tables.from_rows(rows + named_rows("solvers"))
 
 
-def orders(table: Table, order_from: int = 8) -> dict[str, list]:
-    """The table of ``solvers_orders.csv``: network, depth, kind, method, order (minus the slope of the error in the
-    steps from ``order_from`` to the depth), beyond (the same with steps of at most half a layer) and stays (with as
-    many steps as layers, the distance to the network). Of errors above 1 or down at rounding there is no order: nan
-    with fewer than two others."""
+def fit_orders(table: Table, order_from: int = 8) -> dict[str, list]:
+    """The table of ``solvers_orders.csv``: network, depth, kind, method, order, beyond, stays.
+
+    ``order`` is minus the slope of the error in the number of steps, from ``order_from`` to the depth. ``beyond`` is
+    the same for steps of at most half a layer. Both leave out errors above 1 and below `FLOOR`, and are nan if fewer
+    than two are left. ``stays`` is the distance to the network itself with as many steps as layers.
+    """
     rows = []
     for network in dict.fromkeys(table["network"]):
         for method in ode.METHODS:
@@ -100,9 +96,9 @@ METHOD_COLORS = {"Euler": BLUE, "Heun": VERMILION, "RK4": GREEN, ode.ADAPTIVE: P
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """A panel for each network: distance to the ODE (full) and to the network itself (faint) against the evaluations,
-    a colour for each solver; fully connected networks above, the first three of each kind. Errors above `SHOWN_BELOW`
-    are not drawn."""
+    """A panel for each network, with a colour for each solver: the distance to the ODE (full) and to the network itself
+    (faint) against the evaluations. The first three fully connected networks are above, the first three convolutional
+    ones below. Errors above `SHOWN_BELOW` are not drawn."""
     table = data["solvers"]
     rows = [[name for name in dict.fromkeys(table["network"]) if kind in select(table, network=name)["kind"]]
             for kind in ("dense", "cifar")]  # fmt: skip
@@ -110,7 +106,7 @@ def draw(data: Data, config: Config) -> Figure:
     for line, names in zip(axes, rows, strict=True):
         for place, panel in enumerate(line):
             if place < len(names):
-                _solvers(panel, select(table, network=names[place]))
+                _draw_solvers(panel, select(table, network=names[place]))
             else:
                 write_across(panel, "none is here")
                 panel.set_axis_off()
@@ -122,7 +118,7 @@ def draw(data: Data, config: Config) -> Figure:
     return figure
 
 
-def _solvers(axes: Axes, table: Table) -> None:
+def _draw_solvers(axes: Axes, table: Table) -> None:
     for (method, color), marker in zip(METHOD_COLORS.items(), "osD^", strict=True):
         rows = select(table, method=method)
         order = np.argsort(rows["evaluations"])
@@ -134,8 +130,8 @@ def _solvers(axes: Axes, table: Table) -> None:
             axes.plot(rows["evaluations"][order], found, marker=marker, markersize=3, color=color,
                       **{"linewidth": 1.1, "linestyle": "-"} | style)  # fmt: skip
     own = select(table, method="network")
-    axes.axhline(own["error"][0], color=GREY, linestyle="--", linewidth=1, zorder=0, label="the network")
+    axes.axhline(own["error"][0], linestyle="--", label="the network", **GUIDE)
     axes.plot([], [], ":", color=GREY, alpha=0.7, label="to the network")
-    axes.axvline(own["evaluations"][0], color=GREY, linestyle=":", linewidth=0.8, zorder=0)
+    axes.axvline(own["evaluations"][0], linestyle=":", **GUIDE | {"linewidth": 0.8})
     name = str(own["network"][0])
     axes.set(xscale="log", yscale="log", title=f"CIFAR-10:\n{name}" if own["kind"][0] == "cifar" else name)

@@ -1,4 +1,4 @@
-"""The size of the stem: how long the ODE of a trained network is."""
+"""The size of the stem, which determines how long the ODE of a trained network is."""
 
 import math
 from collections.abc import Iterable
@@ -14,25 +14,25 @@ from lib.cifar.course import RATIOS, SCALES, describe_run, make_columns, smoothn
 from lib.cifar.records import Run
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, GREY, PURPLE, activation_color, panels, plain_ticks, styled, write_across
+from lib.figures.style import BLUE, GREY, GUIDE, PURPLE, activation_color, panels, plain_ticks, styled, write_across
 from lib.measures import SMOOTH_BELOW
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which networks (``choice``), which ``small`` ones are compared in training, and how many steps of the spike are
-    averaged (``every``)."""
+    """Networks after training (``choice``) and ``small`` ones along training. The spike is averaged over ``every``
+    steps."""
 
     choice: NetworkChoice
     small: NetworkChoice
     every: int = 8
 
     def __post_init__(self) -> None:
-        checks.positive_int("every", self.every)
+        checks.check_fields(self, "every")
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """The networks at the end of training, the small ones along training, and the spike of a loss."""
+    """Three tables: the networks after training, the small ones along training, and the spike of a loss."""
     found = records.read_runs()
     small = config.small.select(found, initialisation="weight-tied", hold_stem=None)
     both = {run.config.epochs for run in small if run.config.hold_stem} & {
@@ -40,17 +40,20 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     }
     stems = records.select(small, epochs=max(both)) if both else select_longest_schedule(small)
     return {
-        "stem": relative_path_lengths(config.choice.select(found, activation=None, hold_stem=None)),
+        "stem": measure_path_lengths(config.choice.select(found, activation=None, hold_stem=None)),
         "stem_training": smoothness_in_training(stems),
-        "stem_spike": loss_spike(config.every),
+        "stem_spike": average_spike(config.every),
     }
 
 
-def relative_path_lengths(runs: Iterable[Run]) -> dict[str, list]:
-    """The table of ``stem.csv``, a line for each run with batch norm whose weights or logged scales are here: run,
-    activation, initialisation, epochs, hold_stem, test_accuracy (%), von_neumann_conv1, von_neumann_conv2, stem_scale,
-    path_length (`ConvResNet.scales`) and relative_path_length, the second of these by the first: how far the layers
-    may carry the hidden state, in units of the stem's output before its ReLU (|h_0| is 0.6 to 1 times that)."""
+def measure_path_lengths(runs: Iterable[Run]) -> dict[str, list]:
+    """The table of ``stem.csv``, with a row for each run with batch norm whose weights or logged scales are here.
+
+    The columns are run, activation, initialisation, epochs, hold_stem, test_accuracy (%), von_neumann_conv1,
+    von_neumann_conv2, stem_scale, path_length (`ConvResNet.scales`) and relative_path_length. The last one is
+    path_length / stem_scale: how far the layers may carry the hidden state, in units of the stem's output before its
+    ReLU (|h_0| is 0.6 to 1 times that unit).
+    """
     rows = []
     for run in (run for run in runs if run.config.batch_norm):
         if run.has_weights:
@@ -65,11 +68,12 @@ def relative_path_lengths(runs: Iterable[Run]) -> dict[str, list]:
     return make_columns(rows, ("hold_stem", "test_accuracy"), (*RATIOS, *SCALES))
 
 
-def accuracy_by_length(networks: tables.Table) -> dict[str, float]:
-    """What the relative path length says of test accuracy, in the table of `relative_path_lengths`: over all
-    ``networks``, the ``points`` that go with ten times the length (least squares) and the ``correlation`` with its
-    logarithm; and the ``correlation_alike`` among the ``alike`` of the longest schedule that are not linear (nan of
-    fewer than three).
+def relate_accuracy_to_length(networks: tables.Table) -> dict[str, float]:
+    """How test accuracy depends on the relative path length, in the table of `measure_path_lengths`.
+
+    ``networks`` is their number. ``points`` is the change of accuracy for ten times the length (least squares), and
+    ``correlation`` is that with the logarithm of the length. ``alike`` is the number of networks of the longest
+    schedule that are not linear, and ``correlation_alike`` is the correlation among them (nan for fewer than three).
     """
     lengths = np.log10(np.asarray(networks["relative_path_length"], dtype=float))
     accuracy = np.asarray(networks["test_accuracy"], dtype=float)
@@ -84,9 +88,9 @@ def accuracy_by_length(networks: tables.Table) -> dict[str, float]:
     }
 
 
-def loss_spike(every: int) -> dict[str, list]:
-    """The table of ``stem_spike.csv`` out of ``checkpoints/loss_spike.csv``: some epochs of a run step by step, in
-    means over ``every`` steps: epochs (complete so far, with a fraction), loss, relative_path_length."""
+def average_spike(every: int) -> dict[str, list]:
+    """The table of ``stem_spike.csv``, from ``checkpoints/loss_spike.csv``: a few epochs of a run, in means over
+    ``every`` steps. The columns are epochs (complete so far, with a fraction), loss, relative_path_length."""
     checks.positive_int("every", every)
     watched = records.read_spike()
     steps = watched["step"].max() if len(watched["step"]) else 1
@@ -99,10 +103,12 @@ def loss_spike(every: int) -> dict[str, list]:
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """What the size of the stem goes with, what comes of keeping it, and a spike of the loss step by step.
+    """Accuracy and von Neumann ratio against the relative path length, the same small networks with a trained and a
+    held stem, and a spike of the loss step by step.
 
-    Networks have the colour of their activation. Weight-tied ones are full, i.i.d. ones hollow, those with a held stem
-    squares, and the larger the longer their schedule. In training there is a line a run, and one at `SMOOTH_BELOW`.
+    Networks have the colour of their activation. Weight-tied ones are full, i.i.d. ones hollow, and those with a held
+    stem are squares. Longer schedules have larger markers. Along training there is a line for each run, and a dotted
+    one at `SMOOTH_BELOW`.
     """
     networks, training, spike = data["stem"], data["stem_training"], data["stem_spike"]
     figure, axes = panels(2, rows=3, height=6.4, width_ratios=[1.25, 1])
@@ -138,8 +144,8 @@ def draw(data: Data, config: Config) -> Figure:
             line = tables.select(rows, run=run)
             longer.plot(line["epoch"], line["relative_path_length"], color=color, linewidth=1, label=label)
             rougher.plot(line["epoch"], line["von_neumann_conv1"], color=color, linewidth=1)
-            label = None  # one of the runs stands for all
-    rougher.axhline(SMOOTH_BELOW, color=GREY, linestyle=":", linewidth=1, zorder=0)
+            label = None  # one entry of the legend for all runs
+    rougher.axhline(SMOOTH_BELOW, linestyle=":", **GUIDE)
     for panel, name in ((rougher, "von Neumann ratio of conv1"), (longer, "relative path length")):
         panel.set(yscale="log", xlabel="epochs complete", ylabel=name)
     if len(training["run"]):

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator, ScalarFormatter
@@ -35,6 +36,7 @@ BLACK, LIGHT = "#222222", "#B5B5B5"
 # Other activations share a colour of their own.
 ACTIVATION_COLORS = {"identity": GREEN, "gelu": BLUE, "relu": VERMILION}
 INITIALISATION_COLORS = {"weight-tied": BLUE, "iid": VERMILION}
+GUIDE = {"color": GREY, "linewidth": 1, "zorder": 0}  # a line to compare with, behind the data
 
 STYLE = {
     "font.size": 9,
@@ -57,27 +59,27 @@ STYLE = {
     "savefig.dpi": 200,
 }
 
-# What a figure is written in: its layout is fixed, and matplotlib would make it anew for a second file.
+# The style in which a figure is written. Its layout is fixed, and matplotlib would make it anew for a second file.
 SAVED = {**STYLE, "figure.constrained_layout.use": False}
 
 
-def _as_written(value: Any) -> Any:
+def _round_tables(value: Any) -> Any:
     # A table, or several by name.
     if not isinstance(value, Mapping):
         return value
     if any(isinstance(part, Mapping) for part in value.values()):
-        return {name: _as_written(part) for name, part in value.items()}
-    return digits.table(value)
+        return {name: _round_tables(part) for name, part in value.items()}
+    return digits.round_table(value)
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Run a drawing function in the one style, whatever the caller's rcParams are, on tables as they are written: a
-    picture shows no digit that its table does not have."""
+    """Run a drawing function in the one style, whatever the caller's rcParams are. Its tables are rounded as they are
+    written, so that a picture shows no digit that its table does not have."""
 
     @wraps(draw)
     def drawn(*args, **kwargs) -> Figure:
-        args = [_as_written(value) for value in args]
-        kwargs = {name: _as_written(value) for name, value in kwargs.items()}
+        args = [_round_tables(value) for value in args]
+        kwargs = {name: _round_tables(value) for name, value in kwargs.items()}
         with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
             figure = draw(*args, **kwargs)
             FigureCanvasAgg(figure).draw()  # fixes the layout while the style holds
@@ -101,6 +103,23 @@ def color_scale(values: Sequence[float], log: bool = False) -> tuple[Callable[[f
     return mappable.to_rgba, mappable
 
 
+def draw_color_bar(
+    figure: Figure, mappable: mpl.cm.ScalarMappable, axes: Any, label: str = "", **place: Any
+) -> Colorbar:
+    """A colour bar beside the axes, without a frame; ``place`` as for `Figure.colorbar`."""
+    bar = figure.colorbar(mappable, ax=axes, **place)
+    bar.outline.set_visible(False)
+    bar.set_label(label)
+    return bar
+
+
+def draw_slopes(axes: Axes, times: Sequence[float], fits: Sequence[Slope], **style: Any) -> None:
+    """Slopes against the training time, with their intervals (none if they are nan)."""
+    slopes, low, high = (np.array([getattr(fit, name) for fit in fits]) for name in ("slope", "low", "high"))
+    bars = np.maximum(np.nan_to_num([slopes - low, high - slopes]), 0)
+    axes.errorbar(times, slopes, bars, linewidth=1, capsize=2, **style)
+
+
 def minus(number: float, digits: int = 3) -> str:
     """A number for a label, with a true minus sign."""
     return f"{number:.{digits}f}".replace("-", "−")
@@ -122,7 +141,7 @@ def rate_line(axes: Axes, x: Sequence[float], fit: Slope, exponent: float, label
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Ticks of a logarithmic axis over a decade or two: plain numbers, 1, 2, 5, 10, ..."""
+    """Plain numbers 1, 2, 5, 10, ... at the ticks of a logarithmic axis, for one or two decades."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -151,16 +170,16 @@ def leave_room_above(axes: Axes, share: float) -> None:
 
 
 def write_across(axes: Axes, text: str, **style: Any) -> None:
-    """A sentence in the place of data that are not here."""
+    """A sentence in the middle of the axes, in place of data that are missing."""
     axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes, **style)
 
 
 def activation_color(activation: str) -> str:
-    """The colour of a network with that activation; those that have none share purple."""
+    """The colour of a network with that activation. Activations without a colour of their own share purple."""
     return ACTIVATION_COLORS.get(activation, PURPLE)
 
 
-def cell_edges(centres: np.ndarray) -> np.ndarray:
+def compute_cell_edges(centres: np.ndarray) -> np.ndarray:
     """Cell edges around sorted centres, for pcolormesh."""
     if len(centres) < 2:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
@@ -168,18 +187,20 @@ def cell_edges(centres: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * centres[0] - middles[0]], middles, [2 * centres[-1] - middles[-1]]])
 
 
-def tied_run_style(rows: tables.Table, longest: int) -> tuple[str, dict[str, str]]:
-    """Label and line of a weight-tied run: the colour of its activation, solid for the longest schedule."""
+def style_tied_run(rows: tables.Table, longest: int) -> tuple[str, dict[str, str]]:
+    """The label and the line style of a weight-tied run: the colour of its activation, solid for the longest schedule
+    and dashed for shorter ones."""
     activation, epochs = str(rows["activation"][0]), int(rows["epochs"][0])
     style = {"color": activation_color(activation), "linestyle": "-" if epochs == longest else "--"}
     return f"{tables.word(activation)}, {epochs} epochs", style
 
 
 def depth_label(depth: int) -> str:
+    """The depth for a legend; `LIMIT` is infinite."""
     return r"$L=\infty$" if depth == LIMIT else f"$L={depth}$"
 
 
-def layers_axis(axes: Axes, layers: Iterable[int]) -> None:
+def set_layers_axis(axes: Axes, layers: Iterable[int]) -> None:
     """A logarithmic axis of layers, a plain number at every second power of two."""
     ticks = sorted({int(count) for count in layers})
     axes.set_xscale("log", base=2)

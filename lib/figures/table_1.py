@@ -1,4 +1,4 @@
-"""Table 1: accuracy on CIFAR-10, and smoothness of the trained weights (Section 5.2)."""
+"""Table 1: accuracy on CIFAR-10, and the smoothness of the trained weights (Section 5.2)."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ from lib.cifar.choice import (
 )
 from lib.cifar.course import RATIOS, smooth_shares
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, SHARES, Run
-from lib.figures.claim import OPEN, Claim, Read, factor_below, judge, tightest
+from lib.figures.claim import OPEN, Claim, Read, factor_below, judge_margin, tightest
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import styled
@@ -31,7 +31,7 @@ PAPER_RUNS = 5
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of Table 1 as published: medians and interquartile ranges over 5 runs, in %, and the judgement by eye."""
+    """A row of the published Table 1: medians and interquartile ranges over 5 runs, in %, and smoothness by eye."""
 
     activation: str
     initialisation: str
@@ -54,8 +54,8 @@ PAPER_TABLE = (
 
 @dataclass(frozen=True)
 class Config:
-    """Which networks (``choice``), and the ``accuracy`` of which epoch: "last", or "best" as the released checkpoints
-    log it."""
+    """The ``choice`` of networks, and the epoch of the ``accuracy``: "last", or "best" as in the released
+    checkpoints."""
 
     choice: NetworkChoice
     accuracy: str = "last"
@@ -65,12 +65,12 @@ class Config:
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """The table of `compare`."""
+    """The table that `compare` makes."""
     return {"table_1": compare(records.read_runs(), config.choice, config.accuracy)}
 
 
-def median_and_range(values: Iterable[float]) -> tuple[float, float]:
-    """Median and interquartile range; both nan without values, the range nan with a single one."""
+def compute_median_and_range(values: Iterable[float]) -> tuple[float, float]:
+    """Median and interquartile range. Both are nan without values; the range is nan for a single value."""
     values = np.asarray(list(values), dtype=float)
     if len(values) == 0:
         return math.nan, math.nan
@@ -79,20 +79,21 @@ def median_and_range(values: Iterable[float]) -> tuple[float, float]:
 
 
 def compare(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") -> dict[str, list]:
-    """The table of ``table_1.csv``: a block for each `Setting` (whatever its schedule) of the choice, and in each a row
-    for each of the paper's, its numbers and ours, of the runs with the longest schedule in that setting. The released
-    script's setting comes first, whole; of the others there are the rows that are trained.
+    """The table of ``table_1.csv``: a block of rows for each `Setting` of the choice, with schedules of any length.
 
-    ``smooth``: all medians of the von Neumann ratio over all layers are below `SMOOTH_BELOW`. ``smooth_share_...``: the
-    median of `smooth_shares`, over those ``smooth_known`` runs of which it is known. ``resampling``: the median of the
-    `resampling_distances`, over the runs that have one. Each is nan of none.
+    A block has a row for each row of the paper, with its numbers and those of our runs with the longest schedule. The
+    released script's setting comes first, with all rows. Other settings have the rows that are trained.
 
-    Without batch norm the columns paper_... are absent: the paper's networks have it. ``accuracy`` "last" takes that of
-    the last epoch, "best" that of the best evaluated epoch (see ``test_every``), which is what the released checkpoints
-    log.
+    ``smooth`` says whether all medians of the von Neumann ratio over all layers are below `SMOOTH_BELOW`.
+    ``smooth_share_...`` is the median of `smooth_shares` over the ``smooth_known`` runs for which it is known.
+    ``resampling`` is the median of `read_resampling_distances` over the runs that have one. A median of no runs is nan.
+
+    Without batch norm there are no columns paper_...: the paper's networks have batch norm. If ``accuracy`` is "last",
+    accuracies are those of the last epoch. If it is "best", they are those of the best evaluated epoch (see
+    ``test_every``), as in the released checkpoints.
     """
     checks.choice("accuracy", accuracy, ("last", "best"))
-    resampled = resampling_distances()
+    resampled = read_resampling_distances()
     found = choice.select(runs, activation=None)
     first = released_setting(choice)
     settings = sorted({Setting.from_config(run.config).of_any_length for run in found} - {first})
@@ -103,27 +104,22 @@ def compare(runs: Iterable[Run], choice: NetworkChoice, accuracy: str = "last") 
             here = records.select(block, activation=paper.activation, initialisation=paper.initialisation)
             if here or setting == first:
                 row = {"setting": setting.words, "activation": paper.activation}
-                row |= {"initialisation": paper.initialisation} | (_published(paper) if choice.batch_norm else {})
-                rows.append(row | _ours(select_longest_schedule(here), accuracy, resampled))
+                row |= {"initialisation": paper.initialisation} | (_quote_paper(paper) if choice.batch_norm else {})
+                rows.append(row | _measure_runs(select_longest_schedule(here), accuracy, resampled))
     return tables.from_rows(rows)
 
 
-def _published(paper: PaperRow) -> dict[str, Any]:
-    return {
-        "paper_train": paper.train,
-        "paper_train_range": paper.train_range,
-        "paper_test": paper.test,
-        "paper_test_range": paper.test_range,
-        "paper_smooth": paper.smooth,
-    }
+def _quote_paper(paper: PaperRow) -> dict[str, Any]:
+    columns = ("train", "train_range", "test", "test_range", "smooth")
+    return {f"paper_{name}": getattr(paper, name) for name in columns}
 
 
-def _ours(runs: list[Run], accuracy: str, resampled: Mapping[str, float]) -> dict[str, Any]:
-    # The part of a row that says what was measured, over runs of one setting and schedule.
+def _measure_runs(runs: list[Run], accuracy: str, resampled: Mapping[str, float]) -> dict[str, Any]:
+    # The measured part of a row, over runs of one setting and schedule.
     suffix = "" if accuracy == "last" else "_best"
-    train, train_range = median_and_range(run.values[f"train_accuracy{suffix}"] for run in runs)
-    test, test_range = median_and_range(run.values[f"test_accuracy{suffix}"] for run in runs)
-    ratios = {name: median_and_range(run.values[name] for run in runs)[0] for name in RATIOS}
+    train, train_range = compute_median_and_range(run.values[f"train_accuracy{suffix}"] for run in runs)
+    test, test_range = compute_median_and_range(run.values[f"test_accuracy{suffix}"] for run in runs)
+    ratios = {name: compute_median_and_range(run.values[name] for run in runs)[0] for name in RATIOS}
     known = [shares for run in runs if np.isfinite(list((shares := smooth_shares(run)).values())).all()]
     distances = (resampled[run.config.name] for run in runs if run.config.name in resampled)
     return {
@@ -133,9 +129,9 @@ def _ours(runs: list[Run], accuracy: str, resampled: Mapping[str, float]) -> dic
         "test_range": test_range,
         **ratios,
         "smooth": all(ratio < SMOOTH_BELOW for ratio in ratios.values()),
-        **{name: median_and_range(shares[name] for shares in known)[0] for name in SHARES},
+        **{name: compute_median_and_range(shares[name] for shares in known)[0] for name in SHARES},
         "smooth_known": len(known),
-        "resampling": median_and_range(distances)[0],
+        "resampling": compute_median_and_range(distances)[0],
         "runs": len(runs),
         "epochs": runs[0].config.epochs if runs else 0,
         "seeds": " ".join(str(run.config.seed) for run in runs),
@@ -143,8 +139,8 @@ def _ours(runs: list[Run], accuracy: str, resampled: Mapping[str, float]) -> dic
 
 
 def make_readable(table: Mapping[str, list]) -> dict[str, list[str]]:
-    """The table as it is read and printed: the first row of a block names its setting, and a row says itself if it
-    has fewer epochs or runs than the paper."""
+    """The table for readers. The first row of a block names its setting. A row says if it has fewer epochs or runs than
+    the paper."""
 
     def percent(middle: float, spread: float) -> str:
         return f"{middle:.1f}" + ("" if math.isnan(spread) else f" ± {spread:.1f}")
@@ -169,25 +165,25 @@ def make_readable(table: Mapping[str, list]) -> dict[str, list[str]]:
                 f"{row['von_neumann_conv1']:.2g}",
                 f"{row['von_neumann_conv2']:.2g}",
                 "yes" if row["smooth"] else "no",
-                *(_eighths(row[name], row["smooth_known"], row["runs"]) for name in SHARES),
+                *(_format_eighths(row[name], row["smooth_known"], row["runs"]) for name in SHARES),
                 "-" if math.isnan(row["resampling"]) else f"{row['resampling']:.2g}",
             )
-            line |= dict(zip(ours, texts, strict=True)) | {"trained": _trained(row)}
+            line |= dict(zip(ours, texts, strict=True)) | {"trained": _describe_trained(row)}
         lines.append(line)
     return tables.from_rows(lines)
 
 
-def _eighths(share: float, known: int, runs: int) -> str:
-    # Of how many runs the share is known is said if it is not known of all.
+def _format_eighths(share: float, known: int, runs: int) -> str:
+    # If the share is not known for all runs, the number of runs is given.
     if known == 0:
         return "unknown"
     return f"{PARTS * share:g} of {PARTS}" + ("" if known == runs else f" ({known} run{'' if known == 1 else 's'})")
 
 
-def resampling_distances() -> dict[str, float]:
-    """How far the logits on the test images are off with half of the layers kept, relative to their size, by run: those
-    in ``checkpoints/resampling.csv``, whose weights are here. Small, if layers are like their neighbours or their
-    differences average out; 1 or more, if nothing of the network is left."""
+def read_resampling_distances() -> dict[str, float]:
+    """The relative distance of the logits on the test images if half of the layers are kept, for each run in
+    ``checkpoints/resampling.csv``. It is small if neighbouring layers are similar or their differences average out. It
+    is 1 or more if nothing of the network is left."""
     kept = tables.select(records.read_measured("resampling"), **records.KEPT)
     return {
         str(run): float(rows["distance"][rows["layers"].argmax()])
@@ -196,7 +192,7 @@ def resampling_distances() -> dict[str, float]:
     }
 
 
-def _trained(row: Mapping[str, Any]) -> str:
+def _describe_trained(row: Mapping[str, Any]) -> str:
     runs, seeds = row["runs"], str(row["seeds"]).split()
     count = f"{runs} runs" if runs >= PAPER_RUNS else f"{runs} of {PAPER_RUNS} runs"
     named = f"seed{'' if runs == 1 else 's'} {', '.join(seeds)}"
@@ -204,8 +200,8 @@ def _trained(row: Mapping[str, Any]) -> str:
 
 
 def claims(read: Read) -> Iterator[Claim]:
-    """What the paper says of its trained networks, for each setting that some were trained in; open if none was trained
-    for as long as the paper's."""
+    """The paper's statements on trained networks, for each setting that has runs. A claim is open if no network was
+    trained for as long as the paper's."""
     for row in tables.rows(read("table_1")):
         claimed = row["paper_smooth"]
         smooth = tightest(*(factor_below(row[f"von_neumann_{name}"], SMOOTH_BELOW) for name in CONVOLUTIONS))
@@ -215,7 +211,7 @@ def claims(read: Read) -> Iterator[Claim]:
             network += f", {row['setting']}"
         known, runs = row["smooth_known"], row["runs"]
         named = zip(SHARES, CONVOLUTIONS, strict=True)
-        shares = " and ".join(f"{_eighths(row[share], known, known)} ({name})" for share, name in named)
+        shares = " and ".join(f"{_format_eighths(row[share], known, known)} ({name})" for share, name in named)
         of_runs = f" of {known} run{'' if known == 1 else 's'}" if 0 < known < runs else ""
         measured = (
             f"von Neumann ratio over all layers {row['von_neumann_conv1']:.2g} (conv1) and "
@@ -223,21 +219,20 @@ def claims(read: Read) -> Iterator[Claim]:
             f"{shares if known else 'unknown'}, after {describe_training(row['epochs'], row['runs'])} "
             f"({row['setting']})"
         )
-        yield Claim(
+        yield judge_margin(
             f"CIFAR-10, {network}: {'smooth' if claimed else 'rough'} across layers after training",
             "Table 1",
-            measured if row["runs"] else "nothing trained yet",
-            f"{'both' if claimed else 'not both'} below {SMOOTH_BELOW} over all layers (medians over runs)",
-            "",
-            judge(margin) if row["epochs"] >= PAPER_EPOCHS else OPEN,
             "table_1",
             margin,
+            measured if row["runs"] else "nothing trained yet",
+            f"{'both' if claimed else 'not both'} below {SMOOTH_BELOW} over all layers (medians over runs)",
+            **({} if row["epochs"] >= PAPER_EPOCHS else {"verdict": OPEN}),
         )
 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
-    """The readable table as a picture, columns as wide as what they hold."""
+    """The readable table as a picture, with columns as wide as their texts."""
     readable = make_readable(data["table_1"])
     rows = list(zip(*readable.values(), strict=True))
     wide = [2 + max(map(len, [*name.split(), *column])) for name, column in readable.items()]

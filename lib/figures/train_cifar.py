@@ -1,4 +1,4 @@
-"""The picture of a training on CIFAR-10 that is going on."""
+"""The picture of a running training on CIFAR-10."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,22 +9,15 @@ from lib.figures.style import BLUE, VERMILION, panels, styled
 
 @styled
 def draw(log: Sequence[Mapping], epochs: int) -> Figure:
-    """Loss and accuracy against the epoch; ``log`` has a line an epoch (`cifar_training.EpochRecord`), test
-    values if they were measured, ``epochs`` is the length of the schedule."""
+    """Loss and accuracy against the epoch. ``log`` has a `lib.cifar.training.EpochRecord` for each epoch, with test
+    values if they were measured; ``epochs`` is the length of the schedule."""
     figure, axes = panels(2)
     done = [line["epoch"] + 1 for line in log]
     tested = [line for line in log if line["test_loss"] is not None]
     for panel, quantity, label in zip(axes, ("loss", "accuracy"), ("cross-entropy", "accuracy (%)"), strict=True):
         panel.plot(done, [line[f"train_{quantity}"] for line in log], "-", color=BLUE, label="train (running)")
-        panel.plot(
-            [line["epoch"] + 1 for line in tested],
-            [line[f"test_{quantity}"] for line in tested],
-            "o-",
-            color=VERMILION,
-            label="test",
-        )
-        panel.set_xlim(0, epochs + 0.5)
-        panel.set_xlabel("epoch")
-        panel.set_ylabel(label)
+        measured = [line[f"test_{quantity}"] for line in tested]
+        panel.plot([line["epoch"] + 1 for line in tested], measured, "o-", color=VERMILION, label="test")
+        panel.set(xlim=(0, epochs + 0.5), xlabel="epoch", ylabel=label)
     axes[0].legend()
     return figure

@@ -13,9 +13,9 @@ from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 from lib.figures import blocks as blocks_room
 from lib.figures import bounds, pl_condition
 from lib.figures.claim import BEYOND, HOLDS
-from lib.figures.figure_4 import closer_by
-from lib.figures.rounding import lost_in_precision
-from lib.figures.stem import accuracy_by_length
+from lib.figures.figure_4 import compare_distances
+from lib.figures.rounding import find_loss_times
+from lib.figures.stem import relate_accuracy_to_length
 from lib.figures.style import minus
 from lib.figures.table_1 import PAPER_TABLE
 from lib.measures import fit_slope, ratios_along_depth
@@ -74,7 +74,7 @@ def powers_off(bound: str, kind: str) -> str:
     """How many powers of ten a measured constant is at least below its bound at the last time, over the draws: with the
     norms of the run ("own"), or those known before it ("prior"). Negative if the bound is violated."""
     found = table("bounds")
-    return f"{bounds.powers_of_ten(found, bound, kind, max(found['time'])):.2g}"
+    return f"{bounds.compute_least_margin(found, bound, kind, max(found['time'])):.2g}"
 
 
 def loss(figure: str) -> str:
@@ -133,7 +133,7 @@ def as_published() -> str:
 def closer(convolution: str = "conv1") -> str:
     """How many times smaller the successive distance is with weight-tied than with i.i.d. initialisation (GELU, the
     paper's epochs)."""
-    return f"{closer_by(table('figure_4'), RELEASED, PAPER_EPOCHS)[convolution]:.3g}"
+    return f"{compare_distances(table('figure_4'), RELEASED, PAPER_EPOCHS)[convolution]:.3g}"
 
 
 def lost_after(activation: str) -> str:
@@ -146,12 +146,12 @@ def lost_after(activation: str) -> str:
 
 def rough_from(dtype: str) -> str:
     """The training time at which 32 layers stop being smooth, in float32 or float64."""
-    return span(lost_in_precision(table("rounding"), 32, dtype), ".0f")
+    return span(find_loss_times(table("rounding"), 32, dtype), ".0f")
 
 
 def stem(which: str) -> str:
-    """An entry of `accuracy_by_length`: networks, points, correlation, alike or correlation_alike."""
-    value = accuracy_by_length(table("stem"))[which]
+    """An entry of `relate_accuracy_to_length`: networks, points, correlation, alike or correlation_alike."""
+    value = relate_accuracy_to_length(table("stem"))[which]
     return str(value) if isinstance(value, int) else minus(value, 1 if which == "points" else 2)
 
 

@@ -57,7 +57,7 @@ def test_rounding_noise_reaches_neither_a_table_nor_its_picture(tmp_path, monkey
     config = figure_3.Config(NetworkChoice())
     published = records.read_published()
     others = {"figure_3_published": published}
-    others["figure_3_networks"] = figure_3.describe({}, {}, figure_3.published_ratios(published))
+    others["figure_3_networks"] = figure_3.measure_networks({}, {}, figure_3.measure_published(published))
 
     def files(data):
         save("figure_3", figure_3.draw({"figure_3": data, **others}, config), {"figure_3": data})

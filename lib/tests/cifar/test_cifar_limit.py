@@ -132,10 +132,10 @@ def table():
 
 
 def test_until_when_a_family_converges(table):
-    rates = {name: np.array(column) for name, column in conv_limit.slopes(table).items()}
-    assert conv_limit.converges_until(rates, "gelu", "batch", "logits") == 3
-    assert conv_limit.converges_until(rates, "gelu", "group", "logits") == 5
-    assert conv_limit.converges_until(rates, "gelu", "none", "logits") == 0
+    rates = {name: np.array(column) for name, column in conv_limit.fit_slopes(table).items()}
+    assert conv_limit.find_last_converging_epoch(rates, "gelu", "batch", "logits") == 3
+    assert conv_limit.find_last_converging_epoch(rates, "gelu", "group", "logits") == 5
+    assert conv_limit.find_last_converging_epoch(rates, "gelu", "none", "logits") == 0
     row = select(rates, normalisation="group", epoch=5, measure="weights_conv1")
     assert (row["slope"][0], row["seeds"][0]) == (pytest.approx(-1.0), 2)
     assert select(rates, measure="steepness")["slope"] == pytest.approx(0.0)
@@ -151,4 +151,4 @@ def test_families_that_are_not_trained_are_open(table):
 def test_without_a_table_all_is_open(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     table = depth_limit.read()
-    assert not any(conv_limit.slopes(table).values())
+    assert not any(conv_limit.fit_slopes(table).values())

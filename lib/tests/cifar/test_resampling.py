@@ -16,7 +16,7 @@ from lib.cifar.network import ConvNetConfig, ConvResNet
 from lib.cifar.resampling import ParallelForm, fold_batch_norms, logits, resample
 from lib.explore import trained
 from lib.figures import resampling as room
-from lib.figures.table_1 import compare, make_readable, resampling_distances
+from lib.figures.table_1 import compare, make_readable, read_resampling_distances
 from lib.ode import layers as depth_layers
 
 
@@ -179,16 +179,16 @@ def test_what_the_figure_says(small_runs):
     rows = rows_of(run.config.name, [0.5, 1.0, 2.0], [59.5, 59.4, 60.0]) + rows_of("unknown", [1.0], [10.0])
     tables.write_csv(paths.CHECKPOINTS / "resampling.csv", tables.from_rows(rows))
     config = room.Config(["gelu weight-tied 30"], slope_from=1)
-    table = room.curves(small_runs)
+    table = room.tabulate_curves(small_runs)
     assert set(table["run"]) == {run.config.name}
-    (line,) = tables.rows(room.summary(table, config))
+    (line,) = tables.rows(room.summarise_runs(table, config))
     assert (line["run"], line["fewest"], line["half"]) == (run.config.name, 4, 0.5)
     assert line["slope"] == pytest.approx(-1)
     trained = {"layers": [2], "accuracy": [85.0], "activation": ["gelu"]}
     figure = room.draw({"resampling": table, "resampling_shallow": trained}, config)
     drawn = {tuple(line.get_xdata()): list(line.get_ydata()) for panel in figure.axes for line in panel.lines}
     assert drawn[1, 2, 4, 8] == [60.0, 59.4, 59.5, 60.0]
-    assert resampling_distances() == {run.config.name: 0.5, "unknown": 1.0}
+    assert read_resampling_distances() == {run.config.name: 0.5, "unknown": 1.0}
     table_1 = compare(small_runs, NetworkChoice(depth=8))
     (ours,) = (row for row in tables.rows(table_1) if row["runs"])
     assert ours["resampling"] == 0.5
@@ -196,9 +196,9 @@ def test_what_the_figure_says(small_runs):
 
 
 def test_without_anything_measured_there_is_a_sentence(small_runs):
-    table = room.curves(small_runs)
-    assert table == room.summary(table, room.Config(["gelu iid 30"])) == {}
-    data = {"resampling": table, "resampling_shallow": room.shallow(small_runs, table)}
+    table = room.tabulate_curves(small_runs)
+    assert table == room.summarise_runs(table, room.Config(["gelu iid 30"])) == {}
+    data = {"resampling": table, "resampling_shallow": room.select_shallow(small_runs, table)}
     figure = room.draw(data, room.Config(["gelu iid 30"]))
     assert "make measure" in figure.axes[0].texts[0].get_text()
     readable = make_readable(compare(small_runs, NetworkChoice(depth=8)))

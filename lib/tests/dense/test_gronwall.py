@@ -93,7 +93,7 @@ def test_the_rate_is_above_the_constant_of_the_pl_condition(table):
 def test_what_is_known_before_training_is_no_better_than_the_runs_own_norms(table):
     rows = select(table, bound="K")
     assert (rows["own"] <= rows["prior"]).all()
-    powers = bounds.powers_of_ten(table, "K", "prior", max(rows["time"]))
+    powers = bounds.compute_least_margin(table, "K", "prior", max(rows["time"]))
     ends = select(rows, time=max(rows["time"]))
     assert powers == pytest.approx(np.min(np.log10(ends["prior"] / ends["measured"])))
 
@@ -106,8 +106,8 @@ def test_a_violated_bound_is_seen(table, bound, kind):
     one = (table["bound"] == bound) & (table["time"] == end) & (table["seed"] == min(table["seed"]))
     scale = table[kind][one] / table["measured"][one] * (2 if bound != "rate" else 0.5)
     violated = table | {"measured": np.where(one, table["measured"] * np.resize(scale, len(one)), table["measured"])}
-    assert bounds.powers_of_ten(table, bound, kind, end) > 0
-    assert bounds.powers_of_ten(violated, bound, kind, end) == pytest.approx(-np.log10(2))
+    assert bounds.compute_least_margin(table, bound, kind, end) > 0
+    assert bounds.compute_least_margin(violated, bound, kind, end) == pytest.approx(-np.log10(2))
     panel = bounds.draw({"bounds": violated}, RUN).axes[list(bounds.TITLES).index(bound)]
     (cross,) = [line for line in panel.lines if line.get_marker() == "X"]
     assert list(cross.get_xdata()) == [end]

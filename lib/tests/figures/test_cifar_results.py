@@ -22,19 +22,20 @@ from lib.cifar.choice import (
     select_with_repeats,
 )
 from lib.cifar.config import CifarConfig
-from lib.cifar.course import smooth_shares, smoothness_in_training
+from lib.cifar.course import RATIOS, measure_parts, smooth_shares, smoothness_in_training
 from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.figures import figure_3, figure_4, smoothness
 from lib.figures.claim import FAILS, HOLDS
-from lib.figures.figure_3 import draw_entries, entries_across_layers, networks_by_setting
-from lib.figures.figure_4 import block_titles, closer_by, successive_distance_tables
-from lib.figures.smoothness import lost_by_depth, smoothness_along_depth
+from lib.figures.figure_3 import draw_entries, select_networks, tabulate_entries
+from lib.figures.figure_4 import compare_distances, tabulate_distances, write_titles
+from lib.figures.smoothness import find_losses_by_depth
 from lib.figures.table_1 import compare, make_readable
+from lib.measures import PARTS, ratios_along_depth
 
 
 @pytest.mark.slow
 def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
-    networks = networks_by_setting(records.read_runs(), trained)
+    networks = select_networks(records.read_runs(), trained)
     assert [(setting.epochs, smooth) for setting, smooth in networks] == [
         (30, "weight-tied"),
         (30, "iid"),
@@ -50,7 +51,7 @@ def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
     entries = {"conv1": (1, 2, 0, 2), "conv2": (15, 0, 1, 1)}
     monkeypatch.setattr(figure_3, "draw_entries", lambda seed: entries)
     layers = {key: run.load().network.residual_layers for key, run in networks.items()}
-    table = entries_across_layers(layers, entries)
+    table = tabulate_entries(layers, entries)
     curve = tables.select(table, epochs=180, initialisation="weight-tied", convolution="conv2")
     assert curve["layer"].tolist() == list(range(1, 65))
     np.testing.assert_allclose(curve["value"], 0.1 * np.sin(2 * np.pi * np.arange(64) / 64), atol=1e-6)
@@ -59,11 +60,11 @@ def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
     assert noise[7] == layer[1, 2, 0, 2].item()
     config = figure_3.Config(trained)
     nothing = {name: [] for name in ("picture", "convolution", "layer", "entry")}
-    ratios = figure_3.published_ratios(nothing)
-    data = {"figure_3": table, "figure_3_networks": figure_3.describe(networks, layers, ratios)}
+    ratios = figure_3.measure_published(nothing)
+    data = {"figure_3": table, "figure_3_networks": figure_3.measure_networks(networks, layers, ratios)}
     data["figure_3_published"] = nothing
     titles = {
-        (setting.epochs, smooth): figure_3.panel_title(data, config, setting.words, setting.epochs, smooth)
+        (setting.epochs, smooth): figure_3.write_panel_title(data, config, setting.words, setting.epochs, smooth)
         for setting, smooth in networks
     }
     length = "own schedule of 30 epochs (paper: 180)"
@@ -75,7 +76,7 @@ def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
     assert drawn.get_ylabel() == "conv2 $[15,0,1,1]$"
     assert [panel.texts[0].get_text() for panel in panels[2:, 1]] == ["no such network is here"] * 2
     networks[short, "weight-tied"].path.unlink()
-    assert list(networks_by_setting(records.read_runs(), trained)) == list(networks)[1:]
+    assert list(select_networks(records.read_runs(), trained)) == list(networks)[1:]
 
 
 @pytest.mark.slow
@@ -212,25 +213,23 @@ def test_the_longest_schedule_is_that_of_each_setting(two_settings):
 
 @pytest.mark.slow
 def test_figures_3_and_4_keep_settings_apart(two_settings):
-    networks = networks_by_setting(records.read_runs(), two_settings)
+    networks = select_networks(records.read_runs(), two_settings)
     assert [(setting.batch_size, setting.epochs) for setting, side in networks if side == "weight-tied"] == [
         (64, 2),
         (64, 3),
         (128, 4),
     ]
     layers = {key: run.load().network.residual_layers for key, run in networks.items()}
-    table = entries_across_layers(layers, draw_entries(0))
+    table = tabulate_entries(layers, draw_entries(0))
     assert len(set(zip(table["setting"], table["epochs"], strict=True))) == 3
-    layers, averages = successive_distance_tables(
-        group_by_setting(records.read_runs(), two_settings), records.read_distances()
-    )
+    layers, averages = tabulate_distances(group_by_setting(records.read_runs(), two_settings), records.read_distances())
     small, large = (
         tables.select(averages, epochs=epochs, initialisation="weight-tied", convolution="conv1") for epochs in (3, 4)
     )
     assert large["average"] == pytest.approx(2 * small["average"])  # as their weights are
     assert set(large["setting"]) == {"batch size 128, learning rate 0.04"}
-    assert figure_4.blocks(averages) == figure_4.blocks(layers)
-    assert len(block_titles(averages, "gelu")) == 3
+    assert figure_4.list_blocks(averages) == figure_4.list_blocks(layers)
+    assert len(write_titles(averages, "gelu")) == 3
 
 
 def test_the_share_of_smooth_layers_is_that_of_parts_that_are_long_enough():
@@ -282,20 +281,20 @@ def test_published_curves_are_shown_as_they_were_read(trained, monkeypatch):
         for picture, size in (("first", 1.0), ("second", 2.0)) for name in records.CONVOLUTIONS for k in layer
     ]  # fmt: skip
     curves = tables.from_rows(curves)
-    ratios = figure_3.published_ratios(curves)
+    ratios = figure_3.measure_published(curves)
     assert ratios["picture"] == ["first", "first", "second", "second"]
     # Of a sine of so many radians a step, over whole and half periods.
     assert ratios["von_neumann"] == pytest.approx([4 * math.sin(1 / 40) ** 2] * 4, rel=0.05)
     assert ratios["high"] == pytest.approx([2.0 * ratio for ratio in ratios["von_neumann"]])
     assert ratios["smooth_share"] == [1.0] * 4
-    networks = networks_by_setting(records.read_runs(), trained)
+    networks = select_networks(records.read_runs(), trained)
     layers = {key: run.load().network.residual_layers for key, run in networks.items()}
-    described = figure_3.describe(networks, layers, ratios)
+    described = figure_3.measure_networks(networks, layers, ratios)
     tied = tables.select(described, initialisation="weight-tied")
     assert set(tied["as_published"]) == {0.0}  # 64 layers of a sine: ten times rougher
     assert np.isnan(tied["smooth_share"]).all()  # parts of eight layers are too short
     config = figure_3.Config(trained)
-    data = {"figure_3": entries_across_layers(layers, config.entries), "figure_3_networks": described}
+    data = {"figure_3": tabulate_entries(layers, config.entries), "figure_3_networks": described}
     axes = figure_3.draw(data | {"figure_3_published": curves}, config).axes
     assert len(axes) == 4 + 8
     np.testing.assert_allclose(axes[1].lines[0].get_ydata(), 2 * np.sin(layer / 20), rtol=1e-6, atol=1e-8)
@@ -304,7 +303,7 @@ def test_published_curves_are_shown_as_they_were_read(trained, monkeypatch):
     assert not figure_3.Config(NetworkChoice("relu")).as_published
     (claim,) = figure_3.claims(lambda name: {key: np.array(column) for key, column in ratios.items()})
     assert claim.verdict == HOLDS
-    rough = figure_3.published_ratios(curves | {"entry": np.random.default_rng(0).standard_normal(1024)})
+    rough = figure_3.measure_published(curves | {"entry": np.random.default_rng(0).standard_normal(1024)})
     (claim,) = figure_3.claims(lambda name: {key: np.array(column) for key, column in rough.items()})
     assert claim.verdict == FAILS
 
@@ -312,7 +311,7 @@ def test_published_curves_are_shown_as_they_were_read(trained, monkeypatch):
 @pytest.mark.slow
 def test_figure_4_averages_over_layers_and_runs(trained):
     networks = group_by_setting(records.read_runs(), trained)
-    layers, averages = successive_distance_tables(networks, records.read_distances())
+    layers, averages = tabulate_distances(networks, records.read_distances())
     s = np.arange(64) / 64
     expected = 48 * np.abs(np.diff(0.1 * np.sin(2 * np.pi * s)))  # 2,304 equal entries: a factor 48
     tied = tables.select(layers, epochs=30, initialisation="weight-tied", convolution="conv1")
@@ -322,11 +321,11 @@ def test_figure_4_averages_over_layers_and_runs(trained):
         1,
         2,
     ]
-    factors = closer_by(averages, RELEASED, 30)
+    factors = compare_distances(averages, RELEASED, 30)
     noise = np.median(tables.select(averages, initialisation="iid", convolution="conv2")["average"])
     assert factors["conv2"] == pytest.approx(noise / expected.mean(), rel=1e-4)
-    assert closer_by(averages, RELEASED, 180) == {}
-    titles = block_titles(averages, "gelu")
+    assert compare_distances(averages, RELEASED, 180) == {}
+    titles = write_titles(averages, "gelu")
     assert titles == {
         (RELEASED, 30): f"GELU, own schedule of 30 epochs (paper: 180), 3 runs\n{RELEASED}",
         (RELEASED, 180): f"GELU, 180 epochs, 1 run\n{RELEASED}",
@@ -347,22 +346,22 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path, monk
     assert runs == []
     assert group_by_setting(runs, choice) == {}
     assert set(make_readable(compare(runs, choice))["trained"]) == {"not yet"}
-    layers, averages = successive_distance_tables({}, records.read_distances(tmp_path))
+    layers, averages = tabulate_distances({}, records.read_distances(tmp_path))
     assert layers["distance"] == averages["average"] == []
     config = figure_3.Config(choice)
     published = records.read_published()
-    empty = {"figure_3": entries_across_layers({}, config.entries), "figure_3_published": published}
-    empty["figure_3_networks"] = figure_3.describe({}, {}, figure_3.published_ratios(published))
+    empty = {"figure_3": tabulate_entries({}, config.entries), "figure_3_published": published}
+    empty["figure_3_networks"] = figure_3.measure_networks({}, {}, figure_3.measure_published(published))
     figure = figure_3.draw(empty, config)
     assert [panel.texts[0].get_text() for panel in figure.axes] == ["no such network is here"] * 4
     nothing = smoothness_in_training([])
-    lost = lost_by_depth(nothing)
+    lost = find_losses_by_depth(nothing)
     for figure in (
         figure_4.draw({"figure_4": averages, "figure_4_layers": layers}, figure_4.Config(choice)),
         smoothness.draw(
             {
                 "smoothness": nothing,
-                "smoothness_depth": smoothness_along_depth([]),
+                "smoothness_depth": measure_parts([], PARTS, ratios_along_depth, RATIOS),
                 "smoothness_depths": nothing,
                 "smoothness_lost": lost,
             },

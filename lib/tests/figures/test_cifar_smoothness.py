@@ -12,12 +12,22 @@ from lib import measures, paths, tables
 from lib.cifar import records
 from lib.cifar.choice import select_longest_by_depth
 from lib.cifar.config import CifarConfig
-from lib.cifar.course import RATIOS, SCALES, measure_course, smoothness_in_training
+from lib.cifar.course import RATIOS, SCALES, measure_course, measure_parts, smoothness_in_training
 from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.figures import rounding, smoothness, stem
-from lib.figures.rounding import NOISES, lost_in_precision, noise_of_parts, precisions_meet, smoothness_by_precision
-from lib.figures.smoothness import laws_in_depth, left_of_initialisation, lost_by_depth, smoothness_along_depth
-from lib.figures.stem import loss_spike, relative_path_lengths
+from lib.figures.rounding import (
+    NOISES,
+    find_loss_times,
+    find_meeting_time,
+    read_smoothness_by_precision,
+)
+from lib.figures.smoothness import (
+    find_losses_by_depth,
+    fit_laws_in_depth,
+    measure_left_of_initialisation,
+)
+from lib.figures.stem import average_spike, measure_path_lengths
+from lib.measures import PARTS, noise_along_depth, ratios_along_depth
 
 
 @pytest.mark.slow
@@ -41,7 +51,7 @@ def test_smoothness_in_training_is_a_line_an_epoch(trained):
 @pytest.mark.slow
 def test_smoothness_along_depth_is_that_of_each_part(trained):
     runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
-    table = smoothness_along_depth(runs, parts=4)
+    table = measure_parts(runs, 4, ratios_along_depth, RATIOS)
     assert table["part"] == [1, 2, 3, 4] * 2
     tied = tables.select(table, initialisation="weight-tied")
     sine = 0.1 * torch.sin(2 * math.pi * torch.arange(64) / 64).float()
@@ -50,7 +60,7 @@ def test_smoothness_along_depth_is_that_of_each_part(trained):
     noise = tables.select(table, initialisation="iid")
     np.testing.assert_allclose(noise["von_neumann_conv1"], 2, atol=0.1)
     runs[0].path.unlink()
-    assert len(smoothness_along_depth(runs, parts=4)["part"]) == 4
+    assert len(measure_parts(runs, 4, ratios_along_depth, RATIOS)["part"]) == 4
 
 
 def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
@@ -65,7 +75,7 @@ def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
     finish(tmp_path, config, network)
     records.gather(tmp_path)
     (run,) = records.read_runs(tmp_path)
-    table = left_of_initialisation([run])
+    table = measure_left_of_initialisation([run])
     found = {name: values[0] for name, values in table.items()}
     assert (found["left_conv1"], found["share_conv1"]) == pytest.approx((0.25, 1))
     assert (found["left_conv2"], found["share_conv2"]) == pytest.approx((0.5, 0.5))
@@ -75,10 +85,10 @@ def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
     zero = replace(config, batch_norm=False)  # conv2 starts at zero
     finish(tmp_path, zero, ConvResNet(zero.network))
     records.gather(tmp_path)
-    table = left_of_initialisation(records.read_runs(tmp_path))
+    table = measure_left_of_initialisation(records.read_runs(tmp_path))
     assert math.isnan(tables.select(table, run=zero.name)["left_conv2"][0])
     run.path.unlink()
-    assert left_of_initialisation(records.read_runs(tmp_path))["run"] == [zero.name]
+    assert measure_left_of_initialisation(records.read_runs(tmp_path))["run"] == [zero.name]
 
 
 @pytest.mark.parametrize("initialisation", INITIALISATIONS)
@@ -91,7 +101,7 @@ def test_what_unrelated_initial_weights_share_is_by_chance(tmp_path, initialisat
         network.residual_layers.conv1_weight.copy_(trained)
     finish(tmp_path, config, network)
     records.gather(tmp_path)
-    (chance,) = left_of_initialisation(records.read_runs(tmp_path))["chance_conv1"]
+    (chance,) = measure_left_of_initialisation(records.read_runs(tmp_path))["chance_conv1"]
     shares = []
     for seed in range(400):
         start = ConvResNet(replace(config, seed=seed).network).residual_layers.stacked("conv1.weight").detach()
@@ -122,10 +132,10 @@ def test_the_course_of_an_exponential_is_its_rate():
 def test_smoothness_is_lost_by_depth_where_each_run_passes_the_bound():
     table = {"run": ["b", "b", "a", "a", "c"], "depth": [64, 64, 32, 32, 128], "epoch": [1, 2, 1, 2, 1]}
     table |= {"time": [10.0, 20.0] * 2 + [10.0], "von_neumann_conv2": [0.01, 1.0, 0.1, 0.2, 0.01]}
-    lost = lost_by_depth(table, "conv2")
+    lost = find_losses_by_depth(table, "conv2")
     assert (lost["run"], lost["depth"], lost["lost_after"]) == (["a", "b"], [32, 64], [1, 2])
     assert lost["lost_at"] == pytest.approx([10, 15])  # halfway in the logarithm
-    assert not any(lost_by_depth(smoothness_in_training([])).values())
+    assert not any(find_losses_by_depth(smoothness_in_training([])).values())
 
 
 def test_the_law_in_depth_depends_on_what_is_held_fixed():
@@ -137,7 +147,7 @@ def test_the_law_in_depth_depends_on_what_is_held_fixed():
         for L in depths for k, t in enumerate(times)
     ]  # fmt: skip
     table = tables.from_rows(rows)
-    laws = tables.rows(laws_in_depth(table))
+    laws = tables.rows(fit_laws_in_depth(table))
     for law in laws:
         assert law["runs"] == 4
         assert law["low"] <= law["slope"] <= law["high"]
@@ -147,10 +157,10 @@ def test_the_law_in_depth_depends_on_what_is_held_fixed():
             expected = measures.fit_slope(depths, [L * math.log(law["level"] * L**2 / 12) for L in depths])
             assert law["slope"] == pytest.approx(expected.slope, rel=1e-3)
             assert law["slope"] > 1.1
-    assert lost_by_depth(table)["steep_at"] == pytest.approx(
+    assert find_losses_by_depth(table)["steep_at"] == pytest.approx(
         [L * math.log(smoothness.STEEP / 12) for L in depths], rel=1e-2
     )
-    assert all(math.isnan(slope) for slope in laws_in_depth(smoothness_in_training([]))["slope"])
+    assert all(math.isnan(slope) for slope in fit_laws_in_depth(smoothness_in_training([]))["slope"])
 
 
 def test_a_rate_is_found_where_some_ratios_are_undefined():
@@ -165,7 +175,9 @@ def test_a_rate_is_found_where_some_ratios_are_undefined():
 def test_smoothness_is_drawn_as_it_is_tabled(trained):
     runs = trained.select(records.read_runs(), seed=0)
     training = smoothness_in_training(runs)
-    depth = smoothness_along_depth([run for run in runs if run.config.initialisation == "weight-tied"])
+    depth = measure_parts(
+        [run for run in runs if run.config.initialisation == "weight-tied"], PARTS, ratios_along_depth, RATIOS
+    )
     deeper = smoothness_in_training(select_longest_by_depth(records.read_runs(), trained))
     lost = {"run": ["a", "b"], "depth": [32, 64], "lost_after": [3, 6], "lost_at": [100.0, 200.0]}
     lost["steep_at"] = [90.0, math.nan]
@@ -187,8 +199,8 @@ def test_smoothness_is_drawn_as_it_is_tabled(trained):
     np.testing.assert_allclose(parts.lines[0].get_ydata(), drawn["von_neumann_conv2"], rtol=1e-7)
     assert not parts.texts[1:]
     nothing = smoothness_in_training([])
-    nowhere = lost_by_depth(nothing)
-    empty_tables = training, smoothness_along_depth([]), nothing, nowhere
+    nowhere = find_losses_by_depth(nothing)
+    empty_tables = training, measure_parts([], PARTS, ratios_along_depth, RATIOS), nothing, nowhere
     _, *empty = smoothness.draw(dict(zip(names, empty_tables, strict=True)), smoothness.Config(trained)).axes
     assert [panel.texts[-1].get_text() for panel in empty] == ["their weights are not here", *["none is here"] * 2]
 
@@ -210,7 +222,7 @@ def test_relative_path_lengths_are_those_of_the_weights_or_of_the_log(tmp_path, 
         network.bn1.weight.fill_(0.3), network.bn1.bias.fill_(0.4)
         network.residual_layers.stacked("bn2.bias")[::2] = 4.0
     records.save(checkpoint.path, replace(checkpoint.load(), network=network))
-    table = relative_path_lengths(runs)
+    table = measure_path_lengths(runs)
     rows = {(row["epochs"], row["initialisation"], row["hold_stem"]): row for row in tables.rows(table)}
     assert set(rows) == {
         (30, "weight-tied", False), (30, "iid", False), (180, "weight-tied", False), (30, "weight-tied", True)
@@ -233,16 +245,16 @@ def test_smoothness_in_training_has_the_scales_of_the_log(tmp_path):
 
 def test_the_spike_is_averaged_over_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    assert loss_spike(2) == {"epochs": [], "loss": [], "relative_path_length": []}
+    assert average_spike(2) == {"epochs": [], "loss": [], "relative_path_length": []}
     watched = {"epoch": [8, 8, 8, 8, 9, 9, 9, 9], "step": [1, 2, 3, 4] * 2, "loss": [1.0, 3.0, 2.0, 2.0] * 2}
     watched |= {"stem_scale": [0.5] * 8, "path_length": [1.0] * 4 + [2.0] * 4}
     tables.write_csv(tmp_path / records.SPIKE, watched)
-    assert loss_spike(2) == {
+    assert average_spike(2) == {
         "epochs": [7.25, 7.75, 8.25, 8.75], "loss": [2.0] * 4, "relative_path_length": [2.0, 2.0, 4.0, 4.0],
     }  # fmt: skip
-    assert len(loss_spike(3)["loss"]) == 2  # whole means alone
+    assert len(average_spike(3)["loss"]) == 2  # whole means alone
     with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
-        loss_spike(0)
+        average_spike(0)
 
 
 @pytest.mark.slow
@@ -251,7 +263,7 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
         tmp_path, CifarConfig(depth=64, epochs=30, hold_stem=True), test_accuracy=55.0, stem_scale=1.0, path_length=1
     )
     records.gather()
-    networks = relative_path_lengths(trained.select(records.read_runs(), hold_stem=None, seed=0))
+    networks = measure_path_lengths(trained.select(records.read_runs(), hold_stem=None, seed=0))
     networks |= {"relative_path_length": [0.1, 0.2, 0.4, 0.8]}
     spike = {"epochs": [7.5, 8.5], "loss": [2.0, 1.0], "relative_path_length": [0.1, 3.0]}
     training = {"run": ["a", "a", "b", "b"], "hold_stem": [False, False, True, True], "epoch": [1, 2] * 2}
@@ -278,7 +290,7 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
     assert ratio.get_legend_handles_labels()[1] == labels
     assert [line.get_ydata()[0] for line in ratio.lines[:4]] == pytest.approx(networks["von_neumann_conv1"])
     assert [line.get_ydata().tolist() for line in (*loss.lines, *length.lines)] == [[2.0, 1.0], [0.1, 3.0]]
-    empty_tables = relative_path_lengths([]), smoothness_in_training([]), {name: [] for name in spike}
+    empty_tables = measure_path_lengths([]), smoothness_in_training([]), {name: [] for name in spike}
     nothing = dict(zip(("stem", "stem_training", "stem_spike"), empty_tables, strict=True))
     empty = stem.draw(nothing, stem.Config(trained, trained)).axes
     assert [text.get_text() for panel in empty for text in panel.texts] == ["none is here"] * 3
@@ -295,10 +307,10 @@ def watched():
 
 def test_runs_in_two_precisions_have_the_time_of_their_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    empty = smoothness_by_precision()
+    empty = read_smoothness_by_precision()
     assert not any(empty.values())
     tables.write_csv(tmp_path / records.ROUNDING, watched())
-    table = smoothness_by_precision()
+    table = read_smoothness_by_precision()
     assert table.keys() == empty.keys()
     second = 0.04 * (1 + math.cos(math.pi / 180)) / 2  # the learning rate of the second epoch of 180
     # 50,000 images in batches of 8 are 6,250 steps.
@@ -317,40 +329,46 @@ def test_precisions_meet_where_they_stay_together():
         for time, value in zip([*times, 50.0], [*values, 1.0][: 5 if seed else 4], strict=False)
     ]
     table = tables.from_rows(rows)
-    assert precisions_meet(table, 32) == 40  # at 20 too, but not at 30
-    assert precisions_meet(table, 32, within=21) == 20
-    assert math.isnan(precisions_meet(table, 32, within=1.5))
-    assert math.isnan(precisions_meet(table, 64))
+    assert find_meeting_time(table, 32) == 40  # at 20 too, but not at 30
+    assert find_meeting_time(table, 32, within=21) == 20
+    assert math.isnan(find_meeting_time(table, 32, within=1.5))
+    assert math.isnan(find_meeting_time(table, 64))
 
 
 def test_smoothness_is_lost_at_the_first_time_of_each_seed_above_the_bound():
     table = {"depth": [32] * 6, "dtype": ["float32"] * 6, "seed": [0, 0, 1, 1, 2, 2], "time": [10.0, 20] * 3}
     table |= {"von_neumann_conv1": [0.05, 0.1, 0.2, 0.3, 0.01, 0.02]}
-    assert lost_in_precision(table, 32, "float32") == [20, 10]
-    assert lost_in_precision(table, 32, "float32", above=0.015) == [10, 10, 20]
-    assert lost_in_precision(table, 32, "float64") == []
+    assert find_loss_times(table, 32, "float32") == [20, 10]
+    assert find_loss_times(table, 32, "float32", above=0.015) == [10, 10, 20]
+    assert find_loss_times(table, 32, "float64") == []
 
 
 @pytest.mark.slow
 def test_noise_of_parts_is_that_of_each_part(trained):
     runs = replace(trained, epochs=30).select(records.read_runs(), seed=0)
-    table = noise_of_parts(runs, parts=4)
+    table = measure_parts(runs, 4, noise_along_depth, NOISES)
     assert table["part"] == [1, 2, 3, 4] * 2
     sine, noise = (tables.select(table, initialisation=initialisation) for initialisation in INITIALISATIONS)
     assert max(sine["noise_conv1"]) < 1e-10
     np.testing.assert_allclose(noise["noise_conv1"], 1, atol=0.1)
-    assert np.isnan(noise_of_parts(runs, parts=16)["noise_conv1"]).all()  # parts of four layers
+    assert np.isnan(measure_parts(runs, 16, noise_along_depth, NOISES)["noise_conv1"]).all()  # parts of four layers
 
 
 @pytest.mark.slow
 def test_rounding_is_drawn_as_it_is_tabled(tmp_path, trained):
     empty = rounding.draw(
-        {"rounding": smoothness_by_precision(), "rounding_depth": noise_of_parts([])}, rounding.Config(trained)
+        {
+            "rounding": read_smoothness_by_precision(),
+            "rounding_depth": measure_parts([], PARTS, noise_along_depth, NOISES),
+        },
+        rounding.Config(trained),
     ).axes
     assert [panel.texts[0].get_text() for panel in empty] == ["none is here"] * 3
     tables.write_csv(tmp_path / records.ROUNDING, watched())
-    table = smoothness_by_precision()
-    depth = noise_of_parts(trained.select(records.read_runs(), seed=0, initialisation="weight-tied"))
+    table = read_smoothness_by_precision()
+    depth = measure_parts(
+        trained.select(records.read_runs(), seed=0, initialisation="weight-tied"), PARTS, noise_along_depth, NOISES
+    )
     share, ratio, parts = rounding.draw(
         {"rounding": table, "rounding_depth": depth}, rounding.Config(trained, "conv2")
     ).axes

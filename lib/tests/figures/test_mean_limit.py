@@ -13,7 +13,7 @@ from lib.dense.training import train
 from lib.figures import mean_limit
 from lib.figures.mean_limit import MEAN, OWN, Config
 from lib.measures import fit_slope
-from lib.rates import root_mean_squares, slope_in_depth, two_terms
+from lib.rates import compute_root_mean_squares, fit_slope_in_depth, fit_two_terms
 from lib.tables import from_rows, select
 
 NETWORK = NetworkConfig(
@@ -66,8 +66,8 @@ def data():
 def test_rates_are_a_half_from_independent_and_one_from_equal_layers(data):
     end = select(data["mean_limit"], iteration=6)
     for quantity in ("output", "hidden_states"):
-        iid = slope_in_depth(end, quantity, 4, initialisation="iid", width=2)
-        tied = slope_in_depth(end, quantity, 4, initialisation="weight-tied", reference=OWN)
+        iid = fit_slope_in_depth(end, quantity, 4, initialisation="iid", width=2)
+        tied = fit_slope_in_depth(end, quantity, 4, initialisation="weight-tied", reference=OWN)
         assert iid.slope == pytest.approx(-0.5, abs=0.2)
         assert iid.low < iid.slope < iid.high
         assert tied.slope == pytest.approx(-1, abs=0.2)
@@ -92,7 +92,9 @@ def test_every_network_is_there_with_every_draw(data):
 @pytest.mark.slow
 def test_the_figure_draws_its_table(data):
     figure = mean_limit.draw(data, config())
-    points = root_mean_squares(select(data["mean_limit"], iteration=6), "output", initialisation="iid", width=16)
+    points = compute_root_mean_squares(
+        select(data["mean_limit"], iteration=6), "output", initialisation="iid", width=16
+    )
     drawn = [list(line.get_ydata()) for line in figure.axes[3].lines]
     assert any(np.allclose(points["value"], line, rtol=1e-6) for line in drawn if len(line) == len(points["value"]))
 
@@ -106,7 +108,7 @@ def test_two_terms_are_found_again():
         {"depth": L, "width": m, "seed": seed, "output": math.sqrt((a / L) ** 2 + b**2 / (L * m)), "kind": "iid"}
         for L in (8, 32, 128) for m in (4, 64, 1024) for seed in (1, 2, 3)
     ]  # fmt: skip
-    fit = two_terms(from_rows(rows), "output", kind="iid")
+    fit = fit_two_terms(from_rows(rows), "output", kind="iid")
     assert (fit.a, fit.b, fit.residual) == (pytest.approx(a), pytest.approx(b), pytest.approx(0, abs=1e-9))
     assert fit.crossover == pytest.approx(a**2 / b**2)
     assert fit.value(fit.crossover * 64, 64) == pytest.approx(math.sqrt(2) * a / (fit.crossover * 64))
@@ -118,7 +120,7 @@ def test_intervals_come_from_the_seeds():
         {"depth": L, "width": 4, "seed": seed, "output": abs(random.standard_normal()) * L**-0.5}
         for L in (8, 16, 32, 64) for seed in range(20)
     ]  # fmt: skip
-    fit = slope_in_depth(from_rows(rows), "output", 8, width=4)
+    fit = fit_slope_in_depth(from_rows(rows), "output", 8, width=4)
     assert fit.low < -0.5 < fit.high
     assert 0.05 < fit.high - fit.low < 0.6
 

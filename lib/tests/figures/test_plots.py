@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lib import tables
 from lib.dense.network import NetworkConfig
 from lib.figures import figure_1_left, figure_1_right, figure_2
-from lib.figures.results import png, save
+from lib.figures.results import render_png, save
 
 NETWORK = NetworkConfig(depth=6, width=5, dimension=4, samples=8, seed=1)
 LEFT = figure_1_left.Config(NETWORK, [2, 4, 8, 16], [1, 3, 6], slope_from=4)
@@ -117,7 +117,7 @@ def test_saving_leaves_the_layout_as_it_is(tmp_path, monkeypatch):
     axes = figure.subplots()
     before = axes.get_position().bounds
     save("own", figure)
-    png(figure)
+    render_png(figure)
     assert figure.get_layout_engine() is None
     assert axes.get_position().bounds == before
 

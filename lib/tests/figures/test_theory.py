@@ -13,7 +13,7 @@ from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise
 from lib.dense.training import train
 from lib.figures import clipping, initialisation, long_time, neural_ode, pl_condition
-from lib.figures.neural_ode import scipy_output
+from lib.figures.neural_ode import solve_with_scipy
 from lib.measures import fit_slope
 from lib.tables import from_rows, select
 
@@ -97,7 +97,7 @@ def test_scipy_solves_the_constant_linear_ode():
     weights, data = initialise(config)
     expected = data.x @ torch.linalg.matrix_exp(weights.W[0] @ weights.V[0])
     size = float(expected.abs().max())
-    torch.testing.assert_close(scipy_output(config, weights, data.x), expected, rtol=0, atol=1e-5 * size)
+    torch.testing.assert_close(solve_with_scipy(config, weights, data.x), expected, rtol=0, atol=1e-5 * size)
 
 
 # --- Long times ---
@@ -243,7 +243,7 @@ def test_the_deepest_independent_network_is_no_missing_number(initialisations):
     independent = select(initialisations["initialisation"], case="iid")
     seeds = [select(independent, seed=seed) for seed in (3, 4)]
     fitted = [fit_slope(run["depth"][:-1], run["output"][:-1]).slope for run in seeds]
-    slopes = initialisation.slopes(initialisations["initialisation"], "iid", 16)
+    slopes = initialisation.fit_slopes(initialisations["initialisation"], "iid", 16)
     assert slopes["output"].slope == pytest.approx(np.mean(fitted))
     assert all(math.isfinite(slope.slope) for slope in slopes.values())
 
@@ -300,7 +300,7 @@ def test_a_high_ceiling_changes_nothing_and_a_low_one_bounds_every_entry(clipped
 
 
 def test_the_largest_so_far_never_falls(clipped):
-    table = clipping.largest_so_far(clipped, "weights")
+    table = clipping.maximise_so_far(clipped, "weights")
     for seed in (1, 2):
         path = select(table, seed=seed, clip=0.02, depth=16)["weights"]
         assert (np.diff(path) >= 0).all()
@@ -309,7 +309,7 @@ def test_the_largest_so_far_never_falls(clipped):
 
 def test_clipping_figure_draws_medians_of_every_clip(clipped):
     figure = clipping.draw({"clipping": clipped}, CLIPPED)
-    table = select(clipping.largest_so_far(clipped, "norm_V"), clip=0.02, iteration=20)
+    table = select(clipping.maximise_so_far(clipped, "norm_V"), clip=0.02, iteration=20)
     expected = [np.median(select(table, depth=depth)["norm_V"]) for depth in CLIPPED.depths]
     assert list(figure.axes[0].lines[1].get_ydata()) == pytest.approx(expected, rel=1e-7)
 

@@ -147,7 +147,7 @@ def test_the_rooms_of_solvers_and_of_gradients(tmp_path, monkeypatch):
     data = reversible_room.compute(config)
     dense = data["reversible"]
     assert data["reversible_cifar"] == {}
-    assert reversible_room.slope(dense, "weight-tied", "Euler", 4).slope == pytest.approx(-1, abs=0.2)
+    assert reversible_room.fit_error_slope(dense, "weight-tied", "Euler", 4).slope == pytest.approx(-1, abs=0.2)
     figure = reversible_room.draw(data, config)
     rows = tables.select(dense, initialisation="weight-tied", method="Euler")
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), rows["gradient"], rtol=1e-7)
