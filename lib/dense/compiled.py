@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lib.dense.network import Data, NetworkConfig, Weights
-from lib.dense.solver import take_steps
 from lib.engine import build as engine
 
 # The largest number of entries q m of a layer, for each sample up to 12. Larger layers do not stay in the innermost
@@ -66,7 +65,7 @@ class Compiled:
         self._top = torch.zeros(n, padded, dtype=weights.V.dtype)
         self._input, self.output = self._ends[:, :, :q]  # H_0 and H_L
         self.residual = torch.empty(len(data.x), config.outputs, dtype=weights.V.dtype)
-        self._targets = data.y.contiguous()
+        self._x, self._targets = data.x.contiguous(), data.y.contiguous()
 
     @property
     def _constants(self) -> tuple:
@@ -118,11 +117,15 @@ class Compiled:
     @torch.no_grad()
     def run(self, learning_rate: float, count: int, clip: float = 0.0) -> Tensor:
         """See `lib.dense.solver.Solver.run`."""
-        if not self.config.ends_are_identity:
-            return take_steps(self, learning_rate, count, clip)
-        losses = torch.empty(count, dtype=torch.float64)
-        self._input[:] = self.data.x
-        network = self.weights.V, self.weights.W, self._ends, self._kept
-        step = learning_rate, self.config.step_factor, clip
-        self._module.dense_run(*network, self._targets, self.config.loss_scale, *step, losses, *self._constants)
+        weights, config, losses = self.weights, self.config, torch.empty(count, dtype=torch.float64)
+        if weights.A is None:
+            self._input[:] = self.data.x
+        # The engine changes them in place.
+        A, B = (None if end is None else end.contiguous() for end in (weights.A, weights.B))
+        network = weights.V, weights.W, self._ends, self._kept, self._x, A, B, config.train_ends
+        step = learning_rate, config.step_factor, clip
+        self._module.dense_run(*network, self._targets, config.loss_scale, *step, losses, *self._constants)
+        if config.train_ends:
+            weights.A.copy_(A)
+            weights.B.copy_(B)
         return losses

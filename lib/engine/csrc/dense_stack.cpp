@@ -442,17 +442,97 @@ void backward(const Stack<T>& stack, T* p, const Update<T>& update) {
     });
 }
 
+// A: (d, q) and B: (q, d') at the ends of a network, H_0 = X A and F(X) = H_L B. One thread computes them.
 template <class T>
-void run(const Stack<T>& stack, const T* y, double loss_scale, const Update<T>& update, int64_t count, double* losses) {
-    Buffer<T> sums(stack.groups * stack.group_sums());
+struct Ends {
+    const T* x;      // (n, d)
+    T *A, *B;        // null if both are the identity
+    int64_t d, outputs;
+    bool trained;
+    Buffer<T> above, sums;  // dl/dF of a sample, (d',); a gradient, (d, q) or (q, d')
+
+    void descend(T* weights, int64_t count, const Update<T>& update) const {
+        for (int64_t i = 0; i < count; i++) {
+            const T velocity = update.clip > 0 ? std::clamp(sums[i], -update.clip, update.clip) : sums[i];
+            weights[i] -= update.rate * velocity;
+        }
+    }
+
+    void set_input(const Stack<T>& stack) const {
+        for (int64_t i = 0; i < stack.n; i++) {
+            T* h = stack.ends + i * stack.Q;
+            std::fill_n(h, stack.q, T(0));
+            for (int64_t k = 0; k < d; k++)
+                for (int64_t j = 0; j < stack.q; j++) h[j] += x[i * d + k] * A[k * stack.q + j];
+        }
+    }
+
+    // The loss; p_L = dl/dF B^T of each sample into `top`, (n, Q). B moves.
+    double set_top(const Stack<T>& stack, const T* y, double loss_scale, const Update<T>& update, T* top) const {
+        const int64_t q = stack.q, Q = stack.Q;
+        const T* H = stack.ends + stack.n * Q;
+        std::fill_n((T*)sums, q * outputs, T(0));
+        double loss = 0;
+        for (int64_t i = 0; i < stack.n; i++, H += Q, top += Q, y += outputs) {
+            std::fill_n((T*)above, outputs, T(0));
+            for (int64_t j = 0; j < q; j++)
+                for (int64_t a = 0; a < outputs; a++) above[a] += H[j] * B[j * outputs + a];
+            for (int64_t a = 0; a < outputs; a++) {
+                const T difference = above[a] - y[a];
+                loss += double(difference) * difference;
+                above[a] = T(2 * loss_scale) * difference;
+            }
+            for (int64_t j = 0; j < q; j++) {
+                T sum = 0;
+                for (int64_t a = 0; a < outputs; a++) {
+                    sum += above[a] * B[j * outputs + a];
+                    sums[j * outputs + a] += H[j] * above[a];
+                }
+                top[j] = sum;
+            }
+        }
+        if (trained) descend(B, q * outputs, update);
+        return loss * loss_scale;
+    }
+
+    // A moves, with p_0 of each sample in `bottom`, (n, Q).
+    void move_input(const Stack<T>& stack, const T* bottom, const Update<T>& update) const {
+        std::fill_n((T*)sums, d * stack.q, T(0));
+        for (int64_t i = 0; i < stack.n; i++)
+            for (int64_t k = 0; k < d; k++)
+                for (int64_t j = 0; j < stack.q; j++) sums[k * stack.q + j] += x[i * d + k] * bottom[i * stack.Q + j];
+        descend(A, d * stack.q, update);
+        set_input(stack);
+    }
+};
+
+template <class T>
+void run(const Stack<T>& stack, const Ends<T>& ends, const T* y, double loss_scale, const Update<T>& update, int64_t count, double* losses) {
+    Buffer<T> sums(stack.groups * stack.group_sums()), between(stack.n * stack.Q);  // p_L, and then p_0
     std::vector<double> by_sample(2 * stack.n);  // of even and odd steps: between two of a kind there is a barrier
+    if (ends.A) ends.set_input(stack);
     stack.parallel([&](const Stack<T>& mine, int thread, const auto& scratch, Barrier& barrier) {
+        T* rows = between + mine.first(thread) * mine.Q;
+        const size_t bytes = mine.count(thread) * mine.Q * sizeof(T);
         for (int64_t step = 0; step < count; step++) {
             double* now = by_sample.data() + step % 2 * mine.n;
             mine.forward(thread, scratch);
-            mine.residual(thread, y, loss_scale, scratch, now);
+            if (ends.A) {
+                barrier.wait();
+                if (thread == 0) losses[step] = ends.set_top(mine, y, loss_scale, update, between);
+                barrier.wait();
+                std::memcpy(scratch.p, rows, bytes);
+            } else {
+                mine.residual(thread, y, loss_scale, scratch, now);
+            }
             mine.backward(thread, sums, scratch, update, barrier);
-            if (thread == 0) {
+            if (ends.A) {
+                if (!ends.trained) continue;
+                std::memcpy(rows, scratch.p, bytes);
+                barrier.wait();
+                if (thread == 0) ends.move_input(mine, between, update);
+                barrier.wait();
+            } else if (thread == 0) {
                 losses[step] = 0;
                 for (int64_t i = 0; i < mine.n; i++) losses[step] += now[i];
             }
@@ -491,17 +571,21 @@ void dense_backward(at::Tensor V, at::Tensor W, at::Tensor ends, at::Tensor kept
     })
 }
 
-// `count` whole steps towards the targets y (n, q) where A and B are the identity; the loss before each, in losses.
-void dense_run(at::Tensor V, at::Tensor W, at::Tensor ends, at::Tensor kept, at::Tensor y, double loss_scale, double rate, double factor, double clip,
-               at::Tensor losses, double inner, double outer, int64_t activation, int64_t threads) {
+// `count` whole steps towards the targets y (n, d'); the loss before each, in losses. A and B are the identity, or tensors;
+// then x (n, d) is the input, and they move if `train_ends`.
+void dense_run(at::Tensor V, at::Tensor W, at::Tensor ends, at::Tensor kept, at::Tensor x, std::optional<at::Tensor> A, std::optional<at::Tensor> B,
+               bool train_ends, at::Tensor y, double loss_scale, double rate, double factor, double clip, at::Tensor losses, double inner, double outer,
+               int64_t activation, int64_t threads) {
     FOR_DTYPE(V, {
         const auto stack = make_stack<T>(V, W, ends, kept, inner, outer, activation, threads);
         const Update<T> update{false, T(rate), T(factor), T(clip), V.data_ptr<T>(), W.data_ptr<T>()};
+        const Ends<T> given{x.data_ptr<T>(), A ? A->data_ptr<T>() : nullptr, B ? B->data_ptr<T>() : nullptr, x.size(1), y.size(1), train_ends,
+                            Buffer<T>(y.size(1)), Buffer<T>(V.size(2) * std::max(x.size(1), y.size(1)))};
         const T* targets = y.data_ptr<T>();
         double* before = losses.data_ptr<double>();
         const int64_t count = losses.size(0);
         pybind11::gil_scoped_release release;
-        run(stack, targets, loss_scale, update, count, before);
+        run(stack, given, targets, loss_scale, update, count, before);
     })
 }
 

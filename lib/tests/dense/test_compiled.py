@@ -64,8 +64,9 @@ def test_loss_gradients_and_steps_are_those_of_the_adjoint(shape, activation, dt
 
 @needs_engine
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_any_number_of_threads_gives_the_same_bits_with_activations_kept_or_not(dtype, monkeypatch):
-    config = NetworkConfig(depth=40, width=33, dimension=17, samples=101, dtype=dtype)
+@pytest.mark.parametrize("ends", [{}, {"train_ends": True, "hidden_dimension": 21, "output_dimension": 3}])
+def test_any_number_of_threads_gives_the_same_bits_with_activations_kept_or_not(ends, dtype, monkeypatch):
+    config = NetworkConfig(depth=40, width=33, dimension=17, samples=101, dtype=dtype, **ends)
     before = torch.get_num_threads()
     results = []
     try:
@@ -77,8 +78,9 @@ def test_any_number_of_threads_gives_the_same_bits_with_activations_kept_or_not(
                 solver = Compiled(config, weights, data)
                 losses = solver.run(0.01, 3)
                 solver.forward()
-                gradients = solver.gradients()
-                results.append((losses, weights.V, weights.W, gradients.V, gradients.W))
+                # With A and B, forward is up to PyTorch's products, whose bits depend on the threads.
+                gradients = {} if ends else solver.gradients().items()
+                results.append((losses, *weights.items().values(), *gradients.values()))
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
