@@ -70,18 +70,19 @@ class Config:
 
 
 def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
-    # The ratio divides by the loss: it has no more digits, but two of them even next to where the loss is rounding.
-    ratio = significant(lojasiewicz.ratio(record), max(2, known_digits(record.loss)))
-    time = learning_rate * record.iteration
-    return {"iteration": record.iteration, "time": time, "loss": square(record.loss), "ratio": ratio}
+    loss = square(record.loss)
+    # The ratio divides by the loss: it has no more digits, but two of them next to where the loss is rounding.
+    ratio = significant(lojasiewicz.ratio(record), max(2, known_digits(record.loss))) if loss else math.nan
+    return {"iteration": record.iteration, "time": learning_rate * record.iteration, "loss": loss, "ratio": ratio}
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
     """Three tables on the ``depths`` and the limit: training curves, the weights at the end, nearness to the limit.
 
-    The first has columns seed, depth, iteration, time, loss, ratio (`lojasiewicz.ratio`); the second, of the first
-    seed, depth, s, entry_V, entry_W (layer k at s = (k - 1/2)/L; those entries of V and of W that vary most over s in
-    the limit); the third seed, depth, distance_V, distance_W (integral norm), residual (the largest |F(x_i) - y_i|).
+    The first has columns seed, depth, iteration, time, loss, ratio (`lojasiewicz.ratio`; nan if the loss is 0 up to
+    rounding). The second, of the first seed, has depth, s, entry_V, entry_W (layer k at s = (k - 1/2)/L; those entries
+    of V and of W that vary most over s in the limit). The third has seed, depth, distance_V, distance_W (integral
+    norm), residual (the largest |F(x_i) - y_i|).
     """
     recorded = evenly(config.iterations, config.recorded)
     steps = (
