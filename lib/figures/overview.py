@@ -65,8 +65,7 @@ def draw(data: Data, config: Config) -> Figure:
     names = {"smooth": config.smooth, "rough": config.rough}
     for panel, (network, words) in zip(axes, names.items(), strict=False):
         rows = tables.select(data["overview_weights"], network=network)
-        for place, entry in enumerate(dict.fromkeys(rows["entry"])):
-            line = tables.select(rows, entry=entry)
+        for place, line in enumerate(tables.group(rows, "entry").values()):
             panel.plot(line["layer"], line["value"], color=COLORS[network], linewidth=0.8, alpha=1 - 0.13 * (place % 6))
         if not len(rows["entry"]):
             write_across(panel, "not here")

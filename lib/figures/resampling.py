@@ -197,10 +197,9 @@ def draw(data: Data, config: Config) -> Figure:
             panel.set_axis_off()
         return figure
     accuracies, distances = above
-    kept = {name: np.asarray(column) for name, column in select(table, **records.KEPT).items()}
-    for name in dict.fromkeys(kept["run"]):
-        rows = tables.rows(select(kept, run=name))
-        rows.sort(key=lambda row: row["layers"])
+    kept = select(table, **records.KEPT)
+    for found in tables.group(kept, "run").values():
+        rows = sorted(tables.rows(found), key=lambda row: row["layers"])
         style, layers = _style_network(rows[0]), [row["layers"] for row in rows]
         off = np.array([row["distance"] for row in rows])
         whole = [*layers, rows[0]["depth"]], [*(row["accuracy"] for row in rows), rows[0]["accuracy_all"]]

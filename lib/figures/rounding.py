@@ -75,10 +75,8 @@ def find_loss_times(
 ) -> list[float]:
     """When the layers of these runs stop being smooth: for each seed, the first training time with a von Neumann ratio
     of at least ``above``. Runs without such a time are left out. ``table`` is as in `find_meeting_time`."""
-    rows = tables.select(table, depth=depth, dtype=dtype)
     lost = []
-    for seed in dict.fromkeys(rows["seed"].tolist()):
-        run = tables.select(rows, seed=seed)
+    for run in tables.group(tables.select(table, depth=depth, dtype=dtype), "seed").values():
         rough = run["time"][run[f"von_neumann_{convolution}"] >= above]
         lost += [float(min(rough))] if len(rough) else []
     return lost
@@ -99,14 +97,12 @@ def draw(data: Data, config: Config) -> Figure:
         for color, of in zip(cycle((PURPLE, ORANGE, SKY)), dict.fromkeys(precision["depth"]), strict=False):
             for dtype, line in (("float32", "-"), ("float64", "--")):
                 label = f"{of} layers, {dtype}"
-                for seed in dict.fromkeys(tables.select(precision, depth=of, dtype=dtype)["seed"]):
-                    rows = tables.select(precision, depth=of, dtype=dtype, seed=seed)
+                for rows in tables.group(tables.select(precision, depth=of, dtype=dtype), "seed").values():
                     panel.plot(rows["time"], rows[name], line, color=color, linewidth=1, label=label)
                     label = None  # one entry of the legend for all runs
         panel.set(yscale="log", xlabel="training time $t$")
     longest = max(depth["epochs"], default=0)
-    for run in dict.fromkeys(depth["run"]):
-        rows = tables.select(depth, run=run)
+    for rows in tables.group(depth, "run").values():
         label, style = style_tied_run(rows, longest)
         parts.plot(rows["part"], rows[column], "o", markerfacecolor="white", label=label, **style)
     share.set_ylabel(f"share of noise in {convolution}")

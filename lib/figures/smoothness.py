@@ -172,7 +172,7 @@ def draw(data: Data, config: Config) -> Figure:
             panel.set_axis_off()
         return figure
     longest = max(training["epochs"])
-    runs = [tables.select(training, run=run) for run in dict.fromkeys(training["run"])]
+    runs = tables.group(training, "run").values()
     # Shorter schedules are on top, so that both are visible if they agree.
     for rows in sorted(runs, key=lambda rows: (rows["initialisation"][0] == "iid", -rows["epochs"][0])):
         tied = rows["initialisation"][0] == "weight-tied"
@@ -225,10 +225,10 @@ def _draw_by_depth(depths: Axes, times: Axes, deeper: tables.Table, lost: tables
     if len(deeper["run"]):
         color, _ = color_scale(deeper["depth"], log=True)
         for layers in np.unique(deeper["depth"]):
-            of_depth = tables.select(deeper, depth=layers)
-            for number, run in enumerate(dict.fromkeys(of_depth["run"])):
-                rows, label = tables.select(of_depth, run=run), None if number else f"{layers} layers"
+            label = f"{layers} layers"
+            for rows in tables.group(tables.select(deeper, depth=layers), "run").values():
                 depths.plot(rows["time"], rows[f"von_neumann_{convolution}"], color=color(layers), label=label)
+                label = None  # one entry of the legend for all runs
         depths.axhline(SMOOTH_BELOW, linestyle=":", **GUIDE)
         depths.legend(loc="lower right")
         depths.set(yscale="log", xlabel="training time $t$", ylabel=f"von Neumann ratio of {convolution}")

@@ -139,9 +139,7 @@ def draw(data: Data, config: Config) -> Figure:
         ratio.plot([], [], "o", color=GREY, markersize=size, label=f"{epochs} epochs")
     ratio.legend(loc="lower right", labelspacing=0.3, ncols=2, columnspacing=0.8)
     for hold_stem, label, color in ((False, "stem trains", BLUE), (True, "stem held", PURPLE)):
-        rows = tables.select(training, hold_stem=hold_stem)
-        for run in dict.fromkeys(rows["run"]):
-            line = tables.select(rows, run=run)
+        for line in tables.group(tables.select(training, hold_stem=hold_stem), "run").values():
             longer.plot(line["epoch"], line["relative_path_length"], color=color, linewidth=1, label=label)
             rougher.plot(line["epoch"], line["von_neumann_conv1"], color=color, linewidth=1)
             label = None  # one entry of the legend for all runs

@@ -185,11 +185,8 @@ def read_resampling_distances() -> dict[str, float]:
     ``checkpoints/resampling.csv``. It is small if neighbouring layers are similar or their differences average out. It
     is 1 or more if nothing of the network is left."""
     kept = tables.select(records.read_measured("resampling"), **records.KEPT)
-    return {
-        str(run): float(rows["distance"][rows["layers"].argmax()])
-        for run in dict.fromkeys(kept["run"])
-        for rows in [tables.select(kept, run=run)]
-    }
+    by_run = tables.group(kept, "run").items()
+    return {str(run): float(rows["distance"][rows["layers"].argmax()]) for run, rows in by_run}
 
 
 def _describe_trained(row: Mapping[str, Any]) -> str:
