@@ -2,6 +2,7 @@
 
     checks paths parameters    checks of values, files and locks, the parameters of notebooks
     tables digits              tables, rounded to the digits that are the same on every machine
+    parallel                   independent computations on several processes
     activations measures rates activations, smoothness along the depth, rates in the depth
     dense       the fully connected network of eq. (3): weights, training, large-depth limit
     cifar       the convolutional network of Section 5.2: images, training, checkpoints, records

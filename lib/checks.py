@@ -304,7 +304,7 @@ def _end_on_signals(received: list[int]) -> Iterator[None]:
         for each in before:
             signal.signal(each, end)
         if "MAKELEVEL" in os.environ:
-            threading.Thread(target=_end_with_parent, args=(os.getppid(), over), daemon=True).start()
+            end_with_parent(os.getppid(), over)
         yield
     finally:
         over.set()
@@ -313,12 +313,18 @@ def _end_on_signals(received: list[int]) -> Iterator[None]:
                 signal.signal(each, handler)
 
 
-def _end_with_parent(parent: int, over: threading.Event) -> None:
-    # A killed make sends no signal, and its recipe's shell does not pass on a SIGTERM.
-    while not over.wait(0.5):
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+def end_with_parent(parent: int, over: threading.Event | None = None) -> None:
+    """From now on, until ``over`` is set, this process ends (SIGTERM) when ``parent`` is not its parent any more."""
+    over = over or threading.Event()
+
+    def watch() -> None:
+        # A killed make sends no signal, and its recipe's shell does not pass on a SIGTERM.
+        while not over.wait(0.5):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _end_children(patience: float = 5) -> None:

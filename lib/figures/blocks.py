@@ -30,6 +30,7 @@ from lib.figures.style import (
     styled,
 )
 from lib.measures import fit_slope, mean_interval
+from lib.parallel import map_processes
 from lib.tables import Table, from_rows, rows, select, word
 
 WITHIN = 0.1  # how far from -1 a slope may lie
@@ -92,23 +93,25 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     """The table of ``blocks.csv``: for each block, activation, seed, depth and entry of ``iterations``, the columns of
     `lib.blocks.successive_distances`, and the training ``time`` t, which is the step times the learning rate."""
     runs = [(seed, *case) for seed in config.seeds for case in config.cases]
-    found: list[dict] = []
-    for seed, block, activation in progress(runs, len(runs)):
-        x, y = gaussian_data(_kind(block).shape, seed)
-        table = successive_distances(
-            factory(block, "gelu" if activation == NO_ACTIVATION else activation),
-            config.depths,
-            x,
-            y,
-            iterations=config.iterations[-1],
-            learning_rate=config.learning_rate,
-            record_at=config.iterations,
-            seed=seed,
-        )
-        case = {"block": block, "activation": activation, "seed": seed}
-        for row in rows(table):
-            found.append(case | {"time": float(f"{row['step'] * config.learning_rate:.12g}")} | row)
-    return {"blocks": from_rows(found)}
+    found = map_processes(partial(_train, config), runs)
+    return {"blocks": from_rows(row for part in progress(found, len(runs)) for row in part)}
+
+
+def _train(config: Config, run: tuple[int, str, str]) -> list[dict]:
+    seed, block, activation = run
+    x, y = gaussian_data(_kind(block).shape, seed)
+    table = successive_distances(
+        factory(block, "gelu" if activation == NO_ACTIVATION else activation),
+        config.depths,
+        x,
+        y,
+        iterations=config.iterations[-1],
+        learning_rate=config.learning_rate,
+        record_at=config.iterations,
+        seed=seed,
+    )
+    case = {"block": block, "activation": activation, "seed": seed}
+    return [case | {"time": float(f"{row['step'] * config.learning_rate:.12g}")} | row for row in rows(table)]
 
 
 def slopes(table: Table, slope_from: int) -> dict[str, list]:

@@ -1,0 +1,59 @@
+"""Independent computations, such as trainings from several seeds, on several processes."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from lib import checks
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+WORTH = 20.0  # seconds of work in one process, from which on others are started: each imports PyTorch first
+MOST = 16  # processes
+
+
+def map_processes(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """function(item) for each item, in order, on as many processes as PyTorch may use threads.
+
+    The first item is computed here. If what is left would take less than `WORTH`, so is the rest. ``function`` must be
+    importable by name. Its results do not depend on the number of processes, since PyTorch has one thread in all of
+    them. Its exceptions arrive here. When this process is interrupted or killed, the others end.
+    """
+    items = list(items)
+    workers = min(torch.get_num_threads(), len(items) - 1, MOST)
+    with _one_thread():
+        started = time.monotonic()
+        for item in items[:1]:
+            yield function(item)
+        if workers < 2 or (time.monotonic() - started) * (len(items) - 1) < WORTH:
+            yield from map(function, items[1:])
+            return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(),))
+    try:
+        yield from pool.map(function, items[1:])
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the computation
+    checks.end_with_parent(parent)
+    torch.set_num_threads(1)
