@@ -50,9 +50,9 @@ def _device(value: Any) -> widgets.ValueWidget:
     return menu("device", "that trains", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])(value)
 
 
-def whole_number(text: str, tooltip: str, most: int = 9999) -> Callable[[Any], widgets.ValueWidget]:
+def whole_number(text: str, tooltip: str) -> Callable[[Any], widgets.ValueWidget]:
     def control(value: Any) -> widgets.ValueWidget:
-        return widgets.BoundedIntText(value, min=0, max=max(most, value), tooltip=tooltip, **label(text))
+        return widgets.BoundedIntText(value, min=0, max=max(9999, value), tooltip=tooltip, **label(text))
 
     return control
 

@@ -189,11 +189,11 @@ def merge_rows(measured: tables.Table, path: Path) -> dict[str, list]:
     return tables.from_rows(sorted(kept + new, key=lambda row: place[experiment(row)]))
 
 
-def read_figure_seconds(profile: str = parameters.PAPER) -> dict[str, list]:
+def read_figure_seconds() -> dict[str, list]:
     """The seconds that each executed notebook of a profile took, with the start of its kernel: columns notebook,
     seconds, machine. They are too large if the machine was busy. Raises FileNotFoundError if no notebook was run."""
     here = describe_machine()
-    found = {path.stem: nbformat.read(path, as_version=4).metadata for path in report.find_executed(profile)}
+    found = {path.stem: nbformat.read(path, as_version=4).metadata for path in report.find_executed(parameters.PAPER)}
     return tables.from_rows(
         {"notebook": name, "seconds": metadata[notebooks.SECONDS], "machine": here} for name, metadata in found.items()
     )

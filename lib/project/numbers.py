@@ -192,9 +192,9 @@ def eighths(network: str) -> str:
     return ", ".join(f"{value:.2g}" for value in ratios_along_depth(weights))
 
 
-def unsteady(run: Run, points: float = 2) -> int:
-    """In how many epochs the training accuracy of a run fell by more than that number of points."""
-    return int((np.diff([line["train_accuracy"] for line in run.log()]) < -points).sum())
+def unsteady(run: Run) -> int:
+    """In how many epochs the training accuracy of a run fell by more than two points."""
+    return int((np.diff([line["train_accuracy"] for line in run.log()]) < -2).sum())
 
 
 def settings_and_seeds() -> str:
