@@ -24,7 +24,7 @@ class SlopeOverSeeds(Slope):
         return f"{super().__str__()}, fit [{self.fit_low:.3f}, {self.fit_high:.3f}]"
 
 
-def mean_slope(table: Table, column: str, at_least: float = 0.0) -> SlopeOverSeeds:
+def fit_mean_slope(table: Table, column: str, at_least: float = 0.0) -> SlopeOverSeeds:
     """The mean over the seeds of a column's slopes in L, fitted over the depths >= ``at_least`` that all seeds have.
 
     ``table`` has columns seed and depth, and one row for each pair. A slope is linear in log y, so the mean of the

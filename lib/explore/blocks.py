@@ -19,7 +19,7 @@ from lib.explore.controls import CONTROLS, menu, scale, whole_number
 from lib.explore.depth_training import ROUNDING, SMALLEST_DEPTH, fit_above_rounding, list_depths
 from lib.explore.explorer import Explorer
 from lib.explore.live import Run
-from lib.figures.style import GREY, depth_axis, minus
+from lib.figures.style import GREY, depth_axis, format_number
 from lib.measures import Slope
 
 OWN = "MyBlock"  # the name of the notebook's own block
@@ -183,7 +183,9 @@ def draw(state: DistancesState, parameter: int = 0, entry: int = 0, figure: Figu
         style = {"color": frames.HUE_COLORS[0], "marker": "o", "markersize": 5, "linewidth": 1.3}
         frames.draw_line(axes["distance"], "distance", depths, distances, **style)
         fit = measure_slope(state)
-        frames.draw_note(axes["distance"], 1, f"slope {minus(fit.slope, 2)}" if fit else "equal layers", style["color"])
+        frames.draw_note(
+            axes["distance"], 1, f"slope {format_number(fit.slope, 2)}" if fit else "equal layers", style["color"]
+        )
         for panel in figure.axes:
             values = [line.get_ydata() for line in panel.lines]
             low, high = frames.find_extent(values, log=panel.get_yscale() == "log")

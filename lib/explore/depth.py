@@ -37,7 +37,7 @@ from lib.explore.frames import (
 )
 from lib.explore.live import Run
 from lib.figures.experiment import read_entries
-from lib.figures.style import GREY, MARKERS, depth_axis, minus
+from lib.figures.style import GREY, MARKERS, depth_axis, format_number
 from lib.tables import word
 
 # What each story compares: initialisation, activation and convention of the first and of the second network, and the
@@ -205,7 +205,9 @@ def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, fi
             draw_line(axes["distance"], number, depths, distances, **style)
             fit = state.slope()
             text = "equal layers" if np.isnan(distances).all() else ""
-            draw_note(axes["distance"], number, f"slope {minus(fit.slope, 2)}" if fit else text, HUE_COLORS[number])
+            draw_note(
+                axes["distance"], number, f"slope {format_number(fit.slope, 2)}" if fit else text, HUE_COLORS[number]
+            )
         for panel in figure.axes:
             values = [line.get_ydata() for line in panel.lines]
             low, high = find_extent(values, log=panel.get_yscale() == "log")

@@ -8,7 +8,7 @@ from lib.checks import Divergence
 from lib.dense.distances import SuccessiveDistance
 from lib.dense.network import NetworkConfig, Weights
 from lib.dense.training import run_in_lockstep, train, use_one_thread
-from lib.figures.experiment import Progress, last, read_entries, silent
+from lib.figures.experiment import Progress, read_entries, silent, take_last
 from lib.measures import Slope, fit_slope
 from lib.tables import from_rows
 
@@ -104,7 +104,7 @@ def depths_steps(config: DepthsConfig) -> Iterator[DepthsState]:
 def train_depths(config: DepthsConfig, progress: Progress = silent) -> DepthsState:
     """The state of `depths_steps` after the last iteration."""
     with use_one_thread():
-        return last(progress(depths_steps(config), config.iterations + 1))
+        return take_last(progress(depths_steps(config), config.iterations + 1))
 
 
 @dataclass

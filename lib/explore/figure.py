@@ -23,7 +23,7 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
 
     ``room`` is the figure's module, ``namespace`` the notebook's ``globals()``, and ``data`` the results of the
     notebook. When a control moves, the notebook's cell tagged ``config`` runs with the new values. The room then
-    computes and draws for the resulting ``config``, step by step if it has ``steps``.
+    computes and draws for the resulting ``config``, step by step if it has ``compute_steps``.
     """
     name = room.__name__.rpartition(".")[2]
     offered = parameters.read_parameters(name)
@@ -42,11 +42,11 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
 
     def make(values: Values) -> Run:
         config = configure(values)
-        if hasattr(room, "steps"):
+        if hasattr(room, "compute_steps"):
             # Without a table there is nothing to draw yet.
             states = (
                 ((count, so_far, config) if so_far else None)
-                for count, so_far in enumerate(room.steps(config), start=1)
+                for count, so_far in enumerate(room.compute_steps(config), start=1)
             )
             return Run(states, config.steps, lambda state: state[0])
         reported = [0.0]

@@ -14,11 +14,11 @@ from lib.dense import gronwall, limit, lojasiewicz, spectral
 from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import train
-from lib.digits import significant
-from lib.figures.claim import PROVED, Claim, Read, factor_above, factor_below, judge_margin, tightest
-from lib.figures.experiment import Progress, draw_inputs, evenly, largest_norm, seeded, silent
+from lib.digits import round_significant
+from lib.figures.claim import PROVED, Claim, Read, combine_margins, factor_above, factor_below, judge_margin
+from lib.figures.experiment import Progress, draw_inputs, largest_norm, silent, space_evenly, vary_seed
 from lib.figures.results import Data
-from lib.figures.style import BLACK, BLUE, VERMILION, panels, styled
+from lib.figures.style import BLACK, BLUE, VERMILION, make_panels, styled
 from lib.tables import Table, from_rows, select
 
 TITLES = {
@@ -62,7 +62,7 @@ class Config:
     @property
     def moments(self) -> list[int]:
         """The recorded iterations without the first, at which nothing has moved."""
-        return evenly(self.iterations, self.recorded)[1:]
+        return space_evenly(self.iterations, self.recorded)[1:]
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
@@ -73,7 +73,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     lower bound: the smallest constant of the PL condition up to that time.
     """
     rows = []
-    for network in progress(seeded(config.network, config.seeds), config.seeds):
+    for network in progress(vary_seed(config.network, config.seeds), config.seeds):
         for measure in (_bound_clipped_flow, _bound_euler_error, _bound_rate):
             rows += [{"seed": network.seed} | row for row in measure(config, network)]
     return {"bounds": from_rows(rows)}
@@ -81,8 +81,8 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 def _make_row(config: Config, bound: str, iteration: int, measured: float, own: float, prior: float) -> dict:
     values = {"measured": measured, "own": own, "prior": prior}
-    time = {"bound": bound, "time": significant(config.learning_rate * iteration)}
-    return time | {name: significant(value, DIGITS) for name, value in values.items()}
+    time = {"bound": bound, "time": round_significant(config.learning_rate * iteration)}
+    return time | {name: round_significant(value, DIGITS) for name, value in values.items()}
 
 
 def _measure_norms(weights: Weights) -> dict[str, float]:
@@ -137,7 +137,7 @@ def compute_margins(table: Table, bound: str, kind: str) -> np.ndarray:
 
 def compute_least_margin(table: Table, bound: str, kind: str, time: float) -> float:
     """The least margin over the seeds at that time (`compute_margins`)."""
-    return tightest(*compute_margins(select(table, time=time), bound, kind))
+    return combine_margins(*compute_margins(select(table, time=time), bound, kind))
 
 
 @styled
@@ -148,7 +148,7 @@ def draw(data: Data, config: Config) -> Figure:
     cross marks each time at which a seed violates the bound.
     """
     table = data["bounds"]
-    figure, axes = panels(2, 2, height=5)
+    figure, axes = make_panels(2, 2, height=5)
     labels = {
         "measured": ("measured", {"color": BLACK}),
         "own": ("bound, the run's own norms", {"color": BLUE, "linestyle": "--"}),
@@ -184,14 +184,14 @@ CLAIMED = (  # bound, kinds, where, statement
 KINDS = {"own": "with the run's own norms", "prior": "known before training"}
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     """No bound is violated. These claims are marked as proved: one that fails shows an error of the computation. They
     measure how far a bound is from the truth. (The bound M is left out: it only adds up the clipped steps.)"""
     table = read("bounds")
     for bound, kinds, where, statement in CLAIMED:
-        margins = {kind: tightest(*compute_margins(table, bound, kind)) for kind in kinds}
+        margins = {kind: combine_margins(*compute_margins(table, bound, kind)) for kind in kinds}
         told = " and ".join(f"{margin:+.2g} ({KINDS[kind]})" for kind, margin in margins.items())
-        margin = tightest(*margins.values())
+        margin = combine_margins(*margins.values())
         measured = f"{len(np.unique(table['seed']))} seeds: powers of ten to the bound at least {told}"
         criterion = "at least 0 at every T and seed, which is proved"
         yield judge_margin(statement, where, "bounds", margin, measured, criterion)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lib.measures import Slope, fit_slope
-from lib.rates import SlopeOverSeeds, mean_slope
+from lib.rates import SlopeOverSeeds, fit_mean_slope
 from lib.tables import Table, from_rows, group, select
 
 HOLDS, FAILS, OPEN = "as claimed", "not as claimed", "open"
@@ -131,7 +131,7 @@ def factor_above(value: float, bound: float) -> float:
     return -factor_below(value, bound)
 
 
-def tightest(*margins: float) -> float:
+def combine_margins(*margins: float) -> float:
     """The margin of a claim of several parts: the least of theirs.
 
     A negative margin makes the claim fail, even if others are missing (nan). Else a missing one gives nan.
@@ -160,12 +160,12 @@ def fit_in_depth(rows: Table, column: str) -> Slope:
     return fit_slope(fitted["depth"], fitted[column]) if fitted and len(fitted[column]) > 1 else Slope(*[math.nan] * 4)
 
 
-def slope_over_seeds(rows: Table, column: str) -> SlopeOverSeeds:
-    """The same slope as a mean over seeds (`lib.rates.mean_slope`); ``rows`` have columns seed and depth."""
+def fit_over_seeds(rows: Table, column: str) -> SlopeOverSeeds:
+    """The same slope as a mean over seeds (`lib.rates.fit_mean_slope`); ``rows`` have columns seed and depth."""
     fitted = _select_fitted(rows, column)
     if fitted is None:
         return SlopeOverSeeds(*[math.nan] * 6, seeds=len(np.unique(rows["seed"])))
-    return mean_slope(fitted, column)
+    return fit_mean_slope(fitted, column)
 
 
 def select_last(table: Table, column: str = "iteration") -> dict[str, np.ndarray]:

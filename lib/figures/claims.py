@@ -28,7 +28,7 @@ from lib.figures import (
 from lib.figures.claim import BEYOND, FAILS, HOLDS, OPEN, Claim
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLACK, BLUE, GREY, VERMILION, panels, styled
+from lib.figures.style import BLACK, BLUE, GREY, VERMILION, make_panels, styled
 from lib.tables import Table, from_rows
 
 # The rooms that judge claims: first the theorems, then the networks trained on CIFAR-10, then results beyond the paper.
@@ -98,7 +98,7 @@ def judge_all(profile: str = "paper") -> list[Claim]:
     """
     Config(profile)
     rooms = [*ROOMS, *(room for room, table in IF_TRAINED.items() if (find_folder(profile) / f"{table}.csv").is_file())]
-    found = [claim for room in rooms for claim in room.claims(partial(read_table, profile))]
+    found = [claim for room in rooms for claim in room.judge_claims(partial(read_table, profile))]
     order = ["Prop. 2", "Prop. 3", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"]
     order += ["Fig. 3", "Table 1", "Appendix", BEYOND]
     return sorted(found, key=lambda claim: next(i for i, name in enumerate(order) if claim.where.startswith(name)))
@@ -132,7 +132,7 @@ def draw(data: Data, config: Config) -> Figure:
     the seeds and, pale, the interval of the fit. For everything else it is in powers of ten, at most `FARTHEST`."""
     table = {name: np.asarray(column)[order_rows(data["claims"])] for name, column in data["claims"].items()}
     count = len(table["verdict"])
-    figure, (slopes, factors) = panels(2, height=0.8 + 0.165 * count, width=10.5, width_ratios=[1, 1])
+    figure, (slopes, factors) = make_panels(2, height=0.8 + 0.165 * count, width=10.5, width_ratios=[1, 1])
     places = np.arange(count)[::-1]
     at_most, slope, at_least = (np.asarray(table[name], dtype=float) for name in ("at_most", "slope", "at_least"))
     for row, place in enumerate(places):

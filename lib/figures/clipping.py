@@ -13,12 +13,12 @@ from lib.dense import limit, spectral
 from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
 from lib.dense.training import Record, run_in_lockstep, train
-from lib.digits import STATE_DECIMALS, difference
-from lib.figures.claim import PROVED, RATE_OURS, Claim, Read, judge_rates, maximise_over_time, slope_over_seeds
-from lib.figures.experiment import Progress, draw_inputs, evenly, largest_norm, seeded, silent, sorted_table
+from lib.digits import STATE_DECIMALS, round_difference
+from lib.figures.claim import PROVED, RATE_OURS, Claim, Read, fit_over_seeds, judge_rates, maximise_over_time
+from lib.figures.experiment import Progress, draw_inputs, largest_norm, silent, sort_rows, space_evenly, vary_seed
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, MARKERS, depth_axis, panels, plain_ticks, rate_line, styled
-from lib.rates import mean_slope
+from lib.figures.style import BLACK, COLORS, MARKERS, depth_axis, make_panels, plain_ticks, rate_line, styled
+from lib.rates import fit_mean_slope
 from lib.tables import Table, select
 
 NORMS = ("norm_A", "norm_V", "norm_W", "norm_B")
@@ -55,12 +55,12 @@ class Config:
     @property
     def moments(self) -> list[int]:
         """The recorded iterations, with the first and the last one."""
-        return evenly(self.iterations, self.recorded)
+        return space_evenly(self.iterations, self.recorded)
 
     @property
     def runs(self) -> list[tuple[NetworkConfig, float]]:
         """(network, C) for every seed and every clip."""
-        return [(network, clip) for network in seeded(self.network, self.seeds) for clip in self.clips]
+        return [(network, clip) for network in vary_seed(self.network, self.seeds) for clip in self.clips]
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
@@ -85,7 +85,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
             rows.append(
                 case | {"clipped": _measure_share_clipped(record, clip)} | _measure_constants(record.weights) | away
             )
-    return {"clipping": sorted_table(rows, "seed", "clip", "depth", "iteration")}
+    return {"clipping": sort_rows(rows, "seed", "clip", "depth", "iteration")}
 
 
 def _train_runs(config: Config) -> Iterator[tuple]:
@@ -116,7 +116,7 @@ def _measure_constants(weights: Weights) -> dict[str, float]:
         "norm_B": float(weights.B.norm()),
         "lipschitz": len(weights.V) * largest_successive_distance(weights),
     }
-    return {name: difference(value) for name, value in norms.items()}
+    return {name: round_difference(value) for name, value in norms.items()}
 
 
 def _measure_distances(
@@ -130,7 +130,7 @@ def _measure_distances(
         "hidden_states": largest_norm(states - expected),
         "output": largest_norm(outputs(weights, states) - expected[-1] @ ode.weights.B),
     }
-    return {name: difference(value, STATE_DECIMALS) for name, value in away.items()}
+    return {name: round_difference(value, STATE_DECIMALS) for name, value in away.items()}
 
 
 def maximise_so_far(table: Table, *columns: str) -> Table:
@@ -149,7 +149,7 @@ def draw(data: Data, config: Config) -> Figure:
     """The clipped flow, in medians over the seeds: weight norms, Lipschitz constants and distances to the limit, as
     suprema up to the last time, against depth; and Lipschitz constants against time."""
     table = maximise_so_far(data["clipping"], *NORMS, "lipschitz", "weights", "output")
-    figure, ((norm, constant), (growth, limits)) = panels(2, 2, height=5.2)
+    figure, ((norm, constant), (growth, limits)) = make_panels(2, 2, height=5.2)
     clips, depths = np.unique(table["clip"]), np.unique(table["depth"])
     last, deepest, time = max(table["iteration"]), depths[-1], max(table["time"])
     for clip, color, marker in zip(clips, cycle((BLACK, *COLORS)), cycle(MARKERS), strict=False):
@@ -161,7 +161,7 @@ def draw(data: Data, config: Config) -> Figure:
         path = select(table, clip=clip, depth=deepest)
         times = np.unique(path["time"][path["time"] > 0])
         growth.plot(times, [np.median(select(path, time=each)["lipschitz"]) for each in times], color=color)
-    fits = [mean_slope(select(table, clip=clip, iteration=last), "weights", depths[0]) for clip in clips]
+    fits = [fit_mean_slope(select(table, clip=clip, iteration=last), "weights", depths[0]) for clip in clips]
     rate_line(limits, depths, max(fits, key=lambda fit: fit.constant), -1.0, "slope $-1$")
     norm.set_title(rf"$\max_{{k,\,t\leq {time:g}}}\,\|V_k(t)\|_F$")
     constant.set_title(rf"$L\,\max_{{k,\,t\leq {time:g}}}\,\|Z_{{k+1}}(t)-Z_k(t)\|_F$")
@@ -187,7 +187,7 @@ CONVERGING = {"weights": "sup over s and t <= T of |Z^L - Z|_F", "distance_A": "
               "output": "sup over x and t <= T of |F^L(x,t) - F(x,t)|"}  # fmt: skip
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     """Prop. 3 and Thm 4, for every C > 0."""
     table = read("clipping")
     clips = [clip for clip in np.unique(table["clip"]) if clip > 0]
@@ -198,7 +198,7 @@ def claims(read: Read) -> Iterator[Claim]:
         (CONVERGING, "Thm 4" + RATE_OURS, "is O(1/L)", -1.0),
     ):
         for name, measure in claimed.items():
-            fits = [slope_over_seeds(rows, name) for rows in ever]
+            fits = [fit_over_seeds(rows, name) for rows in ever]
             statement = f"Clipped flow, A and B trained: {measure} {words}"
             # Clipping itself bounds how far a norm moves, whatever L.
             place = where + PROVED if name in NORMS else where

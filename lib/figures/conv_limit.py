@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from lib import checks
 from lib.cifar import depth_limit
 from lib.cifar.depth_limit import MEASURES
-from lib.figures.claim import BEYOND, Claim, Read, judge_margin, tightest
+from lib.figures.claim import BEYOND, Claim, Read, combine_margins, judge_margin
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import GREY, color_scale, depth_axis, draw_color_bar, panels, styled, write_across
+from lib.figures.style import GREY, depth_axis, draw_color_bar, make_color_scale, make_panels, styled, write_across
 from lib.measures import Slope, fit_slope
 from lib.tables import Table, from_rows, select, word
 
@@ -104,8 +104,8 @@ def draw(data: Data, config: Config) -> Figure:
     """Distances between depths L and 2L, and L times the largest successive distance, against L after several epochs.
     There is a column for each family, and a line for each epoch and seed."""
     table, epochs = data["conv_limit"], config.epochs
-    figure, axes = panels(len(FAMILIES), len(ROWS), height=7.6, sharex=True, sharey="row")
-    color, mappable = color_scale(epochs)
+    figure, axes = make_panels(len(FAMILIES), len(ROWS), height=7.6, sharex=True, sharey="row")
+    color, mappable = make_color_scale(epochs)
     for column, (activation, normalisation) in zip(axes.T, FAMILIES, strict=True):
         runs = select(table, activation=activation, normalisation=normalisation)
         for panel, measure in zip(column, ROWS, strict=True):
@@ -142,7 +142,7 @@ CLAIMED = (  # measure, its name in words, its norm
 )
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     """Trained convolutional networks converge. A family is judged if it has been trained."""
     rates = read("conv_limit_slopes")
     for activation, normalisation in FAMILIES:
@@ -153,7 +153,7 @@ def claims(read: Read) -> Iterator[Claim]:
             family = name_family(activation, normalisation)
             last, end = find_last_converging_epoch(rates, activation, normalisation, measure), rows["epoch"][-1]
             slope, low, high = (rows[name][-1] for name in ("slope", "low", "high"))
-            margin = tightest(*(-CONVERGES - each for each in rows["slope"]))
+            margin = combine_margins(*(-CONVERGES - each for each in rows["slope"]))
             seeds = rows["seeds"][-1]
             measured = f"{seeds} run{'' if seeds == 1 else 's'}, slope in L {slope:.2f} after {end} epochs"
             yield judge_margin(

@@ -21,12 +21,12 @@ def silent(records: Iterable, total: int) -> Iterable:
     return records
 
 
-def evenly(iterations: int, count: int) -> list[int]:
+def space_evenly(iterations: int, count: int) -> list[int]:
     """At most ``count`` >= 2 evenly spaced iterations from 0 to ``iterations``, with both ends."""
     return sorted({round(t) for t in np.linspace(0, iterations, min(count, iterations + 1))})
 
 
-def seeded(network: NetworkConfig, count: int) -> list[NetworkConfig]:
+def vary_seed(network: NetworkConfig, count: int) -> list[NetworkConfig]:
     """``count`` copies of the network with consecutive seeds, starting at its own seed."""
     return [dataclasses.replace(network, seed=network.seed + k) for k in range(count)]
 
@@ -38,12 +38,12 @@ def draw_inputs(network: NetworkConfig, count: int) -> Tensor:
     return torch.randn(count, network.dimension, generator=generator, dtype=torch.float64)
 
 
-def last(steps: Iterable):
+def take_last(steps: Iterable):
     """The last state of an experiment."""
     return deque(steps, maxlen=1).pop()
 
 
-def sorted_table(rows: list[dict], *columns: str) -> dict[str, list]:
+def sort_rows(rows: list[dict], *columns: str) -> dict[str, list]:
     """A table from rows, sorted by these columns."""
     return from_rows(sorted(rows, key=lambda row: [row[column] for column in columns]))
 
@@ -53,8 +53,8 @@ def read_entries(weights: Weights, row: int, column: int) -> tuple[list[float], 
     return weights.V[:, row, column].tolist(), weights.W[:, row, column].tolist()
 
 
-def mean_log_loss_rate(loss: dict[str, list], last: float = 0.5) -> float:
-    """-d(log loss)/dt per iteration, by least squares over the ``last`` share of training; nan with fewer than two
+def fit_loss_rate(loss: dict[str, list], last: float = 0.5) -> float:
+    """-d(log loss)/dt per iteration, by least squares over the ``take_last`` share of training; nan with fewer than two
     positive losses."""
     t, value = np.asarray(loss["iteration"], dtype=float), np.asarray(loss["loss"], dtype=float)
     keep = (t >= t[-1] * (1 - last)) & (value > 0)

@@ -11,22 +11,22 @@ from lib import checks
 from lib.dense.distances import SuccessiveDistance
 from lib.dense.network import NetworkConfig
 from lib.dense.training import run_in_lockstep, train
-from lib.digits import difference
-from lib.figures.claim import Claim, Read, judge_rate, select_last, slope_over_seeds
-from lib.figures.experiment import Progress, last, silent, sorted_table
+from lib.digits import round_difference
+from lib.figures.claim import Claim, Read, fit_over_seeds, judge_rate, select_last
+from lib.figures.experiment import Progress, silent, sort_rows, take_last
 from lib.figures.results import Data
 from lib.figures.style import (
-    color_scale,
     depth_axis,
-    intervals,
+    describe_intervals,
+    format_number,
     leave_room_for_legend,
-    minus,
-    panels,
+    make_color_scale,
+    make_panels,
     rate_line,
     styled,
 )
 from lib.measures import fit_slope
-from lib.rates import mean_slope
+from lib.rates import fit_mean_slope
 from lib.tables import select
 
 
@@ -78,7 +78,7 @@ class Config:
         return self.iterations[-1]
 
 
-def steps(config: Config) -> Iterator[Data]:
+def compute_steps(config: Config) -> Iterator[Data]:
     """The table of `compute` so far, after each iteration; nothing until the first training time."""
     networks = [dataclasses.replace(config.network, seed=seed, depth=depth) for seed, depth in config.runs]
     trainings = [train(network, config.learning_rate, config.iterations[-1] - 1) for network in networks]
@@ -88,14 +88,14 @@ def steps(config: Config) -> Iterator[Data]:
         for (seed, depth), record, so_far in zip(config.runs, records, running, strict=True):
             so_far.update(record.weights)
             if record.iteration + 1 in config.iterations:
-                distances = {name: difference(value) for name, value in so_far.values().items()}
+                distances = {name: round_difference(value) for name, value in so_far.values().items()}
                 rows.append({"seed": seed, "depth": depth, "iterations": record.iteration + 1, **distances})
-        yield {"figure_1_left": sorted_table(rows, "seed", "depth", "iterations")} if rows else {}
+        yield {"figure_1_left": sort_rows(rows, "seed", "depth", "iterations")} if rows else {}
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
     """The table of ``figure_1_left.csv``: a row for each seed, depth and training time in ``iterations``."""
-    return last(progress(steps(config), config.steps))
+    return take_last(progress(compute_steps(config), config.steps))
 
 
 @styled
@@ -108,8 +108,8 @@ def draw(data: Data, config: Config) -> Figure:
     aggregate = np.maximum(columns["aggregate_V"], columns["aggregate_W"])
     times = [t for t in np.unique(columns["iterations"]) if aggregate[columns["iterations"] == t].max() > 0]
     depths = np.unique(columns["depth"])
-    figure, axes = panels(2)
-    color, mappable = color_scale(times or [0])
+    figure, axes = make_panels(2)
+    color, mappable = make_color_scale(times or [0])
     quantities = (
         (columns["max_distance"], r"$\max_{k,\,t}\;\|Z_{k+1}(t)-Z_k(t)\|_F$", "the paper's quantity", -1.0),
         (aggregate, r"$\left(\sum_{t,\,k}\;\|Z_{k+1}(t)-Z_k(t)\|_F^2\right)^{1/2}$", "the released aggregate", -0.5),
@@ -128,9 +128,11 @@ def draw(data: Data, config: Config) -> Figure:
             rate_line(panel, fitted, fit, exponent, f"slope ${'-1' if exponent == -1 else '-1/2'}$")
             end = select(table, iterations=times[-1])
             end["aggregate"] = np.maximum(end["aggregate_V"], end["aggregate_W"])
-            over = mean_slope(end, "max_distance" if exponent == -1 else "aggregate", slope_from)
+            over = fit_mean_slope(end, "max_distance" if exponent == -1 else "aggregate", slope_from)
             depths_over = f"$L={config.fitted[0]}$ to ${config.fitted[-1]}$"
-            words = f"slope, {times[-1]} iterations: {minus(over.slope)}\n{intervals(over)}, {depths_over}"
+            words = (
+                f"slope, {times[-1]} iterations: {format_number(over.slope)}\n{describe_intervals(over)}, {depths_over}"
+            )
             panel.legend(loc="lower left", title=words, title_fontsize=7)
         depth_axis(panel, depths)
         panel.set_yscale("log")
@@ -144,8 +146,8 @@ def draw(data: Data, config: Config) -> Figure:
     return figure
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     left = select_last(read("figure_1_left"), "iterations")
     statement = "Layers that start equal: max over k and t <= T of |Z_(k+1)(t) - Z_k(t)|_F is at most K/L"
-    fit = slope_over_seeds(left, "max_distance")
+    fit = fit_over_seeds(left, "max_distance")
     yield judge_rate(statement, "Prop. 3, Fig. 1 left", "figure_1_left", fit, -1.0)

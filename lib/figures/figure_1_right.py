@@ -12,8 +12,8 @@ from lib.dense import conventions, limit, spectral
 from lib.dense.distances import distance
 from lib.dense.network import NetworkConfig
 from lib.dense.training import Record, run_in_lockstep, train
-from lib.digits import DECIMALS, LIMIT_DECIMALS, difference
-from lib.figures.experiment import Progress, last, silent, sorted_table
+from lib.digits import DECIMALS, LIMIT_DECIMALS, round_difference
+from lib.figures.experiment import Progress, silent, sort_rows, take_last
 from lib.figures.results import Data
 from lib.figures.style import (
     COLORS,
@@ -21,9 +21,9 @@ from lib.figures.style import (
     compute_cell_edges,
     depth_axis,
     draw_color_bar,
+    format_number,
     leave_room_for_legend,
-    minus,
-    panels,
+    make_panels,
     rate_line,
     styled,
 )
@@ -104,7 +104,7 @@ def _compare_with_limit(config: Config) -> Iterable[Callable[[Record], tuple[flo
 REFERENCES = {"network": _compare_with_network, "limit": _compare_with_limit}
 
 
-def steps(config: Config) -> Iterator[Data]:
+def compute_steps(config: Config) -> Iterator[Data]:
     """The table of `compute` so far, after each recorded iteration."""
     trainings = [
         train(config.network.at_depth(depth), config.learning_rate, config.recorded[-1], config.recorded)
@@ -114,14 +114,14 @@ def steps(config: Config) -> Iterator[Data]:
     rows = []
     for distances, records in zip(REFERENCES[config.reference](config), run_in_lockstep(trainings), strict=True):
         for depth, record in zip(config.depths, records, strict=True):
-            V, W = (difference(value, decimals) for value in distances(record))
+            V, W = (round_difference(value, decimals) for value in distances(record))
             rows.append({"depth": depth, "iteration": record.iteration, "distance_V": V, "distance_W": W})
-        yield {"figure_1_right": sorted_table(rows, "depth", "iteration")}
+        yield {"figure_1_right": sort_rows(rows, "depth", "iteration")}
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
     """The table of ``figure_1_right.csv``: a row for each depth and each recorded iteration."""
-    return last(progress(steps(config), config.steps))
+    return take_last(progress(compute_steps(config), config.steps))
 
 
 @styled
@@ -133,7 +133,7 @@ def draw(data: Data, config: Config) -> Figure:
     shape = len(depths), len(iterations)
     order = np.lexsort((table["iteration"], table["depth"]))
     images = {Z: np.asarray(table[f"distance_{Z}"])[order].reshape(shape) for Z in "VW"}
-    figure, axes = panels(3, width_ratios=[1, 1, 0.95])
+    figure, axes = make_panels(3, width_ratios=[1, 1, 0.95])
     edges = compute_cell_edges(iterations)
     for panel, (Z, image) in zip(axes, images.items(), strict=False):
         # Twelve orders of magnitude below the largest, and below 1e-13, there are only rounding errors.
@@ -154,7 +154,7 @@ def draw(data: Data, config: Config) -> Figure:
         if (final[depths >= slope_from] > 0).sum() >= 2:
             fit = fit_slope(depths, final, slope_from)
             rate_line(rate, depths[depths >= slope_from], fit, -1.0, "slope $-1$" if Z == "W" else None)
-            rate.plot(depths, final, marker + "-", color=color, label=f"${Z}$: slope {minus(fit.slope)}")
+            rate.plot(depths, final, marker + "-", color=color, label=f"${Z}$: slope {format_number(fit.slope)}")
         else:
             rate.plot(depths, np.where(final > 0, final, np.nan), marker + "-", color=color, label=f"${Z}$")
     depth_axis(rate, depths)

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from lib import checks
 from lib.dense.network import NetworkConfig
 from lib.dense.training import train
-from lib.digits import difference, significant, square
-from lib.figures.claim import Claim, Read, factor_below, judge_margin, tightest
-from lib.figures.experiment import Progress, evenly, last, read_entries, silent
+from lib.digits import round_difference, round_significant, round_square
+from lib.figures.claim import Claim, Read, combine_margins, factor_below, judge_margin
+from lib.figures.experiment import Progress, read_entries, silent, space_evenly, take_last
 from lib.figures.results import Data
-from lib.figures.style import BLUE, GREEN, VERMILION, color_scale, draw_color_bar, panels, styled
+from lib.figures.style import BLUE, GREEN, VERMILION, draw_color_bar, make_color_scale, make_panels, styled
 from lib.measures import SMOOTH_BELOW, von_neumann_ratio
 
 RATIO_DIGITS = 6  # of a ratio of sums of squares
@@ -51,7 +51,7 @@ class Config:
     @property
     def weight_iterations(self) -> list[int]:
         """The iterations whose weights are recorded, with the first and the last one."""
-        return evenly(self.iterations, self.recorded)
+        return space_evenly(self.iterations, self.recorded)
 
     @property
     def loss_iterations(self) -> list[int]:
@@ -69,7 +69,7 @@ class Config:
         return len(self.all_iterations)
 
 
-def steps(config: Config) -> Iterator[Data]:
+def compute_steps(config: Config) -> Iterator[Data]:
     """The tables of `compute` so far, after each recorded iteration (the same two dicts, which grow)."""
     weight_iterations, loss_iterations = set(config.weight_iterations), set(config.loss_iterations)
     loss = {"iteration": [], "loss": [], "ratio_V": [], "ratio_W": []}
@@ -79,12 +79,12 @@ def steps(config: Config) -> Iterator[Data]:
     for record in train(config.network, config.learning_rate, config.iterations, config.all_iterations):
         if record.iteration in loss_iterations:
             loss["iteration"].append(record.iteration)
-            loss["loss"].append(square(record.loss))
+            loss["loss"].append(round_square(record.loss))
             for name in "VW":
                 ratio = von_neumann_ratio(getattr(record.weights, name))
-                loss[f"ratio_{name}"].append(significant(ratio, RATIO_DIGITS))
+                loss[f"ratio_{name}"].append(round_significant(ratio, RATIO_DIGITS))
         if record.iteration in weight_iterations:
-            curves = (map(difference, curve) for curve in read_entries(record.weights, config.row, config.column))
+            curves = (map(round_difference, curve) for curve in read_entries(record.weights, config.row, config.column))
             constant = [record.iteration], [config.row], [config.column]
             iteration, row, column = (value * config.network.depth for value in constant)
             for name, values in zip(columns, (iteration, layers, row, column, *curves), strict=True):
@@ -95,16 +95,16 @@ def steps(config: Config) -> Iterator[Data]:
 def compute(config: Config, progress: Progress = silent) -> Data:
     """Two tables. ``figure_2.csv`` has columns iteration, loss, and the von Neumann ratios ``ratio_V`` and ``ratio_W``
     of all entries (nan if all layers are equal). ``figure_2_weights.csv`` has the recorded entry of V and of W."""
-    return last(progress(steps(config), config.steps))
+    return take_last(progress(compute_steps(config), config.steps))
 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """One entry of V and of W across layers, in lighter colours at later iterations, and the loss."""
     loss, weights = data["figure_2"], data["figure_2_weights"]
-    figure, axes = panels(3)
+    figure, axes = make_panels(3)
     iterations = np.unique(weights["iteration"])
-    color, mappable = color_scale(iterations)
+    color, mappable = make_color_scale(iterations)
     layers = np.unique(weights["layer"])
     for panel, Z in zip(axes, "VW", strict=False):
         order = np.lexsort((weights["layer"], weights["iteration"]))
@@ -130,12 +130,12 @@ def draw(data: Data, config: Config) -> Figure:
 LOSS_FALLS = 1e-3  # the share of the first loss below which the last one has to be
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     table = read("figure_2")
     fall = table["loss"][-1] / table["loss"][0]
     # The ratio is nan at the start, at which all layers are equal.
     ratios = [ratio[int(np.isnan(ratio[0])) :] for ratio in (table["ratio_V"], table["ratio_W"])]
-    margin = tightest(
+    margin = combine_margins(
         factor_below(fall, LOSS_FALLS), *(factor_below(each, SMOOTH_BELOW) for ratio in ratios for each in ratio)
     )
     yield judge_margin(

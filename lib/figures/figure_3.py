@@ -14,10 +14,10 @@ from lib.cifar import records
 from lib.cifar.choice import NetworkChoice, Setting, group_by_setting
 from lib.cifar.network import ResidualLayers
 from lib.cifar.records import CONVOLUTIONS, Run
-from lib.figures.claim import Claim, Read, factor_below, judge_margin, tightest
+from lib.figures.claim import Claim, Read, combine_margins, factor_below, judge_margin
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLACK, GREY, INITIALISATION_COLORS, leave_room_above, panels, styled, write_across
+from lib.figures.style import BLACK, GREY, INITIALISATION_COLORS, leave_room_above, make_panels, styled, write_across
 from lib.measures import (
     PARTS,
     SMOOTH_BELOW,
@@ -163,7 +163,7 @@ def draw(data: Data, config: Config) -> Figure:
     table, published = data["figure_3"], data["figure_3_published"]
     blocks = list(dict.fromkeys(zip(table["setting"], table["epochs"], strict=True))) or [("", 0)]
     above = 2 * bool(len(published["layer"]))
-    figure, axes = panels(2, rows=above + 2 * len(blocks), height=1.7 * above + 3.8 * len(blocks), sharex=True)
+    figure, axes = make_panels(2, rows=above + 2 * len(blocks), height=1.7 * above + 3.8 * len(blocks), sharex=True)
     if above:
         _draw_published(axes[:above], published)
     for row, (setting, epochs) in zip(axes[above::2], blocks, strict=True):
@@ -207,7 +207,7 @@ def _draw_published(axes: np.ndarray, curves: tables.Table) -> None:
             panel.set_ylabel(f"{name}, an entry")
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     """The published network is smooth, by the likely range of the true ratio of its curves. There is no claim if the
     curves are missing."""
     ratios = read("figure_3_published_ratios")
@@ -221,7 +221,7 @@ def claims(read: Read) -> Iterator[Claim]:
         shares[name] = f"{' or '.join(map(str, counts))} of {PARTS} ({name})"
     true = " and ".join(f"{low[name]:.2g} to {high[name]:.2g} ({name})" for name in CONVOLUTIONS)
     # Both ends of the range have to be on one side; else the claim is open.
-    least, most = (tightest(*(factor_below(end, SMOOTH_BELOW) for end in ends.values())) for ends in (high, low))
+    least, most = (combine_margins(*(factor_below(end, SMOOTH_BELOW) for end in ends.values())) for ends in (high, low))
     margin = most if most < 0 else least if least >= 0 <= most else math.nan
     yield judge_margin(
         "CIFAR-10, the published GELU network, weight-tied: smooth across layers after training",

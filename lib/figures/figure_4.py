@@ -12,10 +12,10 @@ from lib.cifar import records
 from lib.cifar.choice import RELEASED, NetworkChoice, Setting, describe_training, group_by_setting
 from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
-from lib.figures.claim import OPEN, Claim, Read, factor_above, factor_below, judge_margin, tightest
+from lib.figures.claim import OPEN, Claim, Read, combine_margins, factor_above, factor_below, judge_margin
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import HEIGHT, INITIALISATION_COLORS, panels, styled, write_across
+from lib.figures.style import HEIGHT, INITIALISATION_COLORS, make_panels, styled, write_across
 
 PAPER_CLOSER = 10  # the paper's weight-tied layers are "about ten times" closer to each other than its i.i.d. ones
 
@@ -105,7 +105,7 @@ def draw(data: Data, config: Config) -> Figure:
     layers, averages = data["figure_4_layers"], data["figure_4"]
     titles = write_titles(averages, config.choice.activation)
     rows = max(len(titles), 1)
-    figure, axes = panels(2, rows=rows, height=HEIGHT * rows, width_ratios=[1.5, 1], sharey=True)
+    figure, axes = make_panels(2, rows=rows, height=HEIGHT * rows, width_ratios=[1.5, 1], sharey=True)
     if not titles:
         write_across(axes[0], "no such network is trained yet")
         for panel in axes:
@@ -135,7 +135,7 @@ def draw(data: Data, config: Config) -> Figure:
     return figure
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     """The appendix's statement on trained networks, for each setting that has both initialisations. It is open if no
     network was trained for as long as the paper's."""
     averages = read("figure_4")
@@ -149,7 +149,7 @@ def claims(read: Read) -> Iterator[Claim]:
         measured = " and ".join(f"{factor:.3g} ({name})" for name, factor in factors.items())
         low, high = PAPER_CLOSER / 2, 2 * PAPER_CLOSER
         found = list(factors.values()) or [math.nan]
-        margin = tightest(*(each for by in found for each in (factor_above(by, low), factor_below(by, high))))
+        margin = combine_margins(*(each for by in found for each in (factor_above(by, low), factor_below(by, high))))
         sides = (
             tables.select(averages, setting=setting, epochs=epochs, initialisation=side)["seed"]
             for side in INITIALISATIONS

@@ -16,13 +16,13 @@ from lib.dense import limit
 from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initial_functions, initialise, outputs
 from lib.dense.training import train
-from lib.digits import STATE_DECIMALS, difference
-from lib.figures.claim import BEYOND, OPEN, RATE_OURS, Claim, Read, judge_rates, slope_over_seeds
-from lib.figures.experiment import Progress, last, seeded, silent
+from lib.digits import STATE_DECIMALS, round_difference
+from lib.figures.claim import BEYOND, OPEN, RATE_OURS, Claim, Read, fit_over_seeds, judge_rates
+from lib.figures.experiment import Progress, silent, take_last, vary_seed
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, GREY, MARKERS, depth_axis, panels, styled
+from lib.figures.style import BLACK, COLORS, GREY, MARKERS, depth_axis, make_panels, styled
 from lib.measures import integral_distance
-from lib.rates import SlopeOverSeeds, mean_slope
+from lib.rates import SlopeOverSeeds, fit_mean_slope
 from lib.tables import Table, from_rows, select
 
 WIDE = {"linewidth": 2.6, "markersize": 6}
@@ -83,7 +83,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
     The second has one entry of W_k(t) - W_k(0), for the first seed's deepest network: columns case, s = k/L, entry.
     """
-    seeds = [network.seed for network in seeded(config.network, config.seeds)]
+    seeds = [network.seed for network in vary_seed(config.network, config.seeds)]
     runs = [(seed, case, network) for seed in seeds for case, network in config.cases.items()]
     rows, entries = [], []
     for seed, case, network in progress(runs, len(runs)):
@@ -101,12 +101,12 @@ def compute(config: Config, progress: Progress = silent) -> Data:
             reference = moved is not None or trained is not deepest
             apart = float((trained.output - output).square().mean().sqrt()) if reference else math.nan
             measured = {"distance": math.hypot(*parts), "output": apart, "variation": trained.variation}
-            measured = trained.sizes | {name: difference(value, STATE_DECIMALS) for name, value in measured.items()}
+            measured = {name: round_difference(value, STATE_DECIMALS) for name, value in measured.items()}
             losses = {"start": trained.losses[0], "loss": trained.losses[1]}
-            rows.append({"seed": seed, "case": case, "depth": depth} | losses | measured)
+            rows.append({"seed": seed, "case": case, "depth": depth} | losses | trained.sizes | measured)
         if seed == seeds[0]:
             for k, entry in enumerate(deepest.moved.W[:, 0, 0].tolist(), start=1):
-                entries.append({"case": case, "s": k / config.depths[-1], "entry": difference(entry)})
+                entries.append({"case": case, "s": k / config.depths[-1], "entry": round_difference(entry)})
     return {"initialisation": from_rows(rows), "initialisation_weights": from_rows(entries)}
 
 
@@ -135,14 +135,14 @@ def _train(config: Config, network: NetworkConfig) -> Trained:
     size = math.sqrt(float(squares.mean()))
     successive = largest_successive_distance(moved) / size
     variation = float((states - before).diff(dim=0).square().sum()) / network.samples
-    sizes = {"successive": difference(successive), "size": difference(size)}
+    sizes = {"successive": round_difference(successive), "size": round_difference(size)}
     return Trained((first[0], end[0]), moved, sizes, variation, outputs(end[1], states))
 
 
 def _train_limit(config: Config, network: NetworkConfig) -> tuple[limit.TrainedODE, Tensor]:
     # What training adds to the limit's weights as functions of s, and the outputs of the limit.
     schedule = config.learning_rate, config.iterations, [config.iterations]
-    ode = last(limit.train(network, *schedule, tolerance=config.tolerance)).ode
+    ode = take_last(limit.train(network, *schedule, tolerance=config.tolerance)).ode
     weights_at, data = initial_functions(network)
     moved = _subtract(ode.weights, weights_at(ode.grid.s.cpu()).to(ode.grid.s))
     return limit.TrainedODE(ode.config, ode.grid, moved), ode(data.x, 0.01 * config.tolerance)
@@ -166,13 +166,13 @@ def _compute_means(rows: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit_slopes(table: Table, case: str, slope_from: int) -> dict[str, SlopeOverSeeds]:
-    """The slopes in L of successive, distance, output and variation, as means over the seeds (`lib.rates.mean_slope`).
+    """The slopes in L of successive, distance, output and variation, as means over the seeds (`fit_mean_slope`).
     Distances of i.i.d. networks are fitted without the deepest one, which is their reference."""
     rows = select(table, case=case)
     shallower = {name: column[rows["depth"] < max(rows["depth"])] for name, column in rows.items()}
     to_reference = shallower if case.startswith("iid") else rows
     by_column = {"successive": rows, "distance": to_reference, "output": to_reference, "variation": rows}
-    return {column: mean_slope(of_column, column, slope_from) for column, of_column in by_column.items()}
+    return {column: fit_mean_slope(of_column, column, slope_from) for column, of_column in by_column.items()}
 
 
 @styled
@@ -181,7 +181,7 @@ def draw(data: Data, config: Config) -> Figure:
     outputs from the limit, and the quadratic variation of hidden states, against depth, as geometric means over the
     seeds. Then one entry across the layers."""
     table, entries = data["initialisation"], data["initialisation_weights"]
-    figure, axes = panels(3, 2, height=5.2)
+    figure, axes = make_panels(3, 2, height=5.2)
     successive, distance, output, variation, entry, legend = axes.flat
     by_column = {"successive": successive, "distance": distance, "output": output, "variation": variation}
     for case, color, marker in zip(config.cases, cycle((BLACK, *COLORS)), cycle(MARKERS), strict=False):
@@ -219,13 +219,13 @@ NAMES = {
 }
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     """What training adds is smooth or rough, as the initialisation is. A claim is open if a network is not trained."""
     table = read("initialisation")
 
     def judge_cases(statement, where, column, cases, expected: float, bound: int, what: str = "slope in L") -> Claim:
         parts = [select(table, case=case) for case in cases]
-        fits = [slope_over_seeds(rows, column) for rows in parts]
+        fits = [fit_over_seeds(rows, column) for rows in parts]
         claim = judge_rates(statement, where, "initialisation", fits, expected, what, bound)
         left = float(np.max([np.max(rows["loss"] / rows["start"]) for rows in parts]))
         trained = f", once the loss is below {100 * TRAINED:.0f} % of its start"

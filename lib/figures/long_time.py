@@ -14,21 +14,21 @@ from lib.dense import limit, lojasiewicz, spectral
 from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, hidden_states, initialise, outputs
 from lib.dense.training import Record, run_in_lockstep, train
-from lib.digits import LIMIT_DECIMALS, difference, known_digits, significant, square
+from lib.digits import LIMIT_DECIMALS, count_known_digits, round_difference, round_significant, round_square
 from lib.figures.claim import (
     RATE_OURS,
     Claim,
     Read,
+    combine_margins,
     factor_above,
     factor_below,
+    fit_over_seeds,
     judge,
     judge_rates,
-    slope_over_seeds,
-    tightest,
 )
-from lib.figures.experiment import Progress, evenly, largest_norm, mean_log_loss_rate, seeded, silent
+from lib.figures.experiment import Progress, fit_loss_rate, largest_norm, silent, space_evenly, vary_seed
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, depth_label, panels, styled
+from lib.figures.style import BLACK, COLORS, label_depth, make_panels, styled
 from lib.tables import Table, from_rows, select
 
 SAME_RATE = 0.1  # by how much of one rate of the loss another may differ
@@ -70,9 +70,9 @@ class Config:
 
 
 def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
-    loss = square(record.loss)
+    loss = round_square(record.loss)
     # The ratio divides by the loss: it has no more digits, but two of them next to where the loss is rounding.
-    ratio = significant(lojasiewicz.ratio(record), max(2, known_digits(record.loss))) if loss else math.nan
+    ratio = round_significant(lojasiewicz.ratio(record), max(2, count_known_digits(record.loss))) if loss else math.nan
     return {"iteration": record.iteration, "time": learning_rate * record.iteration, "loss": loss, "ratio": ratio}
 
 
@@ -84,10 +84,10 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     of V and of W that vary most over s in the limit). The third has seed, depth, distance_V, distance_W (integral
     norm), residual (the largest |F(x_i) - y_i|).
     """
-    recorded = evenly(config.iterations, config.recorded)
+    recorded = space_evenly(config.iterations, config.recorded)
     steps = (
         (network, records)
-        for network in seeded(config.network, config.seeds)
+        for network in vary_seed(config.network, config.seeds)
         for records in _moments(config, network, recorded)
     )
     rows, weights, nearness = [], [], []
@@ -120,8 +120,8 @@ def _nearness(config: Config, network: NetworkConfig, records: tuple) -> list[di
         else:
             distances = ode.distance_to_network(record.weights)
             output = outputs(record.weights, hidden_states(network.at_depth(depth), record.weights, data.x))
-        away = {f"distance_{name}": difference(distance, LIMIT_DECIMALS) for name, distance in distances.items()}
-        residual = difference(largest_norm(output - data.y))
+        away = {f"distance_{name}": round_difference(distance, LIMIT_DECIMALS) for name, distance in distances.items()}
+        residual = round_difference(largest_norm(output - data.y))
         found.append({"seed": network.seed, "depth": depth, **away, "residual": residual})
     return found
 
@@ -137,7 +137,9 @@ def _entries(config: Config, records: tuple) -> list[dict]:
             s, Z = (torch.arange(depth, dtype=torch.float64) + 0.5) / depth, record.weights
         entries = [values.flatten(1)[:, entry].tolist() for values, entry in zip((Z.V, Z.W), liveliest, strict=True)]
         for position, V, W in zip(s.tolist(), *entries, strict=True):
-            found.append({"depth": depth, "s": position, "entry_V": difference(V), "entry_W": difference(W)})
+            found.append(
+                {"depth": depth, "s": position, "entry_V": round_difference(V), "entry_W": round_difference(W)}
+            )
     return found
 
 
@@ -150,10 +152,10 @@ def draw(data: Data, config: Config) -> Figure:
     """
     curves, weights = data["long_time"], data["long_time_weights"]
     curves = select(curves, seed=min(curves["seed"]))
-    figure, (loss, ratio, final) = panels(3)
+    figure, (loss, ratio, final) = make_panels(3)
     depths = np.unique(curves["depth"])
     for depth, hue, line in zip(depths, cycle((BLACK, *COLORS)), cycle(("-", "--", "-.", ":", "--")), strict=False):
-        label, rows = depth_label(depth), select(curves, depth=depth)
+        label, rows = label_depth(depth), select(curves, depth=depth)
         loss.plot(rows["time"], rows["loss"], line, color=hue, label=label, linewidth=1.6)
         known = _resolved(rows)
         ratio.plot(rows["time"][known], rows["ratio"][known], line, color=hue, label=label, linewidth=1.6)
@@ -203,7 +205,7 @@ def rates(curves: Table) -> dict[tuple[int, int], float]:
     found = {}
     for run, rows in _resolved_runs(curves):
         second = rows["time"] >= 0.5 * rows["time"][-1]
-        found[run] = mean_log_loss_rate({"iteration": rows["time"][second], "loss": rows["loss"][second]}, 1.0)
+        found[run] = fit_loss_rate({"iteration": rows["time"][second], "loss": rows["loss"][second]}, 1.0)
     return found
 
 
@@ -237,7 +239,7 @@ def _missing(curves: Table) -> tuple[float, ...]:
     return () if len(curves["loss"]) == math.prod(sizes) else (math.nan,)
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     curves, ends = read("long_time"), read("long_time_limit")
     found, least, late = (made(curves) for made in (rates, least_ratios, late_rates))
     seeds, missing = sorted({seed for seed, _ in found}), _missing(curves)
@@ -245,7 +247,7 @@ def claims(read: Read) -> Iterator[Claim]:
     kept = [_share(*both) for both in late.values()]
     lowest = min(least.values(), key=lambda ratio: -math.inf if math.isnan(ratio) else ratio)
     positive = math.nan if math.isnan(lowest) else math.inf if lowest > 0 else -math.inf
-    margin = tightest(
+    margin = combine_margins(
         *(factor_below(fall, LOSS_FALLS) for fall in falls),
         *(factor_above(share, SUSTAINED) for share in kept),
         positive,
@@ -268,7 +270,7 @@ def claims(read: Read) -> Iterator[Claim]:
     # Of one depth, or of losses that do not fall, there is nothing to compare.
     by_seed = [one if len(one) > 1 and np.min(one) > 0 else [math.nan] for one in by_seed]
     spreads = [float(np.max(one) / np.min(one) - 1) for one in by_seed]
-    margin = tightest(*(factor_below(spread, SAME_RATE) for spread in spreads), *missing)
+    margin = combine_margins(*(factor_below(spread, SAME_RATE) for spread in spreads), *missing)
     yield Claim(
         "The rate does not depend on L",
         "Thm 6; equality ours",
@@ -281,11 +283,11 @@ def claims(read: Read) -> Iterator[Claim]:
         margin,
     )
     finite = {name: column[ends["depth"] != LIMIT] for name, column in ends.items()}
-    fits = [slope_over_seeds(finite, f"distance_{name}") for name in "VW"]
+    fits = [fit_over_seeds(finite, f"distance_{name}") for name in "VW"]
     statement = "Weights at the end of long training: (int |Z^L - Z|_F^2 ds)^(1/2), of V and of W, is O(1/L)"
     yield judge_rates(statement, "Thm 6" + RATE_OURS, "long_time", fits, -1.0, "larger slope in L")
     residuals = select(ends, depth=LIMIT)["residual"]
-    margin = tightest(*(factor_below(residual, INTERPOLATES) for residual in residuals))
+    margin = combine_margins(*(factor_below(residual, INTERPOLATES) for residual in residuals))
     yield Claim(
         "The neural ODE of the trained limit interpolates the data",
         "Thm 6",

@@ -35,13 +35,13 @@ from lib.figures.claim import (
     LEAST_DEPTH,
     Claim,
     Read,
+    combine_margins,
     factor_below,
     judge_margin,
     judge_rate,
     select_last,
-    tightest,
 )
-from lib.figures.experiment import Progress, evenly, silent
+from lib.figures.experiment import Progress, silent, space_evenly
 from lib.figures.results import Data
 from lib.figures.style import (
     BLUE,
@@ -50,12 +50,12 @@ from lib.figures.style import (
     GUIDE,
     MARKERS,
     VERMILION,
-    color_scale,
     depth_axis,
     draw_slopes,
     leave_room_above,
     leave_room_for_legend,
-    panels,
+    make_color_scale,
+    make_panels,
     plain_ticks,
     styled,
 )
@@ -122,7 +122,7 @@ class Config:
     @property
     def times(self) -> list[int]:
         """The iterations that are compared, with the first and the last one."""
-        return evenly(self.iterations, self.recorded)
+        return space_evenly(self.iterations, self.recorded)
 
     def make_network(self, initialisation: str, width: int, depth: int, seed: int) -> NetworkConfig:
         """The network with that draw of its weights: ``seed`` is 0 for the mean ODE, and 1, 2, ... for the others."""
@@ -241,7 +241,7 @@ def draw(data: Data, config: Config) -> Figure:
     and width."""
     table, states, weights = (data[f"mean_limit{name}"] for name in ("", "_states", "_weights"))
     slope_from = config.slope_from
-    figure, ((rough, smooth, slopes), (widths, together, kinds)) = panels(3, 2, height=5.6)
+    figure, ((rough, smooth, slopes), (widths, together, kinds)) = make_panels(3, 2, height=5.6)
     narrow, last = min(table["width"]), max(table["iteration"])
     end = select(table, iteration=last)
     _draw_across_layers(rough, smooth, states, weights, narrow)
@@ -296,7 +296,7 @@ def _draw_slopes_in_time(axes: Axes, table: Table, narrow: int, slope_from: int)
 def _draw_by_width(alone: Axes, together: Axes, table: Table) -> None:
     fit, points = (made(table, "output", initialisation="iid") for made in (fit_two_terms, compute_root_mean_squares))
     widths = np.unique(points["width"])
-    color, _ = color_scale(widths, log=True)
+    color, _ = make_color_scale(widths, log=True)
     for width, marker in zip(widths, cycle(MARKERS), strict=False):
         rows = select(points, width=width)
         style = {"color": color(width), "linewidth": 0.8, "capsize": 2, "fmt": marker}
@@ -356,7 +356,7 @@ MEASURES = {"output": "root mean square over x and draws", "loss": "root mean sq
 TWO_TERMS_WITHIN = 0.2  # the largest relative deviation of distances from their fit by two terms
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     end = select_last(read("mean_limit"))
     narrow, seeds = min(end["width"]), len(np.unique(end["seed"]))
     kinds = (
@@ -374,7 +374,7 @@ def claims(read: Read) -> Iterator[Claim]:
     widths = [int(width) for width in np.unique(select(end, initialisation="iid")["width"])]
     least = float(np.min([*fit.a_interval, *fit.b_interval]))
     both = math.nan if math.isnan(least) else math.inf if least > 0 else -math.inf
-    margin = tightest(factor_below(fit.residual, TWO_TERMS_WITHIN), both)
+    margin = combine_margins(factor_below(fit.residual, TWO_TERMS_WITHIN), both)
     yield judge_margin(
         "i.i.d. layers: the distance of the outputs from the mean ODE's is of order 1/L + 1/sqrt(L m)",
         BEYOND,

@@ -15,9 +15,9 @@ from lib.dense import limit, spectral
 from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
 from lib.dense.training import run_in_lockstep, train
-from lib.digits import STATE_DECIMALS, difference
-from lib.figures.claim import RATE_OURS, Claim, Read, judge_rate, maximise_over_time, select_last, slope_over_seeds
-from lib.figures.experiment import Progress, draw_inputs, largest_norm, seeded, silent
+from lib.digits import STATE_DECIMALS, round_difference
+from lib.figures.claim import RATE_OURS, Claim, Read, fit_over_seeds, judge_rate, maximise_over_time, select_last
+from lib.figures.experiment import Progress, draw_inputs, largest_norm, silent, vary_seed
 from lib.figures.results import Data
 from lib.figures.style import (
     BLACK,
@@ -27,15 +27,15 @@ from lib.figures.style import (
     LIGHT,
     MARKERS,
     depth_axis,
-    depth_label,
     draw_slopes,
+    label_depth,
     leave_room_above,
-    panels,
+    make_panels,
     rate_line,
     styled,
 )
 from lib.measures import fit_slope
-from lib.rates import mean_slope
+from lib.rates import fit_mean_slope
 from lib.tables import from_rows, select
 
 
@@ -81,7 +81,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     the limit and the second and fourth depth: columns depth, s, input, value.
     """
     steps = itertools.chain.from_iterable(
-        _train_networks(config, network) for network in seeded(config.network, config.seeds)
+        _train_networks(config, network) for network in vary_seed(config.network, config.seeds)
     )
     rows, first = [], None
     for network, x, (record, *records) in progress(steps, config.seeds * len(config.compared)):
@@ -97,7 +97,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     for depth, other in list(zip(config.depths, records, strict=True))[1:4:2]:
         shown.append((depth, hidden_states(config.network.at_depth(depth), other.weights, few)))
     trajectories = [
-        {"depth": depth, "s": k / (len(states) - 1), "input": number, "value": difference(value, STATE_DECIMALS)}
+        {"depth": depth, "s": k / (len(states) - 1), "input": number, "value": round_difference(value, STATE_DECIMALS)}
         for depth, states in shown
         for k, values in enumerate(states[:, :, 0].tolist())
         for number, value in enumerate(values)
@@ -132,7 +132,7 @@ def _measure_errors(network, ode, exact, weights, x, last) -> dict[str, float]:
         "discretised": largest_norm(discretised - output),
         "scipy": largest_norm(scipy - outputs(weights, states)) if last else math.nan,
     }
-    return {name: difference(error, STATE_DECIMALS) for name, error in errors.items()}
+    return {name: round_difference(error, STATE_DECIMALS) for name, error in errors.items()}
 
 
 def solve_with_scipy(config: NetworkConfig, weights: Weights, x: Tensor, tolerance: float = 1e-7) -> Tensor:
@@ -179,7 +179,7 @@ def draw(data: Data, config: Config) -> Figure:
     """Hidden states of networks and of the limit; errors against depth, for the first seed after training; slopes
     during training, with intervals over the seeds."""
     errors, trajectories, slope_from = data["neural_ode"], data["neural_ode_states"], config.slope_from
-    figure, (states, error, slope) = panels(3, height=3.2, width_ratios=[1, 1.1, 1])
+    figure, (states, error, slope) = make_panels(3, height=3.2, width_ratios=[1, 1.1, 1])
     depths = np.unique(trajectories["depth"])
     for depth, color in zip(depths, (BLACK, GREY, LIGHT), strict=False):
         for number in np.unique(trajectories["input"]):
@@ -187,7 +187,7 @@ def draw(data: Data, config: Config) -> Figure:
             style = {"linewidth": 1.4, "zorder": 3}
             if depth != LIMIT:
                 style = {"marker": "o", "markersize": 3.5, "linewidth": 0.7}
-            label = depth_label(depth) if number == 0 else None
+            label = label_depth(depth) if number == 0 else None
             states.plot(rows["s"], rows["value"], color=color, label=label, **style)
     states.set(xlabel="$s=k/L$", title="first coordinate of $h_k$, a few inputs")
     leave_room_above(states, 0.3)
@@ -210,7 +210,7 @@ def draw(data: Data, config: Config) -> Figure:
             rows = select(errors, iteration=iteration)
             if (rows[name][rows["depth"] >= slope_from] > 1e-12).all():
                 times.append(iteration + shift * 0.006 * iterations[-1])
-                fits.append(mean_slope(rows, name, slope_from))
+                fits.append(fit_mean_slope(rows, name, slope_from))
         draw_slopes(slope, times, fits, color=COLORS[place], marker=MARKERS[place])
     slope.axhline(-1, linestyle="--", **GUIDE)
     low, high = slope.get_ylim()
@@ -232,9 +232,9 @@ CLAIMED = (  # column, whether the supremum is over all t, place in the paper, s
 )
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     errors = read("neural_ode")
     end, ever = select_last(errors), maximise_over_time(errors, *(name for name, always, *_ in CLAIMED if always))
     for name, always, where, statement in CLAIMED:
-        fit = slope_over_seeds(ever if always else end, name)
+        fit = fit_over_seeds(ever if always else end, name)
         yield judge_rate(f"{statement} is O(1/L)", where, "neural_ode", fit, -1.0)

@@ -11,7 +11,7 @@ from lib.cifar.choice import run_name
 from lib.cifar.records import CONVOLUTIONS
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, TEXT_WIDTH, VERMILION, panels, set_layers_axis, styled, write_across
+from lib.figures.style import BLUE, TEXT_WIDTH, VERMILION, make_panels, set_layers_axis, styled, write_across
 
 COLORS = {"smooth": BLUE, "rough": VERMILION}
 
@@ -61,7 +61,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """Entries of the weights across the layers of both networks, and test accuracies against the number of layers."""
-    figure, axes = panels(3, height=2.3, width=TEXT_WIDTH * 1.15)
+    figure, axes = make_panels(3, height=2.3, width=TEXT_WIDTH * 1.15)
     names = {"smooth": config.smooth, "rough": config.rough}
     for panel, (network, words) in zip(axes, names.items(), strict=False):
         rows = tables.select(data["overview_weights"], network=network)

@@ -16,11 +16,11 @@ from lib import checks
 from lib.dense import lojasiewicz
 from lib.dense.network import NetworkConfig
 from lib.dense.training import Record, train
-from lib.digits import known_digits, significant
-from lib.figures.claim import Claim, Read, factor_above, judge, tightest
-from lib.figures.experiment import Progress, mean_log_loss_rate, silent
+from lib.digits import count_known_digits, round_significant
+from lib.figures.claim import Claim, Read, combine_margins, factor_above, judge
+from lib.figures.experiment import Progress, fit_loss_rate, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, GREEN, GREY, VERMILION, panels, styled
+from lib.figures.style import BLUE, GREEN, GREY, VERMILION, make_panels, styled
 from lib.tables import Table, from_rows, select
 
 KEEPS = 0.5  # the share of mu(0) that mu(t) has to keep
@@ -98,9 +98,9 @@ def compute(config: Config, progress: Progress = silent) -> Data:
         found.append(
             {"width": width, "target_scale": scale, "seed": seed, "samples": network.samples}
             | {"start": points[0]["loss"], "loss": end["loss"], "iteration": end["iteration"]}
-            | {"rate": significant(mean_log_loss_rate(losses) / config.learning_rate, 5)}
+            | {"rate": round_significant(fit_loss_rate(losses) / config.learning_rate, 5)}
             | {"ratio": least["ratio"], "when": least["iteration"] / end["iteration"]}
-            | {f"of_{name}": significant(least[name], 5) for name in "AZB"}
+            | {f"of_{name}": round_significant(least[name], 5) for name in "AZB"}
             | {"mu_start": points[0]["mu"], "mu": min(each["mu"] for each in points)}
         )
     return {"pl_condition": from_rows(found)}
@@ -117,9 +117,13 @@ def _points(config: Config, network: NetworkConfig) -> Iterator[dict[str, float]
 
 def _point(network: NetworkConfig, record: Record) -> dict[str, float]:
     mu = lojasiewicz.constant(network, record.weights, record.solver.data.x)
-    point = {"iteration": record.iteration, "loss": significant(record.loss, known_digits(record.loss))}
-    ratio = significant(lojasiewicz.ratio(record), max(2, known_digits(record.loss)))
-    return point | {"ratio": ratio, "mu": significant(mu, 6) if mu > NO_CONSTANT else 0.0} | lojasiewicz.shares(record)
+    point = {"iteration": record.iteration, "loss": round_significant(record.loss, count_known_digits(record.loss))}
+    ratio = round_significant(lojasiewicz.ratio(record), max(2, count_known_digits(record.loss)))
+    return (
+        point
+        | {"ratio": ratio, "mu": round_significant(mu, 6) if mu > NO_CONSTANT else 0.0}
+        | lojasiewicz.shares(record)
+    )
 
 
 def median_over_seeds(table: Table, column: str) -> np.ndarray:
@@ -150,7 +154,7 @@ def draw(data: Data, config: Config) -> Figure:
     ``table`` has the columns of ``pl_condition.csv``.
     """
     table = data["pl_condition"]
-    figure, ((ratio, constant), (rate, parts)) = panels(2, 2, height=5.4)
+    figure, ((ratio, constant), (rate, parts)) = make_panels(2, 2, height=5.4)
     maps = (
         (ratio, "ratio", "smallest PL ratio along training"),
         (constant, "mu", r"smallest PL constant $\mu$ along training"),
@@ -213,7 +217,7 @@ def _draw_shares(axes: Axes, table: Table) -> None:
 def judge_part(part: Table) -> float:
     """The margin of the criterion for the networks of a part of the table: mu keeps `KEEPS` of mu(0), which is not
     0."""
-    return tightest(*(factor_above(share, KEEPS) for share in _shares_kept(part)))
+    return combine_margins(*(factor_above(share, KEEPS) for share in _shares_kept(part)))
 
 
 def select_wide(table: Table) -> Table:
@@ -222,7 +226,7 @@ def select_wide(table: Table) -> Table:
     return {name: column[wide] for name, column in table.items()}
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     """For widths m >= n and all sizes of the targets. What is left of the loss says that training was long enough."""
     wide = select_wide(read("pl_condition"))
     margin = judge_part(wide)

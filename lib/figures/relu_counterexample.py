@@ -19,11 +19,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lib import activations, checks
-from lib.digits import difference, square
-from lib.figures.claim import Claim, Read, factor_above, factor_below, fit_in_depth, judge_margin, judge_rates, tightest
+from lib.digits import round_difference, round_square
+from lib.figures.claim import (
+    Claim,
+    Read,
+    combine_margins,
+    factor_above,
+    factor_below,
+    fit_in_depth,
+    judge_margin,
+    judge_rates,
+)
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, GUIDE, MARKERS, depth_axis, panels, styled
+from lib.figures.style import BLACK, COLORS, GUIDE, MARKERS, depth_axis, make_panels, styled
 from lib.tables import from_rows, select, word
 
 NEAR = 1e-6  # the largest distance from w* that counts as convergence
@@ -111,11 +120,11 @@ def compute(config: Config, progress: Progress = silent) -> Data:
                     "factor": factor,
                     "half_depth": half,
                     "depth": 2 * half,
-                    "loss": square(float(loss[j])),
-                    "start": difference(float(start[:, j].diff().abs().max())),
-                    "end": difference(float(end[:, j].diff().abs().max())),
+                    "loss": round_square(float(loss[j])),
+                    "start": round_difference(float(start[:, j].diff().abs().max())),
+                    "end": round_difference(float(end[:, j].diff().abs().max())),
                     "even": float(even.mean()),
-                    "even_spread": difference(float((even - even.mean()).abs().max())),
+                    "even_spread": round_difference(float((even - even.mean()).abs().max())),
                     "odd_moved": float((odd - start[0::2, j]).abs().max()),
                     "limit_weight": limit_weight(half, factor),
                 }
@@ -134,7 +143,7 @@ def draw(data: Data, config: Config) -> Figure:
     depth."""
     table, weights = data["relu_counterexample"], data["relu_counterexample_weights"]
     names, factors = list(dict.fromkeys(table["activation"])), np.unique(table["factor"])
-    figure, axes = panels(len(names) + 1, height=2.9, width_ratios=[1] * len(names) + [1.15])
+    figure, axes = make_panels(len(names) + 1, height=2.9, width_ratios=[1] * len(names) + [1.15])
     *across, compared = axes
     for panel, name in zip(across, names, strict=True):
         rows = select(weights, activation=name)
@@ -165,12 +174,12 @@ def draw(data: Data, config: Config) -> Figure:
     return figure
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     table = read("relu_counterexample")
     relu = select(table, activation="relu")
     moved, away = np.abs(relu["odd_moved"]), np.abs(relu["even"] - relu["limit_weight"]) + relu["even_spread"]
     shares = relu["even"] / np.log(relu["factor"])
-    margin = tightest(
+    margin = combine_margins(
         # Odd layers must not move at all.
         *(math.inf if distance == 0 else -distance for distance in moved),
         *(factor_below(distance, NEAR) for distance in away),

@@ -12,7 +12,7 @@ from lib.cifar.measured import named_rows
 from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
-from lib.figures.experiment import Progress, last, silent
+from lib.figures.experiment import Progress, silent, take_last
 from lib.figures.results import Data
 from lib.figures.style import (
     BLUE,
@@ -22,7 +22,7 @@ from lib.figures.style import (
     INITIALISATION_COLORS,
     depth_axis,
     leave_room_for_legend,
-    panels,
+    make_panels,
     set_layers_axis,
     styled,
     write_across,
@@ -68,7 +68,7 @@ def measure_dense(config: Config, progress: Progress = silent) -> dict[str, list
     for initialisation, depth in progress(cases, len(cases)):
         network = replace(config.network, initialisation=initialisation, depth=depth)
         training = train(network, config.learning_rate, config.iterations, [config.iterations])
-        weights, data = last(training).weights, initialise(network)[1]
+        weights, data = take_last(training).weights, initialise(network)[1]
         f, layers = dense_branch(network), dense_layers(weights)
         for method in reversible.METHODS:
             errors = reversible.measure_errors(method, f, layers, data.x, lambda h, y=data.y: (h - y).square().mean())
@@ -103,7 +103,7 @@ def draw(data: Data, config: Config) -> Figure:
     """Errors of gradients against the depth, of fully connected and of convolutional networks, and the memory. Errors
     above `SHOWN_BELOW` are not drawn."""
     dense, cifar, memory = (data[f"reversible{name}"] for name in ("", "_cifar", "_memory"))
-    figure, (left, middle, right) = panels(3, height=3.5, width_ratios=[1, 1.1, 0.9])
+    figure, (left, middle, right) = make_panels(3, height=3.5, width_ratios=[1, 1.1, 0.9])
     for initialisation, color in INITIALISATION_COLORS.items():
         for method, line in LINES.items():
             rows = select(dense, initialisation=initialisation, method=method)

@@ -17,7 +17,16 @@ from lib.cifar.layer_log import LayerLog
 from lib.cifar.records import Run
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import GREY, GUIDE, SEQUENTIAL, activation_color, draw_color_bar, panels, styled, write_across
+from lib.figures.style import (
+    GREY,
+    GUIDE,
+    SEQUENTIAL,
+    activation_color,
+    draw_color_bar,
+    make_panels,
+    styled,
+    write_across,
+)
 from lib.measures import PARTS, ROUGH, local_roughness
 
 ACTIVATIONS = ("gelu", "relu", "identity")
@@ -116,7 +125,7 @@ def draw(data: Data, config: Config) -> Figure:
     activation. Below, the curves after one epoch."""
     table = data["roughness"]
     settings = list(dict.fromkeys(table["setting"])) or [""]
-    figure, axes = panels(len(ACTIVATIONS), rows=len(settings) + 1, height=2.6 * len(settings) + 1.9, sharex=True,
+    figure, axes = make_panels(len(ACTIVATIONS), rows=len(settings) + 1, height=2.6 * len(settings) + 1.9, sharex=True,
                           sharey="row")  # fmt: skip
     colors = ScalarMappable(LogNorm(*SHOWN), SEQUENTIAL)
     for row, setting in zip(axes, settings, strict=False):

@@ -15,7 +15,16 @@ from lib.cifar.course import RATIOS, measure_parts
 from lib.cifar.records import CONVOLUTIONS
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import ORANGE, PURPLE, SKY, leave_room_for_legend, panels, style_tied_run, styled, write_across
+from lib.figures.style import (
+    ORANGE,
+    PURPLE,
+    SKY,
+    leave_room_for_legend,
+    make_panels,
+    style_tied_run,
+    styled,
+    write_across,
+)
 from lib.measures import PARTS, SMOOTH_BELOW, noise_along_depth
 
 NOISES = tuple(f"noise_{name}" for name in CONVOLUTIONS)
@@ -91,7 +100,7 @@ def draw(data: Data, config: Config) -> Figure:
     Trained networks have the colour of their activation, solid for the longest schedule and dashed for shorter ones.
     """
     precision, depth, convolution = data["rounding"], data["rounding_depth"], config.convolution
-    figure, (share, ratio, parts) = panels(3, width_ratios=[1.15, 1.15, 1], height=3.0)
+    figure, (share, ratio, parts) = make_panels(3, width_ratios=[1.15, 1.15, 1], height=3.0)
     column = f"noise_{convolution}"
     for panel, name in ((share, column), (ratio, f"von_neumann_{convolution}")):
         for color, of in zip(cycle((PURPLE, ORANGE, SKY)), dict.fromkeys(precision["depth"]), strict=False):

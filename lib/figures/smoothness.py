@@ -30,10 +30,10 @@ from lib.figures.style import (
     GUIDE,
     ORANGE,
     activation_color,
-    color_scale,
     depth_axis,
-    minus,
-    panels,
+    format_number,
+    make_color_scale,
+    make_panels,
     plain_ticks,
     style_tied_run,
     styled,
@@ -163,7 +163,7 @@ def draw(data: Data, config: Config) -> Figure:
     """
     training, depth, deeper, lost = (data[f"smoothness{name}"] for name in ("", "_depth", "_depths", "_lost"))
     convolution, straight = config.convolution, straight_line_ratio(config.choice.depth // PARTS)
-    figure, ((course, parts), (depths, times)) = panels(2, rows=2, width_ratios=[1.4, 1], height=5.4)
+    figure, ((course, parts), (depths, times)) = make_panels(2, rows=2, width_ratios=[1.4, 1], height=5.4)
     parts.sharey(course)
     parts.tick_params(labelleft=False)
     if len(training["run"]) == 0:
@@ -223,7 +223,7 @@ def _draw_by_depth(depths: Axes, times: Axes, deeper: tables.Table, lost: tables
         if not len(rows):
             write_across(panel, "none is here")
     if len(deeper["run"]):
-        color, _ = color_scale(deeper["depth"], log=True)
+        color, _ = make_color_scale(deeper["depth"], log=True)
         for layers in np.unique(deeper["depth"]):
             label = f"{layers} layers"
             for rows in tables.group(tables.select(deeper, depth=layers), "run").values():
@@ -244,7 +244,7 @@ def _draw_by_depth(depths: Axes, times: Axes, deeper: tables.Table, lost: tables
                 fit = fit_slope(lost["depth"], time)
                 ends = np.array([min(lost["depth"]), max(lost["depth"])], dtype=float)
                 times.plot(ends, fit.constant * ends**fit.slope, color=color, linewidth=1)
-                slope = f": slope {minus(fit.slope, 2)}, n = {int(np.isfinite(time).sum())}"
+                slope = f": slope {format_number(fit.slope, 2)}, n = {int(np.isfinite(time).sum())}"
             times.plot(lost["depth"], time, marker, color=color, label=level + slope)
         low, high = times.get_ylim()
         times.set_ylim(low, high * (high / low) ** 0.2)

@@ -11,10 +11,10 @@ from lib.cifar.measured import named_rows
 from lib.dense.branch import dense_branch, dense_layers
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train
-from lib.digits import difference
-from lib.figures.experiment import Progress, last, silent
+from lib.digits import round_difference
+from lib.figures.experiment import Progress, silent, take_last
 from lib.figures.results import Data
-from lib.figures.style import BLUE, GREEN, GREY, GUIDE, PURPLE, VERMILION, panels, styled, write_across
+from lib.figures.style import BLUE, GREEN, GREY, GUIDE, PURPLE, VERMILION, make_panels, styled, write_across
 from lib.measures import fit_slope
 from lib.ode import solvers as ode
 from lib.tables import Table, select
@@ -55,13 +55,13 @@ def measure_errors(config: Config, progress: Progress = silent) -> dict[str, lis
     for initialisation, activation in progress(DENSE, len(DENSE)):
         network = replace(config.network, initialisation=initialisation, activation=activation)
         training = train(network, config.learning_rate, config.iterations, [config.iterations])
-        weights, x = last(training).weights, initialise(network)[1].x
+        weights, x = take_last(training).weights, initialise(network)[1].x
         errors = ode.measure_solver_errors(
             dense_branch(network), dense_layers(weights), x, config.steps, config.tolerances
         )
         name = f"{tables.word(activation)}, {tables.word(initialisation)}"
         for row in tables.rows(errors):
-            known = {column: difference(row[column]) for column in ("error", "error_network")}
+            known = {column: round_difference(row[column]) for column in ("error", "error_network")}
             rows.append({"network": name, "depth": network.depth, "kind": "dense"} | row | known)
     return tables.from_rows(rows + named_rows("solvers"))
 
@@ -102,7 +102,7 @@ def draw(data: Data, config: Config) -> Figure:
     table = data["solvers"]
     rows = [[name for name in dict.fromkeys(table["network"]) if kind in select(table, network=name)["kind"]]
             for kind in ("dense", "cifar")]  # fmt: skip
-    figure, axes = panels(3, rows=2, height=5.2, sharex="row")
+    figure, axes = make_panels(3, rows=2, height=5.2, sharex="row")
     for line, names in zip(axes, rows, strict=True):
         for place, panel in enumerate(line):
             if place < len(names):

@@ -14,7 +14,17 @@ from lib.cifar.course import RATIOS, SCALES, describe_run, make_columns, smoothn
 from lib.cifar.records import Run
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, GREY, GUIDE, PURPLE, activation_color, panels, plain_ticks, styled, write_across
+from lib.figures.style import (
+    BLUE,
+    GREY,
+    GUIDE,
+    PURPLE,
+    activation_color,
+    make_panels,
+    plain_ticks,
+    styled,
+    write_across,
+)
 from lib.measures import SMOOTH_BELOW
 
 
@@ -111,7 +121,7 @@ def draw(data: Data, config: Config) -> Figure:
     one at `SMOOTH_BELOW`.
     """
     networks, training, spike = data["stem"], data["stem_training"], data["stem_spike"]
-    figure, axes = panels(2, rows=3, height=6.4, width_ratios=[1.25, 1])
+    figure, axes = make_panels(2, rows=3, height=6.4, width_ratios=[1.25, 1])
     (accuracy, ratio, rougher), (loss, length, longer) = axes.T
     for above, under in ((accuracy, ratio), (loss, length)):
         above.sharex(under)

@@ -88,13 +88,15 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def panels(columns: int, rows: int = 1, height: float = HEIGHT, width: float = TEXT_WIDTH, **kwargs):
+def make_panels(columns: int, rows: int = 1, height: float = HEIGHT, width: float = TEXT_WIDTH, **kwargs):
     """A new figure over the page's width and its axes, as `Figure.subplots` returns them."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **kwargs)
 
 
-def color_scale(values: Sequence[float], log: bool = False) -> tuple[Callable[[float], tuple], mpl.cm.ScalarMappable]:
+def make_color_scale(
+    values: Sequence[float], log: bool = False
+) -> tuple[Callable[[float], tuple], mpl.cm.ScalarMappable]:
     """A function value -> colour over the sequential map (its lightest end left out), and its mappable."""
     low, high = min(values), max(values)
     norm = LogNorm(low, high) if log else Normalize(low, high if high > low else low + 1)
@@ -120,15 +122,15 @@ def draw_slopes(axes: Axes, times: Sequence[float], fits: Sequence[Slope], **sty
     axes.errorbar(times, slopes, bars, linewidth=1, capsize=2, **style)
 
 
-def minus(number: float, digits: int = 3) -> str:
+def format_number(number: float, digits: int = 3) -> str:
     """A number for a label, with a true minus sign."""
     return f"{number:.{digits}f}".replace("-", "−")
 
 
-def intervals(fit: SlopeOverSeeds) -> str:
+def describe_intervals(fit: SlopeOverSeeds) -> str:
     """The intervals of a slope for a label: over the seeds, if there are several, and of the fit."""
-    of_fit = f"fit [{minus(fit.fit_low)}, {minus(fit.fit_high)}]"
-    over = f"{fit.seeds} seeds [{minus(fit.low)}, {minus(fit.high)}]" if fit.seeds > 1 else "1 seed"
+    of_fit = f"fit [{format_number(fit.fit_low)}, {format_number(fit.fit_high)}]"
+    over = f"{fit.seeds} seeds [{format_number(fit.low)}, {format_number(fit.high)}]" if fit.seeds > 1 else "1 seed"
     return f"95 %: {over},\n{of_fit}"
 
 
@@ -195,7 +197,7 @@ def style_tied_run(rows: tables.Table, longest: int) -> tuple[str, dict[str, str
     return f"{tables.word(activation)}, {epochs} epochs", style
 
 
-def depth_label(depth: int) -> str:
+def label_depth(depth: int) -> str:
     """The depth for a legend; `LIMIT` is infinite."""
     return r"$L=\infty$" if depth == LIMIT else f"$L={depth}$"
 

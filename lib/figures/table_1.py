@@ -20,7 +20,7 @@ from lib.cifar.choice import (
 )
 from lib.cifar.course import RATIOS, smooth_shares
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, SHARES, Run
-from lib.figures.claim import OPEN, Claim, Read, factor_below, judge_margin, tightest
+from lib.figures.claim import OPEN, Claim, Read, combine_margins, factor_below, judge_margin
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import styled
@@ -196,12 +196,12 @@ def _describe_trained(row: Mapping[str, Any]) -> str:
     return f"{records.describe_length(row['epochs'])}, {count} ({named})"
 
 
-def claims(read: Read) -> Iterator[Claim]:
+def judge_claims(read: Read) -> Iterator[Claim]:
     """The paper's statements on trained networks, for each setting that has runs. A claim is open if no network was
     trained for as long as the paper's."""
     for row in tables.rows(read("table_1")):
         claimed = row["paper_smooth"]
-        smooth = tightest(*(factor_below(row[f"von_neumann_{name}"], SMOOTH_BELOW) for name in CONVOLUTIONS))
+        smooth = combine_margins(*(factor_below(row[f"von_neumann_{name}"], SMOOTH_BELOW) for name in CONVOLUTIONS))
         margin = smooth if claimed else -smooth  # rough: not smooth in one of them
         network = f"{tables.word(row['activation'])}, {tables.word(row['initialisation'])}"
         if row["setting"] != RELEASED:

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from lib.figures.style import BLUE, VERMILION, panels, styled
+from lib.figures.style import BLUE, VERMILION, make_panels, styled
 
 
 @styled
 def draw(log: Sequence[Mapping], epochs: int) -> Figure:
     """Loss and accuracy against the epoch. ``log`` has a `lib.cifar.training.EpochRecord` for each epoch, with test
     values if they were measured; ``epochs`` is the length of the schedule."""
-    figure, axes = panels(2)
+    figure, axes = make_panels(2)
     done = [line["epoch"] + 1 for line in log]
     tested = [line for line in log if line["test_loss"] is not None]
     for panel, quantity, label in zip(axes, ("loss", "accuracy"), ("cross-entropy", "accuracy (%)"), strict=True):

@@ -16,7 +16,7 @@ from lib.figures.claim import BEYOND, HOLDS
 from lib.figures.figure_4 import compare_distances
 from lib.figures.rounding import find_loss_times
 from lib.figures.stem import relate_accuracy_to_length
-from lib.figures.style import minus
+from lib.figures.style import format_number
 from lib.figures.table_1 import PAPER_TABLE
 from lib.measures import fit_slope, ratios_along_depth
 from lib.tables import Table, rows, select, word
@@ -152,7 +152,7 @@ def rough_from(dtype: str) -> str:
 def stem(which: str) -> str:
     """An entry of `relate_accuracy_to_length`: networks, points, correlation, alike or correlation_alike."""
     value = relate_accuracy_to_length(table("stem"))[which]
-    return str(value) if isinstance(value, int) else minus(value, 1 if which == "points" else 2)
+    return str(value) if isinstance(value, int) else format_number(value, 1 if which == "points" else 2)
 
 
 def loss_share() -> str:

@@ -13,33 +13,33 @@ from lib.figures.results import save
 
 
 def test_significant_digits():
-    assert digits.significant(1 / 3) == 0.33333333
-    assert digits.significant(-123456789.0) == -123456790.0
-    assert digits.significant(1 / 3, 2) == 0.33
-    assert digits.significant(1 / 3, 0) == 0.0
-    assert math.isnan(digits.significant(math.nan))
-    assert digits.significant(math.inf) == math.inf
+    assert digits.round_significant(1 / 3) == 0.33333333
+    assert digits.round_significant(-123456789.0) == -123456790.0
+    assert digits.round_significant(1 / 3, 2) == 0.33
+    assert digits.round_significant(1 / 3, 0) == 0.0
+    assert math.isnan(digits.round_significant(math.nan))
+    assert digits.round_significant(math.inf) == math.inf
 
 
 def test_a_difference_that_is_zero_up_to_rounding_is_zero():
-    assert [digits.difference(value) for value in (8.9e-15, -8.9e-15, 0.0)] == [0.0, 0.0, 0.0]
-    assert digits.difference(2.6128723e-9) == 2.6129e-9
-    assert str(digits.difference(-8.9e-15)) == "0.0"
-    assert digits.difference(2.6979461536e-3) == 0.0026979462
-    assert digits.difference(23.010776725) == 23.010777
+    assert [digits.round_difference(value) for value in (8.9e-15, -8.9e-15, 0.0)] == [0.0, 0.0, 0.0]
+    assert digits.round_difference(2.6128723e-9) == 2.6129e-9
+    assert str(digits.round_difference(-8.9e-15)) == "0.0"
+    assert digits.round_difference(2.6979461536e-3) == 0.0026979462
+    assert digits.round_difference(23.010776725) == 23.010777
 
 
 @pytest.mark.parametrize(("loss", "known"), [(1.994, 8), (1e-4, 8), (5.243911e-8, 8), (7.7e-17, 3), (1e-24, 0)])
 def test_a_loss_has_the_digits_that_its_root_has(loss, known):
     """Residuals of a loss of 7.7e-17 are 8.8e-9, which is 880 units of the eleventh decimal."""
-    assert digits.known_digits(loss) == known
-    assert digits.square(loss) == digits.significant(loss, known)
+    assert digits.count_known_digits(loss) == known
+    assert digits.round_square(loss) == digits.round_significant(loss, known)
 
 
 def test_no_loss_and_no_number_stay_what_they_are():
-    assert digits.square(0.0) == 0.0
-    assert math.isnan(digits.square(math.nan))
-    assert digits.square(math.inf) == math.inf
+    assert digits.round_square(0.0) == 0.0
+    assert math.isnan(digits.round_square(math.nan))
+    assert digits.round_square(math.inf) == math.inf
 
 
 @pytest.mark.slow

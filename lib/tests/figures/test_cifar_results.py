@@ -301,10 +301,10 @@ def test_published_curves_are_shown_as_they_were_read(trained, monkeypatch):
     assert not config.as_published  # 64 layers
     assert figure_3.Config(NetworkChoice()).as_published
     assert not figure_3.Config(NetworkChoice("relu")).as_published
-    (claim,) = figure_3.claims(lambda name: {key: np.array(column) for key, column in ratios.items()})
+    (claim,) = figure_3.judge_claims(lambda name: {key: np.array(column) for key, column in ratios.items()})
     assert claim.verdict == HOLDS
     rough = figure_3.measure_published(curves | {"entry": np.random.default_rng(0).standard_normal(1024)})
-    (claim,) = figure_3.claims(lambda name: {key: np.array(column) for key, column in rough.items()})
+    (claim,) = figure_3.judge_claims(lambda name: {key: np.array(column) for key, column in rough.items()})
     assert claim.verdict == FAILS
 
 

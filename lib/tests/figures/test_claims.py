@@ -13,10 +13,10 @@ from lib.cifar.choice import RELEASED
 from lib.cifar.network import CONVOLUTIONS, INITIALISATIONS
 from lib.figures import claims, long_time, pl_condition
 from lib.figures import clipping as clipping_room
-from lib.figures.claim import FAILS, HOLDS, OPEN, judge, judge_rate, judge_rates, tightest
+from lib.figures.claim import FAILS, HOLDS, OPEN, combine_margins, judge, judge_rate, judge_rates
 from lib.figures.table_1 import PAPER_TABLE
 from lib.measures import Slope
-from lib.rates import mean_slope
+from lib.rates import fit_mean_slope
 from lib.tables import from_rows, select
 
 DEPTHS = [16, 32, 64, 128]
@@ -273,11 +273,13 @@ def test_each_claim_is_open_while_its_numbers_are_missing(figures, counter):
 def test_a_slope_of_which_one_number_is_missing_is_open():
     depths, seeds = np.array([8, 16, 32, 64] * 5), np.repeat(np.arange(5), 4)
     table = {"seed": seeds, "depth": depths, "distance": 1.0 / depths * (1 + 0.01 * seeds)}
-    assert judge_rate("s", "w", "f", mean_slope(table, "distance"), -1.0).verdict == HOLDS
+    assert judge_rate("s", "w", "f", fit_mean_slope(table, "distance"), -1.0).verdict == HOLDS
     for missing in (0, 7, 19):
         distance = table["distance"].copy()
         distance[missing] = math.nan
-        assert judge_rate("s", "w", "f", mean_slope(table | {"distance": distance}, "distance"), -1.0).verdict == OPEN
+        assert (
+            judge_rate("s", "w", "f", fit_mean_slope(table | {"distance": distance}, "distance"), -1.0).verdict == OPEN
+        )
 
 
 def test_every_claim_has_its_counter_test(figures):
@@ -313,9 +315,9 @@ def test_a_part_that_fails_is_not_hidden_by_one_that_is_missing():
         (math.inf,): math.inf,
     }
     for parts, least in margins.items():
-        assert tightest(*parts) == least
+        assert combine_margins(*parts) == least
     for parts in ((0.2, math.nan), (math.nan, 0.2), (math.nan,), ()):
-        assert math.isnan(tightest(*parts))
+        assert math.isnan(combine_margins(*parts))
 
 
 PARTS = (  # of claims of several parts: what makes one fail, and what is missing of the others
@@ -366,7 +368,9 @@ def test_a_curve_that_bends_has_no_slope_that_holds():
     """The mean slope of all seeds is -1, but that of the deepest networks is not."""
     depths, seeds = np.array([16, 32, 64, 128, 256] * 5), np.repeat(np.arange(5), 5)
     bent = np.minimum(1.0, depths / 64.0) ** -1.4 * np.maximum(1.0, depths / 64.0) ** -0.6
-    fits = [mean_slope({"seed": seeds, "depth": depths, "distance": each}, "distance") for each in (1 / depths, bent)]
+    fits = [
+        fit_mean_slope({"seed": seeds, "depth": depths, "distance": each}, "distance") for each in (1 / depths, bent)
+    ]
     assert [fit.slope for fit in fits] == pytest.approx([-1, -1])
     assert [judge_rate("s", "w", "f", fit, -1.0).verdict for fit in fits] == [HOLDS, OPEN]
 
@@ -406,8 +410,8 @@ def test_the_slope_over_seeds_is_that_of_the_geometric_mean():
     random = np.random.default_rng(0)
     table = from_rows({"seed": seed, "depth": L, "value": math.exp(0.2 * random.standard_normal()) / L}
                       for seed in range(6) for L in (8, 16, 32, 64))  # fmt: skip
-    fit = mean_slope(table, "value", 8)
-    slopes = [mean_slope(select(table, seed=seed), "value", 8).slope for seed in range(6)]
+    fit = fit_mean_slope(table, "value", 8)
+    slopes = [fit_mean_slope(select(table, seed=seed), "value", 8).slope for seed in range(6)]
     assert fit.slope == pytest.approx(np.mean(slopes))
     # Student's t with 5 degrees of freedom.
     half = 2.5705818 * np.std(slopes, ddof=1) / 6**0.5
