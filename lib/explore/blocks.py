@@ -19,7 +19,7 @@ from lib.explore.controls import CONTROLS, menu, scale, whole_number
 from lib.explore.depth_training import ROUNDING, SMALLEST_DEPTH, fit_above_rounding, list_depths
 from lib.explore.explorer import Explorer
 from lib.explore.live import Run
-from lib.figures.style import GREY, depth_axis, format_number
+from lib.figures.style import GREY, format_number, set_depth_axis
 from lib.measures import Slope
 
 OWN = "MyBlock"  # the name of the notebook's own block
@@ -206,7 +206,7 @@ def _axes(state: DistancesState, title: str) -> Figure:
     axes["loss"].set_xlabel("training iteration")
     axes["loss"].set_xlim(0, state.config.iterations)
     axes["distance"].set_title(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$", loc="left")
-    depth_axis(axes["distance"], depths)
+    set_depth_axis(axes["distance"], depths)
     for label in ("loss", "distance"):
         axes[label].set_yscale("log")
     axes["loss"].yaxis.set_major_formatter(frames.PlainLogFormatter())

@@ -37,7 +37,7 @@ from lib.explore.frames import (
 )
 from lib.explore.live import Run
 from lib.figures.experiment import read_entries
-from lib.figures.style import GREY, MARKERS, depth_axis, format_number
+from lib.figures.style import GREY, MARKERS, format_number, set_depth_axis
 from lib.tables import word
 
 # What each story compares: initialisation, activation and convention of the first and of the second network, and the
@@ -239,7 +239,7 @@ def _depth_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
     axes["loss"].set_xlabel("training iteration")
     axes["loss"].set_xlim(0, iterations)
     axes["distance"].set_title(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$", pad=9)  # between the two slopes
-    depth_axis(axes["distance"], depths)
+    set_depth_axis(axes["distance"], depths)
     axes["distance"].set_xlabel("depth $L$")
     for label in ("loss", "distance"):
         axes[label].set_yscale("log")

@@ -24,9 +24,9 @@ from lib.figures.style import (
     PURPLE,
     TEXT_WIDTH,
     VERMILION,
-    depth_axis,
-    plain_ticks,
-    rate_line,
+    draw_rate_line,
+    set_depth_axis,
+    set_plain_ticks,
     styled,
 )
 from lib.measures import fit_slope, mean_interval
@@ -206,12 +206,12 @@ def draw(data: Data, config: Config) -> Figure:
                 axes[name].plot(depths, middle, marker=marker, linestyle=line, color=HUES[activation])
                 fitted = depths[depths >= slope_from]
                 if block == blocks[0] and activation != "relu" and len(fitted) > 1:
-                    rate_line(axes[name], depths, fit_slope(depths, middle, slope_from), -1.0)
-        depth_axis(axes[name], np.unique(table["depth"]))
+                    draw_rate_line(axes[name], depths, fit_slope(depths, middle, slope_from), -1.0)
+        set_depth_axis(axes[name], np.unique(table["depth"]))
         axes[name].set_yscale("log")
         axes[name].yaxis.set_minor_formatter(NullFormatter())
         if np.ptp(np.log10(axes[name].get_ylim())) < 1.5:
-            plain_ticks(axes[name].yaxis)
+            set_plain_ticks(axes[name].yaxis)
         axes[name].set_title(title)
     for activation in dict.fromkeys(fits["activation"]):
         axes["layers"].plot([], [], color=HUES[activation], label=_name(activation))

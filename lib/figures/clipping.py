@@ -17,7 +17,16 @@ from lib.digits import STATE_DECIMALS, round_difference
 from lib.figures.claim import PROVED, RATE_OURS, Claim, Read, fit_over_seeds, judge_rates, maximise_over_time
 from lib.figures.experiment import Progress, draw_inputs, largest_norm, silent, sort_rows, space_evenly, vary_seed
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, MARKERS, depth_axis, make_panels, plain_ticks, rate_line, styled
+from lib.figures.style import (
+    BLACK,
+    COLORS,
+    MARKERS,
+    draw_rate_line,
+    make_panels,
+    set_depth_axis,
+    set_plain_ticks,
+    styled,
+)
 from lib.rates import fit_mean_slope
 from lib.tables import Table, select
 
@@ -162,18 +171,18 @@ def draw(data: Data, config: Config) -> Figure:
         times = np.unique(path["time"][path["time"] > 0])
         growth.plot(times, [np.median(select(path, time=each)["lipschitz"]) for each in times], color=color)
     fits = [fit_mean_slope(select(table, clip=clip, iteration=last), "weights", depths[0]) for clip in clips]
-    rate_line(limits, depths, max(fits, key=lambda fit: fit.constant), -1.0, "slope $-1$")
+    draw_rate_line(limits, depths, max(fits, key=lambda fit: fit.constant), -1.0, "slope $-1$")
     norm.set_title(rf"$\max_{{k,\,t\leq {time:g}}}\,\|V_k(t)\|_F$")
     constant.set_title(rf"$L\,\max_{{k,\,t\leq {time:g}}}\,\|Z_{{k+1}}(t)-Z_k(t)\|_F$")
     growth.set_title(rf"the same up to time $t$, $L={deepest}$")
     limits.set_title(rf"$Z$ to the limit, $\sup_{{s,\,t\leq {time:g}}}\,\|\cdot\|_F$")
     for panel in (norm, constant, limits):
-        depth_axis(panel, depths)
+        set_depth_axis(panel, depths)
     for panel in (norm, constant):
         panel.set_ylim(0)
     limits.set_yscale("log")
     growth.set(xlabel="training time $t$", xscale="log", yscale="log")
-    plain_ticks(growth.xaxis)
+    set_plain_ticks(growth.xaxis)
     figure.legend(*limits.get_legend_handles_labels(), loc="outside lower center", ncols=len(clips) + 1)
     return figure
 

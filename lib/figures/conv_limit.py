@@ -19,7 +19,7 @@ from lib.cifar.depth_limit import MEASURES
 from lib.figures.claim import BEYOND, Claim, Read, combine_margins, judge_margin
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import GREY, depth_axis, draw_color_bar, make_color_scale, make_panels, styled, write_across
+from lib.figures.style import GREY, draw_color_bar, make_color_scale, make_panels, set_depth_axis, styled, write_across
 from lib.measures import Slope, fit_slope
 from lib.tables import Table, from_rows, select, word
 
@@ -115,7 +115,7 @@ def draw(data: Data, config: Config) -> Figure:
     for panel, label in zip(axes[:, 0], ROWS.values(), strict=True):
         panel.set(ylabel=label, yscale="log")
     if len(table["depth"]):
-        depth_axis(axes[-1, 0], np.unique(table["depth"]))
+        set_depth_axis(axes[-1, 0], np.unique(table["depth"]))
         axes[-1, 0].set_xticks(np.unique(table["depth"]), np.unique(table["depth"]))
     place = {"location": "bottom", "pad": 0.01, "aspect": 50}
     draw_color_bar(figure, mappable, axes, "epochs complete", ticks=list(epochs), **place)

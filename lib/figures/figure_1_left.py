@@ -16,13 +16,13 @@ from lib.figures.claim import Claim, Read, fit_over_seeds, judge_rate, select_la
 from lib.figures.experiment import Progress, silent, sort_rows, take_last
 from lib.figures.results import Data
 from lib.figures.style import (
-    depth_axis,
     describe_intervals,
+    draw_rate_line,
     format_number,
     leave_room_for_legend,
     make_color_scale,
     make_panels,
-    rate_line,
+    set_depth_axis,
     styled,
 )
 from lib.measures import fit_slope
@@ -125,7 +125,7 @@ def draw(data: Data, config: Config) -> Figure:
                 fit = fit_slope(x, y, slope_from)
         if fit is not None:
             fitted = depths[depths >= slope_from]
-            rate_line(panel, fitted, fit, exponent, f"slope ${'-1' if exponent == -1 else '-1/2'}$")
+            draw_rate_line(panel, fitted, fit, exponent, f"slope ${'-1' if exponent == -1 else '-1/2'}$")
             end = select(table, iterations=times[-1])
             end["aggregate"] = np.maximum(end["aggregate_V"], end["aggregate_W"])
             over = fit_mean_slope(end, "max_distance" if exponent == -1 else "aggregate", slope_from)
@@ -134,7 +134,7 @@ def draw(data: Data, config: Config) -> Figure:
                 f"slope, {times[-1]} iterations: {format_number(over.slope)}\n{describe_intervals(over)}, {depths_over}"
             )
             panel.legend(loc="lower left", title=words, title_fontsize=7)
-        depth_axis(panel, depths)
+        set_depth_axis(panel, depths)
         panel.set_yscale("log")
         leave_room_for_legend(panel, 0.3)
         panel.set_ylabel(label)

@@ -19,12 +19,12 @@ from lib.figures.style import (
     COLORS,
     MARKERS,
     compute_cell_edges,
-    depth_axis,
     draw_color_bar,
+    draw_rate_line,
     format_number,
     leave_room_for_legend,
     make_panels,
-    rate_line,
+    set_depth_axis,
     styled,
 )
 from lib.measures import fit_slope
@@ -153,11 +153,11 @@ def draw(data: Data, config: Config) -> Figure:
         final = images[Z][:, -1]
         if (final[depths >= slope_from] > 0).sum() >= 2:
             fit = fit_slope(depths, final, slope_from)
-            rate_line(rate, depths[depths >= slope_from], fit, -1.0, "slope $-1$" if Z == "W" else None)
+            draw_rate_line(rate, depths[depths >= slope_from], fit, -1.0, "slope $-1$" if Z == "W" else None)
             rate.plot(depths, final, marker + "-", color=color, label=f"${Z}$: slope {format_number(fit.slope)}")
         else:
             rate.plot(depths, np.where(final > 0, final, np.nan), marker + "-", color=color, label=f"${Z}$")
-    depth_axis(rate, depths)
+    set_depth_axis(rate, depths)
     if any((image[:, -1] > 0).any() for image in images.values()):  # at t = 0 all depths agree
         rate.set_yscale("log")
     rate.set_title(f"at iteration {iterations[-1]}")

@@ -20,7 +20,7 @@ from lib.digits import STATE_DECIMALS, round_difference
 from lib.figures.claim import BEYOND, OPEN, RATE_OURS, Claim, Read, fit_over_seeds, judge_rates
 from lib.figures.experiment import Progress, silent, take_last, vary_seed
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, GREY, MARKERS, depth_axis, make_panels, styled
+from lib.figures.style import BLACK, COLORS, GREY, MARKERS, make_panels, set_depth_axis, styled
 from lib.measures import integral_distance
 from lib.rates import SlopeOverSeeds, fit_mean_slope
 from lib.tables import Table, from_rows, select
@@ -203,7 +203,7 @@ def draw(data: Data, config: Config) -> Figure:
         variation: r"variation of $h_k(t)-h_k(0)$",
     }
     for panel, title in titles.items():
-        depth_axis(panel, table["depth"])
+        set_depth_axis(panel, table["depth"])
         panel.set(yscale="log", title=title)
     entry.set(xlabel="$s=k/L$", title=f"one entry of $W_k(t)-W_k(0)$, $L={max(table['depth'])}$")
     legend.set_axis_off()

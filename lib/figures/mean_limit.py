@@ -50,13 +50,13 @@ from lib.figures.style import (
     GUIDE,
     MARKERS,
     VERMILION,
-    depth_axis,
     draw_slopes,
     leave_room_above,
     leave_room_for_legend,
     make_color_scale,
     make_panels,
-    plain_ticks,
+    set_depth_axis,
+    set_plain_ticks,
     styled,
 )
 from lib.rates import compute_root_mean_squares, fit_slope_in_depth, fit_two_terms
@@ -316,11 +316,11 @@ def _draw_by_width(alone: Axes, together: Axes, table: Table) -> None:
         together.annotate("$1/L$", (fit.crossover, 0.93), (-4, 0), ha="right", **place)
         together.annotate(r"$1/\sqrt{Lm}$", (fit.crossover, 0.93), (4, 0), **place)
     alone.set(yscale="log", title="outputs from the mean ODE, i.i.d.")
-    depth_axis(alone, points["depth"])
+    set_depth_axis(alone, points["depth"])
     _leave_room_below(alone, 0.25)
     alone.legend(loc="lower left", ncols=2, columnspacing=0.6, labelspacing=0.2, handlelength=0.8, fontsize=7)
     together.set(xscale="log", yscale="log", xlabel="$L/m$", title=r"the same, times $\sqrt{Lm}$")
-    plain_ticks(together.yaxis)
+    set_plain_ticks(together.yaxis)
 
 
 def _draw_by_kind(axes: Axes, end: Table, narrow: int, slope_from: int) -> None:
@@ -340,7 +340,7 @@ def _draw_by_kind(axes: Axes, end: Table, narrow: int, slope_from: int) -> None:
         axes.plot([], [], marker, color="black", linewidth=1, label=label)
     axes.plot([], [], "x:", color=GREY, label="outputs, tied, mean ODE")
     axes.set(yscale="log", title=f"i.i.d. and weight-tied, $m={narrow}$")
-    depth_axis(axes, end["depth"])
+    set_depth_axis(axes, end["depth"])
     _leave_room_below(axes, 0.5)
     axes.legend(loc="lower left", labelspacing=0.2, fontsize=7)
 

@@ -26,12 +26,12 @@ from lib.figures.style import (
     GUIDE,
     LIGHT,
     MARKERS,
-    depth_axis,
+    draw_rate_line,
     draw_slopes,
     label_depth,
     leave_room_above,
     make_panels,
-    rate_line,
+    set_depth_axis,
     styled,
 )
 from lib.measures import fit_slope
@@ -200,8 +200,8 @@ def draw(data: Data, config: Config) -> Figure:
     fitted = last["depth"][last["depth"] >= slope_from]
     if len(fitted) > 1:
         fit = fit_slope(last["depth"], last["hidden_states"], slope_from)
-        rate_line(error, fitted, fit, -1.0, "slope $-1$")
-    depth_axis(error, last["depth"])
+        draw_rate_line(error, fitted, fit, -1.0, "slope $-1$")
+    set_depth_axis(error, last["depth"])
     error.set(yscale="log", title=f"at iteration {iterations[-1]}, first seed")
     error.set_ylabel("largest distance, $|\\cdot|_2$ or $\\|\\cdot\\|_F$")
     for place, shift in ((4, -1), (1, 1)):

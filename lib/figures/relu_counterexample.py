@@ -32,7 +32,7 @@ from lib.figures.claim import (
 )
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, GUIDE, MARKERS, depth_axis, make_panels, styled
+from lib.figures.style import BLACK, COLORS, GUIDE, MARKERS, make_panels, set_depth_axis, styled
 from lib.tables import from_rows, select, word
 
 NEAR = 1e-6  # the largest distance from w* that counts as convergence
@@ -168,7 +168,7 @@ def draw(data: Data, config: Config) -> Figure:
                 expected = rows["limit_weight"] + 1 / rows["depth"]
                 compared.plot(rows["depth"], expected, "x", color=BLACK, markersize=6, zorder=3)
     compared.plot([], [], "x", color=BLACK, markersize=6, label="$w^*+1/(2L)$")
-    depth_axis(compared, table["depth"])
+    set_depth_axis(compared, table["depth"])
     compared.set(xlabel="depth $2L$", yscale="log", title=r"$\max_k\,|w_{k+1}-w_k|$")
     figure.legend(*compared.get_legend_handles_labels(), loc="outside lower center", ncols=len(factors) + 1)
     return figure

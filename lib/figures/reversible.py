@@ -20,9 +20,9 @@ from lib.figures.style import (
     GREY,
     GUIDE,
     INITIALISATION_COLORS,
-    depth_axis,
     leave_room_for_legend,
     make_panels,
+    set_depth_axis,
     set_layers_axis,
     styled,
     write_across,
@@ -112,7 +112,7 @@ def draw(data: Data, config: Config) -> Figure:
             left.plot(rows["depth"], rows["state"], "o", linestyle="none", color=color, markerfacecolor="white")
     left.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: of $h_0$")
     left.set(yscale="log", ylabel="relative error of the gradient", title="fully connected")
-    depth_axis(left, dense["depth"])
+    set_depth_axis(left, dense["depth"])
     leave_room_for_legend(left, 0.55)
     left.legend(loc="lower left", fontsize=7, labelspacing=0.2)
     names = list(dict.fromkeys(cifar.get("network", ())))

@@ -30,11 +30,11 @@ from lib.figures.style import (
     GUIDE,
     ORANGE,
     activation_color,
-    depth_axis,
     format_number,
     make_color_scale,
     make_panels,
-    plain_ticks,
+    set_depth_axis,
+    set_plain_ticks,
     style_tied_run,
     styled,
     write_across,
@@ -249,5 +249,5 @@ def _draw_by_depth(depths: Axes, times: Axes, deeper: tables.Table, lost: tables
         low, high = times.get_ylim()
         times.set_ylim(low, high * (high / low) ** 0.2)
         times.legend(loc="upper left")
-        depth_axis(times, lost["depth"])
-        plain_ticks(times.yaxis)
+        set_depth_axis(times, lost["depth"])
+        set_plain_ticks(times.yaxis)

@@ -21,7 +21,7 @@ from lib.figures.style import (
     PURPLE,
     activation_color,
     make_panels,
-    plain_ticks,
+    set_plain_ticks,
     styled,
     write_across,
 )
@@ -167,7 +167,7 @@ def draw(data: Data, config: Config) -> Figure:
     ratio.set_xscale("log")
     ratio.margins(x=0.12, y=0.12)
     for axis in (ratio.xaxis, longer.yaxis, length.yaxis):
-        plain_ticks(axis)
+        set_plain_ticks(axis)
     for panel, rows in ((ratio, networks["run"]), (rougher, training["run"]), (length, spike["epochs"])):
         if not len(rows):
             write_across(panel, "none is here")

@@ -134,7 +134,7 @@ def describe_intervals(fit: SlopeOverSeeds) -> str:
     return f"95 %: {over},\n{of_fit}"
 
 
-def rate_line(axes: Axes, x: Sequence[float], fit: Slope, exponent: float, label: str | None = None) -> None:
+def draw_rate_line(axes: Axes, x: Sequence[float], fit: Slope, exponent: float, label: str | None = None) -> None:
     """A dashed guide C x^exponent through the middle of a fit, slightly above the data."""
     x = np.asarray(x, dtype=float)
     middle = np.sqrt(x[0] * x[-1])
@@ -142,14 +142,14 @@ def rate_line(axes: Axes, x: Sequence[float], fit: Slope, exponent: float, label
     axes.plot(x, level * (x / middle) ** exponent, "--", color=GREY, linewidth=1, label=label, zorder=1)
 
 
-def plain_ticks(axis: Axis) -> None:
+def set_plain_ticks(axis: Axis) -> None:
     """Plain numbers 1, 2, 5, 10, ... at the ticks of a logarithmic axis, for one or two decades."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def depth_axis(axes: Axes, depths: Sequence[int]) -> None:
+def set_depth_axis(axes: Axes, depths: Sequence[int]) -> None:
     """A logarithmic axis of depths with a tick at powers of two (every other one if there are many)."""
     axes.set_xscale("log", base=2)
     axes.set_xlabel(r"depth $L$")
