@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib.measures import LEVEL, Slope, fit_slope, mean_interval
-from lib.tables import Table, select
+from lib.tables import Table, group, select
 
 RESAMPLES = 1000  # of the seeds, for an interval
 
@@ -45,12 +45,14 @@ def fit_mean_slope(table: Table, column: str, at_least: float = 0.0) -> SlopeOve
 
 
 def _select_squares(table: Table, quantity: str, **chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depths (k,), widths (k,) and squared distances (k, seeds) of the chosen networks of k sizes."""
+    """Depths (k,), widths (k,) and squared distances (k, seeds) of the chosen networks of k sizes; nan without a
+    row."""
     rows = select(table, **chosen)
-    sizes = list(dict.fromkeys(zip(rows["width"].tolist(), rows["depth"].tolist(), strict=True)))
-    found = [select(rows, width=width, depth=depth)[quantity] for width, depth in sizes]
-    widths, depths = np.array(sizes).T
-    return depths, widths, np.square(found)
+    seeds = np.unique(rows["seed"])
+    sizes = group(rows, "width", "depth")
+    found = [dict(zip(part["seed"].tolist(), part[quantity].tolist(), strict=True)) for part in sizes.values()]
+    widths, depths = np.array(list(sizes)).T
+    return depths, widths, np.square([[each.get(seed, math.nan) for seed in seeds.tolist()] for each in found])
 
 
 def _resample(squares: np.ndarray) -> np.ndarray:

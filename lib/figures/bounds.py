@@ -15,7 +15,16 @@ from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import train
 from lib.digits import round_significant
-from lib.figures.claim import PROVED, Claim, Read, combine_margins, factor_above, factor_below, judge_margin
+from lib.figures.claim import (
+    PROVED,
+    Claim,
+    Read,
+    combine_margins,
+    factor_above,
+    factor_below,
+    judge_margin,
+    require_rows,
+)
 from lib.figures.experiment import Progress, draw_inputs, largest_norm, silent, space_evenly, vary_seed
 from lib.figures.results import Data
 from lib.figures.style import BLACK, BLUE, VERMILION, make_panels, styled
@@ -191,7 +200,7 @@ def judge_claims(read: Read) -> Iterator[Claim]:
     for bound, kinds, where, statement in CLAIMED:
         margins = {kind: combine_margins(*compute_margins(table, bound, kind)) for kind in kinds}
         told = " and ".join(f"{margin:+.2g} ({KINDS[kind]})" for kind, margin in margins.items())
-        margin = combine_margins(*margins.values())
+        margin = combine_margins(*margins.values(), require_rows(table, "seed", "bound", "time"))
         measured = f"{len(np.unique(table['seed']))} seeds: powers of ten to the bound at least {told}"
         criterion = "at least 0 at every T and seed, which is proved"
         yield judge_margin(statement, where, "bounds", margin, measured, criterion)

@@ -68,7 +68,7 @@ def judge_rate(
     if not all(map(math.isfinite, (fit.slope, fit.low, fit.high))):
         verdict = OPEN
     elif at_least <= fit.low and fit.high <= at_most:
-        verdict = OPEN if of_fit[0] < at_least or of_fit[1] > at_most else HOLDS
+        verdict = HOLDS if at_least <= of_fit[0] and of_fit[1] <= at_most else OPEN
     else:
         verdict = FAILS if fit.low > at_most or fit.high < at_least else OPEN
     criterion = {1: f"at most {at_most:g}", -1: f"at least {at_least:g}"}.get(bound, f"within {RATE_WITHIN}")
@@ -140,6 +140,13 @@ def combine_margins(*margins: float) -> float:
     return float(min(failing)) if failing else float(np.min(margins, initial=math.inf if margins else math.nan))
 
 
+def require_rows(table: Table, *columns: str) -> float:
+    """A margin for `combine_margins`: infinite if the table has each combination of the values of these columns, else
+    nan."""
+    sizes = (len(np.unique(table[name])) for name in columns)
+    return math.inf if len(group(table, *columns)) == math.prod(sizes) else math.nan
+
+
 def _choose_first_depth(depths: np.ndarray) -> int:
     # Small profiles have few depths: take the larger half of them.
     return LEAST_DEPTH if (depths >= LEAST_DEPTH).sum() >= 3 else depths[len(depths) // 2 - 1]
@@ -160,10 +167,13 @@ def fit_in_depth(rows: Table, column: str) -> Slope:
     return fit_slope(fitted["depth"], fitted[column]) if fitted and len(fitted[column]) > 1 else Slope(*[math.nan] * 4)
 
 
-def fit_over_seeds(rows: Table, column: str) -> SlopeOverSeeds:
-    """The same slope as a mean over seeds (`lib.rates.fit_mean_slope`); ``rows`` have columns seed and depth."""
+def fit_over_seeds(rows: Table, column: str, own_depths: bool = False) -> SlopeOverSeeds:
+    """The same slope as a mean over seeds (`lib.rates.fit_mean_slope`); ``rows`` have columns seed and depth.
+
+    It is nan if a seed lacks a depth. If seeds may have their ``own_depths``, it is over those that all have.
+    """
     fitted = _select_fitted(rows, column)
-    if fitted is None:
+    if fitted is None or not (own_depths or require_rows(rows, "seed", "depth") > 0):
         return SlopeOverSeeds(*[math.nan] * 6, seeds=len(np.unique(rows["seed"])))
     return fit_mean_slope(fitted, column)
 

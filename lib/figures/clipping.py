@@ -14,7 +14,16 @@ from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
 from lib.dense.training import Record, run_in_lockstep, train
 from lib.digits import STATE_DECIMALS, round_difference
-from lib.figures.claim import PROVED, RATE_OURS, Claim, Read, fit_over_seeds, judge_rates, maximise_over_time
+from lib.figures.claim import (
+    PROVED,
+    RATE_OURS,
+    Claim,
+    Read,
+    fit_in_depth,
+    fit_over_seeds,
+    judge_rates,
+    maximise_over_time,
+)
 from lib.figures.experiment import Progress, draw_inputs, largest_norm, silent, sort_rows, space_evenly, vary_seed
 from lib.figures.results import Data
 from lib.figures.style import (
@@ -207,7 +216,7 @@ def judge_claims(read: Read) -> Iterator[Claim]:
         (CONVERGING, "Thm 4" + RATE_OURS, "is O(1/L)", -1.0),
     ):
         for name, measure in claimed.items():
-            fits = [fit_over_seeds(rows, name) for rows in ever]
+            fits = [fit_over_seeds(rows, name) for rows in ever] or [fit_in_depth({"depth": [], name: []}, name)]
             statement = f"Clipped flow, A and B trained: {measure} {words}"
             # Clipping itself bounds how far a norm moves, whatever L.
             place = where + PROVED if name in NORMS else where

@@ -149,5 +149,5 @@ def draw(data: Data, config: Config) -> Figure:
 def judge_claims(read: Read) -> Iterator[Claim]:
     left = select_last(read("figure_1_left"), "iterations")
     statement = "Layers that start equal: max over k and t <= T of |Z_(k+1)(t) - Z_k(t)|_F is at most K/L"
-    fit = fit_over_seeds(left, "max_distance")
+    fit = fit_over_seeds(left, "max_distance", own_depths=True)
     yield judge_rate(statement, "Prop. 3, Fig. 1 left", "figure_1_left", fit, -1.0)

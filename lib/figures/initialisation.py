@@ -25,7 +25,8 @@ from lib.measures import integral_distance
 from lib.rates import SlopeOverSeeds, fit_mean_slope
 from lib.tables import Table, from_rows, select
 
-WIDE = {"linewidth": 2.6, "markersize": 6}
+WIDE = {"linewidth": 2.6, "markersize": 6, "zorder": 1.5}
+DASHED = {"linestyle": "--", "markerfacecolor": "white"}
 TRAINED = 0.1  # the largest share of the first loss that is left in a network that counts as trained
 
 
@@ -186,7 +187,7 @@ def draw(data: Data, config: Config) -> Figure:
     by_column = {"successive": successive, "distance": distance, "output": output, "variation": variation}
     for case, color, marker in zip(config.cases, cycle((BLACK, *COLORS)), cycle(MARKERS), strict=False):
         # Some curves coincide: a wide one is below, a dashed one with hollow markers is above.
-        style = {"weight-tied": WIDE, "iid": WIDE, "iid 1/sqrt(L)": {"linestyle": "--", "markerfacecolor": "white"}}
+        style = {"weight-tied": WIDE, "iid": WIDE, "iid 1/sqrt(L)": DASHED}
         style = {"color": color, "marker": marker} | style.get(case, {})
         for column, panel in by_column.items():
             panel.plot(*_compute_means(select(table, case=case), column), **style)

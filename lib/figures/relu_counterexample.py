@@ -29,6 +29,7 @@ from lib.figures.claim import (
     fit_in_depth,
     judge_margin,
     judge_rates,
+    require_rows,
 )
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
@@ -184,6 +185,7 @@ def judge_claims(read: Read) -> Iterator[Claim]:
         *(math.inf if distance == 0 else -distance for distance in moved),
         *(factor_below(distance, NEAR) for distance in away),
         *(factor_above(share, 2) for share in shares),
+        require_rows(table, "activation", "factor", "depth"),
     )
     yield judge_margin(
         "ReLU: odd layers never move, all even layers go to one w* >= 2 log C",
