@@ -4,7 +4,9 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -38,7 +40,9 @@ def map_processes(function: Callable[[Item], Result], items: Iterable[Item]) -> 
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(),))
     try:
-        yield from pool.map(function, items[1:])
+        with _hidden_main():
+            results = pool.map(function, items[1:])  # starts the processes
+        yield from results
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -51,6 +55,17 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Processes that start meanwhile do not run the main script again, which may have no guard against that."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start_worker(parent: int) -> None:

@@ -28,7 +28,7 @@ def two_processes(monkeypatch):
 
 def find_process(number):
     time.sleep(0.2)
-    return number, os.getpid(), torch.get_num_threads()
+    return math.sqrt(number), os.getpid(), torch.get_num_threads()
 
 
 def kill_itself(number):
@@ -37,13 +37,21 @@ def kill_itself(number):
     return number
 
 
-def test_results_are_in_order_and_come_from_other_processes(two_processes):
-    numbers, processes, threads = zip(*map_processes(find_process, range(6)), strict=True)
-    assert numbers == tuple(range(6))
+def test_results_and_errors_of_other_processes_arrive_in_order(two_processes):
+    found = []
+    with pytest.raises(ValueError, match="math domain error"):
+        found.extend(map_processes(find_process, [0, 1, 4, 9, -1, 16]))  # which keeps what came before the error
+    roots, processes, threads = zip(*found, strict=True)
+    assert roots == (0, 1, 2, 3)
     assert processes[0] == os.getpid()
     assert os.getpid() not in processes[1:]
     assert set(threads) == {1}
     assert torch.get_num_threads() == 2
+
+
+def test_a_process_that_dies_is_an_error(two_processes):
+    with pytest.raises(BrokenProcessPool):
+        list(map_processes(kill_itself, range(4)))
 
 
 def test_little_work_starts_no_process():
@@ -51,25 +59,19 @@ def test_little_work_starts_no_process():
     assert list(map_processes(math.sqrt, [])) == []
 
 
-def test_an_error_arrives(two_processes):
-    with pytest.raises(ValueError, match="math domain error"):
-        list(map_processes(math.sqrt, [4, 1, -1, 9]))
-    with pytest.raises(BrokenProcessPool):
-        list(map_processes(kill_itself, range(4)))
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_processes_end_with_the_one_that_started_them(number):
-    code = (
-        "import time, torch\nfrom lib import parallel\nfrom lib.tests import test_parallel\n"
+def test_processes_of_a_script_without_a_guard_end_with_it(number, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\nfrom lib import parallel\nfrom lib.tests import test_parallel\n"
         "torch.set_num_threads(2)\nparallel.WORTH = 0.0\n"
         "for found in parallel.map_processes(test_parallel.find_process, range(10000)): print(found, flush=True)"
     )
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, script]
     with subprocess.Popen(command, cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        for _ in range(3):  # the second result comes from another process
-            process.stdout.readline()
+        found = [process.stdout.readline() for _ in range(3)]  # the second result comes from another process
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
+    assert [line.split(b",")[0] for line in found] == [b"(0.0", b"(1.0", b"(1.4142135623730951"]
     assert len(children) >= 2
     assert psutil.wait_procs(children, timeout=20)[1] == []
