@@ -1,4 +1,4 @@
-"""Independent computations, such as trainings from several seeds, on several processes."""
+"""Independent computations, such as trainings from several seeds, on several processes of one thread each."""
 
 import contextlib
 import multiprocessing
@@ -30,25 +30,34 @@ def map_processes(function: Callable[[Item], Result], items: Iterable[Item]) -> 
     """
     items = list(items)
     workers = min(torch.get_num_threads(), len(items) - 1, MOST)
-    with _one_thread():
+    with use_one_thread():
         started = time.monotonic()
         for item in items[:1]:
             yield function(item)
         if workers < 2 or (time.monotonic() - started) * (len(items) - 1) < WORTH:
             yield from map(function, items[1:])
             return
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
     pool = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(),))
     try:
         with _hidden_main():
             results = pool.map(function, items[1:])  # starts the processes
         yield from results
+    except BaseException:  # what the processes compute has no use any more
+        for process in {*multiprocessing.active_children()} - {*others}:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def use_one_thread() -> Iterator[None]:
+    """Run PyTorch on one thread, for small networks while other work shares the processor.
+
+    The threads of a product wait for each other: if one of two has no core to itself, a step of milliseconds takes a
+    second.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,9 @@
 """One block, f in h_{k+1} = h_k + (1/L) f(h_k, Z_{k+1}): make it, and check whether it can be a layer."""
 
+import random
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -39,6 +41,7 @@ def draw_blocks(block: Block, count: int, seed: int, x: Tensor) -> list[nn.Modul
                     f"block() sets torch's random seed, so all layers of {_name(module)} start equal: leave "
                     "torch.manual_seed out of it, and give `seed` instead."
                 )
+    _check_drawn(modules)
     return [module.to(dtype=x.dtype, device=x.device) for module in modules]
 
 
@@ -116,15 +119,31 @@ def _check_another(module: nn.Module, modules: list[nn.Module]) -> None:
     first, name = modules[0], _name(module)
     shared = {id(parameter) for parameter in first.parameters()}
     if module is first or any(id(parameter) in shared for parameter in module.parameters()):
-        raise ValueError(
-            f"block() returns the same {name} object again, or one with the same parameters, expected a new one at "
-            "each call: make the block, and all that is in it, inside of the function."
-        )
+        raise ValueError(describe_same_block(module))
     shapes, expected = ({key: tuple(t.shape) for key, t in _tensors(each)} for each in (module, first))
     if shapes != expected:
         raise ValueError(
             f"block() makes a {name} with {shapes or 'no parameters'} after one with {expected or 'none'}, expected "
             "the same names and shapes at each call: layers of one network are alike."
+        )
+
+
+def describe_same_block(module: nn.Module) -> str:
+    """The sentence for a factory that does not make new blocks."""
+    return (
+        f"block() returns the same {_name(module)} object again, or one with the same parameters, expected a new one "
+        "at each call: make the block, and all that is in it, inside of the function."
+    )
+
+
+def _check_drawn(modules: list[nn.Module]) -> None:
+    """Raise ValueError if all of several blocks are equal, though their numbers are more than one constant each."""
+    first, *others = ([parameter.detach() for parameter in module.parameters()] for module in modules)
+    varied = any(len(parameter.unique()) > 1 for parameter in first)
+    if others and varied and all(torch.equal(*pair) for each in others for pair in zip(first, each, strict=True)):
+        raise ValueError(
+            f"All layers of {_name(modules[0])} start equal: draw each block with torch's own random numbers, or "
+            "choose the weight-tied initialisation."
         )
 
 
@@ -136,25 +155,25 @@ def check_block(block: nn.Module, x: Tensor) -> None:
     backward pass, and not change its tensors (no running statistics).
     """
     name = _name(block)
-    trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in block.parameters() if parameter.requires_grad and parameter.numel()]
     if not trained:
         raise ValueError(f"{name} has no parameters to train: give it some, as torch.nn.Parameter or in a module.")
     before = {key: tensor.detach().clone() for key, tensor in _tensors(block)}
-    randomness = random_state(x.device)
+    randomness = _all_random_states(x.device)
     h = x.clone()
-    with torch.enable_grad():
+    with torch.no_grad():  # as most layers are computed in training
         found = _call(block, h)
     _check_result(name, found, x)
     if not torch.equal(h, x):
         raise ValueError(f"{name} changes its input h in place: return a new tensor.")
-    if not torch.equal(randomness, random_state(x.device)):
+    if randomness != _all_random_states(x.device):
         raise ValueError(
             f"{name} draws random numbers in forward, as dropout does, and other ones at each depth: take dropout out "
             "(0.0), since networks are compared that differ in nothing but their depth."
         )
     buffers = {key for key, _ in block.named_buffers()}
     for key, tensor in _tensors(block):
-        if key in before and torch.equal(tensor, before[key]):
+        if key in before and _are_equal(tensor, before[key]):
             continue
         if key in buffers:
             raise ValueError(
@@ -243,6 +262,10 @@ def _size(values: Tensor) -> float:
     return float(values.abs().nan_to_num(0).max()) if values.numel() else 0.0
 
 
+def _are_equal(now: Tensor, then: Tensor) -> bool:
+    return torch.equal(now.nan_to_num(), then.nan_to_num()) and torch.equal(now.isnan(), then.isnan())
+
+
 def _are_close(now: Tensor, then: Tensor, size: float) -> bool:
     # On a GPU they are equal up to the order of additions.
     return torch.allclose(now, then, rtol=0, atol=torch.finfo(then.dtype).eps ** 0.5 * size, equal_nan=True)
@@ -294,6 +317,11 @@ def summarise(error: Exception) -> str:
 
 def _name(block: nn.Module) -> str:
     return type(block).__name__
+
+
+def _all_random_states(device: torch.device) -> tuple:
+    numpy = np.random.get_state()  # noqa: NPY002
+    return random_state(device).numpy(force=True).tobytes(), random.getstate(), numpy[1].tobytes(), numpy[2:]
 
 
 def random_state(device: torch.device) -> Tensor:

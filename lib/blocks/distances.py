@@ -1,5 +1,6 @@
 """Networks of one block that differ only in their depth, trained side by side, and the distances of their layers."""
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from lib import checks
-from lib.blocks.block import Block
+from lib.blocks.block import Block, describe_same_block
 from lib.blocks.network import INITIALISATIONS, BlockNetwork, Loss, convert_data
 from lib.blocks.training import check_optimizer, train
 from lib.measures import integral_distance
+from lib.parallel import use_one_thread
 from lib.tables import from_rows
 
 ALL = "all"  # the parameter's name in rows on all of them together
+ONE_THREAD = 2**15  # entries of x on the CPU, below which products gain nothing from a second thread
 STEP = {torch.float64: 1e-3, torch.float32: 2e-2}  # of the difference that replaces the derivative, by dtype
 
 
@@ -199,6 +202,8 @@ def _check_same_start(networks: Sequence[BlockNetwork]) -> None:
         name = type(networks[0].block).__name__
         raise ValueError(f"{name} has a parameter {ALL}, the table's word for all of them together: rename it.")
     for network in networks[1:]:
+        if network.block is networks[0].block:
+            raise ValueError(describe_same_block(network.block))
         found = {name: Z[0] for name, Z in network.weights.items()}
         if found.keys() != expected.keys() or not all(torch.equal(found[name], expected[name]) for name in found):
             raise ValueError(
@@ -213,7 +218,9 @@ def compare_depths(
 ) -> DistancesState:
     """The state of `distance_steps` after the last iteration. ``progress`` may show a bar."""
     states = distance_steps(config)
-    return deque(progress(states, config.iterations + 1) if progress else states, maxlen=1).pop()
+    small = config.x.device.type == "cpu" and config.x.numel() < ONE_THREAD
+    with use_one_thread() if small else contextlib.nullcontext():
+        return deque(progress(states, config.iterations + 1) if progress else states, maxlen=1).pop()
 
 
 def successive_distances(

@@ -1,11 +1,9 @@
 """Training the fully connected residual network: a generator of records."""
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -131,21 +129,6 @@ def _check_finite(losses: Tensor, first: int, config: NetworkConfig, learning_ra
 def run_in_lockstep(trainings: Iterable[Iterator[Record]]) -> Iterator[tuple[Record, ...]]:
     """Run several trainings side by side: at each recorded iteration, yield the tuple of their records."""
     return zip(*trainings, strict=True)
-
-
-@contextlib.contextmanager
-def use_one_thread() -> Iterator[None]:
-    """Run PyTorch on one thread, for small networks while other work shares the processor.
-
-    The threads of a product wait for each other: if one of two has no core to itself, a step of milliseconds takes a
-    second.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def progress(records: Iterable, total: int | None = None, label: str = "training") -> Iterable:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lib.dense.training import use_one_thread
 from lib.figures.experiment import Progress
+from lib.parallel import use_one_thread
 
 SLICE = 0.02  # seconds of work between two moments at which a button can respond
 PAUSE = 0.001  # seconds left to the kernel after each slice

@@ -1,9 +1,9 @@
 """Bounds and measurements over the training time, in powers of ten from each other (Prop. 2, Prop. 3, Thm 6)."""
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from lib.figures.claim import (
 from lib.figures.experiment import Progress, draw_inputs, largest_norm, silent, space_evenly, vary_seed
 from lib.figures.results import Data
 from lib.figures.style import BLACK, BLUE, VERMILION, make_panels, styled
+from lib.parallel import map_processes
 from lib.tables import Table, from_rows, select
 
 TITLES = {
@@ -81,11 +82,13 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     none). M and K are suprema up to that time; their bounds hold for every L and for the discrete steps. The rate has a
     lower bound: the smallest constant of the PL condition up to that time.
     """
-    rows = []
-    for network in progress(vary_seed(config.network, config.seeds), config.seeds):
-        for measure in (_bound_clipped_flow, _bound_euler_error, _bound_rate):
-            rows += [{"seed": network.seed} | row for row in measure(config, network)]
-    return {"bounds": from_rows(rows)}
+    found = map_processes(partial(_measure_seed, config), vary_seed(config.network, config.seeds))
+    return {"bounds": from_rows(row for part in progress(found, config.seeds) for row in part)}
+
+
+def _measure_seed(config: Config, network: NetworkConfig) -> list[dict]:
+    measures = (_bound_clipped_flow, _bound_euler_error, _bound_rate)
+    return [{"seed": network.seed} | row for measure in measures for row in measure(config, network)]
 
 
 def _make_row(config: Config, bound: str, iteration: int, measured: float, own: float, prior: float) -> dict:
@@ -163,7 +166,7 @@ def draw(data: Data, config: Config) -> Figure:
         "own": ("bound, the run's own norms", {"color": BLUE, "linestyle": "--"}),
         "prior": ("bound, before training", {"color": VERMILION, "linestyle": ":"}),
     }
-    median = functools.partial(np.median, axis=0)
+    median = partial(np.median, axis=0)
     for panel, (bound, title) in zip(axes.flat, TITLES.items(), strict=True):
         rows = select(table, bound=bound)
         times = np.unique(rows["time"])

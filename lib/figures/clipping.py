@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -36,6 +37,7 @@ from lib.figures.style import (
     set_plain_ticks,
     styled,
 )
+from lib.parallel import map_processes
 from lib.rates import fit_mean_slope
 from lib.tables import Table, select
 
@@ -91,10 +93,18 @@ def compute(config: Config, progress: Progress = silent) -> Data:
       ``distance_B``, |A^L - A| and |B^L - B|; ``hidden_states``, the largest |h_k - H(k/L)| over k and new inputs;
       ``output``, the largest distance of F(x) over new inputs.
     """
-    rows = []
-    for network, clip, records in progress(_train_runs(config), len(config.runs) * len(config.moments)):
-        exact, *networks = records
-        x = draw_inputs(network, config.inputs)
+    found = map_processes(partial(_measure_run, config), config.runs)
+    rows = [row for part in progress(found, len(config.runs)) for row in part]
+    return {"clipping": sort_rows(rows, "seed", "clip", "depth", "iteration")}
+
+
+def _measure_run(config: Config, run: tuple[NetworkConfig, float]) -> list[dict]:
+    network, clip = run
+    schedule = config.learning_rate, config.iterations, config.moments
+    trainings = [limit.train(network, *schedule, tolerance=config.tolerance, clip=clip)]
+    trainings += [train(network.at_depth(depth), *schedule, clip=clip) for depth in config.depths]
+    x, rows = draw_inputs(network, config.inputs), []
+    for exact, *networks in run_in_lockstep(trainings):
         states = exact.ode.states_at_layers(x, config.depths)
         for depth, record, expected in zip(config.depths, networks, states, strict=True):
             away = _measure_distances(network.at_depth(depth), exact.ode, record.weights, x, expected)
@@ -103,17 +113,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
             rows.append(
                 case | {"clipped": _measure_share_clipped(record, clip)} | _measure_constants(record.weights) | away
             )
-    return {"clipping": sort_rows(rows, "seed", "clip", "depth", "iteration")}
-
-
-def _train_runs(config: Config) -> Iterator[tuple]:
-    # At each recorded iteration of each run: the network's configuration, C, the records of the limit and the networks.
-    for network, clip in config.runs:
-        schedule = config.learning_rate, config.iterations, config.moments
-        trainings = [limit.train(network, *schedule, tolerance=config.tolerance, clip=clip)]
-        trainings += [train(network.at_depth(depth), *schedule, clip=clip) for depth in config.depths]
-        for records in run_in_lockstep(trainings):
-            yield network, clip, records
+    return rows
 
 
 def _measure_share_clipped(record: Record, clip: float) -> float:

@@ -1,10 +1,10 @@
 """What training adds to layers of weight-tied, Gaussian-process and i.i.d. initialisation (section 4.3)."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -22,6 +22,7 @@ from lib.figures.experiment import Progress, silent, take_last, vary_seed
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, GREY, MARKERS, make_panels, set_depth_axis, styled
 from lib.measures import integral_distance
+from lib.parallel import map_processes
 from lib.rates import SlopeOverSeeds, fit_mean_slope
 from lib.tables import Table, from_rows, select
 
@@ -58,8 +59,8 @@ class Config:
     def cases(self) -> dict[str, NetworkConfig]:
         """The initialisations by name."""
 
-        make = functools.partial(dataclasses.replace, self.network)
-        process = functools.partial(make, initialisation="gaussian-process", initial_V=self.initial_V)
+        make = partial(dataclasses.replace, self.network)
+        process = partial(make, initialisation="gaussian-process", initial_V=self.initial_V)
         return {
             "weight-tied": make(initialisation="weight-tied", initial_V="zero"),
             **{f"Gaussian process {scale:g}": process(length_scale=scale) for scale in self.length_scales},
@@ -85,30 +86,38 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     The second has one entry of W_k(t) - W_k(0), for the first seed's deepest network: columns case, s = k/L, entry.
     """
     seeds = [network.seed for network in vary_seed(config.network, config.seeds)]
-    runs = [(seed, case, network) for seed in seeds for case, network in config.cases.items()]
+    runs = [(case, dataclasses.replace(network, seed=seed)) for seed in seeds for case, network in config.cases.items()]
     rows, entries = [], []
-    for seed, case, network in progress(runs, len(runs)):
-        network = dataclasses.replace(network, seed=seed)
-        found = [_train(config, network.at_depth(depth)) for depth in config.depths]
-        deepest = found[-1]
-        moved, output = _train_limit(config, network) if network.initialisation != "iid" else (None, deepest.output)
-        for depth, trained in zip(config.depths, found, strict=True):
-            if moved is not None:
-                parts = moved.distance_to_network(trained.moved).values()
-            elif trained is deepest:
-                parts = (math.nan,)
-            else:
-                parts = (integral_distance(getattr(trained.moved, Z), getattr(deepest.moved, Z)) for Z in "VW")
-            reference = moved is not None or trained is not deepest
-            apart = float((trained.output - output).square().mean().sqrt()) if reference else math.nan
-            measured = {"distance": math.hypot(*parts), "output": apart, "variation": trained.variation}
-            measured = {name: round_difference(value, STATE_DECIMALS) for name, value in measured.items()}
-            losses = {"start": trained.losses[0], "loss": trained.losses[1]}
-            rows.append({"seed": seed, "case": case, "depth": depth} | losses | trained.sizes | measured)
-        if seed == seeds[0]:
-            for k, entry in enumerate(deepest.moved.W[:, 0, 0].tolist(), start=1):
-                entries.append({"case": case, "s": k / config.depths[-1], "entry": round_difference(entry)})
+    found = map_processes(partial(_measure_case, config), runs)
+    for (case, network), (part, entry) in zip(runs, progress(found, len(runs)), strict=True):
+        named = {"seed": network.seed, "case": case}
+        rows += [named | row for row in part]
+        if network.seed == seeds[0]:
+            s = (k / config.depths[-1] for k in range(1, len(entry) + 1))
+            entries += [{"case": case, "s": at, "entry": value} for at, value in zip(s, entry, strict=True)]
     return {"initialisation": from_rows(rows), "initialisation_weights": from_rows(entries)}
+
+
+def _measure_case(config: Config, run: tuple[str, NetworkConfig]) -> tuple[list[dict], list[float]]:
+    # The rows of one seed and case; the entry of W_k(t) - W_k(0) in each layer of the deepest network.
+    _, network = run
+    found = [_train(config, network.at_depth(depth)) for depth in config.depths]
+    deepest, rows = found[-1], []
+    moved, output = _train_limit(config, network) if network.initialisation != "iid" else (None, deepest.output)
+    for depth, trained in zip(config.depths, found, strict=True):
+        if moved is not None:
+            parts = moved.distance_to_network(trained.moved).values()
+        elif trained is deepest:
+            parts = (math.nan,)
+        else:
+            parts = (integral_distance(getattr(trained.moved, Z), getattr(deepest.moved, Z)) for Z in "VW")
+        reference = moved is not None or trained is not deepest
+        apart = float((trained.output - output).square().mean().sqrt()) if reference else math.nan
+        measured = {"distance": math.hypot(*parts), "output": apart, "variation": trained.variation}
+        measured = {name: round_difference(value, STATE_DECIMALS) for name, value in measured.items()}
+        losses = {"start": trained.losses[0], "loss": trained.losses[1]}
+        rows.append({"depth": depth} | losses | trained.sizes | measured)
+    return rows, [round_difference(entry) for entry in deepest.moved.W[:, 0, 0].tolist()]
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """Training for long: the rate of the loss and the limit of the weights (Thm 6)."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -30,6 +32,7 @@ from lib.figures.claim import (
 from lib.figures.experiment import Progress, fit_loss_rate, largest_norm, silent, space_evenly, vary_seed
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, label_depth, make_panels, styled
+from lib.parallel import map_processes
 from lib.tables import Table, from_rows, select
 
 SAME_RATE = 0.1  # by how much of one rate of the loss another may differ
@@ -86,31 +89,25 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     of V and of W that vary most over s in the limit). The third has seed, depth, distance_V, distance_W (integral
     norm), residual (the largest |F(x_i) - y_i|).
     """
-    recorded = space_evenly(config.iterations, config.recorded)
-    steps = (
-        (network, records)
-        for network in vary_seed(config.network, config.seeds)
-        for records in _moments(config, network, recorded)
-    )
-    rows, weights, nearness = [], [], []
-    for network, records in progress(steps, config.seeds * len(recorded)):
-        for depth, record in zip([LIMIT, *config.depths], records, strict=True):
-            rows.append({"seed": network.seed, "depth": depth, **_point(record, config.learning_rate)})
-        if records[0].iteration == config.iterations:
-            nearness += _nearness(config, network, records)
-            weights = weights or _entries(config, records)
-    curves = sorted(rows, key=lambda row: (row["seed"], row["depth"], row["iteration"]))
+    found = map_processes(partial(_train_seed, config), vary_seed(config.network, config.seeds))
+    curves, weights, nearness = zip(*progress(found, config.seeds), strict=True)
+    curves = sorted(itertools.chain(*curves), key=lambda row: (row["seed"], row["depth"], row["iteration"]))
     return {
         "long_time": from_rows(curves),
-        "long_time_weights": from_rows(weights),
-        "long_time_limit": from_rows(nearness),
+        "long_time_weights": from_rows(weights[0]),
+        "long_time_limit": from_rows(itertools.chain(*nearness)),
     }
 
 
-def _moments(config: Config, network: NetworkConfig, recorded: list[int]) -> Iterator[tuple]:
-    arguments = config.learning_rate, config.iterations, recorded
+def _train_seed(config: Config, network: NetworkConfig) -> tuple[list[dict], list[dict], list[dict]]:
+    arguments = config.learning_rate, config.iterations, space_evenly(config.iterations, config.recorded)
     trainings = [limit.train(network, *arguments, tolerance=config.tolerance)]
-    return run_in_lockstep(trainings + [train(network.at_depth(depth), *arguments) for depth in config.depths])
+    trainings += [train(network.at_depth(depth), *arguments) for depth in config.depths]
+    rows = []
+    for records in run_in_lockstep(trainings):
+        for depth, record in zip([LIMIT, *config.depths], records, strict=True):
+            rows.append({"seed": network.seed, "depth": depth, **_point(record, config.learning_rate)})
+    return rows, _entries(config, records), _nearness(config, network, records)
 
 
 def _nearness(config: Config, network: NetworkConfig, records: tuple) -> list[dict]:

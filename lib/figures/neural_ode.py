@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from lib.figures.style import (
     styled,
 )
 from lib.measures import fit_slope
+from lib.parallel import map_processes
 from lib.rates import fit_mean_slope
 from lib.tables import from_rows, select
 
@@ -80,39 +82,32 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     The second table has the first coordinate of the hidden states of five inputs after training, for the first seed,
     the limit and the second and fourth depth: columns depth, s, input, value.
     """
-    steps = itertools.chain.from_iterable(
-        _train_networks(config, network) for network in vary_seed(config.network, config.seeds)
-    )
-    rows, first = [], None
-    for network, x, (record, *records) in progress(steps, config.seeds * len(config.compared)):
+    found = map_processes(partial(_measure_seed, config), vary_seed(config.network, config.seeds))
+    rows, trajectories = zip(*progress(found, config.seeds), strict=True)
+    return {"neural_ode": from_rows(itertools.chain(*rows)), "neural_ode_states": from_rows(trajectories[0])}
+
+
+def _measure_seed(config: Config, network: NetworkConfig) -> tuple[list[dict], list[dict]]:
+    schedule = config.learning_rate, config.compared[-1], config.compared
+    trainings = [limit.train(network, *schedule, tolerance=config.tolerance)]
+    trainings += [train(network.at_depth(depth), *schedule) for depth in config.depths]
+    x, rows = draw_inputs(network, config.inputs), []
+    for record, *records in run_in_lockstep(trainings):
         ode, last = record.ode, record.iteration == config.compared[-1]
         exact = ode.states_at_layers(x, config.depths)
         for depth, states, other in zip(config.depths, exact, records, strict=True):
             errors = _measure_errors(network.at_depth(depth), ode, states, other.weights, x, last)
             rows.append({"seed": network.seed, "iteration": record.iteration, "depth": depth, **errors})
-        if last and first is None:
-            first = x[:5], ode, records
-    few, ode, records = first
+    few = x[:5]
     shown = [(LIMIT, ode.hidden_states(few, torch.linspace(0, 1, 101, dtype=torch.float64)))]
     for depth, other in list(zip(config.depths, records, strict=True))[1:4:2]:
-        shown.append((depth, hidden_states(config.network.at_depth(depth), other.weights, few)))
-    trajectories = [
+        shown.append((depth, hidden_states(network.at_depth(depth), other.weights, few)))
+    return rows, [
         {"depth": depth, "s": k / (len(states) - 1), "input": number, "value": round_difference(value, STATE_DECIMALS)}
         for depth, states in shown
         for k, values in enumerate(states[:, :, 0].tolist())
         for number, value in enumerate(values)
     ]
-    return {"neural_ode": from_rows(rows), "neural_ode_states": from_rows(trajectories)}
-
-
-def _train_networks(config: Config, network: NetworkConfig) -> Iterator[tuple]:
-    # At each compared iteration of one seed: the network's configuration, inputs, records of limit and networks.
-    schedule = config.learning_rate, config.compared[-1], config.compared
-    trainings = [limit.train(network, *schedule, tolerance=config.tolerance)]
-    trainings += [train(network.at_depth(depth), *schedule) for depth in config.depths]
-    x = draw_inputs(network, config.inputs)
-    for records in run_in_lockstep(trainings):
-        yield network, x, records
 
 
 def _measure_errors(network, ode, exact, weights, x, last) -> dict[str, float]:

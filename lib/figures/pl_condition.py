@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ from lib.figures.claim import FAILS, OPEN, Claim, Read, combine_margins, factor_
 from lib.figures.experiment import Progress, fit_loss_rate, silent
 from lib.figures.results import Data
 from lib.figures.style import BLUE, GREEN, GREY, VERMILION, make_panels, styled
+from lib.parallel import map_processes
 from lib.tables import Table, from_rows, select
 
 KEEPS = 0.5  # the share of mu(0) that mu(t) has to keep
@@ -89,22 +91,25 @@ def compute(config: Config, progress: Progress = silent) -> Data:
       over then, and the shares ``of_A``, ``of_Z``, ``of_B`` in the squared gradient at that moment;
     - ``mu_start`` and ``mu``: the constant `lojasiewicz.constant` at t = 0, and its smallest value over the moments.
     """
-    found = []
-    for width, scale, seed in progress(config.runs, len(config.runs)):
-        network = dataclasses.replace(config.network, width=width, target_scale=scale, seed=seed)
-        points = list(_points(config, network))
-        least = min(points, key=lambda point: point["ratio"])
-        end = points[-1]
-        losses = {"iteration": [each["iteration"] for each in points], "loss": [each["loss"] for each in points]}
-        found.append(
-            {"width": width, "target_scale": scale, "seed": seed, "samples": network.samples}
-            | {"start": points[0]["loss"], "loss": end["loss"], "iteration": end["iteration"]}
-            | {"rate": round_significant(fit_loss_rate(losses) / config.learning_rate, 5)}
-            | {"ratio": least["ratio"], "when": least["iteration"] / end["iteration"]}
-            | {f"of_{name}": round_significant(least[name], 5) for name in "AZB"}
-            | {"mu_start": points[0]["mu"], "mu": min(each["mu"] for each in points)}
-        )
-    return {"pl_condition": from_rows(found)}
+    found = map_processes(partial(_measure_run, config), config.runs)
+    return {"pl_condition": from_rows(progress(found, len(config.runs)))}
+
+
+def _measure_run(config: Config, run: tuple[int, float, int]) -> dict[str, float]:
+    width, scale, seed = run
+    network = dataclasses.replace(config.network, width=width, target_scale=scale, seed=seed)
+    points = list(_points(config, network))
+    least = min(points, key=lambda point: point["ratio"])
+    end = points[-1]
+    losses = {"iteration": [each["iteration"] for each in points], "loss": [each["loss"] for each in points]}
+    return (
+        {"width": width, "target_scale": scale, "seed": seed, "samples": network.samples}
+        | {"start": points[0]["loss"], "loss": end["loss"], "iteration": end["iteration"]}
+        | {"rate": round_significant(fit_loss_rate(losses) / config.learning_rate, 5)}
+        | {"ratio": least["ratio"], "when": least["iteration"] / end["iteration"]}
+        | {f"of_{name}": round_significant(least[name], 5) for name in "AZB"}
+        | {"mu_start": points[0]["mu"], "mu": min(each["mu"] for each in points)}
+    )
 
 
 def _points(config: Config, network: NetworkConfig) -> Iterator[dict[str, float]]:

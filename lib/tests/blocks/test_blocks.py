@@ -1,6 +1,8 @@
 """Residual blocks of any kind: training, distances over depths, the catalogue, and what is refused."""
 
+import copy
 import math
+import random
 import warnings
 
 import numpy as np
@@ -481,6 +483,12 @@ def _scripted():
         return torch.jit.script(nn.Linear(3, 3))
 
 
+def _of_nan():
+    block = nn.Linear(3, 3)
+    block.weight.data[0, 0] = math.nan
+    return block
+
+
 BLOCKS_THAT_CANNOT_BE = [
     (lambda: nn.Linear(3, 2), r"Linear turns h of the shape \(4, 3\) into \(4, 2\), expected the shape of h"),
     (_of(lambda self, h: (h, h)), "Odd turns h .* into tuple"),
@@ -532,6 +540,11 @@ BLOCKS_THAT_CANNOT_BE = [
     (nn.Linear, r"block\(\) raised TypeError: .*in_features.*such as `lambda: MyBlock\(16\)`"),
     (lambda h: h, r"block\(\) raised TypeError: .* argument: 'h', expected a class or a function without"),
     (_raising, r"block\(\) raised RuntimeError: no luck, expected a class"),
+    (_of_nan, "Linear is not finite"),
+    (_of(lambda self, h: h * self.weight[0] * (1 + random.random())), "Odd draws random numbers in forward"),
+    (_of(lambda self, h: h * self.weight[0] * (2 if torch.is_grad_enabled() else 1)), "Odd gives another result"),
+    (lambda: nn.ParameterList([nn.Parameter(torch.zeros(0))]), "ParameterList has no parameters to train"),
+    (lambda: SHARED, r"block\(\) returns the same Linear object again"),
     (lambda: Scaled(OUTSIDE.random()), "block.. makes a Scaled with other parameters at each call, from the same seed"),
 ]  # fmt: skip
 
@@ -559,6 +572,7 @@ def test_layers_that_are_one_object_or_unlike():
             lambda: nn.Linear(3, 3, bias=next(bias)),
             r"makes a Linear with \{'weight': \(3, 3\)\} after one with .*'bias'",
         ),
+        (lambda: copy.deepcopy(SHARED), "All layers of Linear start equal"),
         (_seeding, r"block\(\) sets torch's random seed, so all layers of Linear start equal"),
     ):
         with pytest.raises(ValueError, match=sentence):
