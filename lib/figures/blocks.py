@@ -61,7 +61,7 @@ class Config:
                 raise ValueError(f"{name} is {values!r}, expected a list of one entry or more, without repeats.")
         for block in self.blocks:
             for activation in self.activations:
-                factory(block, activation)
+                make_factory(block, activation)
         for seed in self.seeds:
             checks.positive_int("an entry of seeds", seed, least=0)
         checks.positive_ints("depths", self.depths, least=2)
@@ -75,15 +75,15 @@ class Config:
         return [
             (block, activation)
             for block in self.blocks
-            for activation in (self.activations if _kind(block).activated else [NO_ACTIVATION])
+            for activation in (self.activations if _find_kind(block).activated else [NO_ACTIVATION])
         ]
 
 
-def _kind(block: str):
+def _find_kind(block: str):
     return BLOCKS[block.partition(", ")[0]]
 
 
-def factory(block: str, activation: str) -> partial:
+def make_factory(block: str, activation: str) -> partial:
     """What makes the block of that name, such as "convolution, batch norm", with that activation."""
     name, _, norm = block.partition(", ")
     return make_block(name, activation, norm.removesuffix(" norm") or "none")
@@ -99,9 +99,9 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 def _train(config: Config, run: tuple[int, str, str]) -> list[dict]:
     seed, block, activation = run
-    x, y = gaussian_data(_kind(block).shape, seed)
+    x, y = gaussian_data(_find_kind(block).shape, seed)
     table = successive_distances(
-        factory(block, "gelu" if activation == NO_ACTIVATION else activation),
+        make_factory(block, "gelu" if activation == NO_ACTIVATION else activation),
         config.depths,
         x,
         y,
@@ -114,12 +114,12 @@ def _train(config: Config, run: tuple[int, str, str]) -> list[dict]:
     return [case | {"time": float(f"{row['step'] * config.learning_rate:.12g}")} | row for row in rows(table)]
 
 
-def slopes(table: Table, slope_from: int) -> dict[str, list]:
+def fit_slopes(table: Table, slope_from: int) -> dict[str, list]:
     """For each block, activation and time: the slope in L of ``max_distance``, its mean over seeds with a 95 % interval
     (Student's t; nan with one seed), the mean slope of ``to_double`` (over all depths that have their double; nan if
     there is one alone), and the medians of ``loss``, ``moved`` and ``from_linear`` at the largest depth."""
     found = []
-    for block, activation, time in _cases(table):
+    for block, activation, time in _list_cases(table):
         of_case = select(table, block=block, activation=activation, time=time)
         runs = [select(of_case, seed=seed) for seed in np.unique(of_case["seed"])]
         fits = [fit_slope(run["depth"], run["max_distance"], slope_from).slope for run in runs]
@@ -133,31 +133,31 @@ def slopes(table: Table, slope_from: int) -> dict[str, list]:
     return from_rows(found)
 
 
-def _name(activation: str) -> str:
+def _name_activation(activation: str) -> str:
     return {NO_ACTIVATION: "no activation", "silu": "SiLU"}.get(activation, word(activation))
 
 
-def _cases(table: Table) -> Iterator[tuple[str, str, float]]:
+def _list_cases(table: Table) -> Iterator[tuple[str, str, float]]:
     keys = zip(table["block"], table["activation"], table["time"], strict=True)
     return iter(dict.fromkeys((str(block), str(activation), float(time)) for block, activation, time in keys))
 
 
-def readable(table: Table, slope_from: int) -> list[str]:
+def format_slopes(table: Table, slope_from: int) -> list[str]:
     """The slopes as lines of a table, one for each block, activation and time, below a line that names the columns."""
     line = "{:24} {:13} {:>5} {:>6}  {:15} {:>8} {:>6} {:>6} {:>12}"
     lines = [line.format("block", "activation", "t", "slope", "interval", "L to 2L", "loss", "moved", "from linear")]
-    for row in rows(slopes(table, slope_from)):
+    for row in rows(fit_slopes(table, slope_from)):
         numbers = (f"{row[name]:.2f}" for name in ("slope_to_double", "loss", "moved", "from_linear"))
         interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
-        case = row["block"], _name(row["activation"]), f"{row['time']:g}"
+        case = row["block"], _name_activation(row["activation"]), f"{row['time']:g}"
         lines.append(line.format(*case, f"{row['slope']:.2f}", interval, *numbers))
     return lines
 
 
-def conclusion(table: Table, slope_from: int) -> str:
+def conclude(table: Table, slope_from: int) -> str:
     """What the table says, in a sentence: the slopes at the first and the last training time, and how many of them are
     near -1, of blocks with a smooth activation or none, and of those with ReLU."""
-    fits = slopes(table, slope_from)
+    fits = fit_slopes(table, slope_from)
     activations, times, found_slopes = (np.array(fits[name]) for name in ("activation", "time", "slope"))
     relu = activations == "relu"
     parts = []
@@ -189,7 +189,7 @@ def draw(data: Data, config: Config) -> Figure:
     for the first and the last block, the largest successive distance at the first time and the distance to the network
     twice as deep at the last one, medians over seeds."""
     table, slope_from = data["blocks"], config.slope_from
-    fits = slopes(table, slope_from)
+    fits = fit_slopes(table, slope_from)
     blocks, times = list(dict.fromkeys(fits["block"])), np.unique(fits["time"])
     figure = Figure(figsize=(TEXT_WIDTH, 4.6), layout="constrained")
     axes = figure.subplot_mosaic([["slope", "layers"], ["slope", "double"]], width_ratios=[1.2, 1])
@@ -202,7 +202,7 @@ def draw(data: Data, config: Config) -> Figure:
     for name, (column, time, title) in columns.items():
         for block, (marker, line) in shown.items():
             for activation in dict.fromkeys(select(table, block=block)["activation"]):
-                depths, middle = _medians(select(table, block=block, activation=activation, time=time), column)
+                depths, middle = _take_medians(select(table, block=block, activation=activation, time=time), column)
                 axes[name].plot(depths, middle, marker=marker, linestyle=line, color=HUES[activation])
                 fitted = depths[depths >= slope_from]
                 if block == blocks[0] and activation != "relu" and len(fitted) > 1:
@@ -214,7 +214,7 @@ def draw(data: Data, config: Config) -> Figure:
             set_plain_ticks(axes[name].yaxis)
         axes[name].set_title(title)
     for activation in dict.fromkeys(fits["activation"]):
-        axes["layers"].plot([], [], color=HUES[activation], label=_name(activation))
+        axes["layers"].plot([], [], color=HUES[activation], label=_name_activation(activation))
     for block, (marker, line) in shown.items():
         axes["layers"].plot([], [], marker=marker, linestyle=line, color=GREY, label=f"right: {block}")
     for time, fill in zip(dict.fromkeys((times[0], times[-1])), ("white", GREY), strict=False):
@@ -244,7 +244,7 @@ def _draw_slopes(axes: Axes, fits: Table, blocks: list[str], times: np.ndarray) 
     axes.set_title("slope in $L$ of the largest successive distance")
 
 
-def _medians(rows: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+def _take_medians(rows: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """The depths at which the column is a number, and its median over seeds at each."""
     depths = np.unique(rows["depth"][np.isfinite(rows[column])])
     return depths, np.array([np.median(select(rows, depth=depth)[column]) for depth in depths])

@@ -49,13 +49,8 @@ class Config:
     repeat_depth: int = 256
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_ints("depths", self.depths, least=2)
-        checks.positive_ints("iterations", self.iterations)
-        checks.positive_float("learning_rate", self.learning_rate)
+        checks.check_fields(self, "iterations", "learning_rate", "seeds", "repeat_depth", depths=2)
         checks.slope_range(self.slope_from, self.depths)
-        checks.positive_int("seeds", self.seeds)
-        checks.positive_int("repeat_depth", self.repeat_depth)
         if self.seeds > 1:
             checks.slope_range(self.slope_from, [depth for depth in self.depths if depth <= self.repeat_depth])
 

@@ -63,18 +63,12 @@ class Config:
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_ints("depths", self.depths)
-        checks.positive_int("iterations", self.iterations)
-        checks.positive_float("learning_rate", self.learning_rate)
-        checks.positive_int("recorded", self.recorded, least=2)
-        checks.positive_int("seeds", self.seeds)
-        checks.positive_float("tolerance", self.tolerance)
+        checks.check_fields(self, "depths", "iterations", "learning_rate", "seeds", "tolerance", recorded=2)
         checks.positive_float("target_scale", self.network.target_scale)  # the ratio divides by the loss
         spectral.check_limit_exists(self.network)
 
 
-def _point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
+def _measure_point(record: Record | limit.LimitRecord, learning_rate: float) -> dict[str, float]:
     loss = round_square(record.loss)
     # The ratio divides by the loss: it has no more digits, but two of them next to where the loss is rounding.
     ratio = round_significant(lojasiewicz.ratio(record), max(2, count_known_digits(record.loss))) if loss else math.nan
@@ -106,11 +100,11 @@ def _train_seed(config: Config, network: NetworkConfig) -> tuple[list[dict], lis
     rows = []
     for records in run_in_lockstep(trainings):
         for depth, record in zip([LIMIT, *config.depths], records, strict=True):
-            rows.append({"seed": network.seed, "depth": depth, **_point(record, config.learning_rate)})
-    return rows, _entries(config, records), _nearness(config, network, records)
+            rows.append({"seed": network.seed, "depth": depth, **_measure_point(record, config.learning_rate)})
+    return rows, _read_liveliest(config, records), _measure_nearness(config, network, records)
 
 
-def _nearness(config: Config, network: NetworkConfig, records: tuple) -> list[dict]:
+def _measure_nearness(config: Config, network: NetworkConfig, records: tuple) -> list[dict]:
     _, data = initialise(network)
     ode, found = records[0].ode, []
     for depth, record in zip([LIMIT, *config.depths], records, strict=True):
@@ -125,7 +119,7 @@ def _nearness(config: Config, network: NetworkConfig, records: tuple) -> list[di
     return found
 
 
-def _entries(config: Config, records: tuple) -> list[dict]:
+def _read_liveliest(config: Config, records: tuple) -> list[dict]:
     ode, found = records[0].ode, []
     liveliest = [int(values.flatten(1).std(dim=0).argmax()) for values in (ode.weights.V, ode.weights.W)]
     for depth, record in zip([LIMIT, *config.depths], records, strict=True):
@@ -156,7 +150,7 @@ def draw(data: Data, config: Config) -> Figure:
     for depth, hue, line in zip(depths, cycle((BLACK, *COLORS)), cycle(("-", "--", "-.", ":", "--")), strict=False):
         label, rows = label_depth(depth), select(curves, depth=depth)
         loss.plot(rows["time"], rows["loss"], line, color=hue, label=label, linewidth=1.6)
-        known = _resolved(rows)
+        known = _find_resolved(rows)
         ratio.plot(rows["time"][known], rows["ratio"][known], line, color=hue, label=label, linewidth=1.6)
         rows = select(weights, depth=depth)
         if depth == LIMIT:
@@ -176,45 +170,45 @@ def draw(data: Data, config: Config) -> Figure:
     return figure
 
 
-def _resolved(rows: Table) -> np.ndarray:
+def _find_resolved(rows: Table) -> np.ndarray:
     # Until the loss is down to rounding: fast seeds are there long before slow ones.
     known = ~np.maximum.accumulate(rows["loss"] <= ROUNDING * rows["loss"][0])
     known[0] = True
     return known
 
 
-def _runs(curves: Table) -> Iterator[tuple[tuple[int, int], Table]]:
+def _group_runs(curves: Table) -> Iterator[tuple[tuple[int, int], Table]]:
     # The curves of each (seed, depth) that there is.
     for seed in np.unique(curves["seed"]):
         for depth in np.unique(select(curves, seed=seed)["depth"]):
             yield (int(seed), int(depth)), select(curves, seed=seed, depth=depth)
 
 
-def _resolved_runs(curves: Table) -> Iterator[tuple[tuple[int, int], Table]]:
-    for run, rows in _runs(curves):
-        known = _resolved(rows)
+def _select_resolved(curves: Table) -> Iterator[tuple[tuple[int, int], Table]]:
+    for run, rows in _group_runs(curves):
+        known = _find_resolved(rows)
         yield run, {name: column[known] for name, column in rows.items()}
 
 
-def rates(curves: Table) -> dict[tuple[int, int], float]:
+def fit_rates(curves: Table) -> dict[tuple[int, int], float]:
     """-d(log loss)/dt over the second half of training, by (seed, depth).
 
     Training counts until the loss is down to `ROUNDING`.
     """
     found = {}
-    for run, rows in _resolved_runs(curves):
+    for run, rows in _select_resolved(curves):
         second = rows["time"] >= 0.5 * rows["time"][-1]
         found[run] = fit_loss_rate({"iteration": rows["time"][second], "loss": rows["loss"][second]}, 1.0)
     return found
 
 
-def late_rates(curves: Table) -> dict[tuple[int, int], tuple[float, float]]:
+def measure_late_rates(curves: Table) -> dict[tuple[int, int], tuple[float, float]]:
     """The mean of -d(log loss)/dt over the third quarter of training and over the last, by (seed, depth).
 
-    Training counts as in `rates`. Both are nan if a loss of the run is missing.
+    Training counts as in `fit_rates`. Both are nan if a loss of the run is missing.
     """
     found = {}
-    for run, rows in _resolved_runs(curves):
+    for run, rows in _select_resolved(curves):
         ends = np.array([0.5, 0.75, 1.0]) * rows["time"][-1]
         with np.errstate(divide="ignore", invalid="ignore"):
             fallen = -np.diff(np.interp(ends, rows["time"], np.log(rows["loss"]))) / np.diff(ends)
@@ -222,22 +216,22 @@ def late_rates(curves: Table) -> dict[tuple[int, int], tuple[float, float]]:
     return found
 
 
-def least_ratios(curves: Table) -> dict[tuple[int, int], float]:
-    """The least PL ratio of training, as long as `rates`, by (seed, depth)."""
-    return {run: float(np.min(rows["ratio"])) for run, rows in _resolved_runs(curves)}
+def find_least_ratios(curves: Table) -> dict[tuple[int, int], float]:
+    """The least PL ratio of training, as long as `fit_rates`, by (seed, depth)."""
+    return {run: float(np.min(rows["ratio"])) for run, rows in _select_resolved(curves)}
 
 
-def _share(third: float, fourth: float) -> float:
+def _divide_rates(third: float, fourth: float) -> float:
     # The last rate over the one before. A loss that does not fall in the end keeps nothing of its rate.
     return 0.0 if fourth <= 0 else fourth / third if third > 0 else math.nan
 
 
 def judge_claims(read: Read) -> Iterator[Claim]:
     curves, ends = read("long_time"), read("long_time_limit")
-    found, least, late = (made(curves) for made in (rates, least_ratios, late_rates))
+    found, least, late = (made(curves) for made in (fit_rates, find_least_ratios, measure_late_rates))
     seeds, all_there = sorted({seed for seed, _ in found}), require_rows(curves, "seed", "depth", "iteration")
-    falls = [rows["loss"][-1] / rows["loss"][0] for _, rows in _runs(curves)]
-    kept = [_share(*both) for both in late.values()]
+    falls = [rows["loss"][-1] / rows["loss"][0] for _, rows in _group_runs(curves)]
+    kept = [_divide_rates(*both) for both in late.values()]
     lowest = min(least.values(), key=lambda ratio: -math.inf if math.isnan(ratio) else ratio)
     positive = math.nan if math.isnan(lowest) else math.inf if lowest > 0 else -math.inf
     margin = combine_margins(

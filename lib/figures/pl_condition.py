@@ -51,14 +51,8 @@ class Config:
     recorded: int = 40
 
     def __post_init__(self) -> None:
-        checks.make_plain(self)
-        checks.positive_ints("widths", self.widths)
-        checks.positive_floats("target_scales", self.target_scales)
+        checks.check_fields(self, "widths", "target_scales", "seeds", "iterations", "learning_rate", recorded=4)
         object.__setattr__(self, "target_scales", sorted(self.target_scales))
-        checks.positive_int("seeds", self.seeds)
-        checks.positive_int("iterations", self.iterations)
-        checks.positive_float("learning_rate", self.learning_rate)
-        checks.positive_int("recorded", self.recorded, least=4)
         network = self.network
         if not network.train_ends or network.hidden < network.dimension + network.outputs:
             raise ValueError(
@@ -98,7 +92,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 def _measure_run(config: Config, run: tuple[int, float, int]) -> dict[str, float]:
     width, scale, seed = run
     network = dataclasses.replace(config.network, width=width, target_scale=scale, seed=seed)
-    points = list(_points(config, network))
+    points = list(_measure_points(config, network))
     least = min(points, key=lambda point: point["ratio"])
     end = points[-1]
     losses = {"iteration": [each["iteration"] for each in points], "loss": [each["loss"] for each in points]}
@@ -112,16 +106,16 @@ def _measure_run(config: Config, run: tuple[int, float, int]) -> dict[str, float
     )
 
 
-def _points(config: Config, network: NetworkConfig) -> Iterator[dict[str, float]]:
+def _measure_points(config: Config, network: NetworkConfig) -> Iterator[dict[str, float]]:
     start = None
     for record in train(network, config.learning_rate, config.iterations, config.moments):
-        yield _point(network, record)
+        yield _measure_point(network, record)
         start = start or record.loss
         if record.loss < DONE * start:
             return
 
 
-def _point(network: NetworkConfig, record: Record) -> dict[str, float]:
+def _measure_point(network: NetworkConfig, record: Record) -> dict[str, float]:
     mu = lojasiewicz.constant(network, record.weights, record.solver.data.x)
     point = {"iteration": record.iteration, "loss": round_significant(record.loss, count_known_digits(record.loss))}
     ratio = round_significant(lojasiewicz.ratio(record), max(2, count_known_digits(record.loss)))
@@ -132,21 +126,21 @@ def _point(network: NetworkConfig, record: Record) -> dict[str, float]:
     )
 
 
-def median_over_seeds(table: Table, column: str) -> np.ndarray:
+def take_medians(table: Table, column: str) -> np.ndarray:
     """The median over the seeds, by (target scale, width)."""
     scales, widths = np.unique(table["target_scale"]), np.unique(table["width"])
     return np.array([[np.median(select(table, target_scale=s, width=m)[column]) for m in widths] for s in scales])
 
 
-def _shares_kept(table: Table) -> np.ndarray:
+def _compute_shares_kept(table: Table) -> np.ndarray:
     # The least of mu / mu(0) over time, of every network; 0 where mu(0) is.
     return np.divide(table["mu"], table["mu_start"], out=table["mu"] * 0.0, where=table["mu_start"] != 0)
 
 
-def keeps(table: Table) -> np.ndarray:
+def find_least_shares(table: Table) -> np.ndarray:
     """By (target scale, width), the least of mu / mu(0) over time and seeds; 0 where mu(0) is."""
     scales, widths = np.unique(table["target_scale"]), np.unique(table["width"])
-    cells = ([_shares_kept(select(table, target_scale=s, width=m)) for m in widths] for s in scales)
+    cells = ([_compute_shares_kept(select(table, target_scale=s, width=m)) for m in widths] for s in scales)
     return np.array([[np.min(shares) for shares in row] for row in cells])
 
 
@@ -167,7 +161,7 @@ def draw(data: Data, config: Config) -> Figure:
         (rate, "rate", r"rate $-\frac{d}{dt}\log\ell$, second half, median"),
     )
     for axes, column, title in maps:
-        _heat_map(figure, axes, table, column, title, config.network.dimension)
+        _draw_map(figure, axes, table, column, title, config.network.dimension)
     _draw_shares(parts, table)
     marks = [
         Line2D([], [], color=VERMILION, linewidth=2, label=rf"$\mu(t)\geq{KEEPS:g}\,\mu(0)>0$ for all $t$ and seeds"),
@@ -177,8 +171,8 @@ def draw(data: Data, config: Config) -> Figure:
     return figure
 
 
-def _heat_map(figure: Figure, axes: Axes, table: Table, column: str, title: str, dimension: int) -> None:
-    values = median_over_seeds(table, column)
+def _draw_map(figure: Figure, axes: Axes, table: Table, column: str, title: str, dimension: int) -> None:
+    values = take_medians(table, column)
     scales, widths = np.unique(table["target_scale"]), np.unique(table["width"])
     samples = int(np.min(table["samples"]))
     shown = np.ma.masked_less_equal(np.nan_to_num(values), 0)
@@ -189,7 +183,7 @@ def _heat_map(figure: Figure, axes: Axes, table: Table, column: str, title: str,
         axes.text(j + 0.5, i + 0.5, "0", ha="center", va="center", fontsize=7, color=GREY)
     axes.set_xticks(np.arange(len(widths)) + 0.5, [f"{m / samples:.2g}" for m in widths])
     axes.set_yticks(np.arange(len(scales)) + 0.5, [f"{s:g}" for s in scales])
-    inside = np.pad(keeps(table) >= KEEPS, 1)
+    inside = np.pad(find_least_shares(table) >= KEEPS, 1)
     for i, j in itertools.product(range(1, len(scales) + 1), range(1, len(widths) + 1)):
         x, y = j - 1, i - 1
         edges = (((x, x + 1), (y, y), inside[i - 1, j]), ((x, x + 1), (y + 1, y + 1), inside[i + 1, j]),
@@ -223,7 +217,7 @@ def _draw_shares(axes: Axes, table: Table) -> None:
 def judge_part(part: Table) -> float:
     """The margin of the criterion for the networks of a part of the table: mu keeps `KEEPS` of mu(0), which is not
     0."""
-    return combine_margins(*(factor_above(share, KEEPS) for share in _shares_kept(part)))
+    return combine_margins(*(factor_above(share, KEEPS) for share in _compute_shares_kept(part)))
 
 
 def select_wide(table: Table) -> Table:
@@ -236,7 +230,9 @@ def judge_claims(read: Read) -> Iterator[Claim]:
     """For widths m >= n and all sizes of the targets. The claim is open if a network has not trained to the end."""
     table = read("pl_condition")
     wide = select_wide(table)
-    share, start = (float(np.min(values, initial=math.inf)) for values in (_shares_kept(wide), wide["mu_start"]))
+    share, start = (
+        float(np.min(values, initial=math.inf)) for values in (_compute_shares_kept(wide), wide["mu_start"])
+    )
     left = float(np.max(wide["loss"] / wide["start"], initial=0.0))
     margin = combine_margins(judge_part(wide), require_rows(table, "width", "target_scale", "seed"))
     yield Claim(

@@ -67,7 +67,7 @@ def convergence() -> str:
 
 def mu_kept() -> str:
     """The least share of the PL constant that networks of m >= n keep in training, whatever the targets."""
-    return f"{np.min(pl_condition.keeps(pl_condition.select_wide(table('pl_condition')))):.2f}"
+    return f"{np.min(pl_condition.find_least_shares(pl_condition.select_wide(table('pl_condition')))):.2f}"
 
 
 def powers_off(bound: str, kind: str) -> str:
@@ -108,7 +108,7 @@ def memory_saved() -> str:
 
 def block_slopes(time: str) -> str:
     """The slopes of all blocks with smooth activations, at the "first" or the "last" training time."""
-    found = blocks_room.slopes(table("blocks"), 8)
+    found = blocks_room.fit_slopes(table("blocks"), 8)
     found = select(found, time={"first": min, "last": max}[time](found["time"]))
     return span(found["slope"][found["activation"] != "relu"])
 

@@ -527,7 +527,7 @@ def test_late_rates_tell_an_exponential_from_a_power_of_t():
         (np.exp(-plateau * t / 1e3), 1),
         (faster * np.exp(-t / 1e3), 1),
     ):
-        ((third, fourth),) = long_time.late_rates(curves | {"loss": loss}).values()
+        ((third, fourth),) = long_time.measure_late_rates(curves | {"loss": loss}).values()
         assert fourth / third == pytest.approx(expected, abs=0.002)
 
 

@@ -40,13 +40,13 @@ def test_rows_are_those_of_the_function(table):
 
 
 def test_slopes_have_the_interval_over_seeds(table):
-    row = tables.rows(tables.select(room.slopes(table, 2), block="perceptron", activation="gelu", time=0.4))[0]
+    row = tables.rows(tables.select(room.fit_slopes(table, 2), block="perceptron", activation="gelu", time=0.4))[0]
     runs = [tables.select(table, block="perceptron", activation="gelu", time=0.4, seed=seed) for seed in (0, 1)]
     fits = [fit_slope(run["depth"], run["max_distance"]).slope for run in runs]
     assert row["slope"] == pytest.approx(np.mean(fits))
     low, high = stats.t.interval(0.95, 1, np.mean(fits), stats.sem(fits))
     assert (row["low"], row["high"]) == pytest.approx((low, high))
-    assert len(room.readable(table, 2)) == 1 + 3 * 2
+    assert len(room.format_slopes(table, 2)) == 1 + 3 * 2
 
 
 def test_the_conclusion_counts():
@@ -57,17 +57,17 @@ def test_the_conclusion_counts():
         for time in (1.0, 3.0)
         for depth in (4, 8)
     ]  # fmt: skip
-    text = room.conclusion(tables.from_rows(rows), 4)
+    text = room.conclude(tables.from_rows(rows), 4)
     assert "-1.00 to -0.80 at t = 1 (1 of 2) and -1.00 to -0.80 at t = 3 (1 of 2)" in text
     assert "ReLU -0.50 to -0.50 at t = 1 (0 of 1)" in text
-    assert "ReLU" not in room.conclusion(tables.from_rows(row for row in rows if row["activation"] != "relu"), 4)
+    assert "ReLU" not in room.conclude(tables.from_rows(row for row in rows if row["activation"] != "relu"), 4)
 
 
 def test_the_picture_draws_its_table(table):
     slope, layers, double = room.draw(
         {"blocks": table}, room.Config(["perceptron", "self-attention"], ["gelu", "relu"], **SMALL)
     ).axes
-    fits = room.slopes(table, 2)
+    fits = room.fit_slopes(table, 2)
     drawn = [line.get_xdata()[0] for line in slope.lines if line.get_marker() == "o"]
     assert sorted(drawn) == pytest.approx(sorted(fits["slope"]))
     rows = tables.select(table, block="perceptron", activation="gelu", time=0.4)

@@ -154,7 +154,7 @@ def test_curves_hold_every_run(trained_long):
 
 def test_rates_are_those_of_an_exponential():
     curves = from_rows({"seed": 0, "depth": 4, "time": t, "loss": math.exp(-0.3 * t)} for t in np.arange(20.0))
-    assert long_time.rates({name: np.array(column) for name, column in curves.items()})[0, 4] == pytest.approx(0.3)
+    assert long_time.fit_rates({name: np.array(column) for name, column in curves.items()})[0, 4] == pytest.approx(0.3)
 
 
 def test_long_time_figure_draws_its_tables(trained_long):
