@@ -1,4 +1,4 @@
-"""A small generated set in CIFAR-10's own format on disk, and whether the real one is on this machine."""
+"""A small generated set in CIFAR-10's own format on disk, and a mark for tests that need the real one."""
 
 import hashlib
 import pickle
@@ -21,7 +21,7 @@ needs_cifar10 = pytest.mark.skipif(
 def write_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write five training files and a test file of learnable images, and let torchvision know their md5s.
 
-    An image of class c is noise around a grey level and a bright square whose place depends on c.
+    An image of class c is noise around a grey level, with a bright square at a place that depends on c.
     """
     folder = root / CIFAR10.base_folder
     folder.mkdir(parents=True)
@@ -34,7 +34,7 @@ def write_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).write_bytes(data)
         sums[name] = hashlib.md5(data).hexdigest()
 
-    def images(size: int) -> dict:
+    def draw_images(size: int) -> dict:
         labels = random.integers(10, size=size)
         pixels = random.integers(60, 120, size=(size, 3, 32, 32))
         for image, label in zip(pixels, labels, strict=True):
@@ -43,8 +43,8 @@ def write_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return {"data": pixels.astype(np.uint8).reshape(size, 3072), "labels": labels.tolist()}
 
     for number in range(1, 6):
-        dump(f"data_batch_{number}", images(PER_FILE))
-    dump("test_batch", images(TEST_SIZE))
+        dump(f"data_batch_{number}", draw_images(PER_FILE))
+    dump("test_batch", draw_images(TEST_SIZE))
     dump("batches.meta", meta)
     monkeypatch.setattr(CIFAR10, "train_list", [(name, sums[name]) for name, _ in CIFAR10.train_list])
     monkeypatch.setattr(CIFAR10, "test_list", [(name, sums[name]) for name, _ in CIFAR10.test_list])

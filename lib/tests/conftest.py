@@ -1,4 +1,4 @@
-"""Settings of every unit test: no window, and one thread, since the networks are small; and what several files use."""
+"""Settings of every test, and a fixture of several files: no window opens, and one thread computes."""
 
 import math
 
@@ -22,7 +22,7 @@ paths.CHECKPOINTS, paths.FIGURES = (shipped.ROOT / folder for folder in shipped.
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """Runs whose weights are known functions of depth: weight-tied ones a sine, i.i.d. ones noise."""
+    """Runs with known weights: a sine of the depth in the weight-tied ones, noise in the i.i.d. ones."""
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     depth = 64
     s = torch.arange(depth) / depth

@@ -1,4 +1,4 @@
-"""Runs that are finished, with networks and logs of our choice."""
+"""Writes finished runs that were not trained, with given networks and logs."""
 
 import torch
 
@@ -7,7 +7,7 @@ from lib.cifar.network import ConvResNet
 
 
 def write_state(folder, config, network, **changes):
-    """A state as training leaves it after the last epoch, with a network of our choice."""
+    """Write the state that training leaves after the last epoch, with a given network and changes of its last line."""
     folder.mkdir(parents=True)
     line = {"train_loss": 1.0, "train_accuracy": 50.0, "test_loss": None, "test_accuracy": None, "seconds": 2.0}
     line |= {"von_neumann_conv1": None, "von_neumann_conv2": None, "device": "cpu", "engine": "pytorch", "threads": 1}

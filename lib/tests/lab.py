@@ -1,7 +1,7 @@
-"""The explorers in a real browser: ``make test-lab`` opens them in JupyterLab and plays with them.
+"""The explorers in a real browser: ``make test-lab`` opens them in JupyterLab and uses their controls.
 
-Not part of the default tests, since it needs a browser. Screenshots land in ``.build/lab``; with LAB_PICTURE in the
-environment the one of explore_depth is also written to that file, as PNG.
+These tests need a browser, so they are not part of the default ones. Screenshots are written into ``.build/lab``. If
+LAB_PICTURE is in the environment, the picture of explore_depth is also written to that file, as PNG.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from lib.cifar.network import INITIALISATIONS, ConvResNet
 from lib.explore import trained
 
 SCREENSHOTS = paths.BUILD / "lab"
-PATIENCE = 120_000  # ms: a busy machine takes its time to start a kernel
+PATIENCE = 120_000  # ms: a busy machine takes long to start a kernel
 HOW_TO_GET_A_BROWSER = (
     "`make test-lab` needs Playwright and Chromium, and did not find {}: install them with "
     "`pip install playwright` and `playwright install chromium`, or set CHROMIUM to the path of a Chromium or Chrome "
@@ -38,7 +38,7 @@ HOW_TO_GET_A_BROWSER = (
 )
 
 
-def chromium() -> str | None:
+def find_browser() -> str | None:
     """The browser to use: CHROMIUM, else one on the PATH, else None for Playwright's own."""
     named = os.environ.get("CHROMIUM")
     if named and not Path(named).is_file():
@@ -54,7 +54,7 @@ def browser():
         pytest.exit(HOW_TO_GET_A_BROWSER.format("the package playwright"), returncode=2)
     with sync_playwright() as playwright:
         try:
-            launched = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+            launched = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         except Error as error:
             if "Executable doesn't exist" not in str(error):
                 raise
@@ -64,7 +64,7 @@ def browser():
 
 
 def write_networks(folder: Path) -> None:
-    """Two small networks, as drawn, for explore_weights to show where ``checkpoints/`` holds none yet."""
+    """Write two small networks that explore_weights shows if ``checkpoints/`` holds none yet."""
     for initialisation in INITIALISATIONS:
         config = CifarConfig(depth=16, channels=4, initialisation=initialisation, epochs=1)
         network = ConvResNet(config.network)
@@ -86,7 +86,7 @@ def write_networks(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab on copies of the notebooks, which it may save; it ends with the tests."""
+    """Address and token of a JupyterLab that runs on copies of the notebooks and ends with the tests."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(paths.NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     if not trained.find_checkpoints():
@@ -124,7 +124,7 @@ def lab(tmp_path_factory):
         _wait_for(f"{address}/api?token={token}", server, folder / "log")
         yield address, token
     finally:
-        with contextlib.suppress(ProcessLookupError):  # it did not start, and why has been said
+        with contextlib.suppress(ProcessLookupError):  # it did not start, and the reason is in the error
             os.killpg(server.pid, signal.SIGTERM)
         try:
             server.wait(20)
@@ -165,10 +165,10 @@ class Notebook:
         try:
             self.picture.wait_for()
         except Exception:
-            self.check()  # an error in a cell says more than a picture that does not come
+            self.check()  # an error in a cell says more than a missing picture
             raise
         self.picture.scroll_into_view_if_needed()
-        # Notes when pictures arrive, in ms, from now on.
+        # Note the times at which pictures arrive, in ms.
         self.page.evaluate(
             """() => { window.arrived = [];
             const seen = changes => { for (const _ of changes) window.arrived.push(performance.now()) };
@@ -192,8 +192,8 @@ class Notebook:
     def pictures(self) -> int:
         return self.page.evaluate("window.arrived.length")
 
-    def seconds_to_a_picture(self, act) -> float:
-        """From what is done to an explorer that stands still to the first picture that it shows of it."""
+    def measure_seconds_to_picture(self, act) -> float:
+        """The seconds from an action on an explorer at rest to the first picture after it."""
         count = self.pictures
         self.page.evaluate("window.asked = performance.now()")
         act()
@@ -208,7 +208,7 @@ class Notebook:
         return self.page.locator(f".widget-hslider:has(label:has-text('{label}')) .noUi-handle").first
 
     def menu(self, label: str):
-        """The drop-down menu of that label."""
+        """The drop-down menu with that label."""
         return self.page.locator(f".widget-dropdown:has(label:text-is('{label}')) select").first
 
     def text(self, css: str) -> str:
@@ -219,7 +219,7 @@ class Notebook:
         return int(re.search(r"iteration ([\d,]+)", self.text(".explorer-status"))[1].replace(",", ""))
 
     def wait(self, condition, seconds: float = 60, what: str = "") -> float:
-        """Wait until the condition holds; returns the seconds that took."""
+        """Wait until the condition holds, and return the seconds that it took."""
         started = time.perf_counter()
         while not condition():
             assert time.perf_counter() - started < seconds, f"{self.name}: {what} not within {seconds} s"
@@ -227,7 +227,7 @@ class Notebook:
         return time.perf_counter() - started
 
     def stands_still(self) -> bool:
-        """Whether no picture comes and no iteration passes for a while."""
+        """Whether no picture arrives and no iteration passes for 1.5 seconds."""
         before = self.iteration, self.pictures
         self.page.wait_for_timeout(1500)
         return (self.iteration, self.pictures) == before
@@ -236,8 +236,8 @@ class Notebook:
     def parameters(self) -> str:
         return self.page.locator(".explorer-parameters textarea").input_value()
 
-    def picture_of_the_explorer(self, path: Path) -> None:
-        """The explorer without the notebook around it, with as few colours as look the same: a small file."""
+    def save_picture(self, path: Path) -> None:
+        """Save the explorer without the notebook around it, in 200 colours, so that the file is small."""
         self.page.set_viewport_size({"width": 1500, "height": 1300})
         self.page.locator(".jp-OutputArea-output:has(.explorer-picture)").first.scroll_into_view_if_needed()
         self.page.wait_for_timeout(2000)
@@ -260,7 +260,7 @@ class Notebook:
         return path
 
     def check(self) -> None:
-        """No error in an output, no exception in the console."""
+        """Check that there is no error in an output and no exception in the console."""
         errors = self.page.locator(".jp-OutputArea-output[data-mime-type*=error], [data-mime-type*=stderr]")
         assert errors.all_inner_texts() == []
         assert self.exceptions == []
@@ -278,12 +278,12 @@ def test_explore_depth(browser, lab):
     notebook.button("Reset").click()
     notebook.wait(lambda: notebook.iteration == 0, what="Reset")
     notebook.page.wait_for_timeout(1000)
-    seconds = notebook.seconds_to_a_picture(lambda: notebook.slider("width").press("ArrowLeft"))
+    seconds = notebook.measure_seconds_to_picture(lambda: notebook.slider("width").press("ArrowLeft"))
     print(f"A moved slider shows its first picture after {seconds:.2f} s")
     notebook.page.wait_for_timeout(1000)  # the larger one
     notebook.slider("width").press("ArrowRight")
     notebook.button("Start").click()
-    # A slider moved while it trains: from the beginning, and on.
+    # A slider that moves during training starts it again.
     notebook.wait(lambda: notebook.iteration > 20, what="iteration 20")
     notebook.screenshot("running")
     notebook.slider("width").press("ArrowLeft")
@@ -293,7 +293,7 @@ def test_explore_depth(browser, lab):
     notebook.button("Stop").click()
     print(f"Stop answered after {notebook.wait(lambda: notebook.button('Stop').is_disabled(), 5, 'Stop'):.2f} s")
     notebook.wait(notebook.stands_still, what="standstill after the last picture, a large one")
-    assert notebook.iteration < 500  # it was stopped, and did not come to its end
+    assert notebook.iteration < 500  # it was stopped before its end
     notebook.button("Reset").click()
     notebook.wait(lambda: notebook.iteration == 0, 5, "Reset")
     notebook.slider("width").press("ArrowRight")
@@ -303,7 +303,7 @@ def test_explore_depth(browser, lab):
     notebook.wait(lambda: notebook.iteration > (300 if picture else 50), 200, what="the story")
     notebook.button("Stop").click()
     if picture:
-        notebook.picture_of_the_explorer(paths.ROOT / picture)
+        notebook.save_picture(paths.ROOT / picture)
     notebook.button("Save this figure").click()
     notebook.wait(lambda: "Wrote explore_depth.pdf" in notebook.text(".explorer-saved"), what="a saved figure")
     assert "make figure_1_left" in notebook.parameters
@@ -313,12 +313,12 @@ def test_explore_depth(browser, lab):
 def test_explore_weights(browser, lab):
     notebook = Notebook(browser, lab, "explore_weights")
     notebook.wait(lambda: "from the smoothest" in notebook.text(".explorer-status"), what="the first entry")
-    notebook.page.wait_for_timeout(3000)  # for the images, where they are
+    notebook.page.wait_for_timeout(3000)  # for the images, if they are here
     notebook.screenshot("first")
     for choice in ("roughest", "smoothest", "index"):
         pictures, status = notebook.pictures, notebook.text(".explorer-status")
         notebook.menu("entry").select_option(choice)
-        if choice != "index":  # whose entry was never shown may have the same rank, but not these two
+        if choice != "index":  # its entry may have the rank of the one before, unlike the other two
             notebook.wait(lambda status=status: notebook.text(".explorer-status") != status, what=f"the {choice} entry")
         notebook.wait(lambda pictures=pictures: notebook.pictures > pictures, what=f"the picture of the {choice} entry")
     pictures = notebook.pictures
@@ -338,7 +338,7 @@ def test_explore_blocks(browser, lab):
     notebook.wait(lambda: not notebook.button("Start").is_disabled(), what="Start")
     notebook.page.wait_for_timeout(1000)
     notebook.screenshot("finished")
-    # Its cell, edited and run: the explorer begins anew with it.
+    # The cell of the block is edited and run: the explorer begins anew with it.
     notebook.page.evaluate(
         """() => { const notebook = window.jupyterapp.shell.currentWidget.content;
         const cells = notebook.model.sharedModel.cells;

@@ -1,10 +1,10 @@
-"""A plugin of pytest: nbval runs the stored notebooks as `make` does, unattended, writing into the build folder.
+"""A plugin of pytest: nbval runs the stored notebooks as `make` does, unattended, and writes into the build folder.
 
-What they read of trained networks and of other figures is what ships, whatever a user has added. A notebook with a
-cell tagged ``needs-cifar10`` is skipped, with the reason, if the images are missing.
+The notebooks read the networks and figures that ship, without what a user has added. A notebook with a cell tagged
+``needs-cifar10`` is skipped, with the reason, if the images are missing.
 
-Every notebook has a kernel of its own. They are forked from one process that has imported the libraries of all
-notebooks, and nothing of the project: importing them anew takes longer than what most notebooks compute.
+Every notebook has a kernel of its own. The kernels are forked from one process that has imported the libraries of all
+notebooks, and nothing of the project: the imports take longer than the computations of most notebooks.
 """
 
 import multiprocessing
@@ -21,13 +21,13 @@ from lib import paths
 from lib.cifar import dataset
 from lib.project import notebooks
 
-# matplotlib's backend is chosen when it is imported: as a kernel would.
+# matplotlib chooses its backend when it is imported. A kernel chooses this one.
 INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 LIBRARIES = ["ipykernel.kernelapp", "ipywidgets", "matplotlib.pyplot", "scipy.linalg", "torch"]
 
 
 def _kernel(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:
-    # In the forked process: what a process of its own would begin with.
+    # In the forked process: what a new process would begin with.
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.chdir(folder)
@@ -39,7 +39,7 @@ def _kernel(arguments: Sequence[str], folder: str, environment: Mapping[str, str
 
 
 class ForkedKernel:
-    """A kernel's process as jupyter_client wants it, with the methods of `subprocess.Popen` that it calls."""
+    """A kernel's process for jupyter_client, with the methods of `subprocess.Popen` that it calls."""
 
     stdin = stdout = stderr = None
 
@@ -53,7 +53,7 @@ class ForkedKernel:
             self.process = forks.Process(target=_kernel, args=(arguments, cwd, env))
             self.process.start()
         self.pid = self.process.pid
-        # A kernel is ended with its group of processes, which must not be this one's.
+        # A kernel is ended with its process group, which must not be the group of this process.
         while os.getpgid(self.pid) != self.pid:
             time.sleep(0.001)
 
@@ -83,7 +83,7 @@ def pytest_runtest_setup(item):
     # nbval starts a notebook's kernel in the set-up of its first cell.
     with notebooks.unattended_environment(paths.BUILD / "nbval"), pytest.MonkeyPatch.context() as patch:
         os.environ["RESULTS_ROOT"] = str(shipped.ROOT)
-        if sys.platform == "linux":  # elsewhere the system's own libraries may not survive a fork
+        if sys.platform == "linux":  # other systems' libraries may not survive a fork
             patch.setattr(local_provisioner, "launch_kernel", ForkedKernel)
         return (yield)
 

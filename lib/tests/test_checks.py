@@ -1,4 +1,4 @@
-"""How a command ends: its status, its one sentence, and nothing of it that goes on."""
+"""How a command ends: with its status, with one sentence, and with all its processes."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 from lib import checks, paths
 
-# A command that starts a process of its own, says its number and waits; `raised` is what the interruption comes out as.
+# A command that starts a process, prints its number and waits. An interruption is turned into `raised`.
 WAITS = """
 import subprocess, sys, time
 from lib import checks
@@ -53,15 +53,15 @@ def start_command(*arguments, **changes):
         "stderr": subprocess.PIPE,
     }
 
-    def default():
-        # A shell that puts the tests in the background makes them ignore SIGINT, nohup SIGHUP, which is inherited.
+    def reset_signals():
+        # Tests in the background ignore SIGINT, tests under nohup SIGHUP, and their processes would inherit that.
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
 
-    return subprocess.Popen([sys.executable, *arguments], preexec_fn=default, **options)
+    return subprocess.Popen([sys.executable, *arguments], preexec_fn=reset_signals, **options)
 
 
-def gone(number):
+def wait_until_gone(number):
     until = time.monotonic() + 30
     while time.monotonic() < until:
         if not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
@@ -84,7 +84,7 @@ def test_a_signal_ends_a_command_and_its_children_with_one_sentence(number, rais
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (128 + number, "Interrupted.\n")
-    assert gone(child)
+    assert wait_until_gone(child)
 
 
 @pytest.mark.parametrize("module", ["lib.engine.build", "lib.project.report", "lib.cifar.dataset"])
@@ -99,13 +99,13 @@ def test_a_command_that_still_imports_is_interrupted_with_one_sentence(module, t
 
 
 def test_a_command_of_make_ends_with_it():
-    # What make is here starts the command and is killed, so that it can hand nothing on.
+    # A process in the place of make starts the command and is killed, so it cannot pass a signal on.
     process = start(PARENT, MAKELEVEL="1")
     child = int(process.stdout.readline())
     command = psutil.Process(child).ppid()
     process.kill()
-    assert gone(command)
-    assert gone(child)
+    assert wait_until_gone(command)
+    assert wait_until_gone(child)
 
 
 def test_a_command_by_hand_outlives_its_shell():
@@ -117,7 +117,7 @@ def test_a_command_by_hand_outlives_its_shell():
     time.sleep(1.5)
     assert command.is_running()
     command.terminate()
-    assert gone(child.pid)
+    assert wait_until_gone(child.pid)
 
 
 def test_a_closed_pipe_ends_a_command_without_a_word():
@@ -129,18 +129,18 @@ def test_a_closed_pipe_ends_a_command_without_a_word():
 
 
 def test_failures_and_misuses_have_their_status_and_other_errors_pass(capsys):
-    def ends(error, **kinds):
+    def end_with(error, **kinds):
         def command():
             raise error
 
         return checks.exit_code(command, **kinds)
 
     kinds = {"failures": (RuntimeError,), "misuses": (ValueError,)}
-    assert ends(RuntimeError("it failed"), **kinds) == 1
-    assert ends(ValueError("it is wrong"), **kinds) == 2
+    assert end_with(RuntimeError("it failed"), **kinds) == 1
+    assert end_with(ValueError("it is wrong"), **kinds) == 2
     assert capsys.readouterr().err == "it failed\nit is wrong\n"
     with pytest.raises(KeyError):
-        ends(KeyError("unforeseen"), **kinds)
+        end_with(KeyError("unforeseen"), **kinds)
     before = signal.getsignal(signal.SIGTERM)
     assert checks.exit_code(lambda: None, **kinds) == 0
     assert signal.getsignal(signal.SIGTERM) is before

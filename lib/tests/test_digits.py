@@ -1,4 +1,4 @@
-"""What is written of a number: the digits that another machine finds too."""
+"""Numbers are written with the digits that another machine computes too."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_a_loss_has_the_digits_that_its_root_has(loss, known):
     assert digits.round_square(loss) == digits.round_significant(loss, known)
 
 
-def test_no_loss_and_no_number_stay_what_they_are():
+def test_a_loss_of_zero_and_numbers_that_are_not_finite_stay():
     assert digits.round_square(0.0) == 0.0
     assert math.isnan(digits.round_square(math.nan))
     assert digits.round_square(math.inf) == math.inf
@@ -59,13 +59,13 @@ def test_rounding_noise_reaches_neither_a_table_nor_its_picture(tmp_path, monkey
     others = {"figure_3_published": published}
     others["figure_3_networks"] = figure_3.measure_networks({}, {}, figure_3.measure_published(published))
 
-    def files(data):
+    def save_and_read(data):
         save("figure_3", figure_3.draw({"figure_3": data, **others}, config), {"figure_3": data})
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     assert noisy["value"].tolist() != table["value"]
-    assert files(table) == files(noisy)
-    # The picture of what was written is the same again.
+    assert save_and_read(table) == save_and_read(noisy)
+    # The picture of the table that was written is the same.
     read = tables.read_csv(tmp_path / "figure_3.csv")
     save("figure_3", figure_3.draw({"figure_3": read, **others}, config))
-    assert files(table)["figure_3.pdf"] == (tmp_path / "figure_3.pdf").read_bytes()
+    assert save_and_read(table)["figure_3.pdf"] == (tmp_path / "figure_3.pdf").read_bytes()

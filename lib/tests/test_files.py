@@ -1,4 +1,4 @@
-"""How files are written, which folders can be, and how processes keep out of each other's way."""
+"""Whole files, folders that can be written, locks between processes, and an installed package."""
 
 import errno
 import os
@@ -21,12 +21,12 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
 
-    def fails(draft):
+    def fail(draft):
         draft.write_text("half")
         raise ValueError
 
     with pytest.raises(ValueError, match=r"^$"):
-        paths.write_atomically(path, fails)
+        paths.write_atomically(path, fail)
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("table.csv", "old")]
     paths.write_atomically(path, lambda draft: draft.write_text("new"))
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("table.csv", "new")]
@@ -38,7 +38,7 @@ def test_two_drafts_of_one_file_do_not_mix_even_if_processes_have_one_number(tmp
         assert first != second
         first.write_text("first")
         second.write_text("second")
-    assert path.read_text() == "first"  # whose block ended last
+    assert path.read_text() == "first"  # its block ended last
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -72,13 +72,13 @@ def test_a_full_disk_is_said_in_a_sentence_and_keeps_the_old_file(tmp_path, monk
     path = tmp_path / "table.csv"
     path.write_text("old")
 
-    def full(draft):
+    def fill_disk(draft):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(draft))
 
     with pytest.raises(
         paths.CannotWrite, match=rf"^The folder {tmp_path} .* \(No space left on device\): free some space\.$"
     ):
-        paths.write_atomically(path, full)
+        paths.write_atomically(path, fill_disk)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_text() == "old"
 
@@ -122,7 +122,7 @@ def test_who_holds_a_lock_is_said(tmp_path):
     ):
         pass
     assert lock.read_text() == ""  # nobody
-    lock.write_text("1 elsewhere\n")  # by a process that was killed: the system has freed the lock
+    lock.write_text("1 elsewhere\n")  # written by a process that was killed: the system has freed the lock
     with paths.hold_lock(lock, "Busy."):
         assert lock.read_text() == f"{os.getpid()} {socket.gethostname()}\n"
 
@@ -140,22 +140,22 @@ def test_a_lock_of_another_user_that_can_only_be_read_is_held_all_the_same(tmp_p
     lock, opened = tmp_path / "lock", os.open
     lock.touch(0o644)
 
-    def as_another_user(path, flags, *mode):
+    def open_as_another_user(path, flags, *mode):
         if path == lock and flags & os.O_RDWR:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return opened(path, flags, *mode)
 
-    monkeypatch.setattr(paths.os, "open", as_another_user)
+    monkeypatch.setattr(paths.os, "open", open_as_another_user)
     with paths.hold_lock(lock, "Busy."), pytest.raises(paths.Busy), paths.hold_lock(lock, "Busy."):
         pass
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
 def test_without_a_lock_service_the_note_in_the_file_is_the_lock(tmp_path, monkeypatch, number):
-    def no_locks(*_):
+    def refuse_lock(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(paths.fcntl, "flock", no_locks)
+    monkeypatch.setattr(paths.fcntl, "flock", refuse_lock)
     lock = tmp_path / "lock"
     with (
         paths.hold_lock(lock, "Busy."),
@@ -177,10 +177,10 @@ def test_without_a_lock_service_the_note_in_the_file_is_the_lock(tmp_path, monke
 
 
 def test_other_errors_of_locking_pass_on(tmp_path, monkeypatch):
-    def broken(*_):
+    def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(paths.fcntl, "flock", broken)
+    monkeypatch.setattr(paths.fcntl, "flock", fail)
     with pytest.raises(OSError, match="Input/output error"), paths.hold_lock(tmp_path / "lock", "Busy."):
         pass
 

@@ -1,4 +1,4 @@
-"""Computations on several processes: the same results in the same order, and nothing is left behind."""
+"""Computations on several processes: the same results in the same order, and no process is left."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from lib.parallel import map_processes
 
 @pytest.fixture
 def two_processes(monkeypatch):
-    """As if the work were worth two processes."""
+    """Work of any size takes two processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     monkeypatch.setattr(parallel, "WORTH", 0.0)
@@ -45,7 +45,7 @@ def kill_itself(number):
 def test_results_and_errors_of_other_processes_arrive_in_order(two_processes):
     found = []
     with pytest.raises(ValueError, match="math domain error"):
-        found.extend(map_processes(find_process, [0, 1, 4, 9, -1, 16]))  # which keeps what came before the error
+        found.extend(map_processes(find_process, [0, 1, 4, 9, -1, 16]))  # results before the error are kept
     roots, processes, threads = zip(*found, strict=True)
     assert roots == (0, 1, 2, 3)
     assert processes[0] == os.getpid()

@@ -1,4 +1,4 @@
-"""Tables survive the round trip through CSV, and say what is wrong with them."""
+"""Tables are the same after they are written and read as CSV; broken ones are named in a sentence."""
 
 import math
 
@@ -79,13 +79,13 @@ def test_a_table_cut_at_any_place_is_found_out(tmp_path):
             tables.read_csv(path, ended=True)
 
 
-def test_select_and_rows():
+def test_rows_of_a_value_are_selected():
     table = tables.from_rows([{"L": 2, "x": 0.5}, {"L": 4, "x": 0.25}])
     assert list(tables.select(table, L=4)["x"]) == [0.25]
     assert tables.from_rows([]) == {}
 
 
-def test_markdown_and_latex():
+def test_markdown_and_latex_hold_the_table_with_signs_escaped():
     table = {"activation": ["GELU"], "test_acc %": ["79.9 ± 0.2"]}
     assert tables.markdown(table).splitlines()[2] == "| GELU | 79.9 ± 0.2 |"
     assert r"test\_acc \% \\" in tables.latex(table)

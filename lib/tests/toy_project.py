@@ -14,7 +14,7 @@ from lib import paths
 KEPT = ("Makefile", "pyproject.toml", "environment.yml", ".gitignore")
 MODULES = ("__init__", "checks", "parameters", "paths", "engine/__init__", "project/__init__")
 MODULES += tuple(f"project/{name}" for name in ("clean", "dependencies", "notebooks", "variables"))
-# What a make that calls this one, or a person's shell, may set and these tests must not inherit.
+# Variables that an outer make or a shell may set. These tests must not inherit them.
 OUTSIDE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "PROFILE", "SET", "PARAMETERS", "PYTHONPATH")
 
 IMPORTS = "import os\nimport sys\nimport time\nfrom dataclasses import dataclass\n\nimport ipywidgets"
@@ -69,7 +69,7 @@ def write_notebook(folder: Path, name: str, imports: str, value: str = "1", para
 
 
 def write(root: Path) -> Path:
-    """Lay the project out below ``root``; figure_a uses lib.tool, which uses lib.helper."""
+    """Write the project into ``root``. Its figure_a uses lib.tool, which uses lib.helper."""
     for folder in ("lib", "notebooks/profiles/paper", "notebooks/profiles/released", "figures", "checkpoints"):
         (root / folder).mkdir(parents=True)
     for file in KEPT:
@@ -93,7 +93,7 @@ def write(root: Path) -> Path:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment of a process in the project, free of what an outer make says."""
+    """The environment of a process in the project, without the variables of an outer make."""
     return {name: value for name, value in os.environ.items() if name not in OUTSIDE} | changes
 
 

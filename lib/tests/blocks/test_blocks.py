@@ -1,4 +1,4 @@
-"""Residual blocks of any kind: training, distances over depths, the catalogue, and what is refused."""
+"""Residual blocks of any kind: training, distances over depths, the catalogue, and blocks that are refused."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from lib.blocks.catalogue import ACTIVATIONS, BLOCKS
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train as train_dense
 
-ALL_ON_BOARD = [(name, norm) for name, block in BLOCKS.items() for norm in block.normalisations]
+ALL_BLOCKS = [(name, norm) for name, block in BLOCKS.items() for norm in block.normalisations]
 
 
 class Bias(nn.Module):
@@ -31,7 +31,7 @@ class Bias(nn.Module):
 
 
 class Factor(nn.Module):
-    """f(h) = w h, one number w, which starts at 0."""
+    """f(h) = w h with a number w that starts at 0."""
 
     def __init__(self):
         super().__init__()
@@ -78,8 +78,8 @@ def test_layers_are_computed_again_to_the_same_bits():
     assert all(map(torch.equal, ends[0][1:], ends[1][1:]))
 
 
-@pytest.mark.parametrize(("name", "norm"), ALL_ON_BOARD)
-def test_every_block_on_board_starts_as_the_identity_and_learns(name, norm):
+@pytest.mark.parametrize(("name", "norm"), ALL_BLOCKS)
+def test_every_block_of_the_catalogue_starts_as_the_identity_and_learns(name, norm):
     x, y = gaussian_data(BLOCKS[name].shape, dtype=torch.float32)
     for activation in ACTIVATIONS if BLOCKS[name].activated else ["gelu"]:
         first, last = train(make_block(name, activation, norm), 3, x, y, 0.2, 2, [0, 2])
@@ -100,7 +100,7 @@ def test_draws_do_not_depend_on_the_depth_and_leave_the_caller_s_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_any_loss_and_frozen_parameters():
+def test_any_loss_trains_frozen_parameters_stay_and_wrong_losses_are_named():
     def block():
         made = nn.Linear(3, 3)
         made.bias.requires_grad_(False)
@@ -127,35 +127,35 @@ def test_any_loss_and_frozen_parameters():
             next(train(block, 4, x, labels, loss=loss))
 
 
-def _nested(values):
+def _nest(values):
     return tuple(map(tuple, values.tolist()))
 
 
-def _losses(x, y, **options):
-    """What training and the table say of the loss after two steps."""
+def _compute_losses(x, y, **options):
+    """The losses of the training and of the table, after two steps."""
     (record,) = train(Bias, 4, x, y, iterations=2, record_at=[2], **options)
     table = successive_distances(Bias, [2, 4], x, y, iterations=2, **options)
     assert table["loss"][1] == record.loss
     return [record.loss, *table["loss"]]
 
 
-@pytest.mark.parametrize("form", [Tensor.numpy, Tensor.tolist, _nested, list, Tensor.to_sparse])
+@pytest.mark.parametrize("form", [Tensor.numpy, Tensor.tolist, _nest, list, Tensor.to_sparse])
 def test_own_data_come_as_arrays_and_lists(form):
     x, y = gaussian_data((6, 3))
-    assert _losses(form(x), form(y)) == _losses(x, y)
+    assert _compute_losses(form(x), form(y)) == _compute_losses(x, y)
     labels, loss = torch.tensor([0, 1, 2, 0, 1, 2]), nn.functional.cross_entropy  # labels stay whole numbers
-    form = Tensor.tolist if form is _nested else form
-    assert _losses(x, form(labels), loss=loss) == _losses(x, labels, loss=loss)
+    form = Tensor.tolist if form is _nest else form
+    assert _compute_losses(x, form(labels), loss=loss) == _compute_losses(x, labels, loss=loss)
 
 
 def test_own_data_of_other_dtypes():
     x, y = gaussian_data((6, 3))
-    assert _losses(x.float(), y.numpy()) == pytest.approx(_losses(x, y), rel=1e-6)
+    assert _compute_losses(x.float(), y.numpy()) == pytest.approx(_compute_losses(x, y), rel=1e-6)
     (start,) = train(Bias, 4, x.float(), y.numpy(), iterations=0)
     assert start.weights["b"].dtype == torch.float32
     whole = [(10 * each).int() for each in (x, y)]
-    assert _losses(*whole) == _losses(*(each.double() for each in whole))
-    assert _losses(whole[0].numpy(), whole[1].tolist()) == _losses(*whole)
+    assert _compute_losses(*whole) == _compute_losses(*(each.double() for each in whole))
+    assert _compute_losses(whole[0].numpy(), whole[1].tolist()) == _compute_losses(*whole)
 
 
 def test_data_of_inference_mode_are_data_and_training_in_it_is_refused():
@@ -165,7 +165,7 @@ def test_data_of_inference_mode_are_data_and_training_in_it_is_refused():
         with pytest.raises(ValueError, match="inference_mode is on"):
             train(Bias, 4, x, y)
     assert inside[0].is_inference()
-    assert _losses(*inside) == _losses(x, y)
+    assert _compute_losses(*inside) == _compute_losses(x, y)
 
 
 def test_training_in_autocast_is_refused():
@@ -176,17 +176,19 @@ def test_training_in_autocast_is_refused():
 
 def test_the_squared_error_as_a_module_takes_what_the_function_takes():
     x, y = gaussian_data((6, 3))
-    assert _losses(x, y.float().tolist(), loss=nn.MSELoss()) == _losses(x, y.float().tolist())
+    assert _compute_losses(x, y.float().tolist(), loss=nn.MSELoss()) == _compute_losses(x, y.float().tolist())
     with pytest.raises(ValueError, match=r"y is \(6, 1\), expected \(6, 3\)"):
-        _losses(x, y[:, :1], loss=nn.MSELoss())
+        _compute_losses(x, y[:, :1], loss=nn.MSELoss())
 
 
 def test_targets_of_several_kinds_go_to_the_loss_in_a_dict():
     x, y = gaussian_data((6, 3))
     both = {"y": y, "labels": torch.arange(6)}
-    assert _losses(x, both, loss=lambda h, y: (h - y["y"]).square().mean()) == pytest.approx(_losses(x, y))
+    assert _compute_losses(x, both, loss=lambda h, y: (h - y["y"]).square().mean()) == pytest.approx(
+        _compute_losses(x, y)
+    )
     with pytest.raises(TypeError, match="y is a tuple that is not an array of real numbers"):
-        _losses(x, tuple(both.values()), loss=lambda h, y: (h - y[0]).square().mean())
+        _compute_losses(x, tuple(both.values()), loss=lambda h, y: (h - y[0]).square().mean())
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -213,7 +215,7 @@ def test_numbers_of_numpy_are_numbers():
         assert torch.equal(data[0], x)
 
 
-def test_own_data_that_cannot_be_are_said_before_training():
+def test_wrong_data_are_named_before_training():
     x, y = gaussian_data((6, 3))
     missing = y.clone()
     missing[4, 1] = math.nan
@@ -269,7 +271,7 @@ def test_cuda_gives_the_same():
 # --- Distances --------------------------------------------------------------------------------------------------------
 
 
-def _slope(name, activation="gelu", norm="none"):
+def _compute_slope(name, activation="gelu", norm="none"):
     x, y = gaussian_data(BLOCKS[name].shape)
     block = make_block(name, activation, norm)
     table = successive_distances(block, [4, 8, 16], x, y, iterations=3, learning_rate=0.4)
@@ -278,15 +280,15 @@ def _slope(name, activation="gelu", norm="none"):
 
 @pytest.mark.parametrize("case", [("perceptron", "gelu"), ("self-attention",), ("gated unit", "silu", "layer")])
 def test_smooth_blocks_stay_smooth(case):
-    assert _slope(*case) == pytest.approx(-1, abs=0.05)
+    assert _compute_slope(*case) == pytest.approx(-1, abs=0.05)
 
 
-def test_relu_fails_where_gelu_holds():
-    assert _slope("convolution", "gelu", "batch") == pytest.approx(-1, abs=0.05)
-    assert _slope("convolution", "relu", "batch") > -0.5
+def test_relu_has_a_flatter_slope_than_gelu():
+    assert _compute_slope("convolution", "gelu", "batch") == pytest.approx(-1, abs=0.05)
+    assert _compute_slope("convolution", "relu", "batch") > -0.5
 
 
-def test_the_table_against_the_weights():
+def test_the_table_is_that_of_the_weights():
     x, y = gaussian_data((5, 16))
     block, depths = make_block("perceptron"), [2, 4, 6]
     options = {"iterations": 3, "learning_rate": 0.3, "record_at": [1, 3]}
@@ -331,7 +333,7 @@ def test_distance_to_the_linearisation():
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
-def _of(forward, **members):
+def _make_odd(forward, **members):
     class Odd(nn.Linear):
         pass
 
@@ -350,7 +352,7 @@ SHARED = nn.Linear(3, 3)
 
 
 class Remembers(nn.Linear):
-    """Adds to its result what it gave before, or with `count` the number of calls."""
+    """Adds its last result to its result, or with `count` the number of calls."""
 
     def __init__(self, detach=False, count=False):
         super().__init__(3, 3)
@@ -374,7 +376,7 @@ class Constant(nn.Linear):
 
 
 class Listed(nn.Module):
-    """Two maps of h, the second one in a list, whose parameters PyTorch does not see."""
+    """Two maps of h. The second is in a list, so PyTorch does not see its parameters."""
 
     def __init__(self, second):
         super().__init__()
@@ -397,7 +399,7 @@ class OwnList(nn.Module):
 
 
 class Checkpointed(nn.Module):
-    """V tanh(h W), computed again in the backward pass. V starts at zero, so the gradient for W is zero there."""
+    """V tanh(h W), computed again in the backward pass. V starts at zero, so the first gradient for W is zero."""
 
     def __init__(self):
         super().__init__()
@@ -410,7 +412,7 @@ class Checkpointed(nn.Module):
         return self.V(checkpoint(lambda h: torch.tanh(self.W(h)), h, use_reentrant=False))
 
 
-def _hooked():
+def _make_hooked():
     block = nn.Linear(3, 3)
     block.weight.register_hook(lambda gradient: 0 * gradient)
     return block
@@ -451,18 +453,18 @@ class Doubling(nn.Linear):
 
 
 @torch.no_grad()
-def _without_gradient(self, h):
+def _apply_without_gradient(self, h):
     return nn.Linear.forward(self, h)
 
 
-def _raising(*_):
+def _raise(*_):
     raise RuntimeError("no luck\nmore lines")
 
 
-OUTSIDE = np.random.default_rng(0)  # random numbers that torch does not know
+OUTSIDE = np.random.default_rng(0)  # random numbers that torch's seed does not set
 
 
-def _random_outside(self, h):
+def _scale_by_outside(self, h):
     return nn.Linear.forward(self, h) * OUTSIDE.random()
 
 
@@ -472,65 +474,67 @@ class Scaled(nn.Linear):
         nn.init.constant_(self.weight, scale)
 
 
-def _squared_in_place(self, h):
+def _change_in_place(self, h):
     found = torch.exp(nn.Linear.forward(self, h))
     found += 1
     return found
 
 
-def _scripted():
+def _script():
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         return torch.jit.script(nn.Linear(3, 3))
 
 
-def _of_nan():
+def _make_nan():
     block = nn.Linear(3, 3)
     block.weight.data[0, 0] = math.nan
     return block
 
 
-BLOCKS_THAT_CANNOT_BE = [
+WRONG_BLOCKS = [
     (lambda: nn.Linear(3, 2), r"Linear turns h of the shape \(4, 3\) into \(4, 2\), expected the shape of h"),
-    (_of(lambda self, h: (h, h)), "Odd turns h .* into tuple"),
-    (_of(lambda self, h: None), "Odd turns h .* into NoneType"),
-    (_of(lambda self, h: h.detach().numpy()), "Odd turns h .* into ndarray"),
+    (_make_odd(lambda self, h: (h, h)), "Odd turns h .* into tuple"),
+    (_make_odd(lambda self, h: None), "Odd turns h .* into NoneType"),
+    (_make_odd(lambda self, h: h.detach().numpy()), "Odd turns h .* into ndarray"),
     (lambda: nn.LSTM(3, 3), "LSTM turns h .* into tuple"),
     (nn.Identity, "Identity has no parameters to train"),
-    (_of(lambda self, h: h, weight=None, bias=None), "Odd has no parameters to train"),
+    (_make_odd(lambda self, h: h, weight=None, bias=None), "Odd has no parameters to train"),
     (lambda: nn.Linear(3, 3).requires_grad_(False), "Linear has no parameters to train"),
     (lambda: nn.BatchNorm1d(3), r"BatchNorm1d keeps running statistics \(running_mean .*track_running_stats=False"),
     (lambda: nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)), "Sequential draws random numbers in forward.*dropout"),
-    (_of(lambda self, h: self.weight[0] * h / 0), r"Odd is not finite \(NaN or infinite\) at h = x"),
-    (_of(lambda self, h: h.mul_(2)), "Odd changes its input h in place"),
-    (_of(lambda self, h: h.float()), "Odd turns h of torch.float64 into torch.float32, expected the dtype of h"),
-    (_of(lambda self, h: h.long()), "Odd turns h of torch.float64 into torch.int64, expected the dtype of h"),
-    (_of(lambda self, h: h * 1j), "Odd turns h of torch.float64 into torch.complex128, expected the dtype of h"),
-    (_of(lambda self, h: h.to_sparse()), "Odd turns h of torch.strided into torch.sparse_coo, expected the layout"),
+    (_make_odd(lambda self, h: self.weight[0] * h / 0), r"Odd is not finite \(NaN or infinite\) at h = x"),
+    (_make_odd(lambda self, h: h.mul_(2)), "Odd changes its input h in place"),
+    (_make_odd(lambda self, h: h.float()), "Odd turns h of torch.float64 into torch.float32, expected the dtype of h"),
+    (_make_odd(lambda self, h: h.long()), "Odd turns h of torch.float64 into torch.int64, expected the dtype of h"),
+    (_make_odd(lambda self, h: h * 1j), "Odd turns h of torch.float64 into torch.complex128, expected the dtype of h"),
+    (_make_odd(lambda self, h: h.to_sparse()),
+     "Odd turns h of torch.strided into torch.sparse_coo, expected the layout"),
     (lambda: nn.Linear(3, 3, dtype=torch.complex64), "Linear has complex numbers in weight, expected real ones"),
     (lambda: nn.Linear(3, 3, device="meta"), "Linear has no numbers in weight, which is on the meta device"),
     (lambda: nn.LazyLinear(3), "LazyLinear has no shape for weight yet"),
-    (_scripted, "RecursiveScriptModule is compiled by torch.jit"),
+    (_script, "RecursiveScriptModule is compiled by torch.jit"),
     (Constant, r"Constant holds the tensor C as a plain attribute.*register_buffer"),
     (lambda: Listed(nn.Linear(3, 3)), "Listed holds modules or tensors in the list others.*ModuleList"),
     (lambda: Listed(torch.ones(3)), "Listed holds modules or tensors in the list others.*register_buffer"),
     (OwnList, "OwnList takes its parameter linear.weight from elsewhere than the attribute"),
     (Checkpointed, "Checkpointed takes its parameter W.weight from elsewhere.*`chunk` in place of checkpoints"),
-    (_hooked, "Linear takes its parameter weight from elsewhere than the attribute, as from a list, a hook"),
+    (_make_hooked, "Linear takes its parameter weight from elsewhere than the attribute, as from a list, a hook"),
     (Sparse, "Sparse has sparse numbers in S, expected dense ones"),
     (NamedAll, "NamedAll has a parameter all.*rename it"),
     (Remembers, "Remembers gives another result when it is called again"),
     (lambda: Remembers(detach=True), "Remembers gives another result when it is called again"),
     (lambda: Remembers(count=True), "Remembers gives another result when it is called again"),
-    (_of(_random_outside), "Odd gives another result when it is called again.*random numbers"),
+    (_make_odd(_scale_by_outside), "Odd gives another result when it is called again.*random numbers"),
     (Doubling, "Doubling changes its parameter weight in forward"),
-    (_of(_without_gradient), "Odd gives no gradient to its parameters"),
-    (_of(lambda self, h: (nn.Linear.forward(self, h) > 0).to(h)), "Odd gives no gradient to its parameters"),
-    (_of(lambda self, h: h.clone()), "Odd gives no gradient to its parameters"),
-    (_of(_squared_in_place), "Odd has no gradient: its backward pass raised RuntimeError"),
-    (_of(lambda self, h, t: h * t), r"Odd cannot take h of the shape \(4, 3\) .* raised TypeError: .* argument: 't'"),
+    (_make_odd(_apply_without_gradient), "Odd gives no gradient to its parameters"),
+    (_make_odd(lambda self, h: (nn.Linear.forward(self, h) > 0).to(h)), "Odd gives no gradient to its parameters"),
+    (_make_odd(lambda self, h: h.clone()), "Odd gives no gradient to its parameters"),
+    (_make_odd(_change_in_place), "Odd has no gradient: its backward pass raised RuntimeError"),
+    (_make_odd(lambda self, h, t: h * t),
+     r"Odd cannot take h of the shape \(4, 3\) .* raised TypeError: .* argument: 't'"),
     (lambda: nn.Linear(5, 5), "Linear cannot take h of the shape .* raised RuntimeError: mat1 and mat2"),
     (lambda: nn.MultiheadAttention(3, 1), "MultiheadAttention cannot take h .* raised TypeError"),
-    (_of(_raising), "Odd cannot take h .* forward raised RuntimeError: no luck; expected a forward"),
+    (_make_odd(_raise), "Odd cannot take h .* forward raised RuntimeError: no luck; expected a forward"),
     (ZeroNothing, r"ZeroNothing.start_at_zero\(\) raised AttributeError: .*nothing"),
     (nn.Linear(3, 3), "block is an object of the class Linear, expected what makes one"),
     ([nn.Linear(3, 3)], "block is list, expected what makes one"),
@@ -539,30 +543,30 @@ BLOCKS_THAT_CANNOT_BE = [
     (lambda: Bias, r"What block\(\) makes is the class Bias, expected a torch.nn.Module"),
     (nn.Linear, r"block\(\) raised TypeError: .*in_features.*such as `lambda: MyBlock\(16\)`"),
     (lambda h: h, r"block\(\) raised TypeError: .* argument: 'h', expected a class or a function without"),
-    (_raising, r"block\(\) raised RuntimeError: no luck, expected a class"),
-    (_of_nan, "Linear is not finite"),
-    (_of(lambda self, h: h * self.weight[0] * (1 + random.random())), "Odd draws random numbers in forward"),
-    (_of(lambda self, h: h * self.weight[0] * (2 if torch.is_grad_enabled() else 1)), "Odd gives another result"),
+    (_raise, r"block\(\) raised RuntimeError: no luck, expected a class"),
+    (_make_nan, "Linear is not finite"),
+    (_make_odd(lambda self, h: h * self.weight[0] * (1 + random.random())), "Odd draws random numbers in forward"),
+    (_make_odd(lambda self, h: h * self.weight[0] * (2 if torch.is_grad_enabled() else 1)), "Odd gives another result"),
     (lambda: nn.ParameterList([nn.Parameter(torch.zeros(0))]), "ParameterList has no parameters to train"),
     (lambda: SHARED, r"block\(\) returns the same Linear object again"),
     (lambda: Scaled(OUTSIDE.random()), "block.. makes a Scaled with other parameters at each call, from the same seed"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("block", "sentence"), BLOCKS_THAT_CANNOT_BE)
-def test_blocks_that_cannot_be_layers(block, sentence):
+@pytest.mark.parametrize(("block", "sentence"), WRONG_BLOCKS)
+def test_wrong_blocks_are_named(block, sentence):
     x, y = gaussian_data((4, 3))
     with pytest.raises((TypeError, ValueError), match=sentence) as caught:
         successive_distances(block, [2, 4], x, y)
     assert "\n" not in str(caught.value)
 
 
-def _seeding():
+def _seed_and_make():
     torch.manual_seed(0)
     return nn.Linear(3, 3)
 
 
-def test_layers_that_are_one_object_or_unlike():
+def test_layers_that_are_one_object_or_unlike_are_refused():
     x, y = gaussian_data((4, 3))
     bias = iter([True, False] * 2)
     for block, sentence in (
@@ -573,7 +577,7 @@ def test_layers_that_are_one_object_or_unlike():
             r"makes a Linear with \{'weight': \(3, 3\)\} after one with .*'bias'",
         ),
         (lambda: copy.deepcopy(SHARED), "All layers of Linear start equal"),
-        (_seeding, r"block\(\) sets torch's random seed, so all layers of Linear start equal"),
+        (_seed_and_make, r"block\(\) sets torch's random seed, so all layers of Linear start equal"),
     ):
         with pytest.raises(ValueError, match=sentence):
             BlockNetwork(block, 2, x, y, initialisation="iid")
@@ -584,7 +588,7 @@ def test_layers_without_random_numbers_may_start_equal():
     assert BlockNetwork(Factor, 3, x, y, initialisation="iid").weights["w"].tolist() == [0, 0, 0]
 
 
-def test_the_output_is_that_of_the_present_weights():
+def test_output_and_descent_need_a_forward_pass_with_the_present_weights():
     network = BlockNetwork(Bias, 2, *gaussian_data((4, 3)))
     for ask in (lambda: network.output, lambda: network.descend(0.1)):
         with pytest.raises(RuntimeError, match="call forward"):
@@ -596,7 +600,7 @@ def test_the_output_is_that_of_the_present_weights():
 
 
 class Aliased(nn.Module):
-    """Holds a module of its own in a list too, and one without parameters in a dict."""
+    """Holds its module in a list too, and a module without parameters in a dict."""
 
     def __init__(self):
         super().__init__()
@@ -608,7 +612,7 @@ class Aliased(nn.Module):
 
 
 class Narrow(Factor):
-    """w h, for w < 0.01 only."""
+    """f(h) = w h, which raises an error if w > 0.01."""
 
     def forward(self, h):
         if float(self.w.detach()) > 0.01:
@@ -616,7 +620,7 @@ class Narrow(Factor):
         return super().forward(h)
 
 
-def test_a_block_that_raises_while_it_trains():
+def test_a_block_that_raises_while_it_trains_is_named():
     x, _ = gaussian_data((4, 3))
     with pytest.raises(
         ValueError, match="Narrow raised RuntimeError: too large within a network of depth 2: "
@@ -638,7 +642,7 @@ class Tied(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A recurrent unit over the tokens, which looks for its weights itself."""
+    """A recurrent unit, which reads its weights from attributes of its own."""
 
     def __init__(self):
         super().__init__()
@@ -659,8 +663,8 @@ class Recurrent(nn.Module):
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
     ],
 )
-def test_layers_have_the_weights_of_their_own(block):
-    """The output is that of modules that hold the weights; the block itself is left as it was made."""
+def test_every_layer_has_its_own_weights(block):
+    """The output is that of modules that hold the weights. The block itself does not change."""
     x, y = gaussian_data((4, 3))
     *_, record = train(block, 3, x, y, 0.5, 2)
     h, network = x, record.network
@@ -699,7 +703,7 @@ def test_dropout_that_does_nothing_passes():
         ({"depths": range(0)}, r"depths is \[\], expected a non-empty list"),
     ],
 )
-def test_values_that_cannot_be(values, sentence):
+def test_wrong_values_are_named(values, sentence):
     x, y = gaussian_data((4, 3))
     arguments = {"block": Bias, "depths": [2, 4], "x": x, "y": y, "iterations": 2} | values
     with pytest.raises((TypeError, ValueError), match=sentence) as caught:
@@ -707,19 +711,19 @@ def test_values_that_cannot_be(values, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_a_depth_that_memory_cannot_hold():
+def test_a_depth_that_memory_cannot_hold_is_refused():
     with pytest.raises(MemoryError, match="depth is 1000000000000000, and the parameters of that many Bias"):
         train(Bias, 10**15, *gaussian_data((4, 3)))
 
 
-def test_a_slope_of_equal_layers():
+def test_no_slope_is_fitted_to_equal_layers():
     table = successive_distances(make_block("perceptron"), [2, 4], *gaussian_data((4, 16)), iterations=1)
     assert table["max_distance"] == [0, 0]
     with pytest.raises(ValueError, match=r"found 0: .* train for more steps"):
         fit_slope(table["depth"], table["max_distance"])
 
 
-def test_blocks_on_board_that_do_not_exist():
+def test_blocks_that_the_catalogue_lacks_are_named():
     with pytest.raises(ValueError, match="block is 'mixer', expected one of: perceptron"):
         make_block("mixer")
     with pytest.raises(ValueError, match="normalisation of perceptron is 'batch', expected one of: none, layer"):

@@ -1,4 +1,4 @@
-// The kernels of conv_stack.cu as functions of a library, with the threads played on the CPU.
+// The kernels of conv_stack.cu as functions of a library, with the threads as fibres on the CPU.
 #include "conv_stack.cu"
 
 extern "C" {

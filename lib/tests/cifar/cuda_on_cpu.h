@@ -1,5 +1,5 @@
-// What conv_stack.cu needs of CUDA, played on a CPU for tests: every thread is a fibre that runs up to its next meeting
-// with others. Slow, and without races: fibres take turns.
+// What conv_stack.cu needs of CUDA, for tests on a CPU: every thread is a fibre that runs up to its next meeting with
+// others. Slow, and without races, since fibres take turns.
 #pragma once
 
 #include <setjmp.h>

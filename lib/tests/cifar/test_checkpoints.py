@@ -17,7 +17,7 @@ CONFIG = CifarConfig(depth=3, activation="relu", initialisation="iid", seed=4, e
 SUMMARY = {"epochs": 2, "test_accuracy": 51.25, "von_neumann_conv1": None}
 
 
-def perturbed(config: CifarConfig) -> ConvResNet:
+def make_perturbed(config: CifarConfig) -> ConvResNet:
     network = ConvResNet(config.network).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -31,12 +31,12 @@ def perturbed(config: CifarConfig) -> ConvResNet:
 
 @pytest.fixture
 def path(tmp_path):
-    checkpoint = Checkpoint(CONFIG, perturbed(CONFIG), SUMMARY, training.versions())
+    checkpoint = Checkpoint(CONFIG, make_perturbed(CONFIG), SUMMARY, training.versions())
     return checkpoints.save(tmp_path / "network.safetensors", checkpoint)
 
 
-def rewrite(path, change, metadata=None):
-    """The file with changed tensors or header."""
+def rewrite(path, change):
+    """Write the file again with changed tensors or header."""
     with checkpoints.safe_open(path, framework="pt") as file:
         header = file.metadata()
     tensors = load_file(path)
@@ -47,7 +47,7 @@ def rewrite(path, change, metadata=None):
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_a_network_is_rebuilt_from_its_file_alone(tmp_path, batch_norm):
     config = CifarConfig(depth=3, batch_norm=batch_norm)
-    network = perturbed(config)
+    network = make_perturbed(config)
     written = checkpoints.save(tmp_path / "a.safetensors", Checkpoint(config, network, SUMMARY, {"torch": "2"}))
     read = checkpoints.load(written)
     assert read.config == config
@@ -93,7 +93,7 @@ def test_headers_with_the_older_name_of_initialisation_are_read(path):
 
     rewrite(path, older)
     assert b"initialisation" not in path.read_bytes()
-    read, expected = checkpoints.load(path), perturbed(CONFIG).state_dict()
+    read, expected = checkpoints.load(path), make_perturbed(CONFIG).state_dict()
     assert read.config == CONFIG
     assert all(torch.equal(tensor, expected[name]) for name, tensor in read.network.state_dict().items())
 
@@ -151,7 +151,7 @@ def test_a_file_that_the_system_cannot_read_is_not_called_damaged(path, monkeypa
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
-    network = perturbed(CONFIG)
+    network = make_perturbed(CONFIG)
     network.linear.bias.data[3] = math.nan
     with pytest.raises(CheckpointError, match=r"a.safetensors is not written, since linear.bias holds nan"):
         checkpoints.save(tmp_path / "a.safetensors", Checkpoint(CONFIG, network, SUMMARY, {}))
@@ -164,28 +164,28 @@ NAME = "ckpt_lr_4e-02_depth_3_seed_2_use_bn_True_smooth_init_False_adaptive_Fals
 LOG = {"test_loss": [2.0], "train_loss": [2.2, 2.1], "test_acc": [30.0], "train_acc": [20.0, 25.0]}
 
 
-def released(folder, change=lambda content: content, activation="linear", **options):
-    """A file as the released script saves it, but for the change, and its network."""
-    network = perturbed(CONFIG)
+def write_released(folder, change=lambda content: content, activation="linear", **options):
+    """Write a file as the released script does, apart from the change, and return its path and network."""
+    network = make_perturbed(CONFIG)
     path = folder / NAME.format(activation)
     content = {"net": network.state_dict(), "acc": 30.0, "epoch": 1, "log_dict": dict(LOG)}
     torch.save(change(content), path, **options)
     return path, network
 
 
-def renamed(change):
-    """A change of the names in a state dict."""
+def rename_tensors(change):
+    """A function that changes the names in a state dict."""
     return lambda content: content | {"net": {change(name): tensor for name, tensor in content["net"].items()}}
 
 
-def in_dtype(dtype):
-    """A change of the precision of a state dict."""
+def convert_to(dtype):
+    """A function that changes the precision of a state dict."""
     converted = lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor  # noqa: E731
     return lambda content: content | {"net": {name: converted(tensor) for name, tensor in content["net"].items()}}
 
 
 def test_released_files_are_converted(tmp_path, capsys):
-    source, network = released(tmp_path)
+    source, network = write_released(tmp_path)
     assert checkpoints.main(["convert", str(source)]) == 0
     read = checkpoints.load(source.with_suffix(".safetensors"))
     assert read.config == CifarConfig(
@@ -201,11 +201,11 @@ def test_released_files_are_converted(tmp_path, capsys):
 @pytest.mark.parametrize(
     "change",
     [
-        renamed(lambda name: f"module.{name}"),
-        renamed(lambda name: f"_orig_mod.module.{name}"),
+        rename_tensors(lambda name: f"module.{name}"),
+        rename_tensors(lambda name: f"_orig_mod.module.{name}"),
         lambda content: {"state_dict" if name == "net" else name: value for name, value in content.items()},
         lambda content: content | {"optimizer": {"lr": 0.1}, "net": content["net"] | {"total_ops": torch.zeros(1)}},
-        in_dtype(torch.float64),
+        convert_to(torch.float64),
         lambda content: content | {"net": {name: tensor.double() for name, tensor in content["net"].items()}},
         lambda content: content | {"net": {name: tensor.numpy() for name, tensor in content["net"].items()}},
         lambda content: content | {"args": argparse.Namespace(lr=0.04), "epoch": np.int64(1)},
@@ -217,8 +217,8 @@ def test_released_files_are_converted(tmp_path, capsys):
         ),
     ],
 )
-def test_what_others_save_is_converted(tmp_path, change):
-    source, network = released(tmp_path, change)
+def test_files_of_other_scripts_are_converted(tmp_path, change):
+    source, network = write_released(tmp_path, change)
     read = checkpoints.load(checkpoints.convert_released(source))
     assert all(torch.equal(t, network.state_dict()[name]) for name, t in read.network.state_dict().items())
     assert read.config.epochs == 2
@@ -226,13 +226,13 @@ def test_what_others_save_is_converted(tmp_path, change):
 
 
 def test_half_precision_and_missing_counters_are_filled_up(tmp_path):
-    halved = in_dtype(torch.float16)
+    halved = convert_to(torch.float16)
 
     def change(content):
         tensors = halved(content)["net"]
         return content | {"net": {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}}
 
-    source, network = released(tmp_path, change)
+    source, network = write_released(tmp_path, change)
     read = checkpoints.load(checkpoints.convert_released(source)).network.state_dict()
     assert torch.equal(read["linear.weight"], network.state_dict()["linear.weight"].half().float())
     assert read["bn1.num_batches_tracked"] == 0
@@ -251,8 +251,8 @@ def test_half_precision_and_missing_counters_are_filled_up(tmp_path):
         (lambda content: content | {"log_dict": "none"}, {"train_loss": None}),
     ],
 )
-def test_what_a_log_lacks_is_left_open_and_its_epochs_asked_for(tmp_path, change, expected):
-    source, _ = released(tmp_path, change)
+def test_values_that_a_log_lacks_are_unknown_and_its_epochs_are_asked_for(tmp_path, change, expected):
+    source, _ = write_released(tmp_path, change)
     with pytest.raises(CheckpointError, match=r"linear.pth holds no log that tells how many epochs .* with --epochs"):
         checkpoints.convert_released(source)
     config, summary = checkpoints.read_header(checkpoints.convert_released(source, epochs=60))
@@ -261,7 +261,7 @@ def test_what_a_log_lacks_is_left_open_and_its_epochs_asked_for(tmp_path, change
 
 
 def test_renamed_files_are_converted_with_their_first_name(tmp_path, capsys):
-    source, _ = released(tmp_path)
+    source, _ = write_released(tmp_path)
     copy = source.rename(tmp_path / f"{source.stem} (1).pt")
     assert checkpoints.read_header(checkpoints.convert_released(copy))[0].activation == "identity"
     other = copy.rename(tmp_path / "best.pth")
@@ -272,7 +272,7 @@ def test_renamed_files_are_converted_with_their_first_name(tmp_path, capsys):
 
 
 def test_a_target_that_is_there_is_kept(tmp_path, capsys):
-    source, _ = released(tmp_path)
+    source, _ = write_released(tmp_path)
     target = source.with_suffix(".safetensors")
     target.write_text("years of work")
     assert checkpoints.main(["convert", str(source)]) == 1
@@ -283,7 +283,7 @@ def test_a_target_that_is_there_is_kept(tmp_path, capsys):
 
 
 def test_a_schedule_of_no_epochs_is_refused(tmp_path, capsys):
-    source, _ = released(tmp_path)
+    source, _ = write_released(tmp_path)
     assert checkpoints.main(["convert", str(source), "--epochs", "0"]) == 1
     assert "epochs is 0, expected a whole number of at least 1" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.safetensors"))
@@ -296,7 +296,7 @@ class Malicious:
 
 def test_pickled_code_is_not_run(tmp_path):
     for zipped in (True, False):
-        source, _ = released(tmp_path, lambda _: {"net": Malicious()}, _use_new_zipfile_serialization=zipped)
+        source, _ = write_released(tmp_path, lambda _: {"net": Malicious()}, _use_new_zipfile_serialization=zipped)
         with pytest.raises(CheckpointError, match=r"linear.pth is not a complete file of tensors and numbers") as error:
             checkpoints.convert_released(source)
         assert "weights_only" not in str(error.value)
@@ -309,8 +309,9 @@ def test_wrong_released_files_get_sentences(tmp_path, capsys):
     for change, sentence in (
         (lambda c: c | {"net": c["net"] | {"linear.weight": torch.zeros(10, 16)}},
          r"the tensor linear.weight has shape \(10, 16\), expected \(10, 64\)"),
-        (renamed(lambda name: f"layers.{name}"), r"lacks the tensor conv1.weight.* \(it holds layers.conv1.weight\)"),
-        (renamed(lambda name: name.replace("layers.2", "layers.7")),
+        (rename_tensors(lambda name: f"layers.{name}"),
+         r"lacks the tensor conv1.weight.* \(it holds layers.conv1.weight\)"),
+        (rename_tensors(lambda name: name.replace("layers.2", "layers.7")),
          r"lacks the tensor residual_layers.2.conv1.weight.* \(it holds residual_layers.7.conv1.weight\)"),
         (lambda c: c | {"net": {name: t for name, t in c["net"].items() if "layers.2" not in name}},
          r"holds 2 residual layers \(up to residual_layers.1\), expected 3 by its name: .*depth_2_"),
@@ -327,7 +328,7 @@ def test_wrong_released_files_get_sentences(tmp_path, capsys):
         (lambda c: c["log_dict"], "holds test_loss, a list, expected the tensors of a state dict"),
         (lambda c: torch.zeros(3), "holds a Tensor, expected a dict with the entries net and log_dict"),
     ):  # fmt: skip
-        source, _ = released(tmp_path, change, "relu")
+        source, _ = write_released(tmp_path, change, "relu")
         with pytest.raises(CheckpointError, match=sentence) as error:
             checkpoints.convert_released(source)
         assert str(error.value).startswith(str(source))
@@ -347,7 +348,7 @@ def test_wrong_released_files_get_sentences(tmp_path, capsys):
         ("relu", "swish", "cannot be converted: activation is 'swish'"),
         ("4e-02", "fast", "names the learning rate 'fast', expected a number"),
     ):
-        released(tmp_path, activation="relu")
+        write_released(tmp_path, activation="relu")
         with pytest.raises(CheckpointError, match=sentence):
             checkpoints.convert_released(source, name=source.name.replace(old, new))
     assert not list(tmp_path.glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""Networks of growing depth: what is measured, that training goes on, and the room that draws it."""
+"""Networks of growing depth: their distances, their training after an interruption, and the figure of them."""
 
 import math
 
@@ -25,7 +25,7 @@ def generated_set(tmp_path, monkeypatch):
     return write_set(tmp_path / "set", monkeypatch)
 
 
-def smooth(depth, factor=1.0):
+def make_smooth(depth, factor=1.0):
     """A network whose kernels are factor sin(2 pi s) in every entry, s = (k - 1/2)/L."""
     network = ConvResNet(Family(normalisation="none", depths=(depth, 2 * depth)).configs[0].network)
     s = (torch.arange(depth) + 0.5) / depth
@@ -39,18 +39,18 @@ def smooth(depth, factor=1.0):
 
 def test_networks_that_sample_one_function_are_of_order_one_over_depth_apart():
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = [depth_limit.distances(smooth(L, 0.004), smooth(2 * L, 0.004), images) for L in (8, 16, 32)]
+    found = [depth_limit.distances(make_smooth(L, 0.004), make_smooth(2 * L, 0.004), images) for L in (8, 16, 32)]
     for name in depth_limit.MEASURES:
         before, between, after = (distances[name] for distances in found)
         assert 1.6 < before / between < 4.5, name
         assert 1.6 < between / after < 4.5, name
-    same = depth_limit.distances(smooth(8), smooth(8), images)
+    same = depth_limit.distances(make_smooth(8), make_smooth(8), images)
     assert set(same.values()) == {0.0}
 
 
 def test_steepness_is_the_largest_slope_of_both_kernels():
     size = math.sqrt(2 * 16 * 16 * 9)
-    assert depth_limit.steepness(smooth(256)) == pytest.approx(2 * math.pi * size, rel=1e-2)
+    assert depth_limit.steepness(make_smooth(256)) == pytest.approx(2 * math.pi * size, rel=1e-2)
 
 
 def test_depths_share_weights_images_and_the_flow_s_time():
@@ -74,7 +74,7 @@ def test_an_interrupted_family_goes_on_and_measures_the_same(generated_set, tmp_
     cut = depth_limit.train(TINY, folder=tmp_path / "cut")
     next(cut), cut.close()
     ahead = depth_limit.cifar_training.train(TINY.configs[0], tmp_path / "cut" / TINY.configs[0].name)
-    list(ahead)  # one of them is further than the others
+    list(ahead)  # one network has trained longer than the others
     (rows,) = depth_limit.train(TINY, folder=tmp_path / "cut")
     for row, expected in zip(rows, whole[1], strict=True):
         assert row == pytest.approx(expected, nan_ok=True)
@@ -112,12 +112,12 @@ def test_families_check_themselves(values, sentence):
     assert len({family.name for family in depth_limit.FAMILIES}) == len(depth_limit.FAMILIES)
 
 
-# --- The room ---
+# --- The figure ---
 
 
 @pytest.fixture
 def table():
-    """Distances that fall as 1/L up to epoch 3 with batch norm, and stay from then on; group norm falls throughout."""
+    """Distances that fall as 1/L with group norm, and with batch norm up to epoch 3 only."""
     rows = []
     for normalisation, last in (("batch", 3), ("group", 5)):
         for seed in (0, 1):
@@ -131,7 +131,7 @@ def table():
     return {name: np.array(column) for name, column in from_rows(rows).items()}
 
 
-def test_until_when_a_family_converges(table):
+def test_the_last_converging_epoch_of_a_family_is_found(table):
     rates = {name: np.array(column) for name, column in conv_limit.fit_slopes(table).items()}
     assert conv_limit.find_last_converging_epoch(rates, "gelu", "batch", "logits") == 3
     assert conv_limit.find_last_converging_epoch(rates, "gelu", "group", "logits") == 5

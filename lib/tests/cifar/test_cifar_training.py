@@ -34,12 +34,12 @@ def finish(config: CifarConfig, folder: Path) -> list[EpochRecord]:
     return [record for record in train(config, folder) if isinstance(record, EpochRecord)]
 
 
-def timeless(log: list[dict]) -> list[dict]:
+def drop_seconds(log: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in log]
 
 
 def assert_same_state(first: Path, second: Path) -> None:
-    """Weights, running statistics, momenta, random state and log, bit by bit."""
+    """Compare weights, running statistics, momenta, random state and log, bit by bit."""
     one, other = read_state(first), read_state(second)
     assert one["epoch"] == other["epoch"]
     assert all(torch.equal(one["network"][name], other["network"][name]) for name in one["network"])
@@ -47,7 +47,7 @@ def assert_same_state(first: Path, second: Path) -> None:
     assert momenta.keys() == others.keys()
     assert all(torch.equal(momenta[i]["momentum_buffer"], others[i]["momentum_buffer"]) for i in momenta)
     assert torch.equal(one["generator"], other["generator"])
-    assert timeless(one["log"]) == timeless(other["log"])
+    assert drop_seconds(one["log"]) == drop_seconds(other["log"])
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def test_training_learns_and_logs(tmp_path):
     assert records[0].von_neumann_conv1 is not None
     assert records[0].stem_scale == pytest.approx(1, abs=0.2)  # from 1 on
     assert 0 < records[0].path_length < records[-1].path_length  # from 0 on
-    assert records[0].noise_conv1 is None  # of four layers it cannot be told
+    assert records[0].noise_conv1 is None  # four layers are too few to know it
     # 300 images in batches of 32: ten batches, reported after the fourth and the eighth.
     progress = [(report.epoch, report.batch) for report in reports if isinstance(report, Progress)]
     assert progress == [(epoch, batch) for epoch in range(8) for batch in (4, 8)]
@@ -121,12 +121,12 @@ def test_a_run_from_before_the_layer_log_goes_on_and_logs_the_epochs_that_follow
     assert layer_log.read(tmp_path / LAYER_LOG_FILE, config.name)["epoch"].tolist() == [1, 2]
 
 
-def umask() -> int:
+def read_umask() -> int:
     os.umask(found := os.umask(0))
     return found
 
 
-def safetensors_header(content: bytes) -> dict[str, str]:
+def read_safetensors_header(content: bytes) -> dict[str, str]:
     size = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + size])["__metadata__"]
 
@@ -138,7 +138,7 @@ def test_a_layer_log_that_is_cut_or_of_another_run_is_refused_in_a_sentence(tmp_
     with pytest.raises(layer_log.LayerLogError, match='is the layer log of "one", expected that of other'):
         layer_log.read(path, "other")
     whole = path.read_bytes()
-    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~read_umask()
     for content in (whole[:-5], whole[:100], whole[:4], b"", b"no log at all"):
         path.write_bytes(content)
         with pytest.raises(
@@ -146,7 +146,7 @@ def test_a_layer_log_that_is_cut_or_of_another_run_is_refused_in_a_sentence(tmp_
         ):
             layer_log.read(path, "one")
         assert path.read_bytes() == content
-    header = safetensors_header(whole)
+    header = read_safetensors_header(whole)
     uneven = {name: torch.zeros(1 + (name == "epoch"), 4) for name in layer_log.NAMES}
     save_file(uneven, path, metadata=header)
     with pytest.raises(layer_log.LayerLogError, match=r"epoch \(2, 4\).*, expected one row for each epoch: move it"):
@@ -224,11 +224,11 @@ def test_an_interrupted_write_keeps_the_last_state(tmp_path, monkeypatch):
     next(run)
     before = (tmp_path / states.STATE_FILE).read_bytes()
 
-    def fails(state, path):
+    def fail(state, path):
         Path(path).write_bytes(b"half a sta")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(training.torch, "save", fails)
+    monkeypatch.setattr(training.torch, "save", fail)
     with pytest.raises(OSError, match="No space left"):
         next(run)
     assert (tmp_path / states.STATE_FILE).read_bytes() == before
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path, monk
 
 @pytest.mark.usefixtures("generated_set")
 def test_a_test_loss_that_is_not_finite_is_not_saved(tmp_path):
-    """One step of 1e30: the loss before it is finite, the network after it useless."""
+    """One step of 1e30: the loss before it is finite, the loss after it is not."""
     config = CifarConfig(depth=2, epochs=1, train_images=64, test_images=64, learning_rate=1e30)
     with pytest.raises(Divergence, match=r"diverged: .* after epoch 1; no epoch was complete yet: try a learning rate"):
         list(train(config, tmp_path))
@@ -277,7 +277,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, name):
     ].tolist() == [0]
 
 
-def test_only_trials_of_seconds_begin_anew(tmp_path, monkeypatch):
+def test_only_short_trials_begin_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     tiny = CifarConfig(depth=2, epochs=4, train_images=640, test_images=500)
     for options in ({}, {"train_images": 2501}, {"epochs": 60}, {"train_images": 0}):
@@ -382,7 +382,7 @@ def test_weight_decay_alone_is_what_the_optimizer_leaves_without_gradients():
 
 @pytest.mark.parametrize("depth_scaling", [False, True])
 def test_the_step_is_the_documented_sgd(tmp_path, generated_set, depth_scaling):
-    """Two epochs of a step each by hand: momentum 0.9, decay on every parameter, the cosine's two rates."""
+    """Two epochs of one step, by hand: momentum 0.9, decay on every parameter, the cosine's two rates."""
     from torch.nn import functional as F
 
     from lib.cifar.network import ConvResNet
@@ -423,7 +423,7 @@ def test_a_held_stem_keeps_its_scale_and_the_rest_trains(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("generated_set")
-def test_watched_epochs_are_those_of_the_log(tmp_path):
+def test_watched_epochs_have_the_losses_and_measures_of_the_log(tmp_path):
     config, images = CifarConfig(**SMALL), dataset.load(train=True)
     log = finish(config, tmp_path)
     run = Training(config, torch.device("cpu"))
@@ -449,7 +449,7 @@ def test_watched_epochs_are_those_of_the_log(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("generated_set")
-def test_layers_that_start_equal_have_the_noise_of_the_rounding():
+def test_layers_that_start_equal_have_noise_from_rounding_alone():
     config, images = CifarConfig(**SMALL | {"depth": 32, "seed": 1}), dataset.load(train=True)
     ends = {}
     for dtype in (torch.float32, torch.float64):
@@ -458,7 +458,7 @@ def test_layers_that_start_equal_have_the_noise_of_the_rounding():
         *_, ends[dtype] = monitor.watch(run, images, 10, monitor.measure)
     single, double = ends.values()
     assert double["loss"] == pytest.approx(single["loss"], rel=1e-4)
-    # After ten steps, layers that barely parted are a straight line over the depth but for rounding.
+    # After ten steps the layers are a straight line over the depth, up to rounding.
     assert double["von_neumann_conv1"] == pytest.approx(straight_line_ratio(32), rel=1e-4)
     assert single["von_neumann_conv1"] > 2 * double["von_neumann_conv1"]
     assert double["noise_conv1"] < 1e-9 * single["noise_conv1"]
@@ -576,7 +576,7 @@ def test_every_image_is_in_a_batch(images, steps):
 
 @pytest.mark.usefixtures("generated_set")
 def test_batches_of_one_image_train(tmp_path):
-    """Every channel has 100 values in each batch norm, however few images there are."""
+    """One image gives every channel 100 values for batch norm, so its statistics exist."""
     (record,) = train(CifarConfig(depth=2, epochs=1, train_images=1, test_images=3), tmp_path)
     assert math.isfinite(record.train_loss)
     (record,) = train(CifarConfig(depth=2, epochs=1, train_images=3, test_images=3, batch_size=1), tmp_path / "single")

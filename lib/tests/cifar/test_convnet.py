@@ -12,7 +12,7 @@ SMALL = {"depth": 5, "seed": 1}
 
 
 class Reference(nn.Module):
-    """The network of the docstring layer by layer in stock modules, to compare with."""
+    """The same network, layer by layer, in PyTorch's own modules."""
 
     def __init__(self, config: ConvNetConfig) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class Reference(nn.Module):
         return self.linear(F.avg_pool2d(h, 4).flatten(1))
 
 
-def perturbed(network: ConvResNet) -> ConvResNet:
-    """Away from the initialisation, where the blocks vanish."""
+def perturb(network: ConvResNet) -> ConvResNet:
+    """Move the weights away from the initialisation, at which the blocks are zero."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -50,26 +50,26 @@ def perturbed(network: ConvResNet) -> ConvResNet:
     return network
 
 
-def hidden_states(network: ConvResNet, x: torch.Tensor) -> torch.Tensor:
+def compute_hidden_states(network: ConvResNet, x: torch.Tensor) -> torch.Tensor:
     """h_0, ..., h_L in training mode."""
     h = network.train().stem(x)
     return torch.stack([h, *network.residual_layers.states(h)]).detach()
 
 
 def test_scales_are_those_of_the_hidden_states():
-    network = perturbed(ConvResNet(ConvNetConfig(initialisation="iid", **SMALL))).double()
+    network = perturb(ConvResNet(ConvNetConfig(initialisation="iid", **SMALL))).double()
     x = torch.randn(6, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     scales = network.scales()
     stem = network.bn1(network.conv1(x))
     assert scales["stem_scale"] == pytest.approx(stem.square().mean().sqrt().item(), rel=1e-3)
-    steps = hidden_states(network, x).diff(dim=0)
+    steps = compute_hidden_states(network, x).diff(dim=0)
     lengths = steps.square().flatten(1).mean(dim=1).sqrt()  # of h_{k+1} - h_k
     assert scales["path_length"] == pytest.approx(lengths.sum().item(), rel=1e-3)  # bn eps aside
 
 
 def test_a_smaller_stem_is_a_longer_ode():
-    """A stem c times smaller and steps 1/c times larger move h / |h_0| alike, and have the same relative length."""
-    smaller, longer = (perturbed(ConvResNet(ConvNetConfig(initialisation="iid", **SMALL))).double() for _ in range(2))
+    """A stem scaled by c gives the relative path of steps scaled by 1/c."""
+    smaller, longer = (perturb(ConvResNet(ConvNetConfig(initialisation="iid", **SMALL))).double() for _ in range(2))
     x = torch.randn(6, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     c, layers = 0.5, longer.residual_layers
     with torch.no_grad():
@@ -77,7 +77,9 @@ def test_a_smaller_stem_is_a_longer_ode():
             parameter *= c
         for name in ("weight", "bias"):
             layers.stacked(f"bn2.{name}").div_(c)
-    torch.testing.assert_close(hidden_states(smaller, x), c * hidden_states(longer, x), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        compute_hidden_states(smaller, x), c * compute_hidden_states(longer, x), rtol=1e-3, atol=1e-4
+    )
     lengths = [scales["path_length"] / scales["stem_scale"] for scales in (smaller.scales(), longer.scales())]
     assert lengths[0] == pytest.approx(lengths[1])
 
@@ -91,7 +93,7 @@ def test_without_batch_norm_the_weights_do_not_tell_the_path_length():
 @pytest.mark.parametrize("activation", activations.ACTIVATIONS)
 def test_agrees_with_stock_modules_in_float64(activation, norm):
     config = ConvNetConfig(activation=activation, initialisation="iid", **SMALL, **norm)
-    network = perturbed(ConvResNet(config)).double()
+    network = perturb(ConvResNet(config)).double()
     reference = Reference(config).double()
     assert list(reference.state_dict()) == list(network.state_dict())
     reference.load_state_dict(network.state_dict())
@@ -118,7 +120,7 @@ def test_initialisation_is_weight_tied_or_independent():
     for name in tied.residual_layers.CONVOLUTIONS:
         stacked, independent = tied.residual_layers.stacked(name), iid.residual_layers.stacked(name)
         assert torch.equal(stacked, stacked[:1].expand_as(stacked))
-        assert torch.equal(stacked[0], independent[0])  # the two share everything but the other layers
+        assert torch.equal(stacked[0], independent[0])  # they differ in the later layers alone
         assert len({layer.flatten()[0].item() for layer in independent}) == 40
         # PyTorch's default for 3x3 convolutions of 16 channels: uniform in +- 1/12, standard deviation 1/(12 sqrt 3).
         assert independent.abs().max() <= 1 / 12
@@ -137,7 +139,7 @@ def test_group_norm_starts_as_batch_norm_does_and_has_no_batch_statistics():
     h = torch.randn(3, 16, 10, 10, generator=torch.Generator().manual_seed(2))
     layers = grouped.residual_layers
     assert torch.equal(layers(h), h)  # each block starts at 0
-    perturbed(grouped)
+    perturb(grouped)
     torch.testing.assert_close(layers.train()(h)[:1], layers.eval()(h[:1]))
     assert layers.engine == "pytorch"
 
@@ -151,7 +153,7 @@ def test_initialisation_without_batch_norm():
     assert layers.conv1_bias.std().item() == pytest.approx(1 / (12 * math.sqrt(3)), rel=0.2)
 
 
-def test_the_seed_seeds():
+def test_a_seed_fixes_the_weights_and_another_changes_them():
     first, again, other = (ConvResNet(ConvNetConfig(depth=2, seed=seed)).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])

@@ -51,9 +51,9 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_missing_one(tmp_path, mon
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A server on this machine with a small set's archive: address(kind) for the ways in which a host can fail.
+    """A server on this machine with the archive of a small set.
 
-    Each address that was asked for is noted in ``host.asked``.
+    ``host.address(kind)`` is an address that fails in that way. ``host.asked`` lists the addresses that were asked for.
     """
     source = write_set(tmp_path / "source", monkeypatch)
     with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as archive:
@@ -104,7 +104,7 @@ FAILURES = {
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_host_that_fails_is_left_for_the_next(host, tmp_path, monkeypatch, capsys, kind):
     monkeypatch.setattr(dataset, "TIMEOUT", 0.3 if kind == "hanging" else 10)
-    if kind == "slow":  # as every host is; the last one may take its time
+    if kind == "slow":  # every host is slow here; the last one is waited for
         monkeypatch.setattr(dataset, "SLOW_AFTER", 0)
         monkeypatch.setattr(dataset, "SLOWEST", 1e12)
     monkeypatch.setattr(CIFAR10, "url", host.address(kind))
@@ -116,10 +116,10 @@ def test_a_host_that_fails_is_left_for_the_next(host, tmp_path, monkeypatch, cap
     whole = {path.name: path.read_bytes() for path in (tmp_path / "source" / CIFAR10.base_folder).iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / ".data" / CIFAR10.base_folder).iterdir()} == whole
     assert len(dataset.load(train=False)) == TEST_SIZE
-    assert len(host.asked) == 2  # what is there is not fetched again
+    assert len(host.asked) == 2  # files that are there are not fetched again
 
 
-def test_where_no_host_has_it_one_sentence_says_what_was_tried(host, tmp_path, monkeypatch):
+def test_if_no_host_has_it_one_sentence_says_what_was_tried(host, tmp_path, monkeypatch):
     kinds = [kind for kind in FAILURES if kind != "slow"]
     monkeypatch.setattr(dataset, "TIMEOUT", 0.3)
     monkeypatch.setenv("CIFAR10_URLS", " ".join([*map(host.address, kinds), "nonsense"]))
@@ -174,7 +174,7 @@ def test_augmentation_is_border_crop_flip_of_each_image():
         assert torch.equal(result, TF.hflip(expected) if flip else expected)
 
 
-def test_normalisation_is_the_usual_one():
+def test_normalisation_is_that_of_torchvision():
     pixels = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
     picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
     expected = TF.normalize(TF.to_tensor(picture), dataset.MEAN, dataset.STD)
@@ -204,7 +204,7 @@ def test_batches_cover_the_set_once():
     batches = [dataset.batch(images, epoch, start, 16) for start in range(0, n, 16)]
     assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
     assert torch.cat([labels for _, labels in batches]).sort().values.tolist() == list(range(n))
-    # The centre pixel, which no crop can lose, still belongs to its label.
+    # No crop loses the centre pixel. It still belongs to its label.
     for chosen, labels in batches:
         level = (chosen[:, 0, 16, 16] * dataset.STD[0] + dataset.MEAN[0]) * 255
         torch.testing.assert_close(level, labels.float(), rtol=0, atol=1e-3)

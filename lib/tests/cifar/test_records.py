@@ -1,4 +1,4 @@
-"""From a finished run to the tables of checkpoints/."""
+"""Records of finished runs, and the tables of checkpoints/ that are gathered from them."""
 
 import json
 import math
@@ -23,8 +23,8 @@ from lib.figures.table_1 import PAPER_TABLE
 SMALL = {"depth": 4, "epochs": 2, "test_every": 2}
 
 
-def test_what_ships_is_what_the_records_give(tmp_path):
-    """Or the first training of a user's own would change tracked tables."""
+def test_tracked_tables_are_those_of_the_tracked_records(tmp_path):
+    """Otherwise the first training of a user would change tracked tables."""
     tracked = shipped.ROOT / "checkpoints"
     for file in (records.RUNS, records.DISTANCES):
         shutil.copy(tracked / file, tmp_path)
@@ -80,7 +80,7 @@ def test_tables_keep_rows_whose_record_is_gone(tmp_path):
     before = (tmp_path / "runs.csv").read_text().splitlines()
     record.unlink()
     finish(tmp_path, second, von_neumann_conv1=None)
-    assert records.finished_runs(tmp_path) == {first.name, second.name}  # by its row, by its record
+    assert records.finished_runs(tmp_path) == {first.name, second.name}  # by its row, and by its record
     assert records.gather(tmp_path) == 2
     after = (tmp_path / "runs.csv").read_text().splitlines()
     assert after[:2] == before
@@ -217,7 +217,7 @@ def test_tables_and_records_with_the_older_name_of_initialisation_are_read(tmp_p
     assert (tmp_path / records.RUNS).read_text() == new
     (tmp_path / "records" / f"{runs[0].config.name}.json").unlink()
     (tmp_path / records.RUNS).write_text(older)
-    records.gather(tmp_path)  # one row out of the older table, one out of an older record
+    records.gather(tmp_path)  # one row from the older table, one from an older record
     assert (tmp_path / records.RUNS).read_text() == new
     (tmp_path / records.SWEEP).write_text("activation,smooth_init\ngelu,True\nrelu,False\n")
     assert [config.initialisation for config in records.read_sweep(folder=tmp_path)] == ["weight-tied", "iid"]
@@ -237,7 +237,7 @@ def test_a_shipped_network_reproduces_its_record():
     shipped = [run for run in records.read_runs() if run.has_weights]
     if not shipped:
         pytest.skip("checkpoints/ holds no trained network yet")
-    run = min(shipped, key=lambda run: run.config.depth)  # its 10 000 images take the least
+    run = min(shipped, key=lambda run: run.config.depth)  # the fastest on 10,000 images
     checkpoint = run.load()
     measured = monitor.measure(checkpoint.network)
     for name in RATIOS:
@@ -245,5 +245,5 @@ def test_a_shipped_network_reproduces_its_record():
     from lib.cifar import dataset
 
     _, accuracy = training.evaluate(checkpoint.network, dataset.load(train=False, download=False))
-    # On the machine and engine that logged it the two are equal; rounding elsewhere may turn an image or five.
+    # The two are equal on the machine and engine that logged it. Rounding elsewhere may change up to five images.
     assert accuracy == pytest.approx(run.values["test_accuracy"], abs=0.05)

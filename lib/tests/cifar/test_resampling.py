@@ -1,4 +1,4 @@
-"""Networks with fewer layers: the rules over the depth, the networks, what is measured of them and how it is shown."""
+"""Networks with fewer layers: the rules over the depth, their accuracy and distance, the figure and the explorer."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from lib.ode import layers as depth_layers
 
 @pytest.fixture
 def network():
-    """A network of 8 i.i.d. layers in evaluation mode, none of whose parameters or statistics is trivial."""
+    """A network of 8 i.i.d. layers in evaluation mode, with batch norms that are not trivial."""
     made = ConvResNet(ConvNetConfig(depth=8, initialisation="iid")).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -63,12 +63,12 @@ def test_more_layers_than_there_are_are_interpolated_and_say_so():
 
 
 @pytest.mark.parametrize(("layers", "found"), [(0, "layers is 0"), ("8", "layers is '8'"), (2.0, "layers is 2.0")])
-def test_layers_that_cannot_be(network, layers, found):
+def test_wrong_numbers_of_layers_are_named(network, layers, found):
     with pytest.raises((ValueError, TypeError), match=f"{found}, expected a whole number of at least 1"):
         resample(network, layers)
 
 
-def test_rules_that_cannot_be(network):
+def test_wrong_rules_are_named(network):
     with pytest.raises(ValueError, match="'middle', expected one of: kept, averaged, interpolated"):
         resample(network, 4, "middle")
     with pytest.raises(ValueError, match="statistics is 'none', expected one of: kept"):
@@ -94,7 +94,7 @@ def test_a_network_of_fewer_layers(network, images):
     assert len(warned) == 1
 
 
-def test_it_saves_and_loads_as_any_other(network, images, tmp_path):
+def test_a_resampled_network_is_saved_and_loaded(network, images, tmp_path):
     whole = checkpoints.Checkpoint(CifarConfig(depth=8, initialisation="iid"), network, {"test_accuracy": 60.0}, {})
     path = checkpoints.save(tmp_path / "four.safetensors", resampling.resample_checkpoint(whole, 4))
     found = checkpoints.load(path)
@@ -138,7 +138,7 @@ def test_measuring_goes_on_where_it_stopped(small_runs, capsys):
     table = records.read_measured("resampling")
     assert table["layers"].tolist() == [4, 2, 1] * 4
     assert set(table["images"]) == {20}
-    # Both networks are at their start, where no layer does anything yet.
+    # Both networks are at their start: every layer is the identity.
     assert table["distance"].max() < 1e-6
     assert table["accuracy"].tolist() == table["accuracy_all"].tolist()
     capsys.readouterr()
@@ -156,13 +156,13 @@ def test_measuring_goes_on_where_it_stopped(small_runs, capsys):
 @pytest.mark.parametrize(
     "arguments", [["resample"], ["resampling", "--policies", "kept"], ["resampling", "--images", "-1"]]
 )
-def test_measuring_what_cannot_be(small_runs, arguments, capsys):
+def test_wrong_arguments_of_measuring_are_named(small_runs, arguments, capsys):
     assert measured.main(arguments) == 2
     assert "expected" in capsys.readouterr().err
     assert not (paths.CHECKPOINTS / "resampling.csv").exists()
 
 
-def rows_of(run, distances, accuracies, policy=("kept", "kept")):
+def make_rows(run, distances, accuracies, policy=("kept", "kept")):
     weights, statistics = policy
     which = {"run": run, "weights": weights, "statistics": statistics, "images": 1000, "accuracy_all": 60.0}
     return [
@@ -173,10 +173,10 @@ def rows_of(run, distances, accuracies, policy=("kept", "kept")):
     ]
 
 
-def test_what_the_figure_says(small_runs):
+def test_the_figure_and_its_summary_are_those_of_the_table(small_runs):
     run = next(run for run in small_runs if run.config.batch_norm)
-    # The second is within half a point again, after the first was not: that does not count.
-    rows = rows_of(run.config.name, [0.5, 1.0, 2.0], [59.5, 59.4, 60.0]) + rows_of("unknown", [1.0], [10.0])
+    # One layer is within half a point again, but two layers are not, so one does not count.
+    rows = make_rows(run.config.name, [0.5, 1.0, 2.0], [59.5, 59.4, 60.0]) + make_rows("unknown", [1.0], [10.0])
     tables.write_csv(paths.CHECKPOINTS / "resampling.csv", tables.from_rows(rows))
     config = room.Config(["gelu weight-tied 30"], slope_from=1)
     table = room.tabulate_curves(small_runs)
@@ -195,7 +195,7 @@ def test_what_the_figure_says(small_runs):
     assert make_readable(table_1)["resampling distance"].count("0.5") == 1
 
 
-def test_without_anything_measured_there_is_a_sentence(small_runs):
+def test_without_a_table_the_figure_holds_a_sentence(small_runs):
     table = room.tabulate_curves(small_runs)
     assert table == room.summarise_runs(table, room.Config(["gelu iid 30"])) == {}
     data = {"resampling": table, "resampling_shallow": room.select_shallow(small_runs, table)}
@@ -206,7 +206,7 @@ def test_without_anything_measured_there_is_a_sentence(small_runs):
 
 
 @pytest.mark.parametrize("shown", [[], ["gelu"], ["gelu weight-tied 30"] * 4, [3]])
-def test_networks_that_cannot_be_shown(shown):
+def test_wrong_networks_of_the_figure_are_named(shown):
     with pytest.raises(ValueError, match="expected"):
         room.Config(shown)
 

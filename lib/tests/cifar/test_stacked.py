@@ -1,7 +1,7 @@
-"""Stacked runs: the CUDA kernels' mathematics with their threads played on the CPU, and whole steps beside runs alone.
+"""Stacked runs: the CUDA kernels against autograd, and stacks of runs against runs alone.
 
-The same source is compiled as C++ (cuda_on_cpu.h), so that these tests need no GPU. What they cannot show is what only
-hardware has, races and speed; where there is a GPU, the last tests run the kernels on it.
+The kernels' source is compiled as C++ (cuda_on_cpu.h), and their threads take turns on the CPU, so these tests need no
+GPU. They do not show races and speed. If there is a GPU, the last tests run the kernels on it.
 """
 
 import copy
@@ -38,7 +38,7 @@ needs_cuda = pytest.mark.skipif(
     reason="stacked runs need a GPU of compute capability 9.0",
 )
 needs_compiler = pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "c++")) is None, reason="there is no C++ compiler to play the kernels with"
+    shutil.which(os.environ.get("CXX", "c++")) is None, reason="there is no C++ compiler for the kernels"
 )
 
 
@@ -75,8 +75,8 @@ def kernels(library, monkeypatch) -> Played:
     return Played(library)
 
 
-def networks(*activations: str, depth: int = 2) -> list[ConvResNet]:
-    """Networks away from their initialisation, where every block is 0."""
+def make_networks(*activations: str, depth: int = 2) -> list[ConvResNet]:
+    """Networks away from their initialisation, at which every block is 0."""
     found = [
         ConvResNet(ConvNetConfig(depth=depth, activation=activation, initialisation="iid", seed=seed)).train()
         for seed, activation in enumerate(activations)
@@ -89,37 +89,37 @@ def networks(*activations: str, depth: int = 2) -> list[ConvResNet]:
     return found
 
 
-def rows(images: torch.Tensor) -> torch.Tensor:
+def to_rows(images: torch.Tensor) -> torch.Tensor:
     """(n, 16, 10, 10) -> (n, 100, 16)"""
     return images.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def images_of(rows: torch.Tensor) -> torch.Tensor:
+def to_images(rows: torch.Tensor) -> torch.Tensor:
     return rows.unflatten(1, (10, 10)).permute(0, 3, 1, 2).contiguous()
 
 
-def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+def compute_relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """|found - expected| / |expected|"""
     found = found.cpu().double()
     return float((found - expected.cpu()).norm() / expected.cpu().norm())
 
 
-def exact(network: ConvResNet, h: torch.Tensor, above: torch.Tensor) -> dict[str, torch.Tensor]:
-    """By float64 autograd: h_L, dl/dh_0, all gradients and running statistics, and h_L in evaluation mode."""
+def compute_exactly(network: ConvResNet, h: torch.Tensor, above: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Compute h_L, dl/dh_0, all gradients, running statistics, and h_L in evaluation mode, by float64 autograd."""
     layers = copy.deepcopy(network).double().residual_layers
-    x = images_of(h).double().requires_grad_()
+    x = to_images(h).double().requires_grad_()
     h_L = layers(x)
-    h_L.backward(images_of(above).double())
-    found = {"h_L": rows(h_L.detach()), "dl/dh_0": rows(x.grad)}
+    h_L.backward(to_images(above).double())
+    found = {"h_L": to_rows(h_L.detach()), "dl/dh_0": to_rows(x.grad)}
     parts = [f"{part}.weight" for part in ("conv1", "conv2", "bn1", "bn2")] + ["bn1.bias", "bn2.bias"]
     found |= {f"gradient of {name}": layers.stacked(name).grad for name in parts}
     found |= {name: layers.stacked(name) for name in layers.names() if "running" in name}
-    found["h_L in evaluation"] = rows(layers.eval()(x).detach())
+    found["h_L in evaluation"] = to_rows(layers.eval()(x).detach())
     return found
 
 
-def stacked(layers: StackedLayers, h: torch.Tensor, above: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The same of all networks of a stack, under the same names, the runs first."""
+def compute_stacked(layers: StackedLayers, h: torch.Tensor, above: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Compute the same for all networks of a stack, under the same names. The first axis is the run."""
     found = {"h_L": layers.forward(h), "dl/dh_0": layers.backward(above)}
     gradients = layers.gradients | layers.weight_gradients()
     found |= {f"gradient of {name}": tensor for name, tensor in gradients.items()}
@@ -128,7 +128,7 @@ def stacked(layers: StackedLayers, h: torch.Tensor, above: torch.Tensor) -> dict
     return found
 
 
-def given(runs: int, n: int, device=CPU) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_inputs(runs: int, n: int, device=CPU) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     return tuple(torch.randn(runs, n, 100, 16, generator=generator).to(device) for _ in range(2))
 
@@ -137,12 +137,12 @@ def given(runs: int, n: int, device=CPU) -> tuple[torch.Tensor, torch.Tensor]:
 @needs_compiler
 @pytest.mark.parametrize("n", [BLOCKS * IMAGES, BLOCKS])  # a whole batch, and one image a block
 def test_forward_and_backward_agree_with_float64_autograd(kernels, n):
-    nets = networks("gelu", "relu", "identity")
-    h, above = given(3, n)
-    found = stacked(StackedLayers(nets, kernels, CPU), h, above)
+    nets = make_networks("gelu", "relu", "identity")
+    h, above = draw_inputs(3, n)
+    found = compute_stacked(StackedLayers(nets, kernels, CPU), h, above)
     for run, network in enumerate(nets):
-        for name, tensor in exact(network, h[run], above[run]).items():
-            assert apart(found[name][run], tensor) < 3e-6, (run, name)
+        for name, tensor in compute_exactly(network, h[run], above[run]).items():
+            assert compute_relative_error(found[name][run], tensor) < 3e-6, (run, name)
     assert not found["gradient of conv1.bias"].any()
 
 
@@ -150,21 +150,21 @@ def test_forward_and_backward_agree_with_float64_autograd(kernels, n):
 @pytest.mark.parametrize("size", [1e-15, 1e6])
 def test_small_and_large_gradients_keep_their_digits(kernels, size):
     """Half precision reaches from 6e-8 to 65504; the kernels choose a power of two for each layer."""
-    (network,) = networks("gelu")
-    h, above = given(1, BLOCKS)
-    found = stacked(StackedLayers([network], kernels, CPU), h, above * size)
-    expected = exact(network, h[0], above[0].double() * size)
+    (network,) = make_networks("gelu")
+    h, above = draw_inputs(1, BLOCKS)
+    found = compute_stacked(StackedLayers([network], kernels, CPU), h, above * size)
+    expected = compute_exactly(network, h[0], above[0].double() * size)
     for name in ("dl/dh_0", "gradient of conv1.weight", "gradient of conv2.weight"):
-        assert apart(found[name][0], expected[name]) < 3e-6, name
+        assert compute_relative_error(found[name][0], expected[name]) < 3e-6, name
 
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_run_does_not_depend_on_its_company(kernels):
-    nets = networks("gelu", "relu")
-    h, above = given(2, BLOCKS)
-    together = stacked(StackedLayers(nets, kernels, CPU), h, above)
-    alone = stacked(StackedLayers(nets[1:], kernels, CPU), h[1:], above[1:])
+def test_a_run_does_not_depend_on_the_others_of_its_stack(kernels):
+    nets = make_networks("gelu", "relu")
+    h, above = draw_inputs(2, BLOCKS)
+    together = compute_stacked(StackedLayers(nets, kernels, CPU), h, above)
+    alone = compute_stacked(StackedLayers(nets[1:], kernels, CPU), h[1:], above[1:])
     for name, tensor in alone.items():
         assert torch.equal(tensor[0], together[name][1]), name
 
@@ -172,14 +172,14 @@ def test_a_run_does_not_depend_on_its_company(kernels):
 @pytest.mark.slow
 @needs_compiler
 def test_a_step_is_that_of_torch_sgd(kernels):
-    (network,) = networks("gelu")
+    (network,) = make_networks("gelu")
     layers = StackedLayers([network], kernels, CPU)
-    h, above = given(1, BLOCKS)
+    h, above = draw_inputs(1, BLOCKS)
     names = list(layers.parameters)
     expected = [layers.parameters[name].clone().requires_grad_() for name in names]
     optimizer = torch.optim.SGD(expected, lr=0.3, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     momenta = {name: torch.zeros_like(tensor) for name, tensor in layers.parameters.items()}
-    for _ in range(2):  # the second with momentum, and with the weights as the first left them for the kernels
+    for _ in range(2):  # the second step has momentum, and weights that the first step prepared for the kernels
         layers.forward(h)
         layers.backward(above)
         gradients = layers.gradients | layers.weight_gradients()
@@ -188,7 +188,7 @@ def test_a_step_is_that_of_torch_sgd(kernels):
         optimizer.step()
         layers.update(momenta, torch.tensor(0.3))
     for name, parameter in zip(names, expected, strict=True):
-        assert apart(layers.parameters[name], parameter.detach().double()) < 1e-6, name
+        assert compute_relative_error(layers.parameters[name], parameter.detach().double()) < 1e-6, name
     prepared = layers.buffers["weight"].clone()
     layers.prepare()
     assert torch.equal(prepared, layers.buffers["weight"])
@@ -213,7 +213,7 @@ SHORT = {"depth": 2, "batch_size": BLOCKS * IMAGES, "train_images": 10, "test_im
 SHALLOW = {**SHORT, "depth": 1}
 
 
-def sets(config: CifarConfig) -> list[dataset.Images]:
+def draw_sets(config: CifarConfig) -> list[dataset.Images]:
     generator = torch.Generator().manual_seed(3)
     return [
         dataset.Images(
@@ -231,7 +231,7 @@ def test_a_stack_trains_as_its_runs_alone(kernels):
         CifarConfig(activation=activation, initialisation=initialisation, seed=seed, **SHORT)
         for activation, initialisation, seed in (("gelu", "weight-tied", 0), ("relu", "iid", 1))
     ]
-    train_set, test_set = sets(configs[0])
+    train_set, test_set = draw_sets(configs[0])
     runs = [Training(config, CPU) for config in configs]
     stack = Stack(runs, train_set, test_set, CPU, kernels)
     values = stack.train_epoch(0), stack.evaluate(), stack.measure()
@@ -245,7 +245,7 @@ def test_a_stack_trains_as_its_runs_alone(kernels):
         weights, scales = values[2][place]
         stacked_values, own_values = monitor.measure_smoothness(weights) | scales, monitor.measure(alone.network)
         assert stacked_values.keys() == own_values.keys()
-        known = [name for name, value in own_values.items() if value is not None]  # noise takes more layers than two
+        known = [name for name, value in own_values.items() if value is not None]  # noise needs more than two layers
         assert len(known) == 4
         assert [stacked_values[name] for name in known] == pytest.approx([own_values[name] for name in known], rel=1e-5)
         state = runs[place].network.state_dict()
@@ -266,7 +266,7 @@ class ByAutograd:
         self.running = self._shared(name for name in first.names() if "running" in name)
 
     def _shared(self, names) -> dict[str, torch.Tensor]:
-        """Tensors of all networks, the runs first, in whose memory those of the networks are from now on."""
+        """Tensors of all networks, the runs first. From now on the networks' own tensors are views of them."""
         found = {name: torch.stack([layers.stacked(name).detach() for layers in self.layers]) for name in names}
         for name, tensor in found.items():
             for layers, own in zip(self.layers, tensor, strict=True):
@@ -274,17 +274,17 @@ class ByAutograd:
         return found
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        self.given = [images_of(own).requires_grad_() for own in h]
+        self.given = [to_images(own).requires_grad_() for own in h]
         self.found = [layers(own) for layers, own in zip(self.layers, self.given, strict=True)]
-        return torch.stack([rows(h_L.detach()) for h_L in self.found])
+        return torch.stack([to_rows(h_L.detach()) for h_L in self.found])
 
     def backward(self, above: torch.Tensor) -> torch.Tensor:
         gradients = []
         for layers, given, h_L, own in zip(self.layers, self.given, self.found, above, strict=True):
             wanted = [given, *(layers.stacked(name) for name in self.parameters)]
-            gradients.append(torch.autograd.grad(h_L, wanted, images_of(own)))
+            gradients.append(torch.autograd.grad(h_L, wanted, to_images(own)))
         below, *self.gradients = (torch.stack(of) for of in zip(*gradients, strict=True))
-        return torch.stack([rows(own) for own in below])
+        return torch.stack([to_rows(own) for own in below])
 
     def update(self, momenta: dict[str, torch.Tensor], rate: torch.Tensor) -> None:
         names = list(self.parameters)
@@ -307,7 +307,7 @@ class StepByStep(Stack):
 
 @pytest.mark.slow
 def test_the_first_hundred_losses_of_a_stack_are_those_of_its_runs_alone(monkeypatch):
-    """In float64: in float32 rounding turns the sign of a value before a ReLU sooner, and the runs part."""
+    """In float64, since in float32 rounding soon turns the sign of a value before a ReLU, and then the runs differ."""
     monkeypatch.setattr(stack_module, "StackedLayers", ByAutograd)
     monkeypatch.setattr(stacked_layers, "BATCH", 8)
     setting = {
@@ -322,7 +322,7 @@ def test_the_first_hundred_losses_of_a_stack_are_those_of_its_runs_alone(monkeyp
         CifarConfig(activation=activation, initialisation=initialisation, seed=seed, **setting)
         for activation, initialisation, seed in (("gelu", "weight-tied", 0), ("relu", "iid", 1))
     ]
-    train_set, test_set = sets(configs[0])
+    train_set, test_set = draw_sets(configs[0])
     runs = [Training(config, CPU, torch.float64) for config in configs]
     stack = StepByStep(runs, train_set, test_set, CPU, SimpleNamespace(blocks=BLOCKS))
     stack.train_epoch(0)
@@ -337,7 +337,7 @@ def test_the_first_hundred_losses_of_a_stack_are_those_of_its_runs_alone(monkeyp
 @needs_compiler
 def test_a_run_in_a_stack_is_the_run_in_a_stack_of_its_own_to_the_bit(kernels):
     configs = [CifarConfig(activation=name, seed=seed, **SHALLOW) for seed, name in enumerate(("gelu", "relu"))]
-    train_set, test_set = sets(configs[0])
+    train_set, test_set = draw_sets(configs[0])
 
     def trained(*configs):
         runs = [Training(config, CPU) for config in configs]
@@ -359,7 +359,7 @@ def test_a_run_in_a_stack_is_the_run_in_a_stack_of_its_own_to_the_bit(kernels):
 def test_a_stacked_run_is_saved_and_gone_on_with(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     config = CifarConfig(**SHALLOW)
-    train_set, test_set = sets(config)
+    train_set, test_set = draw_sets(config)
     monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     whole = list(stacked_training.train([config], device="cpu", kernels=kernels))
     folder = states.run_folder(config)
@@ -385,7 +385,7 @@ def test_a_stacked_run_is_saved_and_gone_on_with(kernels, tmp_path, monkeypatch)
 def test_a_diverged_run_leaves_the_others_alone(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     configs = [CifarConfig(activation=activation, **{**SHALLOW, "epochs": 1}) for activation in ("gelu", "relu")]
-    train_set, test_set = sets(configs[0])
+    train_set, test_set = draw_sets(configs[0])
     monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     initialise = Training.__init__
 
@@ -407,7 +407,7 @@ def test_a_diverged_run_leaves_the_others_alone(kernels, tmp_path, monkeypatch):
 def test_a_stack_ends_when_no_run_is_left(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     config = CifarConfig(**{**SHALLOW, "epochs": 5, "learning_rate": 1e30})
-    train_set, test_set = sets(config)
+    train_set, test_set = draw_sets(config)
     monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     yielded = []
     with pytest.raises(stacked_training.Divergence, match=r"diverged: gelu_\S* \(.* in epoch [12]\)\."):
@@ -417,11 +417,11 @@ def test_a_stack_ends_when_no_run_is_left(kernels, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @needs_compiler
-def test_nothing_that_is_not_finite_is_saved_of_a_stack(kernels, tmp_path, monkeypatch):
-    """The losses of the epoch are finite; the weights after it, or the test loss, are not."""
+def test_a_stacked_run_that_is_not_finite_is_not_saved(kernels, tmp_path, monkeypatch):
+    """The losses of the epoch are finite. The weights after it, or the test loss, are not."""
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     configs = [CifarConfig(activation=name, **{**SHALLOW, "epochs": 1}) for name in ("gelu", "relu", "identity")]
-    train_set, test_set = sets(configs[0])
+    train_set, test_set = draw_sets(configs[0])
     monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     evaluate = Stack.evaluate
 
@@ -512,7 +512,7 @@ def test_the_command_takes_runs_by_name_or_the_pending_ones(capsys):
 
 @pytest.mark.slow
 def test_training_needs_none_of_the_notebooks_packages():
-    """A machine with a GPU has PyTorch, and often no Jupyter."""
+    """A machine with a GPU often has PyTorch without Jupyter."""
     hidden = ("papermill", "nbformat", "nbclient", "nbconvert", "ipywidgets", "IPython", "matplotlib")
     code = f"import sys; sys.modules |= dict.fromkeys({hidden}); import lib.cifar.stacked.training"
     done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
@@ -528,24 +528,24 @@ def test_the_command_trains_and_publishes_stack_after_stack(kernels, tmp_path, m
     columns = {"depth": 1, "batch_size": BLOCKS * IMAGES, "epochs": 1}
     runs = [f"{activation},{','.join(map(str, columns.values()))}" for activation in ("gelu", "relu", "tanh")]
     (tmp_path / "checkpoints" / records.SWEEP).write_text("\n".join([f"activation,{','.join(columns)}", *runs]) + "\n")
-    train_set, test_set = sets(CifarConfig(**SHALLOW))
+    train_set, test_set = draw_sets(CifarConfig(**SHALLOW))
     monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     train = stacked_training.train
 
-    def on_cpu(configs, **given):
+    def train_on_cpu(configs, **given):
         return train(configs, **{**given, "device": "cpu"}, kernels=kernels)
 
-    monkeypatch.setattr(stacked_training, "train", on_cpu)
+    monkeypatch.setattr(stacked_training, "train", train_on_cpu)
     assert stacked_training.main(["--most", "1"]) == 0
     said = capsys.readouterr().out
     assert said.count("A stack of 1 runs: ") == 2
     assert said.count("epoch 1 of 1, ") == 2
     finished = [run.config.activation for run in records.read_runs(tmp_path / "checkpoints")]
-    assert finished == ["gelu", "relu"]  # tanh is none of the kernels' activations
+    assert finished == ["gelu", "relu"]  # the kernels do not have tanh
     assert all(run.has_weights for run in records.read_runs(tmp_path / "checkpoints"))
 
 
-def test_runs_of_a_stack_are_equally_far(tmp_path, monkeypatch):
+def test_runs_of_a_stack_have_the_same_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     configs = [CifarConfig(depth=2, seed=seed) for seed in range(4)] + [CifarConfig(depth=3)]
     for config in configs[1:3]:
@@ -561,14 +561,14 @@ def test_runs_of_a_stack_are_equally_far(tmp_path, monkeypatch):
 def test_a_run_that_diverges_leaves_the_other_stacks_alone(tmp_path, monkeypatch, capsys):
     trained = []
 
-    def one_diverges(configs, **options):
+    def diverge_once(configs, **options):
         trained.append([config.seed for config in configs])
         if len(trained) == 1:
             raise Divergence("The loss was not finite.")
         yield []
 
     monkeypatch.setattr(paths, "BUILD", tmp_path)
-    monkeypatch.setattr(stacked_training, "train", one_diverges)
+    monkeypatch.setattr(stacked_training, "train", diverge_once)
     assert stacked_training.main(["--epochs", "7", "--most", "20"]) == 1
     assert len(trained) == 2
     assert capsys.readouterr().err == "The loss was not finite.\n"
@@ -585,22 +585,22 @@ def test_few_runs_have_more_blocks_each():
 @pytest.mark.parametrize("blocks", stack_module.BLOCKS_PER_RUN)
 def test_the_kernels_on_a_gpu_agree_with_float64_autograd(blocks):
     device = torch.device("cuda")
-    nets = networks("gelu", "relu", "identity", depth=16)
-    h, above = given(3, 64, device)
+    nets = make_networks("gelu", "relu", "identity", depth=16)
+    h, above = draw_inputs(3, 64, device)
     layers = StackedLayers(nets, stacked_layers.Kernels(blocks, device), device)
-    found = stacked(layers, h, above)
+    found = compute_stacked(layers, h, above)
     for run, network in enumerate(nets):
-        for name, tensor in exact(network, h[run].cpu(), above[run].cpu()).items():
-            assert apart(found[name][run], tensor) < 1e-5, (run, name)
+        for name, tensor in compute_exactly(network, h[run].cpu(), above[run].cpu()).items():
+            assert compute_relative_error(found[name][run], tensor) < 1e-5, (run, name)
     assert torch.equal(layers.backward(above), found["dl/dh_0"])
 
 
 @needs_cuda
 def test_a_stack_on_a_gpu_starts_as_its_runs_alone():
-    """Until the sign of a ReLU turns by rounding in one of them, two ways of computing a run agree to rounding."""
+    """Two ways of computing a run agree to rounding, until rounding turns the sign of a value before a ReLU."""
     config = CifarConfig(depth=16, train_images=640, test_images=64, epochs=1)
     device = torch.device("cuda")
-    train_set, test_set = (dataset.Images(one.pixels.cuda(), one.labels.cuda()) for one in sets(config))
+    train_set, test_set = (dataset.Images(one.pixels.cuda(), one.labels.cuda()) for one in draw_sets(config))
     run, alone = Training(config, CPU), Training(config, device)
     loss, _ = Stack([run], train_set, test_set, device).train_epoch(0)
     *_, progress = alone.train_epoch(train_set, 0)

@@ -13,8 +13,8 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 SMALL = NetworkConfig(depth=7, width=5, dimension=4, samples=6, seed=3)
 
 
-def perturbed(config, device="cpu"):
-    """Weights away from every special initial value, and data."""
+def draw_perturbed(config, device="cpu"):
+    """Draw data, and weights that are neither zero nor equal."""
     weights, data = initialise(config)
     generator = torch.Generator().manual_seed(1)
     for tensor in weights.items().values():
@@ -22,17 +22,17 @@ def perturbed(config, device="cpu"):
     return weights.to(device), data.to(device)
 
 
-def autograd_gradients(config, weights, data):
-    """Loss and gradients of the same function in float64, by autograd."""
+def compute_autograd_gradients(config, weights, data):
+    """Compute loss and gradients of the same function in float64, by autograd."""
     tensors = {name: t.double().requires_grad_() for name, t in weights.items().items()}
     config64 = dataclasses.replace(config, dtype="float64")
     copy = type(weights)(**tensors)
-    prediction = outputs(copy, hidden_states_graph(config64, copy, data.x.double()))
+    prediction = outputs(copy, trace_hidden_states(config64, copy, data.x.double()))
     loss = (prediction - data.y.double()).square().sum() * config.loss_scale
     return loss.detach(), dict(zip(tensors, torch.autograd.grad(loss, list(tensors.values())), strict=True))
 
 
-def hidden_states_graph(config, weights, x):
+def trace_hidden_states(config, weights, x):
     """The forward recursion without in-place writes, so that autograd can follow it."""
     from lib import activations
 
@@ -59,10 +59,10 @@ def test_gradients_match_float64_autograd(activation, convention, ends, dtype, t
         train_ends=ends,
         **({"hidden_dimension": 9, "output_dimension": 3} if ends else {}),
     )
-    weights, data = perturbed(config, device)
+    weights, data = draw_perturbed(config, device)
     solver = Adjoint(config, weights, data, chunk=3)
     loss = solver.forward()
-    expected_loss, expected = autograd_gradients(config, weights, data)
+    expected_loss, expected = compute_autograd_gradients(config, weights, data)
     assert torch.isclose(loss.double(), expected_loss, rtol=tolerance)
     got = solver.gradients().items()
     assert set(got) == set(expected)
@@ -73,17 +73,17 @@ def test_gradients_match_float64_autograd(activation, convention, ends, dtype, t
 
 def test_relu_gradients_match_autograd():
     config = dataclasses.replace(SMALL, activation="relu")
-    weights, data = perturbed(config)
+    weights, data = draw_perturbed(config)
     solver = Adjoint(config, weights, data)
     solver.forward()
-    _, expected = autograd_gradients(config, weights, data)
+    _, expected = compute_autograd_gradients(config, weights, data)
     for name, gradient in solver.gradients().items().items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 100])
 def test_chunks_do_not_change_the_result(chunk):
-    weights, data = perturbed(SMALL)
+    weights, data = draw_perturbed(SMALL)
     reference, other = Adjoint(SMALL, weights, data), Adjoint(SMALL, weights, data, chunk=chunk)
     assert reference.forward() == other.forward()
     torch.testing.assert_close(other.gradients().V, reference.gradients().V, rtol=1e-13, atol=0)
@@ -92,7 +92,7 @@ def test_chunks_do_not_change_the_result(chunk):
 
 def test_descend_takes_depth_times_learning_rate():
     config = dataclasses.replace(SMALL, train_ends=True, hidden_dimension=8)
-    weights, data = perturbed(config)
+    weights, data = draw_perturbed(config)
     before = weights.clone()
     solver = Adjoint(config, weights, data, chunk=2)
     solver.forward()
@@ -104,7 +104,7 @@ def test_descend_takes_depth_times_learning_rate():
 
 
 def test_clipped_descend_bounds_every_velocity():
-    weights, data = perturbed(SMALL)
+    weights, data = draw_perturbed(SMALL)
     before = weights.clone()
     solver = Adjoint(SMALL, weights, data)
     solver.forward()
@@ -115,8 +115,8 @@ def test_clipped_descend_bounds_every_velocity():
     assert float((weights.W - before.W).abs().max()) <= 0.1 * clip * (1 + 1e-12)
 
 
-def test_hidden_states_are_those_of_the_engine():
-    weights, data = perturbed(SMALL)
+def test_hidden_states_are_those_of_the_solver():
+    weights, data = draw_perturbed(SMALL)
     solver = Adjoint(SMALL, weights, data)
     solver.forward()
     torch.testing.assert_close(hidden_states(SMALL, weights, data.x), solver.H, rtol=1e-13, atol=1e-14)

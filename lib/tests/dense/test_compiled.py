@@ -15,7 +15,7 @@ from lib.engine import build as engine
 
 needs_engine = pytest.mark.skipif(engine.load()[0] is None, reason=engine.load()[1])
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12}
-# Widths below, at and beyond whole vectors, one sample, blocks of samples with a remainder.
+# Widths below, at and above a whole number of vectors; one sample; blocks of samples with a remainder.
 SHAPES = [
     {"depth": 7, "width": 5, "dimension": 4, "samples": 6},
     {"depth": 1, "width": 1, "dimension": 1, "samples": 1},
@@ -26,8 +26,8 @@ SHAPES = [
 ]
 
 
-def problem(config):
-    """Weights away from their special initial values, and data."""
+def draw_problem(config):
+    """Draw data, and weights that are neither zero nor equal."""
     weights, data = initialise(config)
     generator = torch.Generator().manual_seed(1)
     for tensor in weights.items().values():
@@ -35,7 +35,7 @@ def problem(config):
     return weights, data
 
 
-def relative(found, expected):
+def compute_relative_error(found, expected):
     return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
@@ -46,20 +46,20 @@ def relative(found, expected):
 def test_loss_gradients_and_steps_are_those_of_the_adjoint(shape, activation, dtype):
     for convention in ("released", "eq3", "mean-field"):
         config = NetworkConfig(activation=activation, convention=convention, dtype=dtype, **shape)
-        weights, data = problem(config)
+        weights, data = draw_problem(config)
         reference, found = Adjoint(config, weights.clone(), data), Compiled(config, weights.clone(), data)
         tolerance = TOLERANCE[dtype]
         assert float(found.forward()) == pytest.approx(float(reference.forward()), rel=tolerance)
         expected = reference.gradients().items()
         for name, gradient in found.gradients().items().items():
-            assert relative(gradient, expected[name]) < tolerance, name
+            assert compute_relative_error(gradient, expected[name]) < tolerance, name
         before = found.weights.clone()
-        found.descend(0.0)  # no rate is no step, and no gradient in the weights' place
+        found.descend(0.0)  # a rate of 0 leaves the weights as they are
         assert all(torch.equal(tensor, before.items()[name]) for name, tensor in found.weights.items().items())
         for step in (lambda s: s.descend(1e-3), lambda s: s.run(1e-3, 2), lambda s: s.run(1e-3, 2, clip=0.05)):
             step(reference), step(found)
             for name, tensor in reference.weights.items().items():
-                assert relative(found.weights.items()[name], tensor) < tolerance, name
+                assert compute_relative_error(found.weights.items()[name], tensor) < tolerance, name
 
 
 @needs_engine
@@ -74,11 +74,11 @@ def test_any_number_of_threads_gives_the_same_bits_with_activations_kept_or_not(
             monkeypatch.setattr(compiled, "KEEP_BYTES", keep_bytes)
             for threads in (1, 2, 3, 8, 1):
                 torch.set_num_threads(threads)
-                weights, data = problem(config)
+                weights, data = draw_problem(config)
                 solver = Compiled(config, weights, data)
                 losses = solver.run(0.01, 3)
                 solver.forward()
-                # With A and B, forward is up to PyTorch's products, whose bits depend on the threads.
+                # With A and B, forward uses PyTorch's products, and their bits depend on the threads.
                 gradients = {} if ends else solver.gradients().items()
                 results.append((losses, *weights.items().values(), *gradients.values()))
     finally:
@@ -90,7 +90,7 @@ def test_any_number_of_threads_gives_the_same_bits_with_activations_kept_or_not(
 @needs_engine
 def test_whole_steps_are_forward_and_descend():
     config = NetworkConfig(depth=6, width=10, dimension=7, samples=20)
-    weights, data = problem(config)
+    weights, data = draw_problem(config)
     together, apart = Compiled(config, weights.clone(), data), Compiled(config, weights.clone(), data)
     losses = together.run(0.02, 5)
     for loss in losses:
@@ -102,7 +102,7 @@ def test_whole_steps_are_forward_and_descend():
 
 @needs_engine
 def test_gelu_is_accurate_everywhere():
-    # One layer with W = 1, V = 1, no residual seen: H_1 - H_0 = s(x), from the far tail to large values.
+    # One layer with W = V = 1: H_1 - H_0 = s(x), from the far tail to large values.
     for dtype, tolerance in (("float32", 1.5e-7), ("float64", 4e-16)):
         x = torch.linspace(-40, 40, 8001, dtype=getattr(torch, dtype))[:, None]
         config = NetworkConfig(depth=1, width=1, dimension=1, samples=len(x), dtype=dtype)
@@ -118,8 +118,8 @@ def test_gelu_is_accurate_everywhere():
 @needs_engine
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_far_tail_of_gelu_is_zero(dtype):
-    # With one sample and W = V = 1, dl/dV = s(x) p_1 and dl/dW = x s'(x) p_1. Where they do not matter they must be 0:
-    # the subnormal numbers in place of which they would be take a hundred times longer.
+    # With one sample and W = V = 1, dl/dV = s(x) p_1 and dl/dW = x s'(x) p_1. In the far tail both must be 0, since
+    # computing with subnormal numbers takes a hundred times longer.
     config = NetworkConfig(depth=1, width=1, dimension=1, samples=1, dtype=dtype)
     weights, data = initialise(config)
     weights.V.fill_(1), weights.W.fill_(1), data.y.zero_()
@@ -148,7 +148,7 @@ def test_an_overflow_is_not_hidden(dtype, sign):
 
 
 @needs_engine
-def test_auto_takes_the_compiled_engine_where_it_applies():
+def test_auto_takes_the_compiled_engine_if_it_applies():
     config = NetworkConfig(depth=3, width=4, dimension=2, samples=5)
     weights, data = initialise(config)
     assert make_solver(config, weights, data).name == "compiled"

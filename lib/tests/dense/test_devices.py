@@ -1,7 +1,7 @@
-"""No operation mixes devices: shapes and devices are followed through the code as if there were a CUDA device.
+"""No operation mixes devices: fake tensors follow shapes and devices through the code, with or without a GPU.
 
-PyTorch's fake tensors hold no numbers, so this needs no GPU and shows no result; where there is one, the tests of
-training, of the limit and of CIFAR-10 compare its numbers with the CPU's.
+PyTorch's fake tensors hold no numbers, so these tests show no result. If there is a GPU, the tests of training, of the
+limit and of CIFAR-10 compare its numbers with the CPU's.
 """
 
 import pytest
@@ -16,7 +16,7 @@ from lib.dense.network import NetworkConfig, initialise
 
 
 def move(module, device):
-    """`Module.to` for modules of fake tensors, which it refuses."""
+    """Move a module of fake tensors, which `Module.to` refuses."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
@@ -28,7 +28,7 @@ def move(module, device):
 
 @pytest.fixture(autouse=True)
 def nothing_fake_stays():
-    """What the code makes once and keeps would be a fake tensor for the tests that follow."""
+    """Clear the cached tensors, which would be fake ones in later tests."""
     yield
     dataset._normalisation.cache_clear()
 

@@ -19,7 +19,7 @@ from lib.measures import (
 )
 
 
-def random_weights(depth, width=3, hidden=2, seed=0):
+def draw_weights(depth, width=3, hidden=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return Weights(
         V=torch.randn(depth, width, hidden, generator=generator, dtype=torch.float64),
@@ -28,7 +28,7 @@ def random_weights(depth, width=3, hidden=2, seed=0):
 
 
 def test_successive_distance_is_the_maximum_over_layers_and_times():
-    states = [random_weights(5, seed=seed) for seed in range(4)]
+    states = [draw_weights(5, seed=seed) for seed in range(4)]
     running = SuccessiveDistance()
     joint, total = [], 0.0
     for weights in states:
@@ -45,19 +45,19 @@ def test_successive_distance_is_the_maximum_over_layers_and_times():
 
 def test_successive_distance_of_one_layer_is_zero():
     running = SuccessiveDistance()
-    running.update(random_weights(1))
+    running.update(draw_weights(1))
     assert set(running.values().values()) == {0.0}
 
 
 def test_tied_weights_have_no_successive_distance():
-    weights = random_weights(1)
+    weights = draw_weights(1)
     tied = Weights(weights.V.repeat(6, 1, 1), weights.W.repeat(6, 1, 1))
     assert all(float(squares.max()) == 0 for squares in successive_squares(tied))
 
 
 @pytest.mark.parametrize(("L", "R"), [(2, 8), (3, 7), (6, 4), (5, 5), (1, 9)])
 def test_integral_distance_equals_a_fine_riemann_sum(L, R):
-    f, g = random_weights(L, seed=1).V, random_weights(R, seed=2).V
+    f, g = draw_weights(L, seed=1).V, draw_weights(R, seed=2).V
     cells = L * R
     fine = f.repeat_interleave(cells // L, 0) - g.repeat_interleave(cells // R, 0)
     expected = math.sqrt(float(fine.square().sum()) / cells)
@@ -66,8 +66,8 @@ def test_integral_distance_equals_a_fine_riemann_sum(L, R):
 
 
 def test_sampling_rules_of_a_straight_line():
-    # g(s) = s on a fine grid, f constant on L cells with its left-end value: the rule "left" sees no
-    # distance at all, the integral sees the sawtooth of height 1/L, whose norm is 1/(L sqrt(3)).
+    # g(s) = s on a fine grid, f its left-end value on each of L cells. The rule "left" finds the distance 0.
+    # The integral finds that of a sawtooth of height 1/L, whose norm is 1/(L sqrt(3)).
     L, R = 8, 8 * 4096
     g = (torch.arange(R, dtype=torch.float64) / R).reshape(R, 1, 1)
     f = (torch.arange(L, dtype=torch.float64) / L).reshape(L, 1, 1)
@@ -123,9 +123,9 @@ def test_layer_noise_of_a_smooth_curve_falls_as_the_depth_to_its_order():
         layer_noise(torch.zeros(8, 3))
 
 
-def test_noise_share_tells_noise_from_a_curve_that_swings_fast():
+def test_noise_share_tells_noise_from_a_fast_oscillation():
     s = torch.linspace(0, 1, 256, dtype=torch.float64)[:, None]
-    curve = torch.sin(2 * math.pi * 13 * s + torch.arange(100))  # 20 layers a swing
+    curve = torch.sin(2 * math.pi * 13 * s + torch.arange(100))  # 20 layers a period
     noise = torch.randn(256, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert von_neumann_ratio(curve) > 0.09
     assert noise_share(curve) < 1e-6
@@ -184,6 +184,6 @@ def test_measures_take_arrays_and_lists(form):
         (lambda: von_neumann_ratio(torch.ones(3) * 1j), "weights is torch.complex64"),
     ],
 )
-def test_what_measures_do_not_take(call, sentence):
+def test_wrong_arguments_of_measures_are_named(call, sentence):
     with pytest.raises((TypeError, ValueError), match=sentence):
         call()

@@ -1,4 +1,4 @@
-"""The bounds hold, and say what they are made of."""
+"""The bounds on trained networks: their constants, and that they are above what is measured."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def test_suprema_of_derivatives_are_those_of_the_closed_forms():
     assert bend == pytest.approx(2 / (2 * np.pi) ** 0.5, rel=1e-4)
 
 
-def test_what_is_known_before_training_bounds_what_is_measured_at_the_start():
+def test_bounds_known_before_training_are_above_the_sizes_at_the_start():
     start, data = initialise(CONFIG)
     measured = dataclasses.asdict(gronwall.measure_sizes(CONFIG, start, data))
     known = dataclasses.asdict(gronwall.bound_sizes(CONFIG, start, data, clip=0.1, time=0.0))
@@ -38,7 +38,7 @@ def test_what_is_known_before_training_bounds_what_is_measured_at_the_start():
 
 
 def test_one_step_of_the_bound_covers_one_step_of_the_flow():
-    """From layers that are far from equal, in one step of gradient descent without clipping."""
+    """One step of gradient descent without clipping, from layers that are far from equal."""
     from lib.dense.distances import successive_squares
     from lib.dense.training import train
 
@@ -77,7 +77,7 @@ def table():
 
 
 @pytest.mark.parametrize("bound", ["M", "K", "C"])
-def test_upper_bounds_are_above_what_was_measured(table, bound):
+def test_upper_bounds_are_above_the_measured_values(table, bound):
     rows = select(table, bound=bound)
     for kind in ("own", "prior"):
         finite = np.isfinite(rows[kind])
@@ -90,7 +90,7 @@ def test_the_rate_is_above_the_constant_of_the_pl_condition(table):
     assert (rows["measured"] >= rows["own"]).all()
 
 
-def test_what_is_known_before_training_is_no_better_than_the_runs_own_norms(table):
+def test_bounds_known_before_training_are_not_below_those_of_the_runs_norms(table):
     rows = select(table, bound="K")
     assert (rows["own"] <= rows["prior"]).all()
     powers = bounds.compute_least_margin(table, "K", "prior", max(rows["time"]))
@@ -100,7 +100,7 @@ def test_what_is_known_before_training_is_no_better_than_the_runs_own_norms(tabl
 
 @pytest.mark.parametrize(("bound", "kind"), [("M", "prior"), ("K", "own"), ("rate", "own")])
 def test_a_violated_bound_is_seen(table, bound, kind):
-    """In one seed at one time: the powers of ten are negative, and a cross stands in the panel."""
+    """A bound violated in one seed at one time has a negative margin, and a cross in its panel."""
     end = max(table["time"])
     kept = bounds.draw({"bounds": table}, RUN).axes[list(bounds.TITLES).index(bound)]
     one = (table["bound"] == bound) & (table["time"] == end) & (table["seed"] == min(table["seed"]))
@@ -123,7 +123,7 @@ def test_the_figure_draws_medians_over_the_seeds(table):
         assert list(panel.lines[0].get_ydata()) == pytest.approx(expected, rel=1e-7)
 
 
-def test_impossible_values_are_named():
+def test_wrong_values_are_named():
     with pytest.raises(ValueError, match="train_ends is False"):
         dataclasses.replace(RUN, network=NetworkConfig(depth=2, width=2, dimension=2, samples=2))
     with pytest.raises(ValueError, match="activation is 'softplus', expected one that is 0 at 0"):

@@ -23,13 +23,13 @@ GENERAL = dataclasses.replace(
 )  # fmt: skip
 
 
-def last(records):
+def take_last(records):
     *_, record = records
     return record
 
 
-def trained(config, iterations, **options):
-    return last(limit.train(config, 0.05, iterations, [iterations], **options))
+def train_limit(config, iterations, **options):
+    return take_last(limit.train(config, 0.05, iterations, [iterations], **options))
 
 
 # --- The grid ---
@@ -50,11 +50,12 @@ def test_grid_integrates_differentiates_and_interpolates_polynomials_exactly():
 
 @pytest.mark.parametrize("depth", [1, 2, 7, 64, 1000])
 def test_distance_to_a_network_is_exact_for_polynomials(depth):
-    """Layers at the mean of s^p over their cell leave the variation within cells alone: closed form."""
+    """If layers are the means of s^p over their cells, the distance is the variation within the cells."""
     nodes, power = 12, 11  # the highest power that the nodes hold, whose square has the highest degree
     grid = spectral.get_grid(nodes)
     edges = torch.arange(depth + 1, dtype=torch.float64) / depth
-    # The layers lie ``offset`` off the means. Integral of s^(2p) minus that of the means squared, in fractions.
+    # The variation is the integral of s^(2p) minus that of the squared means, in fractions. The layers are the means
+    # plus ``offset``.
     exact_means = [
         Fraction(depth, power + 1) * (Fraction(k + 1, depth) ** (power + 1) - Fraction(k, depth) ** (power + 1))
         for k in range(depth)
@@ -66,7 +67,7 @@ def test_distance_to_a_network_is_exact_for_polynomials(depth):
     network = Weights(V=(means + offset)[:, None, None], W=(edges[:-1])[:, None, None])
     distances = ode.distance_to_network(network)
     assert distances["V"] == pytest.approx(math.sqrt(float(variation) + offset**2), rel=1e-12)
-    # W(s) = s against the left ends: each cell contributes the integral of u^2 over [0, 1/L].
+    # W(s) = s and its left ends: each cell adds the integral of u^2 over [0, 1/L].
     assert distances["W"] == pytest.approx(1 / (math.sqrt(3) * depth), rel=1e-12)
     assert ode.distance_to_network(network, "left")["W"] == pytest.approx(0, abs=1e-15)
 
@@ -79,7 +80,7 @@ def test_scalar_linear_network_follows_its_closed_form():
     config = NetworkConfig(width=1, dimension=1, samples=3, activation="identity", initial_V="drawn", seed=5)
     weights, data = initialise(config.at_depth(1))
     v, w = weights.V.item(), weights.W.item()
-    record = trained(config, 40, tolerance=1e-10)
+    record = train_limit(config, 40, tolerance=1e-10)
     x, y = data.x[:, 0], data.y[:, 0]
     for _ in range(40):
         end = x * math.exp(v * w)
@@ -103,7 +104,7 @@ def test_hidden_states_of_constant_linear_weights_are_the_matrix_exponential():
 
 @pytest.mark.parametrize("config", [SMALL, GENERAL], ids=["released", "general"])
 def test_output_agrees_with_an_independent_solver(config):
-    ode = trained(config, 20, tolerance=1e-9).ode
+    ode = train_limit(config, 20, tolerance=1e-9).ode
     x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     start = x if ode.weights.A is None else x @ ode.weights.A
     scale = 1.0 if config.convention == "released" else 1 / math.sqrt(config.width)
@@ -153,7 +154,7 @@ def test_more_nodes_converge_spectrally():
         solver = spectral.SpectralSolver(SMALL, nodes, picard_tolerance=1e-14)
         solver.run(0.05, 60)
         errors.append(limit._difference(solver, reference))
-    # An algebraic order p would gain the same factor 2^-p from each doubling; here the gain itself grows.
+    # An algebraic order p would gain the same factor 2^-p from each doubling. Here the gain grows.
     first, second, third = (after / before for before, after in pairwise(errors))
     assert second < 0.2 * first
     assert third < 0.01 * second
@@ -162,9 +163,9 @@ def test_more_nodes_converge_spectrally():
 
 @pytest.mark.slow
 def test_tolerance_is_met_and_reported():
-    reference = trained(SMALL, 60, tolerance=1e-11)
+    reference = train_limit(SMALL, 60, tolerance=1e-11)
     for tolerance in (1e-3, 1e-6, 1e-9):
-        record = trained(SMALL, 60, tolerance=tolerance)
+        record = train_limit(SMALL, 60, tolerance=tolerance)
         assert record.error <= tolerance
         assert limit._difference(record.solver, reference.solver) <= record.error
     assert reference.nodes > spectral.FIRST_NODES  # refined on the way
@@ -173,21 +174,21 @@ def test_tolerance_is_met_and_reported():
 @pytest.mark.slow
 def test_missed_tolerance_is_said():
     with pytest.warns(limit.ToleranceMissed, match=r"accurate to .* with 16 nodes, expected 1\.0e-10"):
-        record = trained(SMALL, 60, tolerance=1e-10, max_nodes=16)
+        record = train_limit(SMALL, 60, tolerance=1e-10, max_nodes=16)
     assert record.error > 1e-10
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trained(SMALL, 60, tolerance=1e-6)
+        train_limit(SMALL, 60, tolerance=1e-6)
 
 
-def test_records_do_not_depend_on_where_one_looks():
+def test_a_record_does_not_depend_on_the_other_records():
     whole = {record.iteration: record.loss for record in limit.train(SMALL, 0.05, 12, tolerance=1e-8)}
     assert list(whole) == list(range(13))
-    assert last(limit.train(SMALL, 0.05, 12, [12], tolerance=1e-8)).loss == pytest.approx(whole[12], rel=1e-10)
+    assert take_last(limit.train(SMALL, 0.05, 12, [12], tolerance=1e-8)).loss == pytest.approx(whole[12], rel=1e-10)
 
 
-def test_looking_costs_no_sweeps(monkeypatch):
-    """Records at every step, gradients among them, leave the extrapolation one solution a step as without them."""
+def test_records_cost_no_solutions_and_no_sweeps(monkeypatch):
+    """Records with gradients at every step take as many solutions and Picard sweeps as one record at the end."""
     sweeps = []
     integrals, states = spectral._picard, []
 
@@ -211,21 +212,21 @@ def test_looking_costs_no_sweeps(monkeypatch):
     assert counts[0] == counts[1]
 
 
-def test_configurations_without_such_a_limit_are_refused():
+def test_configurations_without_a_limit_are_refused():
     iid = dataclasses.replace(SMALL, initialisation="iid")
     for ask in (lambda: limit.train(iid, 0.1, 1), lambda: figure_1_right.Config(iid, [16, 32], 2, reference="limit")):
         with pytest.raises(ValueError, match="not functions of s: expected 'weight-tied' or 'gaussian-process'"):
             ask()  # before anything is trained
     with pytest.raises(ValueError, match="not an ordinary differential equation: expected '1/L'"):
-        trained(dataclasses.replace(SMALL, residual_scaling="1/sqrt(L)"), 1)
+        train_limit(dataclasses.replace(SMALL, residual_scaling="1/sqrt(L)"), 1)
     with pytest.raises(ValueError, match="expected them within 0 to 5"):
         limit.train(SMALL, 0.1, 5, [6])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_another_device_gives_the_same_limit():
+def test_cuda_gives_the_same_limit():
     configs = (dataclasses.replace(GENERAL, device=device) for device in ("cuda", "cpu"))
-    record, expected = (trained(config, 20, tolerance=1e-8) for config in configs)
+    record, expected = (train_limit(config, 20, tolerance=1e-8) for config in configs)
     assert record.loss == pytest.approx(expected.loss, rel=1e-10)
     torch.testing.assert_close(record.ode.weights.V.cpu(), expected.ode.weights.V, rtol=1e-8, atol=1e-10)
     network = expected.ode.network(9)
@@ -247,12 +248,12 @@ def test_networks_converge_at_rate_one_over_depth(config, clip):
     iterations = 25
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", limit.ToleranceMissed)  # clipping leaves kinks in s
-        record = trained(config, iterations, clip=clip, tolerance=1e-7, max_nodes=80)
+        record = train_limit(config, iterations, clip=clip, tolerance=1e-7, max_nodes=80)
     depths = (16, 32, 64, 128)
     errors = {"V": [], "W": [], "output": []}
     for depth in depths:
         network = config.at_depth(depth)
-        weights = last(train(network, 0.05, iterations, [iterations], clip=clip)).weights
+        weights = take_last(train(network, 0.05, iterations, [iterations], clip=clip)).weights
         for name, distance in record.ode.distance_to_network(weights).items():
             errors[name].append(distance)
         x = record.solver.data.x
@@ -260,12 +261,12 @@ def test_networks_converge_at_rate_one_over_depth(config, clip):
         errors["output"].append(float((output - record.ode(x)).norm()))
     for name, error in errors.items():
         assert fit_slope(depths, error).slope == pytest.approx(-1, abs=0.1), name
-        assert error[-1] > 10 * record.error or clip  # the limit is known better than what is measured
+        assert error[-1] > 10 * record.error or clip  # the limit is known better than the distances to it
 
 
 def test_steepness_is_the_limit_of_depth_times_successive_distance():
-    steepness = trained(SMALL, 25, tolerance=1e-7).ode.steepness()
-    weights = last(train(SMALL.at_depth(512), 0.05, 25, [25])).weights
+    steepness = train_limit(SMALL, 25, tolerance=1e-7).ode.steepness()
+    weights = take_last(train(SMALL.at_depth(512), 0.05, 25, [25])).weights
     squares = sum(torch.diff(Z, dim=0).square().sum(dim=(1, 2)) for Z in (weights.V, weights.W))
     assert 512 * float(squares.max().sqrt()) == pytest.approx(steepness, rel=1e-2)
 
@@ -274,8 +275,8 @@ def test_steepness_is_the_limit_of_depth_times_successive_distance():
 def test_distances_on_the_problem_of_figure_1():
     """n = 100, d = 16, m = 32, seed 0, 50 iterations: distances at L = 64 by three ways to compare."""
     config = NetworkConfig(depth=64)
-    ode = last(limit.train(config, 0.01, 50, [50], tolerance=1e-6)).ode
-    weights = last(train(config, 0.01, 50, [50])).weights
+    ode = take_last(limit.train(config, 0.01, 50, [50], tolerance=1e-6)).ode
+    weights = take_last(train(config, 0.01, 50, [50])).weights
     assert ode.distance_to_network(weights)["V"] == pytest.approx(1.53e-3, rel=5e-3)
     assert ode.distance_to_network(weights, "left")["V"] == pytest.approx(2.12e-3, rel=5e-3)
     midpoints = ode.weights_at((torch.arange(64) + 0.5) / 64)
@@ -294,8 +295,8 @@ def test_reference_of_figure_1_right_agrees_with_a_deep_network(sampling):
     by_network = figure_1_right.compute(figure_1_right.Config(**common, reference="network", reference_depth=deep))[
         "figure_1_right"
     ]
-    ode = last(limit.train(network, 0.01, 20, [20], tolerance=1e-8)).ode
-    weights = last(train(network.at_depth(deep), 0.01, 20, [20])).weights
+    ode = take_last(limit.train(network, 0.01, 20, [20], tolerance=1e-8)).ode
+    weights = take_last(train(network.at_depth(deep), 0.01, 20, [20])).weights
     accuracy = ode.distance_to_network(weights, sampling)
     for name in "VW":
         rows = zip(by_limit[f"distance_{name}"], by_network[f"distance_{name}"], strict=True)

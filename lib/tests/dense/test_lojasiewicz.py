@@ -1,4 +1,4 @@
-"""The PL condition: its constant is the smallest ratio over all residuals, and vanishes for narrow networks."""
+"""The PL condition: its constant is the smallest ratio over all residuals, and is 0 for narrow networks."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ CONFIG = NetworkConfig(
 )  # fmt: skip
 
 
-def record_with(config, y):
+def record_start(config, y):
     """The record of the initial weights with these targets."""
     weights, data = initialise(config)
     (record,) = train(config, 0.1, 0, start=(weights, Data(data.x, y)))
@@ -26,7 +26,7 @@ def test_the_kernel_gives_the_ratio_for_any_targets():
     weights, data = initialise(CONFIG)
     kernel = lojasiewicz.tangent_kernel(CONFIG, weights, data.x)
     for seed in range(3):
-        record = record_with(CONFIG, torch.randn(6, 2, generator=torch.Generator().manual_seed(seed)).double())
+        record = record_start(CONFIG, torch.randn(6, 2, generator=torch.Generator().manual_seed(seed)).double())
         r = record.solver.residual
         expected = 4 * CONFIG.loss_scale**2 * torch.einsum("ia,iajb,jb->", r, kernel, r) / record.loss
         assert lojasiewicz.ratio(record) == pytest.approx(float(expected), rel=1e-10)
@@ -38,11 +38,11 @@ def test_the_constant_is_reached_and_never_undercut():
     mu = lojasiewicz.constant(CONFIG, weights, data.x)
     kernel = lojasiewicz.tangent_kernel(CONFIG, weights, data.x).reshape(12, 12)
     worst = torch.linalg.eigh(kernel).eigenvectors[:, 0].reshape(6, 2)
-    output = record_with(CONFIG, torch.zeros(6, 2)).solver.residual
-    assert lojasiewicz.ratio(record_with(CONFIG, output - worst)) == pytest.approx(mu, rel=1e-6)
+    output = record_start(CONFIG, torch.zeros(6, 2)).solver.residual
+    assert lojasiewicz.ratio(record_start(CONFIG, output - worst)) == pytest.approx(mu, rel=1e-6)
     for seed in range(5):
         other = torch.randn(6, 2, generator=torch.Generator().manual_seed(seed)).double()
-        assert lojasiewicz.ratio(record_with(CONFIG, output - other)) > mu
+        assert lojasiewicz.ratio(record_start(CONFIG, output - other)) > mu
 
 
 @pytest.mark.parametrize(("width", "positive"), [(1, False), (2, False), (3, True), (12, True)])

@@ -1,4 +1,4 @@
-"""Every solver keeps what `lib.dense.solver.Solver` says: gradients of its loss, steps, clipping, trained ends."""
+"""Every solver does what `lib.dense.solver.Solver` says: gradients of its loss, steps, clipping, trained ends."""
 
 import dataclasses
 

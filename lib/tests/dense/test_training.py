@@ -18,7 +18,7 @@ from lib.tables import select
 SMALL = NetworkConfig(depth=8, width=6, dimension=4, samples=10, seed=1)
 
 
-def last(records):
+def take_last(records):
     return collections.deque(records, maxlen=1).pop()
 
 
@@ -36,7 +36,7 @@ def test_a_linear_network_with_tied_weights_has_a_closed_form():
 
 def test_one_step_from_zero_V_moves_V_by_the_closed_form():
     # V = 0: states stay X, the adjoint stays P = 2 (X - Y)/(n d), so V_k moves by -eta s(X W)^T P.
-    record = last(train(SMALL, 0.3, 1))
+    record = take_last(train(SMALL, 0.3, 1))
     weights, data = initialise(SMALL)
     P = 2 * (data.x - data.y) / data.y.numel()
     expected = -0.3 * torch.nn.functional.gelu(data.x @ weights.W[0]).mT @ P
@@ -70,9 +70,9 @@ def test_conventions_are_one_network_in_other_coordinates():
     square = NetworkConfig(depth=6, width=4, dimension=4, samples=9, seed=2)
     weights, data = initialise(square)
     scaled = Weights(V=2 * weights.V, W=2 * weights.W)
-    released = last(train(square, 0.05, 30))
+    released = take_last(train(square, 0.05, 30))
     config = dataclasses.replace(square, convention="eq3")
-    eq3 = last(train(config, 0.05, 30, start=(scaled, data)))
+    eq3 = take_last(train(config, 0.05, 30, start=(scaled, data)))
     assert eq3.loss == pytest.approx(4 * released.loss, rel=1e-11)
     torch.testing.assert_close(eq3.weights.V, 2 * released.weights.V, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(eq3.weights.W, 2 * released.weights.W, rtol=1e-10, atol=1e-13)
@@ -86,9 +86,9 @@ def test_recorded_iterations_do_not_change_the_path():
 
 
 def test_a_seed_fixes_everything_and_another_changes_it():
-    one, two = last(train(SMALL, 0.05, 5)), last(train(SMALL, 0.05, 5))
+    one, two = take_last(train(SMALL, 0.05, 5)), take_last(train(SMALL, 0.05, 5))
     assert torch.equal(one.weights.V, two.weights.V)
-    other = last(train(dataclasses.replace(SMALL, seed=9), 0.05, 5))
+    other = take_last(train(dataclasses.replace(SMALL, seed=9), 0.05, 5))
     assert not torch.equal(one.weights.V, other.weights.V)
 
 
@@ -144,10 +144,10 @@ def test_lockstep_yields_equal_iterations():
 
 def test_divergence_is_a_sentence():
     with pytest.raises(Divergence, match=r"The loss is (inf|nan) at iteration \d+ \(depth 8, weight-tied"):
-        last(train(SMALL, 1e3, 200, record_at=[200]))
+        take_last(train(SMALL, 1e3, 200, record_at=[200]))
 
 
-def test_the_end_factor_keeps_the_outputs_speed():
+def test_the_step_factor_is_that_of_the_residual_scaling():
     assert SMALL.step_factor == SMALL.depth
     assert dataclasses.replace(SMALL, residual_scaling="1/sqrt(L)").step_factor == 1
     assert dataclasses.replace(SMALL, residual_scaling="1/sqrt(L)").outer_scale == pytest.approx(1 / math.sqrt(8))
@@ -209,7 +209,7 @@ def test_weights_and_data_of_another_configuration_get_a_sentence():
 def test_own_data_come_in_any_form(form):
     weights, data = initialise(SMALL)
     start = Weights(weights.V.numpy(), weights.W.numpy()), Data(form(data.x.tolist()), form(data.y.tolist()))
-    found, expected = last(train(SMALL, 0.1, 3, start=start)), last(train(SMALL, 0.1, 3))
+    found, expected = take_last(train(SMALL, 0.1, 3, start=start)), take_last(train(SMALL, 0.1, 3))
     assert found.loss == expected.loss
     assert torch.equal(found.weights.W, expected.weights.W)
 
@@ -222,7 +222,7 @@ def test_own_data_take_the_dtype_of_the_configuration():
     # V = 0: the network is the identity.
     assert record.loss == pytest.approx(((x - y) ** 2).mean())
     assert record.weights.V.dtype == torch.float32
-    assert record.weights.V.data_ptr() == weights.V.data_ptr()  # of that dtype already: trained in place
+    assert record.weights.V.data_ptr() == weights.V.data_ptr()  # it has the dtype already, so it is trained in place
 
 
 def test_one_axis_is_enough_for_one_coordinate_or_one_sample():
@@ -272,7 +272,7 @@ def test_what_is_not_finite_is_named_before_training(value):
         train(single, 0.1, 1, start=(weights, data))
 
 
-def test_what_is_masked_is_missing():
+def test_masked_entries_count_as_missing():
     weights, data = initialise(SMALL)
     x = np.ma.masked_array(data.x.numpy(), mask=np.arange(40).reshape(10, 4) == 21)
     with pytest.raises(ValueError, match="x holds nan in row 5, column 1"):

@@ -27,8 +27,8 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ 
 VARIANTS = {"training": (True, True), "evaluation": (True, False), "no batch norm": (False, True)}
 
 
-def perturbed_layers(variant: str, activation: str = "gelu", depth: int = 8) -> ResidualLayers:
-    """Layers in float32 with every parameter and running statistic away from its special initial value."""
+def make_layers(variant: str, activation: str = "gelu", depth: int = 8) -> ResidualLayers:
+    """Make layers in float32 with all parameters and running statistics away from their initial values."""
     batch_norm, training = VARIANTS[variant]
     config = ConvNetConfig(depth=depth, activation=activation, batch_norm=batch_norm, initialisation="iid")
     layers = ConvResNet(config).residual_layers.train(training)
@@ -44,19 +44,19 @@ def perturbed_layers(variant: str, activation: str = "gelu", depth: int = 8) -> 
     return layers
 
 
-def images(n: int = 5, height: int = 10, width: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    """h_0 and the weights of a scalar function of h_L."""
+def draw_images(n: int = 5, height: int = 10, width: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw h_0, and the weights of a scalar function of h_L."""
     generator = torch.Generator().manual_seed(2)
     return tuple(torch.randn(n, 16, height, width, generator=generator) for _ in range(2))
 
 
-def compiled(layers: ResidualLayers, h: torch.Tensor) -> torch.Tensor:
+def run_compiled(layers: ResidualLayers, h: torch.Tensor) -> torch.Tensor:
     tensors = {name: layers.stacked(name) for name in layers.names()}
     return engine.conv_stack(h, tensors, layers.activation, training=layers.training)
 
 
-def results(layers: ResidualLayers, run, h: torch.Tensor, w: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Output, gradients of the sum of w h_L, running statistics."""
+def compute_results(layers: ResidualLayers, run, h: torch.Tensor, w: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Compute the output, the gradients of the sum of w h_L, and the running statistics."""
     h = h.clone().requires_grad_()
     out = run(layers, h)
     (w * out).sum().backward()
@@ -64,12 +64,12 @@ def results(layers: ResidualLayers, run, h: torch.Tensor, w: torch.Tensor) -> di
     return {"h_L": out.detach(), "d h_0": h.grad, **gradients, **dict(layers.named_buffers())}
 
 
-def stock(layers: ResidualLayers, h: torch.Tensor) -> torch.Tensor:
+def run_stock(layers: ResidualLayers, h: torch.Tensor) -> torch.Tensor:
     return list(layers.states(h))[-1]
 
 
 def assert_close(found: dict, expected: dict, variant: str, tolerance: float = 2e-6) -> None:
-    # In training the loss does not depend on a bias before batch norm: what is left is rounding.
+    # In training the loss does not depend on a bias before batch norm, so its gradient is rounding.
     scale = {f"d {c}_bias": expected[f"d {c}_weight"].norm() for c in ("conv1", "conv2") if variant == "training"}
     for name, value in expected.items():
         error = (found[name] - value).double().norm() / scale.get(name, value.double().norm()).clamp(min=1e-30)
@@ -80,24 +80,24 @@ def assert_close(found: dict, expected: dict, variant: str, tolerance: float = 2
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_results_and_gradients_are_those_of_float64_autograd(activation, variant):
-    layers = perturbed_layers(variant, activation)
-    h, w = images()
-    expected = results(copy.deepcopy(layers).double(), stock, h.double(), w.double())
-    assert_close(results(layers, compiled, h, w), expected, variant)
+    layers = make_layers(variant, activation)
+    h, w = draw_images()
+    expected = compute_results(copy.deepcopy(layers).double(), run_stock, h.double(), w.double())
+    assert_close(compute_results(layers, run_compiled, h, w), expected, variant)
 
 
 @pytest.mark.slow
 @needs_engine
 def test_rounding_leaves_as_little_noise_from_layer_to_layer_as_in_stock_pytorch():
     """Gradients of weight-tied layers are a smooth function of the layer, but for rounding."""
-    layers = perturbed_layers("training", depth=64)
+    layers = make_layers("training", depth=64)
     with torch.no_grad():
         for parameter in layers.parameters():
             parameter.copy_(parameter[:1].expand_as(parameter).clone())
-    h, w = images(16)
-    exact = results(copy.deepcopy(layers).double(), stock, h.double(), w.double())
-    reference = results(copy.deepcopy(layers), stock, h, w)
-    found = results(layers, compiled, h, w)
+    h, w = draw_images(16)
+    exact = compute_results(copy.deepcopy(layers).double(), run_stock, h.double(), w.double())
+    reference = compute_results(copy.deepcopy(layers), run_stock, h, w)
+    found = compute_results(layers, run_compiled, h, w)
     for name in ("d conv1_weight", "d conv2_weight"):
         noise = layer_noise(reference[name])
         assert layer_noise(exact[name]) < 1e-3 * noise  # it is rounding that is measured
@@ -108,15 +108,15 @@ def test_rounding_leaves_as_little_noise_from_layer_to_layer_as_in_stock_pytorch
 @needs_cifar10
 @needs_engine
 def test_gradients_of_a_trained_network_are_as_exact_as_in_stock_pytorch():
-    """After 180 epochs weight-tied layers are no longer smooth: no doing of the engine's, as far as gradients go."""
+    """After 180 epochs the layers of this network are not smooth. The engine's gradients are not the reason."""
     (run,) = NetworkChoice(epochs=180).select(records.read_runs(), initialisation="weight-tied", seed=0)
     network = run.load().network.train()
     layers = network.residual_layers
     pixels = dataset.normalise(dataset.load(train=True).pixels[:8])
-    h, w = network.stem(pixels).detach(), images(8)[1]  # h_0 as in training: small, and not at all white
-    exact = results(copy.deepcopy(layers).double(), stock, h.double(), w.double())
-    reference = results(copy.deepcopy(layers), stock, h, w)
-    found = results(layers, compiled, h, w)
+    h, w = network.stem(pixels).detach(), draw_images(8)[1]  # h_0 as in training: small and correlated
+    exact = compute_results(copy.deepcopy(layers).double(), run_stock, h.double(), w.double())
+    reference = compute_results(copy.deepcopy(layers), run_stock, h, w)
+    found = compute_results(layers, run_compiled, h, w)
     for name in ("d conv1_weight", "d conv2_weight"):
         norms = exact[name].flatten(1).norm(dim=1)
         errors = [(of[name] - exact[name]).flatten(1).norm(dim=1) / norms for of in (found, reference)]
@@ -127,10 +127,10 @@ def test_gradients_of_a_trained_network_are_as_exact_as_in_stock_pytorch():
 @pytest.mark.parametrize("shape", [(16, 10, 10), (1, 3, 2), (2, 1, 13), (3, 5, 1), (1, 9, 31)])
 def test_any_number_of_images_of_any_size(shape):
     for variant in VARIANTS:
-        layers = perturbed_layers(variant, depth=3)
-        h, w = images(*shape)
-        expected = results(copy.deepcopy(layers).double(), stock, h.double(), w.double())
-        assert_close(results(layers, compiled, h, w), expected, variant, 4e-6)
+        layers = make_layers(variant, depth=3)
+        h, w = draw_images(*shape)
+        expected = compute_results(copy.deepcopy(layers).double(), run_stock, h.double(), w.double())
+        assert_close(compute_results(layers, run_compiled, h, w), expected, variant, 4e-6)
 
 
 @needs_engine
@@ -146,7 +146,7 @@ def test_an_activation_over_its_whole_range(activation):
             weight[0, :, :, 1, 1] = torch.eye(16)
     h = torch.linspace(-30, 30, 101 * 16).view(101, 16, 1, 1)
     h[-1] = float("nan")
-    out = compiled(layers, h.requires_grad_())
+    out = run_compiled(layers, h.requires_grad_())
     out.sum().backward()
     value, slope, z = (out - h).detach()[:-1], (h.grad - 1)[:-1], h.detach()[:-1].double()
     s = ACTIVATIONS[activation]
@@ -160,21 +160,21 @@ def test_an_activation_over_its_whole_range(activation):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_an_overflow_is_not_hidden(activation, sign):
     """bn1 overflows to an infinity of that sign; GELU of minus infinity is NaN."""
-    layers = perturbed_layers("evaluation", activation, depth=1)
+    layers = make_layers("evaluation", activation, depth=1)
     with torch.no_grad():
         layers.bn1_weight.fill_(sign * 1e38)
         layers.bn1_running_var.fill_(1e-4)
         layers.conv1_bias.fill_(50)  # so that conv1 is above the running mean everywhere
-    h, _ = images(2)
-    expected = stock(layers, h).isfinite()
-    assert torch.equal(compiled(layers, h).isfinite(), expected)
+    h, _ = draw_images(2)
+    expected = run_stock(layers, h).isfinite()
+    assert torch.equal(run_compiled(layers, h).isfinite(), expected)
     assert not expected.any() or activation in ("tanh", "relu", "softplus")
 
 
 @needs_engine
-def test_memory_that_is_not_there_is_said_in_a_sentence():
-    """In a process of its own, which may have 500 MB more: enough for the states, not for the room of a thread."""
-    layers = perturbed_layers("no batch norm", depth=1)
+def test_missing_memory_is_said_in_a_sentence():
+    """In a process that may take 500 MB more: enough for the states, too little for the buffers of a thread."""
+    layers = make_layers("no batch norm", depth=1)
     h = torch.zeros(1, 16, 1500, 1500)
     child = os.fork()
     if child == 0:
@@ -182,7 +182,7 @@ def test_memory_that_is_not_there_is_said_in_a_sentence():
             here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (here + 500_000_000,) * 2)
             with torch.no_grad():
-                compiled(layers, h)
+                run_compiled(layers, h)
         except MemoryError as error:
             os._exit(0 if "The compiled engine found no " in str(error) else 3)
         finally:
@@ -193,12 +193,12 @@ def test_memory_that_is_not_there_is_said_in_a_sentence():
 @needs_engine
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_number_of_threads_changes_no_bit(variant):
-    layers = perturbed_layers(variant)
+    layers = make_layers(variant)
     found = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(results(copy.deepcopy(layers), compiled, *images(n=11)))
+            found.append(compute_results(copy.deepcopy(layers), run_compiled, *draw_images(n=11)))
     finally:
         torch.set_num_threads(1)
     for other in found[1:]:
@@ -208,10 +208,10 @@ def test_the_number_of_threads_changes_no_bit(variant):
 @needs_engine
 def test_without_gradients_the_same_output_and_running_statistics():
     for variant in VARIANTS:
-        layers = perturbed_layers(variant)
-        expected = results(copy.deepcopy(layers), compiled, *images())
+        layers = make_layers(variant)
+        expected = compute_results(copy.deepcopy(layers), run_compiled, *draw_images())
         with torch.no_grad():
-            out = compiled(layers, images()[0])
+            out = run_compiled(layers, draw_images()[0])
         assert not out.requires_grad
         assert torch.equal(out, expected["h_L"])
         assert all(torch.equal(buffer, expected[name]) for name, buffer in layers.named_buffers())
@@ -219,17 +219,17 @@ def test_without_gradients_the_same_output_and_running_statistics():
 
 @needs_engine
 def test_frozen_parameters_and_a_graph_used_twice():
-    layers = perturbed_layers("training")
-    h, w = images()
-    expected = results(copy.deepcopy(layers), compiled, h, w)
+    layers = make_layers("training")
+    h, w = draw_images()
+    expected = compute_results(copy.deepcopy(layers), run_compiled, h, w)
     layers.conv1_weight.requires_grad_(False)
-    loss = (w * compiled(layers, h)).sum()  # h_0 takes no gradient here
+    loss = (w * run_compiled(layers, h)).sum()  # h_0 takes no gradient here
     loss.backward(retain_graph=True)
-    compiled(copy.deepcopy(layers), h)  # another pass must not touch what the first one kept
+    run_compiled(copy.deepcopy(layers), h)  # another pass must not touch what the first one kept
     loss.backward()
     assert layers.conv1_weight.grad is None
     assert torch.equal(layers.conv2_weight.grad, 2 * expected["d conv2_weight"])
-    loss = (w.requires_grad_() * compiled(layers, h)).sum()
+    loss = (w.requires_grad_() * run_compiled(layers, h)).sum()
     gradient = torch.autograd.grad(loss, layers.conv2_weight, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -259,8 +259,8 @@ def test_the_network_trains_alike_with_and_without_the_engine(monkeypatch):
 @pytest.mark.slow
 @needs_engine
 def test_losses_agree_to_rounding_until_the_sign_of_a_relu_turns(monkeypatch):
-    """Rounding in the weights can turn the sign of one value before the stem's ReLU: there gradients jump, and from
-    then on two ways of computing a run are two runs. Until then their losses agree however long they train."""
+    """Rounding can turn the sign of a value before the stem's ReLU. Then gradients jump, and two ways of computing a
+    run differ from then on. Up to that step their losses agree."""
     built = engine.load()
     networks = [ConvResNet(ConvNetConfig(depth=4, initialisation="iid")).train() for _ in range(2)]
     optimisers = [torch.optim.SGD(network.parameters(), lr=0.04, momentum=0.9) for network in networks]
@@ -284,14 +284,14 @@ def test_losses_agree_to_rounding_until_the_sign_of_a_relu_turns(monkeypatch):
             break
         steps += 1
     assert [network.engine for network in networks] == ["compiled", "pytorch"]
-    assert steps >= 5  # so that there is something to agree on; some hundred steps on most machines
+    assert steps >= 5  # enough steps to compare; about a hundred on most machines
 
 
 @needs_engine
 def test_what_the_engine_does_not_take_is_said_in_words():
-    layers = perturbed_layers("training", depth=2)
+    layers = make_layers("training", depth=2)
     tensors = {name: layers.stacked(name) for name in layers.names()}
-    h, _ = images(2)
+    h, _ = draw_images(2)
 
     def reason(h=h, activation="gelu", **changed) -> str:
         return engine.find_conv_stack_problem(h, tensors | changed, activation)
@@ -313,7 +313,7 @@ def test_what_the_engine_does_not_take_is_said_in_words():
 
 @pytest.fixture
 def anew():
-    """The engine looked for again, in the test and after it."""
+    """The engine is looked for again in the test, and after it."""
     engine._load_library.cache_clear()
     yield
     engine._load_library.cache_clear()
@@ -337,7 +337,7 @@ def test_a_changed_source_has_another_name_so_a_stale_build_is_not_loaded(monkey
     assert "not built for this machine and these sources" in engine.report()
 
 
-# A Python module that is compiled in a moment; it needs a function that is not there if BROKEN is defined.
+# A Python module that compiles in a moment. If BROKEN is defined, it needs a function that does not exist.
 TINY = """#include <Python.h>
 extern "C" int nowhere();
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tiny"};
@@ -352,7 +352,7 @@ extern "C" PyObject* PyInit_NAME() { return NEEDED ? nullptr : PyModule_Create(&
 
 @needs_compiler
 class TestBuild:
-    """What is built is a tiny module; it is built and loaded as the engine is."""
+    """A tiny module is built and loaded in place of the engine."""
 
     @pytest.fixture(autouse=True)
     def tiny(self, monkeypatch, tmp_path, anew):
@@ -373,15 +373,15 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
 {engine._LOAD}""",
         )
 
-    def loaded(self) -> str:
-        """Why the engine does not run, or nothing."""
+    def explain_missing(self) -> str:
+        """Look for the engine again, and say why it does not run, if so."""
         engine._load_library.cache_clear()
         return engine.explain_missing()
 
     def test_what_was_built_is_loaded_and_not_built_again(self, capsys):
         assert engine.main(["build"]) == 0
         assert capsys.readouterr().out.startswith("Built: ")
-        assert self.loaded() == ""
+        assert self.explain_missing() == ""
         built = engine.path().stat().st_mtime_ns
         assert engine.main(["build"]) == 0
         assert capsys.readouterr().out.startswith("Up to date: ")
@@ -391,13 +391,13 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
     @pytest.mark.slow
     @pytest.mark.parametrize("torn", [0, 1000])
     def test_a_torn_library_is_left_aside_and_replaced(self, torn):
-        """The system ends a process that reads on in what was cut off: it is not even tried."""
+        """The system ends a process that reads beyond the end of a cut file, so the file is not loaded."""
         whole = engine.build().read_bytes()
         engine.path().write_bytes(whole[:torn])
-        assert "is damaged; `make engine` builds it anew" in self.loaded()
+        assert "is damaged; `make engine` builds it anew" in self.explain_missing()
         engine.build()
         assert engine.path().read_bytes() == whole
-        assert self.loaded() == ""
+        assert self.explain_missing() == ""
 
     @pytest.mark.slow
     def test_a_library_that_misses_something_is_left_aside_and_replaced(self):
@@ -405,15 +405,15 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         with pytest.raises(RuntimeError, match="undefined symbol"):
             engine.build()
         assert not engine.path().exists()
-        # As if it had been built beside a library that is gone.
+        # A library with a matching note that does not load.
         self.broken.unlink()
         good = engine.build()
         good.write_bytes(b"no library at all")
         note = json.dumps(engine._read_note(good) | {"sha256": engine._digest(good)})
         good.with_suffix(".json").write_text(note)
-        assert "does not load (" in self.loaded()
+        assert "does not load (" in self.explain_missing()
         engine.build()
-        assert self.loaded() == ""
+        assert self.explain_missing() == ""
 
     @pytest.mark.slow
     def test_a_build_that_fails_keeps_what_is_there(self, capsys):
@@ -445,7 +445,7 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         engine.build()
         assert engine.path().stat().st_ino != before
         assert engine._read_note(engine.path())["compiler"] == "another compiler 99"
-        assert self.loaded() == ""
+        assert self.explain_missing() == ""
 
 
 def test_an_engine_that_cannot_be_built_stops_nothing(monkeypatch, capsys):

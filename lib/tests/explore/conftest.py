@@ -1,4 +1,4 @@
-"""Settings of the explorers' tests: small pictures, saved into a folder of the test's own."""
+"""Settings of the explorers' tests: small pictures, and a folder for each test's files."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ PIXELS, CANVAS = frames.Frames.pixels, style.FigureCanvasAgg
 
 
 class Unseen(CANVAS):
-    """A canvas whose figure nobody looks at: the tick labels of its layout would take most of a test's time."""
+    """A canvas that draws nothing: the tick labels of a layout would take most of a test's time."""
 
     def draw(self) -> None:
         pass
@@ -25,7 +25,7 @@ class Unseen(CANVAS):
 
 @pytest.fixture(autouse=True)
 def output(tmp_path, monkeypatch):
-    """The folder that figures are saved to; where no test looks at a picture itself, `sketch` takes its place."""
+    """The folder that figures are saved to. Pictures are replaced by `sketch`, unless a test takes `real_pictures`."""
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path / "output"))
     monkeypatch.setattr(module, "STILL", (40, "png"))
     monkeypatch.setattr(module, "LIVE", (30, "jpeg"))
@@ -54,7 +54,7 @@ def explorer():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two small networks: weight-tied with weights that drift smoothly through the layers, and i.i.d. as drawn."""
+    """A folder with a weight-tied network, whose weights change smoothly over the layers, and an i.i.d. one."""
     for initialisation in INITIALISATIONS:
         config = CifarConfig(depth=12, channels=4, initialisation=initialisation, epochs=1)
         network = ConvResNet(config.network)

@@ -1,4 +1,4 @@
-"""What the tests of the explorers share: small networks, and how to play with an explorer from Python."""
+"""What the tests of the explorers share: small networks, and functions that drive an explorer from Python."""
 
 import asyncio
 import dataclasses
@@ -17,14 +17,14 @@ IID = dataclasses.replace(NETWORK, initialisation="iid")
 
 
 def sketch(frames, dpi=100):
-    """One pixel that depends on all the data that a figure draws: most of a picture's time goes into tick labels."""
+    """Return one pixel that depends on all data of a figure. It is faster than a picture, which draws tick labels."""
     data = [line.get_xydata() for panel in frames.figure.axes for line in panel.lines]
     data += [np.ma.filled(image.get_array(), 0) for panel in frames.figure.axes for image in panel.collections]
     checksum = zlib.crc32(b"".join(np.asarray(each, dtype=float).tobytes() for each in data))
     return np.frombuffer(checksum.to_bytes(4)[:3], dtype=np.uint8).reshape(1, 1, 3)
 
 
-def axes(explorer):
+def find_axes(explorer):
     return {panel.get_label(): panel for panel in explorer._frames.figure.axes}
 
 
@@ -34,15 +34,15 @@ def finish(explorer):
     explorer._show(module.STILL)
 
 
-async def until(condition, seconds=20.0):
+async def wait_until(condition, seconds=20.0):
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.002)
 
 
-def threads():
+def count_threads():
     return sum(thread.name == "explorer" for thread in threading.enumerate())
 
 
-def iteration(explorer):
+def read_iteration(explorer):
     return explorer.live.state.iteration

@@ -1,4 +1,4 @@
-"""Networks of growing depth: what is trained and drawn, the stories, the parameters shown."""
+"""The explorer of depth: training, pictures, stories, and the parameters that it shows."""
 
 import asyncio
 import dataclasses
@@ -9,7 +9,7 @@ import pytest
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from playing import IID, NETWORK, SMALL, axes, finish, iteration, until
+from playing import IID, NETWORK, SMALL, find_axes, finish, read_iteration, wait_until
 
 from lib import parameters
 from lib.checks import Divergence
@@ -22,10 +22,10 @@ from lib.explore.depth_training import train_depths
 
 
 def test_the_first_picture_is_the_initialisation(real_pictures, explorer):
-    assert (iteration(explorer), explorer.live.running) == (0, False)
+    assert (read_iteration(explorer), explorer.live.running) == (0, False)
     for number, state in enumerate(explorer.live.state.states):
         for Z in "VW":
-            *curves, start = axes(explorer)[f"{Z}{number}"].lines
+            *curves, start = find_axes(explorer)[f"{Z}{number}"].lines
             assert [len(line.get_xdata()) for line in curves] == [4, 8, 16]
             for depth, line in zip((4, 8, 16), curves, strict=True):
                 assert list(line.get_xdata()) == [k / depth for k in range(1, depth + 1)]
@@ -34,19 +34,19 @@ def test_the_first_picture_is_the_initialisation(real_pictures, explorer):
     assert Image.open(io.BytesIO(explorer.image.value)).size == (440, 232)
 
 
-def test_what_is_trained_and_drawn_is_what_the_functions_return(explorer):
+def test_trained_and_drawn_values_are_those_of_the_functions(explorer):
     finish(explorer)
     expected = [train_depths(SMALL), train_depths(dataclasses.replace(SMALL, network=IID))]
     for number, (state, plain) in enumerate(zip(explorer.live.state.states, expected, strict=True)):
         assert state.losses == plain.losses
         assert state.distances == plain.distances
-        drawn = axes(explorer)[f"W{number}"].lines[2].get_ydata()
+        drawn = find_axes(explorer)[f"W{number}"].lines[2].get_ydata()
         assert list(drawn) == plain.weights[16].W[:, 1, 2].tolist()
-    loss = axes(explorer)["loss"].lines[2].get_ydata()
+    loss = find_axes(explorer)["loss"].lines[2].get_ydata()
     assert list(loss) == [record.loss for record in train(NETWORK.at_depth(16), 0.05, 30)]
-    tied, iid = axes(explorer)["distance"].lines
+    tied, iid = find_axes(explorer)["distance"].lines
     assert list(tied.get_ydata()) == [expected[0].distances[depth]["max_distance"] for depth in (4, 8, 16)]
-    assert [note.get_text() for note in axes(explorer)["distance"].texts][1].startswith("slope")
+    assert [note.get_text() for note in find_axes(explorer)["distance"].texts][1].startswith("slope")
     assert iid.get_ydata().min() > tied.get_ydata().max()
 
 
@@ -77,7 +77,7 @@ def test_a_figure_is_drawn_anew_only_if_more_than_its_data_differs(explorer):
     assert draw_depths(explorer.live.state.states, 1, 2, figure) is not figure
 
 
-def test_a_growing_curve_leaves_its_axes_seldom():
+def test_a_growing_curve_changes_its_axis_seldom():
     figure, changes = draw_depths([train_depths(SMALL)], 1, 2), 0
     panel = figure.axes[0]
     for value in np.geomspace(1, 100, 200):
@@ -91,7 +91,7 @@ def test_a_growing_curve_leaves_its_axes_seldom():
 
 
 @pytest.mark.parametrize("other", ["iid", "weight-tied"])
-def test_the_two_slopes_do_not_touch(other):
+def test_the_notes_of_the_two_slopes_do_not_touch_the_title(other):
     config = dataclasses.replace(SMALL, iterations=3)
     second = dataclasses.replace(config, network=dataclasses.replace(NETWORK, initialisation=other))
     figure = draw_depths([train_depths(config), train_depths(second)])
@@ -123,7 +123,7 @@ def test_numbers_of_a_diverging_network_are_not_drawn(real_pictures):
     frames.Frames(figure).pixels()
 
 
-def test_every_story_can_be_told(explorer, single_steps):
+def test_every_story_trains_its_two_networks(explorer, single_steps):
     buttons = {
         getattr(child, "description", ""): child for row in explorer.children for child in getattr(row, "children", ())
     }
@@ -132,7 +132,7 @@ def test_every_story_can_be_told(explorer, single_steps):
         for story, (first, second, _) in STORIES.items():
             buttons[story].click()
             assert explorer.live.running
-            await until(lambda: iteration(explorer) >= 1)
+            await wait_until(lambda: read_iteration(explorer) >= 1)
             explorer.stop_button.click()
             kinds = [state.config.network for state in explorer.live.state.states]
             assert [f"{kind.initialisation} {kind.activation} {kind.convention}" for kind in kinds] == [first, second]

@@ -1,4 +1,4 @@
-"""The explorer of residual blocks: those of the catalogue, and one of one's own."""
+"""The explorer of residual blocks: those of the catalogue, and a user's own."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def _finish(explorer):
 
 
 @pytest.mark.slow
-def test_the_explorer_trains_a_block_on_board():
+def test_the_explorer_trains_a_block_of_the_catalogue():
     explorer = explore.explore_blocks({}, depth=8, iterations=2, block="convolution", normalisation="batch")
     _finish(explorer)
     state = explorer.live.state
@@ -54,7 +54,7 @@ def test_the_explorer_trains_a_block_on_board():
     assert "normalisation of perceptron is &#x27;group&#x27;" in explorer.message.value
 
 
-def test_the_explorer_offers_one_s_own_block_and_takes_its_new_definition(monkeypatch, tmp_path):
+def test_the_explorer_offers_a_user_s_block_and_takes_its_new_definition(monkeypatch, tmp_path):
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
 
     class Shell:
@@ -75,7 +75,7 @@ def test_the_explorer_offers_one_s_own_block_and_takes_its_new_definition(monkey
     assert explorer.message.value == ""
     _finish(explorer)
     assert list(explorer.live.state.weights[8]) == ["W"]
-    assert explorer.parameters.layout.display == "none"  # no figure has it, and nothing takes its place
+    assert explorer.parameters.layout.display == "none"  # no figure has this block
     explorer.save()
     assert "Wrote explore_blocks.pdf, explore_blocks.png, explore_blocks.csv into" in explorer.saved.value
     assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".csv"}

@@ -1,4 +1,4 @@
-"""The frame of every explorer: controls moved, buttons pressed, the loop stepped, figures saved."""
+"""What every explorer has: controls, buttons, the training loop, and saved figures."""
 
 import asyncio
 import errno
@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import yaml
-from playing import IID, NETWORK, SMALL, axes, finish, iteration, until
+from playing import IID, NETWORK, SMALL, find_axes, finish, read_iteration, wait_until
 
 from lib import paths, tables
 from lib.explore import explorer as module
@@ -18,52 +18,52 @@ def test_start_stop_and_reset(explorer, single_steps):
     async def play():
         explorer.start_button.click()
         assert (explorer.start_button.disabled, explorer.stop_button.disabled) == (True, False)
-        await until(lambda: iteration(explorer) >= 5)
+        await wait_until(lambda: read_iteration(explorer) >= 5)
         explorer.stop_button.click()
-        stopped = iteration(explorer)
+        stopped = read_iteration(explorer)
         assert (explorer.live.running, explorer.stop_button.disabled) == (False, True)
         await asyncio.sleep(0.1)
-        assert iteration(explorer) == stopped < 30
+        assert read_iteration(explorer) == stopped < 30
         explorer.start_button.click()
-        await until(lambda: iteration(explorer) > stopped)
+        await wait_until(lambda: read_iteration(explorer) > stopped)
         explorer.reset_button.click()
         await asyncio.sleep(0.1)
-        assert (iteration(explorer), explorer.progress.value, explorer.live.running) == (0, 0, False)
+        assert (read_iteration(explorer), explorer.progress.value, explorer.live.running) == (0, 0, False)
         explorer.start_button.click()
-        await until(lambda: not explorer.live.running)
-        assert (iteration(explorer), explorer.progress.value, explorer.progress.max) == (30, 30, 30)
+        await wait_until(lambda: not explorer.live.running)
+        assert (read_iteration(explorer), explorer.progress.value, explorer.progress.max) == (30, 30, 30)
         explorer.start_button.click()  # of a finished run: anew
-        assert iteration(explorer) < 30
+        assert read_iteration(explorer) < 30
         explorer.stop_button.click()
 
     asyncio.run(play())
 
 
-def test_a_slider_that_moves_begins_anew_and_goes_on_where_it_was_running(explorer, single_steps):
+def test_a_moved_slider_begins_anew_and_goes_on_if_it_was_running(explorer, single_steps):
     async def play():
         explorer.controls["width"].value = 8
-        assert (iteration(explorer), explorer.live.running) == (0, False)
+        assert (read_iteration(explorer), explorer.live.running) == (0, False)
         assert explorer.live.state.states[0].weights[4].V.shape == (4, 8, 4)
         explorer.start()
-        await until(lambda: iteration(explorer) >= 3)
+        await wait_until(lambda: read_iteration(explorer) >= 3)
         explorer.controls["depth"].value = 8
         assert (explorer.live.state.states[0].config.depths, explorer.live.running) == ([4, 8], True)
-        await until(lambda: iteration(explorer) >= 3)
+        await wait_until(lambda: read_iteration(explorer) >= 3)
         explorer.controls["compare"].value = False
         assert (len(explorer.live.state.states), explorer.live.running) == (1, True)
-        await until(lambda: not explorer.live.running)
-        assert iteration(explorer) == 30
+        await wait_until(lambda: not explorer.live.running)
+        assert read_iteration(explorer) == 30
 
     asyncio.run(play())
 
 
-def test_another_entry_is_another_look_at_the_same_training(explorer):
+def test_another_entry_shows_the_same_training(explorer):
     for _ in range(10):
         next(explorer.live.run.states)
     before = explorer.live.state.states[0].weights[16]
     explorer.controls["row"].value = 3
     assert explorer.live.state.states[0].weights[16] is before
-    assert list(axes(explorer)["V0"].lines[2].get_ydata()) == before.V[:, 3, 2].tolist()
+    assert list(find_axes(explorer)["V0"].lines[2].get_ydata()) == before.V[:, 3, 2].tolist()
     explorer.controls["width"].value = 2
     assert (explorer.controls["row"].value, explorer.controls["row"].max) == (1, 1)  # the entry stays inside
 
@@ -85,27 +85,27 @@ def test_events_from_another_thread_wait_for_their_turn(single_steps, monkeypatc
     drawing = []
     pixels = frames.Frames.pixels
 
-    def watched(frames, dpi):
+    def watch(frames, dpi):
         drawing.append(threading.current_thread())
         return pixels(frames, dpi)
 
-    monkeypatch.setattr(frames.Frames, "pixels", watched)
+    monkeypatch.setattr(frames.Frames, "pixels", watch)
 
     async def play():
         explorer = explore_depth(SMALL, IID)
         await asyncio.to_thread(explorer.start_button.click)
-        await until(lambda: iteration(explorer) >= 2)
+        await wait_until(lambda: read_iteration(explorer) >= 2)
         await asyncio.to_thread(setattr, explorer.controls["seed"], "value", 7)
-        await until(lambda: explorer.live.state.states[0].config.network.seed == 7)
+        await wait_until(lambda: explorer.live.state.states[0].config.network.seed == 7)
         await asyncio.to_thread(explorer.stop_button.click)
-        await until(lambda: not explorer.live.running)
+        await wait_until(lambda: not explorer.live.running)
 
     asyncio.run(play())
     assert set(drawing) == {threading.main_thread()}
     assert len(drawing) >= 3
 
 
-def test_values_that_cannot_be_leave_the_picture_and_a_sentence(explorer, monkeypatch):
+def test_wrong_values_leave_the_picture_and_a_sentence(explorer, monkeypatch):
     before = explorer.image.value
 
     def refuse(values):
@@ -136,7 +136,7 @@ def test_saving_writes_the_picture_its_tables_and_its_parameters(explorer, outpu
     assert "is not a file name" in explorer.saved.value
 
 
-def files(folder):
+def read_files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -144,11 +144,11 @@ def files(folder):
 def test_saving_again_counts_the_name_up_and_replaces_nothing(explorer, output):
     finish(explorer)
     explorer.save()
-    before = files(output)
+    before = read_files(output)
     explorer.set(seed=8)
     finish(explorer)
     explorer.save()
-    after = files(output)
+    after = read_files(output)
     assert {name: after[name] for name in before} == before
     assert {name for name in after if name not in before} == {
         name.replace("explore_depth", "explore_depth_2") for name in before
@@ -166,7 +166,7 @@ def test_a_name_is_taken_if_one_of_its_files_is_there(explorer, output, taken):
     (output / taken).write_text("another run's")
     explorer.save()
     assert (output / taken).read_text() == "another run's"
-    assert sum(name.startswith("explore_depth_2") for name in files(output)) == 9
+    assert sum(name.startswith("explore_depth_2") for name in read_files(output)) == 9
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_parameters_of_a_stopped_run_say_where_it_stopped(explorer, output):
 @pytest.mark.slow
 def test_what_keeps_a_figure_from_being_saved_is_said_and_nothing_is_left(explorer, output, monkeypatch):
     explorer.save()
-    before = files(output)
+    before = read_files(output)
     explorer.save_name.value = "x" * 300
     explorer.save_button.click()
     assert "File name too long" in explorer.saved.value
@@ -199,7 +199,7 @@ def test_what_keeps_a_figure_from_being_saved_is_said_and_nothing_is_left(explor
     monkeypatch.setattr(paths, "write_atomically", full_disk)
     explorer.save_button.click()
     assert "No space left on device" in explorer.saved.value
-    assert files(output) == before
+    assert read_files(output) == before
     (output.parent / "no folder").write_text("")
     monkeypatch.setenv("FIGURES_OUTPUT", str(output.parent / "no folder"))
     explorer.save_button.click()

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
-from playing import finish, threads
+from playing import count_threads, finish
 
 from lib import parameters, paths, tables
 from lib.dense.network import NetworkConfig
@@ -66,7 +66,7 @@ FIGURES = {
 
 @functools.cache
 def _run(name):
-    """What a notebook has in its names at its explorer, run with the values of `FIGURES`, nothing drawn or checked."""
+    """Run a notebook with the values of `FIGURES` up to its explorer, without drawing, and return its names."""
     return _run_with(name, FIGURES[name])
 
 
@@ -89,8 +89,8 @@ def _run_with(name, values):
     raise AssertionError(f"{name} does not end with an explorer.")
 
 
-def _figure_explorer(name, values=None):
-    """The explorer at the end of a notebook that has run with other values."""
+def _make_explorer(name, values=None):
+    """Make the explorer at the end of a notebook that has run with other values."""
     namespace = dict(_run(name) if values is None else _run_with(name, values))
     functions, call, arguments = parameters.read_notebook(name).cells[-1].source.rpartition("explore_figure(")
     exec(functions, namespace)
@@ -109,7 +109,7 @@ def test_every_figure_has_an_explorer():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_moved_control_makes_the_figure_anew(name):
-    explorer = _figure_explorer(name)
+    explorer = _make_explorer(name)
     first = explorer.image.value
     assert Image.open(io.BytesIO(first)).format == "PNG"
     assert any(control.replace("_", " ") in explorer.hint.value for control in [*explorer.controls, "Start"])
@@ -125,12 +125,12 @@ def test_a_moved_control_makes_the_figure_anew(name):
     finish(explorer)
     assert explorer.message.value == ""
     assert explorer.progress.value == explorer.progress.max
-    if counted and not name.startswith(("figure_3", "roughness")):  # whose runs need not be there
+    if counted and not name.startswith(("figure_3", "roughness")):  # their runs may be missing
         assert explorer.image.value != first
 
 
-def test_reset_of_a_figure_is_the_notebook_s_own():
-    explorer = _figure_explorer("figure_2")
+def test_reset_gives_the_figure_of_the_notebook():
+    explorer = _make_explorer("figure_2")
     before = explorer.image.value, explorer.parameters.value
     explorer.controls["width"].value = 32
     assert (explorer.image.value, explorer.parameters.value) != before
@@ -139,8 +139,8 @@ def test_reset_of_a_figure_is_the_notebook_s_own():
 
 
 @pytest.mark.slow
-def test_a_figure_trained_anew_is_the_function_s(output):
-    explorer = _figure_explorer("figure_2")
+def test_a_figure_trained_anew_is_that_of_the_function(output):
+    explorer = _make_explorer("figure_2")
     explorer.controls["seed"].value = 4
     finish(explorer)
     _, data, config = explorer.live.state
@@ -157,8 +157,8 @@ def test_a_figure_trained_anew_is_the_function_s(output):
 
 @pytest.mark.slow
 def test_a_picture_of_other_values_is_not_saved(output):
-    explorer = _figure_explorer("clipping")
-    for control, value in (("seed", 7), ("clips", "-1")):  # being computed, impossible
+    explorer = _make_explorer("clipping")
+    for control, value in (("seed", 7), ("clips", "-1")):  # the first is being computed, the second is impossible
         explorer.controls[control].value = value
         explorer.save()
         assert explorer.saved.value.startswith("Nothing is saved: the picture does not show the controls")
@@ -172,8 +172,8 @@ def test_a_picture_of_other_values_is_not_saved(output):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_tables_are_saved_by_the_names_that_the_room_gives(name, output, monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch())  # pictures are looked at elsewhere
-    explorer = _figure_explorer(name)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch())  # other tests check the pictures
+    explorer = _make_explorer(name)
     before = set(output.glob("*.csv"))  # of the notebook's own cells
     explorer.save()
     saved = set(output.glob("*.csv")) - before
@@ -184,7 +184,7 @@ def test_tables_are_saved_by_the_names_that_the_room_gives(name, output, monkeyp
 
 def test_small_numbers_of_a_list_are_read_as_they_are_written():
     values = FIGURES["clipping"] | {"clips": [0.0, 0.00005]}
-    explorer = _figure_explorer("clipping", values)
+    explorer = _make_explorer("clipping", values)
     assert yaml.safe_load(explorer.parameters.value)["clips"] == [0.0, 0.00005]
 
 
@@ -196,21 +196,21 @@ def test_small_numbers_of_a_list_are_read_as_they_are_written():
         ("slope_from", 512, "slope_from is 512, which leaves fewer than two of the depths"),
     ],
 )
-def test_values_that_a_figure_cannot_have_are_named(control, value, sentence):
-    explorer = _figure_explorer("figure_1_left")
+def test_wrong_values_of_a_figure_are_named(control, value, sentence):
+    explorer = _make_explorer("figure_1_left")
     explorer.controls[control].value = value
     assert sentence.replace("'", "&#x27;") in explorer.message.value
 
 
 @pytest.mark.parametrize("nobody", [True, False])
-def test_where_nobody_looks_nothing_runs_by_itself(nobody, folder, monkeypatch):
+def test_unattended_explorers_do_not_run_by_themselves(nobody, folder, monkeypatch):
     monkeypatch.setenv("NOTEBOOK_UNATTENDED", "1" if nobody else "")
     assert paths.is_unattended() == nobody
 
     async def play():
-        shown = _figure_explorer("clipping")
+        shown = _make_explorer("clipping")
         assert not shown.live.running
-        assert threads() == 0
+        assert count_threads() == 0
         browsing = explore_weights(folder)
         assert browsing.live.running == (not nobody)
         browsing.live.stop()

@@ -1,8 +1,8 @@
-"""Functions that report their progress, as runs that advance by themselves."""
+"""Functions that report their progress, run in a thread step by step."""
 
 import pytest
 import torch
-from playing import threads
+from playing import count_threads
 
 from lib.explore import live
 
@@ -43,13 +43,13 @@ def test_a_function_in_a_thread_waits_and_ends_when_it_is_closed():
     running = live.run_in_thread(work, [0.0])
     while len(steps) < 2:
         next(running)
-    assert threads() == 1
+    assert count_threads() == 1
     running.close()
-    assert threads() == 0
+    assert count_threads() == 0
     assert len(steps) < 10
 
 
-def test_an_error_in_a_thread_is_raised_where_the_result_would_be():
+def test_an_error_in_a_thread_is_raised_in_place_of_the_result():
     def work(progress):
         raise ValueError("depth is 0")
 

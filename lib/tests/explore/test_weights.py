@@ -1,4 +1,4 @@
-"""Trained networks entry by entry."""
+"""The explorer of trained weights, and the measures that it shows."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from cifar_set import write_set
-from playing import axes, finish
+from playing import find_axes, finish
 
 from lib import parameters, tables
 from lib.cifar import checkpoints
@@ -69,27 +69,27 @@ def test_roughest_and_smoothest_entries(folder):
 
 
 def test_the_first_pair_is_of_one_schedule():
-    def named(**values):
+    def make_named(**values):
         config = CifarConfig(**values)
         return Path(config.name), config
 
-    alone, short = named(epochs=180), named(epochs=30)
-    iid = named(epochs=30, initialisation="iid")
+    alone, short = make_named(epochs=180), make_named(epochs=30)
+    iid = make_named(epochs=30, initialisation="iid")
     assert trained.choose_pair(dict([iid, alone, short])) == [short[0], iid[0]]
     assert trained.choose_pair(dict([iid, alone])) == [alone[0], iid[0]]
     assert trained.choose_pair(dict([alone])) == [alone[0]]
     assert trained.choose_pair({}) == []
 
 
-def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatch):
+def test_it_shows_weights_ratios_and_the_path_of_an_image(real_pictures, folder, output, tmp_path, monkeypatch):
     write_set(tmp_path / "images", monkeypatch)
     trained.load_test_images.cache_clear()
     explorer = explore_weights(folder)
     finish(explorer)
     networks = explorer.live.state.networks
-    panels = axes(explorer)
+    panels = find_axes(explorer)
     explorer.controls["how"].value = "roughest"
-    panels = axes(explorer)
+    panels = find_axes(explorer)
     for number, network in enumerate(networks):
         drawn = panels[f"curve{number}"].lines[0].get_ydata()
         assert list(drawn) == network.weights("conv1")[:, 2, 1, 0, 2].tolist()
@@ -106,21 +106,21 @@ def test_weights_are_browsed(real_pictures, folder, output, tmp_path, monkeypatc
     explorer.controls["second"].value = ""
     assert explorer.controls["second"].label == "none"
     finish(explorer)
-    assert "curve1" not in axes(explorer)
+    assert "curve1" not in find_axes(explorer)
     explorer.save()
     table = tables.read_csv(output / "explore_weights.csv")
     assert list(table["value"]) == pytest.approx(networks[0].weights("conv2")[:, 3, 0, 0, 0].tolist())
     trained.load_test_images.cache_clear()
 
 
-def test_without_images_their_path_takes_no_room_and_a_sentence_says_why(folder, tmp_path, monkeypatch):
+def test_without_images_the_figure_is_smaller_and_a_sentence_says_why(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "nothing"))
     trained.load_test_images.cache_clear()
     explorer = explore_weights(folder)
     assert "being read" in explorer.status.value
     finish(explorer)
     assert "CIFAR-10 was not found" in explorer.status.value
-    assert set(axes(explorer)) == {"curve0", "curve1", "map0", "map1", "histogram"}
+    assert set(find_axes(explorer)) == {"curve0", "curve1", "map0", "map1", "histogram"}
     image = np.zeros((32, 32, 3), dtype=np.uint8)
     networks, choice = explorer.live.state, trained.Choice()
     views = [
@@ -132,14 +132,14 @@ def test_without_images_their_path_takes_no_room_and_a_sentence_says_why(folder,
     assert explorer.message.value == ""
 
 
-def test_a_smaller_network_beside_a_larger_one(folder):
+def test_an_entry_that_the_smaller_network_lacks_is_named(folder):
     config = CifarConfig(depth=5, channels=2, initialisation="iid", epochs=1)
     path = checkpoints.save(folder / "small.safetensors", Checkpoint(config, ConvResNet(config.network), {}, {}))
     explorer = explore_weights(folder)
     explorer.set(second=path, how="index", **{"out channel": 3})
     assert "The entry is (3, 0, 0, 0), expected indices below" in explorer.message.value
     explorer.controls["out channel"].value = 1
-    assert len(axes(explorer)["curve1"].lines[0].get_ydata()) == 5
+    assert len(find_axes(explorer)["curve1"].lines[0].get_ydata()) == 5
 
 
 def test_the_entry_that_figure_3_shows_and_its_parameters(folder):
@@ -149,5 +149,5 @@ def test_the_entry_that_figure_3_shows_and_its_parameters(folder):
     assert (shown["entry_seed"], shown["depth"], shown["seed"]) == (3, 12, CifarConfig().seed)
 
 
-def test_without_checkpoints_a_sentence(tmp_path):
+def test_without_checkpoints_a_sentence_says_so(tmp_path):
     assert "no trained network in checkpoints/ yet" in explore_weights(tmp_path).value

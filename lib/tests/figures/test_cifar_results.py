@@ -1,4 +1,4 @@
-"""From the tables and networks of checkpoints/ to Figure 3, Table 1 and Figure 4."""
+"""Figure 3, Table 1 and Figure 4, from the tables and networks of checkpoints/."""
 
 import json
 import math
@@ -34,7 +34,7 @@ from lib.measures import PARTS, ratios_along_depth
 
 
 @pytest.mark.slow
-def test_figure_3_shows_the_drawn_entries(trained, monkeypatch):
+def test_figure_3_shows_the_chosen_entries(trained, monkeypatch):
     networks = select_networks(records.read_runs(), trained)
     assert [(setting.epochs, smooth) for setting, smooth in networks] == [
         (30, "weight-tied"),
@@ -104,7 +104,7 @@ def test_entries_are_drawn_from_all_by_their_seed():
     assert np.array([entries["conv2"] for entries in drawn]).max(axis=0).tolist() == [15, 15, 2, 2]
 
 
-def test_the_longest_schedule_of_each_depth(tmp_path):
+def test_the_longest_schedule_of_each_depth_is_selected(tmp_path):
     configs = [
         CifarConfig(depth=depth, epochs=epochs, initialisation=initialisation, seed=seed)
         for depth, epochs, initialisation, seed in (
@@ -164,7 +164,7 @@ def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(train
 
 @pytest.fixture
 def two_settings(tmp_path, monkeypatch):
-    """Weight-tied and i.i.d. runs of two batch sizes, of which the larger has the longer schedule and is the better."""
+    """Weight-tied and i.i.d. runs of two batch sizes. The larger one has the longer schedule and better accuracy."""
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     for batch_size, epochs, test in ((64, 2, 50.0), (64, 3, 60.0), (128, 4, 80.0)):
         for initialisation in INITIALISATIONS:
@@ -173,7 +173,7 @@ def two_settings(tmp_path, monkeypatch):
                     depth=16, epochs=epochs, batch_size=batch_size, initialisation=initialisation, seed=seed
                 )
                 network = ConvResNet(config.network)
-                with torch.no_grad():  # half of the depth a line, half of it noise; larger with the larger batch
+                with torch.no_grad():  # half of the layers on a line, half noise; both grow with the batch
                     for name in records.CONVOLUTIONS:
                         weight = network.residual_layers.stacked(f"{name}.weight")
                         line = torch.arange(16.0)[:, None, None, None, None].expand_as(weight)
@@ -192,7 +192,7 @@ def test_table_1_has_a_block_for_each_setting(two_settings):
     assert trained["test"].tolist() == [60.5, 60.5, 80.5, 80.5]  # no median over both
     assert trained["epochs"].tolist() == [3, 3, 4, 4]
     assert trained["seeds"].tolist() == ["0 1"] * 4
-    assert len(table["runs"]) == 6 + 2  # of the released script's setting all rows of the paper, trained or not
+    assert len(table["runs"]) == 6 + 2  # the released script's setting has all rows of the paper, trained or not
     readable = make_readable(table)
     assert [word for word in readable["setting"] if word] == list(dict.fromkeys(table["setting"]))
     of_one = compare(records.read_runs(), replace(two_settings, batch_size=128))
@@ -241,7 +241,7 @@ def test_the_share_of_smooth_layers_is_that_of_parts_that_are_long_enough():
 
 
 @pytest.mark.slow
-def test_the_share_of_smooth_layers_is_the_records_or_the_weights(tmp_path, monkeypatch):
+def test_the_share_of_smooth_layers_comes_from_the_record_or_the_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     choice = NetworkChoice(depth=96)
     for seed in (0, 1):
@@ -255,7 +255,7 @@ def test_the_share_of_smooth_layers_is_the_records_or_the_weights(tmp_path, monk
     runs = records.read_runs()
     assert [smooth_shares(run) for run in runs] == [dict.fromkeys(records.SHARES, 0.5)] * 2
     old = replace(runs[0], values={name: of for name, of in runs[0].values.items() if name not in records.SHARES})
-    assert smooth_shares(old) == smooth_shares(runs[0])  # of its weights
+    assert smooth_shares(old) == smooth_shares(runs[0])  # from its weights
     old.path.unlink()
     assert all(math.isnan(share) for share in smooth_shares(old).values())
     (row,) = tables.rows(tables.select(compare([old, runs[1]], choice), activation="gelu", initialisation="iid"))
@@ -376,7 +376,7 @@ def test_with_no_checkpoints_there_is_a_sentence_and_empty_tables(tmp_path, monk
     assert describe_missing(choice, activation=None).endswith("its weights: `make train` trains one.")
 
 
-def test_trials_and_other_settings_stay_out(tmp_path):
+def test_trials_and_other_settings_are_not_selected(tmp_path):
     other = {"train_images": 100, "batch_size": 32, "adaptive": True, "channels": 8, "hold_stem": True}
     for name, value in other.items():
         finish(tmp_path, CifarConfig(**{"depth": 4, "epochs": 1, name: value}))
@@ -385,7 +385,7 @@ def test_trials_and_other_settings_stay_out(tmp_path):
     assert NetworkChoice(depth=4).select(records.read_runs(tmp_path)) == []
 
 
-def test_a_run_that_was_evaluated_more_often_is_no_other_run(tmp_path):
+def test_a_run_that_was_evaluated_more_often_counts_once(tmp_path):
     often, usual = (CifarConfig(depth=4, epochs=1, test_every=every) for every in (1, 5))
     for config in (often, usual, replace(usual, seed=1)):
         finish(tmp_path, config)

@@ -1,4 +1,4 @@
-"""From the tables and networks of checkpoints/ to smoothness: in training, along the depth, and what it goes with."""
+"""Smoothness of the networks of checkpoints/: in training, along the depth, with the stem, and with precision."""
 
 import math
 from dataclasses import replace
@@ -63,13 +63,13 @@ def test_smoothness_along_depth_is_that_of_each_part(trained):
     assert len(measure_parts(runs, 4, ratios_along_depth, RATIOS)["part"]) == 4
 
 
-def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
+def test_the_part_left_of_the_initialisation_is_measured(tmp_path):
     config = CifarConfig(depth=8, epochs=30)
     network = ConvResNet(config.network)
     with torch.no_grad():
         network.residual_layers.conv1_weight.mul_(0.25)
         weight = network.residual_layers.conv2_weight
-        # As long as the weight and orthogonal to it: half of the square of their sum.
+        # As long as the weight and orthogonal to it: the weight has half of the square of their sum.
         partner = torch.stack((weight[1::2], -weight[::2]), dim=1).flatten(0, 1)
         weight.mul_(0.5).add_(0.5 * partner)
     finish(tmp_path, config, network)
@@ -92,7 +92,7 @@ def test_what_is_left_of_the_initialisation_is_what_was_put_in(tmp_path):
 
 
 @pytest.mark.parametrize("initialisation", INITIALISATIONS)
-def test_what_unrelated_initial_weights_share_is_by_chance(tmp_path, initialisation):
+def test_the_share_by_chance_is_that_of_unrelated_initial_weights(tmp_path, initialisation):
     config = CifarConfig(depth=6, epochs=1, initialisation=initialisation)
     network = ConvResNet(config.network)
     noise = torch.randn(6, 16, 16, 3, 3, generator=torch.Generator().manual_seed(1))
@@ -129,7 +129,7 @@ def test_the_course_of_an_exponential_is_its_rate():
     assert math.isnan(measure_course(flat, "another").ratio)
 
 
-def test_smoothness_is_lost_by_depth_where_each_run_passes_the_bound():
+def test_smoothness_is_lost_at_the_time_at_which_a_run_passes_the_bound():
     table = {"run": ["b", "b", "a", "a", "c"], "depth": [64, 64, 32, 32, 128], "epoch": [1, 2, 1, 2, 1]}
     table |= {"time": [10.0, 20.0] * 2 + [10.0], "von_neumann_conv2": [0.01, 1.0, 0.1, 0.2, 0.01]}
     lost = find_losses_by_depth(table, "conv2")
@@ -139,8 +139,8 @@ def test_smoothness_is_lost_by_depth_where_each_run_passes_the_bound():
 
 
 def test_the_law_in_depth_depends_on_what_is_held_fixed():
-    """L^2 times the ratio grows as 12 exp(t / L): equally steep after a time in proportion to L, and at a level of the
-    ratio later than that in deeper networks, by as much as exponential growth says."""
+    """L^2 times the ratio grows as 12 exp(t / L). It reaches a given level after a time in proportion to L. The ratio
+    itself reaches a given level at L log(level L^2 / 12), which grows faster than L."""
     depths, times = (32, 64, 128, 256), np.linspace(0, 4000, 4001)
     rows = [
         {"run": f"{L}", "depth": L, "epoch": k, "time": t, "von_neumann_conv1": 12 * math.exp(t / L) / L**2}
@@ -163,7 +163,7 @@ def test_the_law_in_depth_depends_on_what_is_held_fixed():
     assert all(math.isnan(slope) for slope in fit_laws_in_depth(smoothness_in_training([]))["slope"])
 
 
-def test_a_rate_is_found_where_some_ratios_are_undefined():
+def test_a_rate_is_found_if_some_ratios_are_undefined():
     ratio = [math.nan, 5e-3, 2e-3, 4e-3, 8e-3, 16e-3]
     table = tables.from_rows(
         {"run": "one", "epoch": k, "time": float(k), "von_neumann_conv1": value} for k, value in enumerate(ratio)
@@ -172,7 +172,7 @@ def test_a_rate_is_found_where_some_ratios_are_undefined():
 
 
 @pytest.mark.slow
-def test_smoothness_is_drawn_as_it_is_tabled(trained):
+def test_the_figure_of_smoothness_draws_its_tables(trained):
     runs = trained.select(records.read_runs(), seed=0)
     training = smoothness_in_training(runs)
     depth = measure_parts(
@@ -218,7 +218,7 @@ def test_relative_path_lengths_are_those_of_the_weights_or_of_the_log(tmp_path, 
     runs = trained.select(records.read_runs(), hold_stem=None, seed=0)
     checkpoint = trained.select(runs, epochs=180)[0]
     network = checkpoint.load().network
-    with torch.no_grad():  # away from the initialisation, where the path has no length
+    with torch.no_grad():  # away from the initialisation, at which the path has no length
         network.bn1.weight.fill_(0.3), network.bn1.bias.fill_(0.4)
         network.residual_layers.stacked("bn2.bias")[::2] = 4.0
     records.save(checkpoint.path, replace(checkpoint.load(), network=network))
@@ -258,7 +258,7 @@ def test_the_spike_is_averaged_over_steps(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
+def test_the_figure_of_the_stem_draws_its_tables(tmp_path, trained):
     finish(
         tmp_path, CifarConfig(depth=64, epochs=30, hold_stem=True), test_accuracy=55.0, stem_scale=1.0, path_length=1
     )
@@ -296,8 +296,8 @@ def test_the_stem_is_drawn_as_it_is_tabled(tmp_path, trained):
     assert [text.get_text() for panel in empty for text in panel.texts] == ["none is here"] * 3
 
 
-def watched():
-    """Four lines of runs in two precisions, as `records.read_rounding` gives them."""
+def make_watched():
+    """Make four lines of runs in two precisions, as `records.read_rounding` gives them."""
     columns = {"depth": [32, 32, 64, 64], "batch_size": [8] * 4, "dtype": ["float32", "float64"] * 2}
     columns |= {"seed": [0] * 4, "epoch": [1, 2, 1, 2], "step": [625, 1250, 6250, 625], "loss": [2.0, 1.9, 1.8, 1.7]}
     measured = {name: [2e-3, 2e-4, 2e-5, 2e-6] for name in RATIOS}
@@ -309,7 +309,7 @@ def test_runs_in_two_precisions_have_the_time_of_their_steps(tmp_path, monkeypat
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     empty = read_smoothness_by_precision()
     assert not any(empty.values())
-    tables.write_csv(tmp_path / records.ROUNDING, watched())
+    tables.write_csv(tmp_path / records.ROUNDING, make_watched())
     table = read_smoothness_by_precision()
     assert table.keys() == empty.keys()
     second = 0.04 * (1 + math.cos(math.pi / 180)) / 2  # the learning rate of the second epoch of 180
@@ -319,7 +319,7 @@ def test_runs_in_two_precisions_have_the_time_of_their_steps(tmp_path, monkeypat
     assert table["noise_conv2"] == [1e-3, 1e-4, 1e-5, 1e-6]
 
 
-def test_precisions_meet_where_they_stay_together():
+def test_precisions_meet_at_the_time_from_which_they_stay_together():
     times = [10.0, 20, 30, 40]
     noise = {("float32", 0): [1e-9, 1e-9, 2e-9, 1e-8], ("float32", 1): [1e-9, 3e-9, 1e-8, 1e-7],
              ("float64", 0): [1e-15, 2e-9, 1e-10, 2e-7]}  # fmt: skip
@@ -355,7 +355,7 @@ def test_noise_of_parts_is_that_of_each_part(trained):
 
 
 @pytest.mark.slow
-def test_rounding_is_drawn_as_it_is_tabled(tmp_path, trained):
+def test_the_figure_of_rounding_draws_its_tables(tmp_path, trained):
     empty = rounding.draw(
         {
             "rounding": read_smoothness_by_precision(),
@@ -364,7 +364,7 @@ def test_rounding_is_drawn_as_it_is_tabled(tmp_path, trained):
         rounding.Config(trained),
     ).axes
     assert [panel.texts[0].get_text() for panel in empty] == ["none is here"] * 3
-    tables.write_csv(tmp_path / records.ROUNDING, watched())
+    tables.write_csv(tmp_path / records.ROUNDING, make_watched())
     table = read_smoothness_by_precision()
     depth = measure_parts(
         trained.select(records.read_runs(), seed=0, initialisation="weight-tied"), PARTS, noise_along_depth, NOISES

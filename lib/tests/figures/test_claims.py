@@ -1,4 +1,4 @@
-"""The table of claims says what the other tables hold, and nothing else: each claim can be seen to fail."""
+"""The table of claims follows from the other tables: each claim fails in a table in which it is false."""
 
 import dataclasses
 import math
@@ -77,7 +77,7 @@ def figures(tmp_path, monkeypatch):
          "average": 1.0 if initialisation == "weight-tied" else (9.0 if epochs == 180 else 100.0)}
         for epochs in (30, 180) for initialisation in INITIALISATIONS for name in CONVOLUTIONS for seed in (0, 1)
     ]  # fmt: skip
-    # Of the narrow networks the slope is exact, of the wide ones the term in 1/L is seen.
+    # The slope is exact in the narrow networks; the wide ones have a term in 1/L too.
     beside = [
         {"initialisation": kind, "reference": reference, "width": m, "depth": L, "seed": seed, "iteration": 9,
          **dict.fromkeys(("output", "hidden_states", "loss"), math.hypot(euler / L, L**power / m**0.5))}
@@ -137,24 +137,24 @@ def test_tables_in_which_all_holds_give_only_that_verdict(figures):
 # --- Counter-tests ---
 
 
-def slower(column: np.ndarray) -> np.ndarray:
-    """A quantity of order 1/L falls as its root only."""
+def take_root(column: np.ndarray) -> np.ndarray:
+    """Make a quantity of order 1/L one of order 1/sqrt(L)."""
     return column**0.5
 
 
-def rising(column: np.ndarray) -> np.ndarray:
-    """What should not depend on L grows from row to row, and so with it."""
+def raise_by_row(column: np.ndarray) -> np.ndarray:
+    """Make a quantity that should not depend on L grow from row to row, and so with L."""
     return column * np.arange(1, 1 + len(column))
 
 
-def falling(column: np.ndarray) -> np.ndarray:
-    """What should not fall is halved from depth to depth, of which the tables concerned have three."""
+def halve_by_depth(column: np.ndarray) -> np.ndarray:
+    """Halve a quantity that should not fall from depth to depth. These tables have three depths."""
     return column * 0.5 ** (np.arange(len(column)) % 3)
 
 
 @dataclass(frozen=True)
 class Counter:
-    """A table in which a claim is false: a ``column`` is changed, in the rows with ``chosen`` values."""
+    """A table in which a claim is false: one ``column`` is changed in the rows with the ``chosen`` values."""
 
     statement: str
     table: str
@@ -173,8 +173,8 @@ class Counter:
         tables.write_csv(path, table | {self.column: values})
 
 
-def of_seeds(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """The change to each third of the rows: the tables are sorted by seed, of which there are three."""
+def change_each_seed(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Apply the change to each seed: the tables are sorted by seed, and there are three."""
     return lambda column: np.concatenate([change(part) for part in np.split(column, len(SEEDS))])
 
 
@@ -186,11 +186,11 @@ ODE = (
 )  # fmt: skip
 CLIPPED = "Clipped flow, A and B trained: "
 COUNTERS = [
-    *(Counter(statement, "neural_ode", column, slower) for statement, column in ODE),
-    Counter("Layers that start equal", "figure_1_left", "max_distance", slower),
-    *(Counter(CLIPPED + measure, "clipping", column, of_seeds(rising))
+    *(Counter(statement, "neural_ode", column, take_root) for statement, column in ODE),
+    Counter("Layers that start equal", "figure_1_left", "max_distance", take_root),
+    *(Counter(CLIPPED + measure, "clipping", column, change_each_seed(raise_by_row))
       for column, measure in clipping_room.BOUNDED.items()),
-    *(Counter(CLIPPED + measure, "clipping", column, slower, {"clip": clip})
+    *(Counter(CLIPPED + measure, "clipping", column, take_root, {"clip": clip})
       for column, measure in clipping_room.CONVERGING.items() for clip in (0.1, 0.2)),
     Counter("A network that samples the trained", "bounds", "measured", lambda x: 1.6 * x, {"bound": "C", "seed": 1}),
     Counter("Clipped flow: L times", "bounds", "own", lambda x: 0.5 * x, {"bound": "K", "seed": 1}),
@@ -203,31 +203,31 @@ COUNTERS = [
     # It falls by e^-12, and then rises at an even rate.
     Counter("The loss goes to 0", "long_time", "loss",
             lambda loss: np.where(loss > math.exp(-7.5), loss**1.5, math.exp(-14.4) * loss**-0.3)),
-    # A power of t, and one that comes after a plateau: with t = -log(loss) of the table in which the claim holds.
+    # A power of t, and one after a plateau. In the table in which the claim holds, t = -log(loss).
     Counter("The loss goes to 0", "long_time", "loss", lambda loss: (1 - np.log(loss)) ** -9, {"seed": 2}),
     Counter("The loss goes to 0", "long_time", "loss", lambda loss: (1 + np.maximum(-4 - np.log(loss), 0)) ** -9),
     # e^(-4 sqrt(t)) falls ever more slowly.
     Counter("The loss goes to 0", "long_time", "loss", lambda loss: np.exp(-4 * np.sqrt(-np.log(loss)))),
     Counter("The rate does not depend", "long_time", "loss", lambda loss: loss**1.2, {"depth": 64}),
-    *(Counter("Weights at the end of long", "long_time_limit", f"distance_{Z}", slower) for Z in "VW"),
+    *(Counter("Weights at the end of long", "long_time_limit", f"distance_{Z}", take_root) for Z in "VW"),
     Counter("The neural ODE of the trained", "long_time_limit", "residual", lambda x: 1e3 * x),
     *(Counter("Trained for long", "figure_2", f"ratio_{Z}", lambda ratio: 100 * ratio) for Z in "VW"),
     Counter("Trained for long", "figure_2", "loss", np.ones_like),
-    Counter("Weight-tied layers: what", "initialisation", "successive", slower, {"case": "weight-tied"}),
-    Counter("Gaussian process of", "initialisation", "successive", slower, {"case": "Gaussian process 0.5"}),
-    Counter("i.i.d. layers: what training adds", "initialisation", "successive", falling, {"case": "iid"}),
-    Counter("i.i.d. layers, 1/sqrt(L): what", "initialisation", "successive", falling,
+    Counter("Weight-tied layers: what", "initialisation", "successive", take_root, {"case": "weight-tied"}),
+    Counter("Gaussian process of", "initialisation", "successive", take_root, {"case": "Gaussian process 0.5"}),
+    Counter("i.i.d. layers: what training adds", "initialisation", "successive", halve_by_depth, {"case": "iid"}),
+    Counter("i.i.d. layers, 1/sqrt(L): what", "initialisation", "successive", halve_by_depth,
             {"case": "iid 1/sqrt(L)"}),
-    *(Counter("Smooth initialisations", "initialisation", "distance", slower, {"case": case})
+    *(Counter("Smooth initialisations", "initialisation", "distance", take_root, {"case": case})
       for case in ("weight-tied", "Gaussian process 0.5")),
-    Counter("i.i.d. layers, 1/L:", "initialisation", "variation", slower, {"case": "iid"}),
-    Counter("i.i.d. layers, 1/sqrt(L): h_k", "initialisation", "variation", falling,
+    Counter("i.i.d. layers, 1/L:", "initialisation", "variation", take_root, {"case": "iid"}),
+    Counter("i.i.d. layers, 1/sqrt(L): h_k", "initialisation", "variation", halve_by_depth,
             {"case": "iid 1/sqrt(L)"}),
     *(Counter("ReLU: odd layers", "relu_counterexample", column, lambda x: x + 1e-3,
               {"activation": "relu", "factor": factor})
       for column in ("odd_moved", "even", "even_spread") for factor in (1.5, 2.0)),
     *(Counter(f"{words}", "relu_counterexample", "end", change, {"activation": name, "factor": factor})
-      for words, name, change in (("ReLU: max_k", "relu", falling), ("GELU: on the same", "gelu", slower))
+      for words, name, change in (("ReLU: max_k", "relu", halve_by_depth), ("GELU: on the same", "gelu", take_root))
       for factor in (1.5, 2.0)),
     *(Counter("CIFAR-10, the published GELU", "figure_3_published_ratios", "low", lambda x: 10 * x,
               {"convolution": name}) for name in CONVOLUTIONS),
@@ -249,7 +249,7 @@ COUNTERS = [
 ]  # fmt: skip
 
 
-def named(statement: str) -> claims.Claim:
+def find_claim(statement: str) -> claims.Claim:
     (found,) = [claim for claim in claims.judge_all() if claim.statement.startswith(statement)]
     return found
 
@@ -257,9 +257,9 @@ def named(statement: str) -> claims.Claim:
 @pytest.mark.slow
 @pytest.mark.parametrize("counter", COUNTERS, ids=lambda counter: f"{counter.statement} {counter.column}")
 def test_each_claim_fails_in_a_table_in_which_it_is_false(figures, counter):
-    assert named(counter.statement).margin >= 0
+    assert find_claim(counter.statement).margin >= 0
     counter.write(figures, counter.change)
-    found = named(counter.statement)
+    found = find_claim(counter.statement)
     assert found.verdict == FAILS
     assert found.margin < 0
 
@@ -269,7 +269,7 @@ def test_each_claim_fails_in_a_table_in_which_it_is_false(figures, counter):
 def test_each_claim_is_open_while_its_numbers_are_missing(figures, counter):
     column = "output" if counter.column == "width" else counter.column
     dataclasses.replace(counter, column=column, chosen={}).write(figures, lambda values: np.full(len(values), math.nan))
-    assert named(counter.statement).verdict == OPEN
+    assert find_claim(counter.statement).verdict == OPEN
 
 
 ROWS = (  # a row of a table, and the claim that is open without it
@@ -291,7 +291,7 @@ ROWS = (  # a row of a table, and the claim that is open without it
 
 @pytest.mark.parametrize(("name", "lost", "statement"), ROWS)
 def test_a_claim_is_open_while_a_row_is_missing(figures, name, lost, statement):
-    if name == "figure_1_left":  # seeds may have other depths; here two are left that all have
+    if name == "figure_1_left":  # seeds may differ in depths; two depths that all seeds have are left
         lost = {"seed": 1, "depth": 64}
         shorter = tables.rows(tables.read_csv(figures / f"{name}.csv"))
         tables.write_csv(figures / f"{name}.csv", from_rows(row for row in shorter if row["depth"] < 128))
@@ -299,7 +299,7 @@ def test_a_claim_is_open_while_a_row_is_missing(figures, name, lost, statement):
     kept = [row for row in table if any(row[column] != value for column, value in lost.items())]
     assert len(kept) < len(table)
     tables.write_csv(figures / f"{name}.csv", from_rows(kept))
-    assert named(statement).verdict == OPEN
+    assert find_claim(statement).verdict == OPEN
 
 
 def test_a_clipped_flow_without_clipping_leaves_its_claims_open(figures):
@@ -309,7 +309,7 @@ def test_a_clipped_flow_without_clipping_leaves_its_claims_open(figures):
 
 
 def test_a_slope_through_two_points_is_open():
-    """Nothing says how straight the line is."""
+    """Two points do not show whether the line is straight."""
     table = from_rows({"seed": seed, "depth": L, "d": (1 + 0.01 * seed) / L} for seed in range(5) for L in (16, 32))
     fit = fit_mean_slope(table, "d")
     assert math.isnan(fit.fit_low)
@@ -321,10 +321,10 @@ def test_networks_that_are_not_trained_to_the_end_leave_the_pl_condition_open(fi
     table = tables.read_csv(figures / "pl_condition.csv")
     table["loss"][-1] = left
     tables.write_csv(figures / "pl_condition.csv", table)
-    assert named("m >= n").verdict == OPEN
+    assert find_claim("m >= n").verdict == OPEN
 
 
-def test_a_slope_of_which_one_number_is_missing_is_open():
+def test_a_slope_with_a_missing_number_is_open():
     depths, seeds = np.array([8, 16, 32, 64] * 5), np.repeat(np.arange(5), 4)
     table = {"seed": seeds, "depth": depths, "distance": 1.0 / depths * (1 + 0.01 * seeds)}
     assert judge_rate("s", "w", "f", fit_mean_slope(table, "distance"), -1.0).verdict == HOLDS
@@ -351,7 +351,7 @@ def test_an_interval_on_both_sides_of_the_criterion_leaves_a_claim_open():
 
 
 def test_a_part_that_fails_is_not_hidden_by_one_that_is_missing():
-    """Nor by one that holds; without one that fails, a missing one leaves the claim open."""
+    """Nor by a part that holds. If no part fails, a missing one leaves the claim open."""
     holds, fails, missing = Slope(-1.0, -1.01, -0.99, 1.0), Slope(-0.5, -0.51, -0.49, 1.0), Slope(*[math.nan] * 4)
     expected = {(holds, fails): FAILS, (fails, missing): FAILS, (missing, fails, holds): FAILS,
                 (holds, missing): OPEN, (missing,): OPEN, (holds, holds): HOLDS}  # fmt: skip
@@ -374,17 +374,17 @@ def test_a_part_that_fails_is_not_hidden_by_one_that_is_missing():
         assert math.isnan(combine_margins(*parts))
 
 
-PARTS = (  # of claims of several parts: what makes one fail, and what is missing of the others
-    (Counter(CLIPPED + "sup over s", "clipping", "weights", slower, {"clip": 0.1}), "weights", {"clip": 0.2}),
-    (Counter("Weights at the end", "long_time_limit", "distance_W", slower), "distance_V", {}),
+PARTS = (  # claims of several parts: what makes one part fail, and what is missing of another
+    (Counter(CLIPPED + "sup over s", "clipping", "weights", take_root, {"clip": 0.1}), "weights", {"clip": 0.2}),
+    (Counter("Weights at the end", "long_time_limit", "distance_W", take_root), "distance_V", {}),
     (Counter("The loss goes to 0", "long_time", "loss", lambda loss: loss**0.1), "ratio", {}),
     (Counter("m >= n", "pl_condition", "mu", lambda mu: 0.1 * mu, {"width": 6}), "mu", {"width": 24}),
     (Counter("The neural ODE", "long_time_limit", "residual", lambda x: 1e3 * x, {"seed": 0}), "residual", {"seed": 1}),
     (Counter("Trained for long", "figure_2", "ratio_V", lambda ratio: 100 * ratio), "ratio_W", {}),
-    (Counter("Smooth init", "initialisation", "distance", slower, {"case": "weight-tied"}),
+    (Counter("Smooth init", "initialisation", "distance", take_root, {"case": "weight-tied"}),
      "distance", {"case": "Gaussian process 0.5"}),
     (Counter("ReLU: odd layers", "relu_counterexample", "even", lambda x: x + 1e-3), "odd_moved", {}),
-    (Counter("GELU: on the same", "relu_counterexample", "end", slower, {"factor": 1.5}), "end", {"factor": 2.0}),
+    (Counter("GELU: on the same", "relu_counterexample", "end", take_root, {"factor": 1.5}), "end", {"factor": 2.0}),
     (Counter("CIFAR-10, the published", "figure_3_published_ratios", "low", lambda x: 10 * x, {"convolution": "conv1"}),
      "low", {"convolution": "conv2"}),
     (Counter("CIFAR-10, identity, weight-tied", "table_1", "von_neumann_conv1", lambda x: x * 0 + 2.0),
@@ -399,9 +399,9 @@ PARTS = (  # of claims of several parts: what makes one fail, and what is missin
 def test_a_claim_fails_with_one_part_while_others_are_missing(figures, counter, column, chosen):
     missing = Counter(counter.statement, counter.table, column, lambda x: x * math.nan, chosen)
     missing.write(figures, missing.change)
-    assert named(counter.statement).verdict == OPEN
+    assert find_claim(counter.statement).verdict == OPEN
     counter.write(figures, counter.change)
-    assert named(counter.statement).verdict == FAILS
+    assert find_claim(counter.statement).verdict == FAILS
 
 
 def test_one_seed_leaves_slopes_open(figures):
@@ -415,10 +415,10 @@ def test_one_seed_leaves_slopes_open(figures):
 def test_one_depth_leaves_a_comparison_of_depths_open(figures):
     path = figures / "long_time.csv"
     tables.write_csv(path, select(tables.read_csv(path), depth=16))
-    assert named("The rate does not depend").verdict == OPEN
+    assert find_claim("The rate does not depend").verdict == OPEN
 
 
-def test_a_curve_that_bends_has_no_slope_that_holds():
+def test_a_slope_of_a_bent_curve_is_open():
     """The mean slope of all seeds is -1, but that of the deepest networks is not."""
     depths, seeds = np.array([16, 32, 64, 128, 256] * 5), np.repeat(np.arange(5), 5)
     bent = np.minimum(1.0, depths / 64.0) ** -1.4 * np.maximum(1.0, depths / 64.0) ** -0.6
@@ -437,10 +437,10 @@ def test_a_curve_that_bends_has_no_slope_that_holds():
     ],
 )
 def test_a_slope_through_a_zero_is_open(figures, statement, table, column, chosen):
-    """What should not fall with L is nothing at the largest one: the other depths do not hide that."""
+    """A quantity that should not fall with L is 0 at the largest depth. The other depths do not hide that."""
     zero = Counter(statement, table, column, np.zeros_like, chosen)
     zero.write(figures, zero.change)
-    assert named(statement).verdict == OPEN
+    assert find_claim(statement).verdict == OPEN
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_a_network_without_its_last_time_leaves_a_supremum_over_time_open(figure
     lost = (table["seed"] == 1) & (table["depth"] == 64) & (table["iteration"] == last)
     assert lost.any()
     tables.write_csv(path, {column: values[~lost] for column, values in table.items()})
-    assert named(statement).verdict == OPEN
+    assert find_claim(statement).verdict == OPEN
 
 
 def test_the_slope_over_seeds_is_that_of_the_geometric_mean():
@@ -487,8 +487,8 @@ def test_the_pl_criterion_fails_for_narrow_networks(figures):
     assert judge(wide) == HOLDS
 
 
-def test_a_bound_holds_with_room_to_spare(figures):
-    """A steeper fall than an upper bound's is no contradiction; a lower bound is one of the other side."""
+def test_an_upper_bound_holds_for_a_steeper_fall(figures):
+    """A quantity may fall faster than its upper bound."""
     for name, column in (("figure_1_left", "max_distance"), ("neural_ode", "weights"), ("clipping", "norm_W")):
         table = tables.read_csv(figures / f"{name}.csv")
         table[column] = table[column] / table["depth"] ** 0.3
@@ -496,7 +496,7 @@ def test_a_bound_holds_with_room_to_spare(figures):
     assert {claim.verdict for claim in claims.judge_all()} == {HOLDS}
 
 
-def test_distances_are_judged_where_both_sides_have_the_papers_schedule(figures):
+def test_distances_are_judged_if_both_sides_have_the_papers_schedule(figures):
     path = figures / "figure_4.csv"
     table = tables.rows(tables.read_csv(path))
     table += [row | {"epochs": 200, "average": 1.0} for row in table if row["epochs"] == 180]
@@ -515,7 +515,7 @@ def test_distances_are_judged_where_both_sides_have_the_papers_schedule(figures)
 
 
 def test_late_rates_tell_an_exponential_from_a_power_of_t():
-    """Whatever the exponent, and whatever came before: a plateau, or a faster fall."""
+    """For several exponents, and after a plateau or a faster fall."""
     t = np.linspace(0, 1e4, 4001)
     curves = {"seed": t * 0, "depth": t * 0, "time": t}
     plateau, faster = np.minimum(1, t / 2e3), np.exp(-np.minimum(t, 100) / 10)
@@ -548,7 +548,7 @@ def test_each_setting_is_judged_by_itself(figures):
         assert (other if other in claim.statement else RELEASED) in claim.measured
 
 
-def test_what_was_not_trained_as_long_as_the_papers_is_open(figures):
+def test_networks_trained_for_a_shorter_time_than_the_papers_leave_claims_open(figures):
     for name in ("table_1", "figure_4"):
         table = tables.read_csv(figures / f"{name}.csv")
         table["epochs"] = np.full(len(table["epochs"]), 30)

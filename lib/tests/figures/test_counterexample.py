@@ -49,7 +49,7 @@ def test_relu_ends_at_the_closed_form(data):
     assert np.abs(rows["even"] - rows["limit_weight"]).max() < 1e-9
     assert rows["even_spread"].max() < 1e-12
     assert rows["odd_moved"].max() == 0
-    # Neighbours end w* + 1/(2L) apart: no smaller at larger depth than 2 log C.
+    # Neighbours end w* + 1/(2L) apart, which is above 2 log C at every depth.
     assert rows["end"] == pytest.approx(rows["limit_weight"] + 1 / rows["depth"], rel=1e-7)
     assert rows["loss"].max() < 1e-12
 

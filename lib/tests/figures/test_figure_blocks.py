@@ -16,7 +16,7 @@ SMALL = {"depths": [2, 4], "seeds": [0, 1], "iterations": [2, 3], "slope_from": 
 
 @pytest.fixture(autouse=True)
 def output(tmp_path, monkeypatch):
-    """Where figures are saved; explorers' pictures are not rendered, which is what takes their time."""
+    """The folder that figures are saved to. Explorers' pictures are not rendered, since that takes long."""
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
     monkeypatch.setenv("NOTEBOOK_UNATTENDED", "1")
     monkeypatch.setattr(frames.Frames, "pixels", lambda frames, dpi: np.zeros((1, 1, 3), dtype=np.uint8))
@@ -49,7 +49,7 @@ def test_slopes_have_the_interval_over_seeds(table):
     assert len(room.format_slopes(table, 2)) == 1 + 3 * 2
 
 
-def test_the_conclusion_counts():
+def test_the_conclusion_has_the_range_and_count_of_slopes():
     rows = [
         {"block": block, "activation": name, "seed": 0, "depth": depth, "time": time, "max_distance": depth**power,
          "to_double": 1.0, "loss": 1.0, "moved": 1.0, "from_linear": time / 10}
@@ -90,7 +90,7 @@ def test_the_picture_draws_its_table(table):
         ({"slope_from": 4}, "slope_from is 4, which leaves fewer than two"),
     ],
 )
-def test_values_that_cannot_be(values, sentence):
+def test_wrong_values_are_named(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         room.Config(**({"blocks": ["perceptron"], "activations": ["gelu"]} | SMALL | values))
 

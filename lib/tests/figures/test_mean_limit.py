@@ -1,4 +1,4 @@
-"""The mean ODE: its scaling, rates beside it at a small size, and fits with known answers."""
+"""The mean ODE: its scaling, distances of small networks to it, and fits with known answers."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ NETWORK = NetworkConfig(
 )
 
 
-def config(**changes):
+def make_config(**changes):
     sizes = {"depths": [4, 8, 16, 32], "widths": [2, 16], "seeds": 6, "iterations": 6, "reference_depth": 256,
              "reference_width": 32, "most_units": 256, "recorded": 2, "slope_from": 4}  # fmt: skip
     return Config(NETWORK, **sizes | changes)
@@ -31,7 +31,7 @@ def config(**changes):
 
 
 def test_a_network_of_doubled_units_trains_as_the_single_ones():
-    """Two copies of every unit are the same mean over units, and each moves as the one did."""
+    """Two copies of every unit have the same mean over units, and each copy moves as the single unit."""
     single = dataclasses.replace(NETWORK, depth=5, width=4)
     weights, data = initialise(single)
     doubled = Weights(torch.cat([weights.V, weights.V], dim=1), torch.cat([weights.W, weights.W], dim=2))
@@ -59,7 +59,7 @@ def test_the_limit_of_given_data_is_that_of_networks_with_these_data():
 
 @pytest.fixture(scope="module")
 def data():
-    return mean_limit.compute(config())
+    return mean_limit.compute(make_config())
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_every_network_is_there_with_every_draw(data):
 
 @pytest.mark.slow
 def test_the_figure_draws_its_table(data):
-    figure = mean_limit.draw(data, config())
+    figure = mean_limit.draw(data, make_config())
     points = compute_root_mean_squares(
         select(data["mean_limit"], iteration=6), "output", initialisation="iid", width=16
     )
@@ -133,9 +133,9 @@ def test_intervals_come_from_the_seeds():
         ({"most_units": 60}, "most_units is 60, which leaves no network of width 16: expected at least 64"),
     ],
 )
-def test_impossible_values_are_named(changes, sentence):
+def test_wrong_values_are_named(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
-        config(**changes)
+        make_config(**changes)
 
 
 def test_other_networks_are_refused():

@@ -1,4 +1,4 @@
-"""The picture at the front door: entries of trained weights, and what is left of accuracy with fewer layers."""
+"""The picture at the top of the README: entries of trained weights, and the accuracy with fewer layers."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from lib.figures import overview
 
 
 @pytest.mark.slow
-def test_it_shows_the_weights_of_the_networks_and_their_accuracy_by_layers():
+def test_its_tables_hold_weights_of_the_networks_and_their_accuracy_by_layers():
     config = overview.Config(entries=3)
     data = overview.compute(config)
     for network, words in (("smooth", config.smooth), ("rough", config.rough)):
@@ -32,6 +32,6 @@ def test_without_networks_it_says_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words", ["gelu", "gelu tied 30", "gelu iid x", 3])
-def test_a_network_that_cannot_be_is_refused(words):
+def test_a_wrong_network_is_named(words):
     with pytest.raises((ValueError, TypeError), match="expected"):
         overview.Config(smooth=words)

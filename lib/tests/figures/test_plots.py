@@ -1,4 +1,4 @@
-"""The figures hold the data that their tables claim, and the same data gives the same bytes."""
+"""The figures draw the data of their tables, and the same data gives the same bytes."""
 
 import dataclasses
 
@@ -110,7 +110,7 @@ def test_no_figure_is_left_in_a_global_list(left):
 
 
 def test_saving_leaves_the_layout_as_it_is(tmp_path, monkeypatch):
-    """Of a figure with a layout of its own too, in both files."""
+    """Also for a figure with a layout of its own, and in both files."""
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
     figure = Figure()
     figure.subplots_adjust(left=0.3, bottom=0.4)
@@ -159,7 +159,7 @@ def test_wrong_references_and_entries_are_named():
         figure_2.Config(NETWORK, 300, recorded=1)  # the first and the last
 
 
-def test_parameters_of_numbers_that_are_replaced_are_moved_aside(tmp_path, monkeypatch):
+def test_parameters_of_a_table_that_is_replaced_are_moved_aside(tmp_path, monkeypatch):
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
     (tmp_path / "mine.yaml").write_text("depth: 3\n")
     (tmp_path / "other.yaml").write_text("depth: 4\n")

@@ -1,6 +1,6 @@
-"""The released profile against the released conventions, written out a second time as a textbook loop.
+"""The released profile against a textbook loop with the released conventions.
 
-The loop is float64 autograd with `torch.optim.SGD`; it keeps all states, as no experiment of `lib` does.
+The loop is float64 autograd with `torch.optim.SGD`. It keeps the weights of all steps.
 """
 
 import math
@@ -17,8 +17,8 @@ from lib.tables import select
 TOLERANCE = 1e-5  # of the released profile's CSVs; rounding is far below
 
 
-def textbook_states(depth, width, dimension, samples, seed, rate, iterations, unused_draw=False):
-    """V and W before each step, and the losses: lists of length ``iterations``."""
+def train_textbook(depth, width, dimension, samples, seed, rate, iterations, unused_draw=False):
+    """Train, and return V and W before each step and the losses: lists of length ``iterations``."""
     torch.manual_seed(seed)
     W0 = torch.randn(dimension, width)
     if unused_draw:
@@ -41,17 +41,17 @@ def textbook_states(depth, width, dimension, samples, seed, rate, iterations, un
     return states, losses
 
 
-def released(name):
+def read_profile(name):
     return yaml.safe_load((paths.PROFILES / "released" / f"{name}.yaml").read_text())
 
 
-def test_figure_1_left():
-    profile = released("figure_1_left")
+def test_figure_1_left_is_that_of_the_textbook_loop():
+    profile = read_profile("figure_1_left")
     depths, times = profile["depths"][:2], profile["iterations"][:3]
     network = NetworkConfig(width=32, dimension=16, samples=100, seed=profile["seed"])
     table = figure_1_left.compute(figure_1_left.Config(network, depths, times, 0.01, slope_from=2))["figure_1_left"]
     for depth in depths:
-        states, _ = textbook_states(depth, 32, 16, 100, profile["seed"], 0.01, times[-1])
+        states, _ = train_textbook(depth, 32, 16, 100, profile["seed"], 0.01, times[-1])
         for time in times:
             row = select(table, depth=depth, iterations=time)
             for index, Z in enumerate("VW"):
@@ -62,16 +62,16 @@ def test_figure_1_left():
                 assert row[f"max_distance_{Z}"][0] == pytest.approx(largest, rel=TOLERANCE, abs=1e-15)
 
 
-def test_figure_1_right():
-    profile = released("figure_1_right")
+def test_figure_1_right_is_that_of_the_textbook_loop():
+    profile = read_profile("figure_1_right")
     depths, deep = profile["depths"][:3], 32
     network = NetworkConfig(width=32, dimension=16, samples=100, seed=profile["seed"])
     options = {"reference_depth": deep, "sampling": profile["sampling"], "slope_from": 2}
     config = figure_1_right.Config(network, depths, 8, **options)
     table = figure_1_right.compute(config)["figure_1_right"]
-    reference, _ = textbook_states(deep, 32, 16, 100, profile["seed"], 0.01, 8)
+    reference, _ = train_textbook(deep, 32, 16, 100, profile["seed"], 0.01, 8)
     for depth in depths:
-        states, _ = textbook_states(depth, 32, 16, 100, profile["seed"], 0.01, 8)
+        states, _ = train_textbook(depth, 32, 16, 100, profile["seed"], 0.01, 8)
         for t in (3, 7):
             row = select(table, depth=depth, iteration=t)
             for index, Z in enumerate("VW"):
@@ -80,12 +80,12 @@ def test_figure_1_right():
                 assert row[f"distance_{Z}"][0] == pytest.approx(expected, rel=TOLERANCE)
 
 
-def test_figure_2():
-    profile = released("figure_2")
+def test_figure_2_is_that_of_the_textbook_loop():
+    profile = read_profile("figure_2")
     network = NetworkConfig(depth=64, width=64, samples=50, seed=profile["seed"], draw_order="W unused X Y")
     config = figure_2.Config(network, 12, 0.005, recorded=3, row=3, column=5)
     loss, weights = figure_2.compute(config).values()
-    states, losses = textbook_states(64, 64, 16, 50, profile["seed"], 0.005, 13, unused_draw=True)
+    states, losses = train_textbook(64, 64, 16, 50, profile["seed"], 0.005, 13, unused_draw=True)
     assert loss["loss"] == pytest.approx(losses, rel=TOLERANCE)
     for t in (0, 6, 12):
         rows = select(weights, iteration=t)

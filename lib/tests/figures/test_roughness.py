@@ -1,4 +1,4 @@
-"""Where along the depth, and when, layers become rough: out of layer logs that are made up, and of a tiny run."""
+"""The layers that become rough, and the times: from generated layer logs, and from a tiny run."""
 
 import math
 from dataclasses import replace
@@ -23,9 +23,8 @@ def _checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
 
 
-def made_up(epochs, spread, generator):
-    """A layer log whose layers are a smooth curve, and independent noise in those that the front has passed: after
-    epoch e in the first ``spread * (e + 1)`` layers."""
+def make_log(epochs, spread, generator):
+    """Make a log of a smooth curve. After epoch e, its first ``spread * (e + 1)`` layers have independent noise."""
     s = torch.linspace(0, 1, DEPTH, dtype=torch.float64)[:, None]
     log = {}
     for epoch in epochs:
@@ -46,14 +45,14 @@ def finish_logged(tmp_path, log=None, **settings):
 
 @pytest.fixture
 def logged(tmp_path):
-    """A GELU run of each of two settings with a log, the second from its fourth epoch on; a ReLU run without one."""
+    """Two GELU runs of different settings with a log, the second from its fourth epoch on; a ReLU run without one."""
     generator = torch.Generator().manual_seed(0)
     runs = [
-        finish_logged(tmp_path, made_up(range(8), 8, generator)),
-        finish_logged(tmp_path, made_up(range(3, 8), 4, generator), batch_size=128),
+        finish_logged(tmp_path, make_log(range(8), 8, generator)),
+        finish_logged(tmp_path, make_log(range(3, 8), 4, generator), batch_size=128),
         finish_logged(tmp_path, activation="relu"),
     ]
-    finish_logged(tmp_path, made_up(range(8), 8, generator), initialisation="iid")
+    finish_logged(tmp_path, make_log(range(8), 8, generator), initialisation="iid")
     records.gather()
     return runs
 
@@ -91,7 +90,7 @@ def test_a_smooth_curve_is_less_rough_in_deeper_networks():
 
 
 @pytest.mark.slow
-def test_the_front_is_found_where_it_was_put(logged):
+def test_the_front_is_found_at_its_layers_and_times(logged):
     data = roughness.compute(choose())
     front = data["roughness_front"]
     first = tables.select(front, run=logged[0].name)
@@ -102,9 +101,9 @@ def test_the_front_is_found_where_it_was_put(logged):
     assert times[0] == pytest.approx(0.04 * steps)
     second = tables.select(front, run=logged[1].name)
     assert set(second["first"]) == {4}
-    assert second["epoch"].tolist() == [4, 4, 6, 8, 0, 0, 0, 0]  # before its first line it had passed two
+    assert second["epoch"].tolist() == [4, 4, 6, 8, 0, 0, 0, 0]  # two eighths are noisy in its first line
     assert np.isnan(second["time"][4:]).all()
-    other = roughness.compute(choose(convolution="conv2"))["roughness_front"]  # from the other end
+    other = roughness.compute(choose(convolution="conv2"))["roughness_front"]  # its noise starts at the last layer
     assert tables.select(other, run=logged[0].name)["epoch"].tolist() == list(range(8, 0, -1))
 
 
@@ -136,12 +135,12 @@ def test_every_run_with_a_log_is_drawn_and_the_others_are_named(logged):
 
 
 @pytest.mark.slow
-def test_of_a_setting_the_longest_schedule_that_has_a_log_is_drawn(tmp_path, logged):
+def test_the_longest_schedule_with_a_log_is_drawn_of_each_setting(tmp_path, logged):
     longer = CifarConfig(depth=DEPTH, epochs=9)
     finish(tmp_path, longer)  # without a log
     shorter = CifarConfig(depth=DEPTH, epochs=2)
     finish(tmp_path, shorter)
-    log = made_up(range(2), 8, torch.Generator().manual_seed(0))
+    log = make_log(range(2), 8, torch.Generator().manual_seed(0))
     layer_log.write(records.layer_log_path(shorter), log, shorter.name)
     records.gather()
     data = roughness.compute(choose())

@@ -1,4 +1,4 @@
-"""The experiments on the theory, small: rates, bounds and closed forms that the tables must show."""
+"""The experiments on the theory at a small size: rates, bounds and closed forms."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ CASES = initialisation.Config(
 )
 
 
-def last(records):
+def take_last(records):
     *_, record = records
     return record
 
@@ -84,7 +84,7 @@ def test_neural_ode_figure_draws_its_table(beside_ode):
     assert list(drawn.get_ydata()) == list(select(errors, seed=3, iteration=20)["output"])
 
 
-def test_uniform_distance_looks_at_both_ends_of_a_cell():
+def test_uniform_distance_takes_both_ends_of_a_cell():
     """V(s) = s, W(s) = 0: layers at the right ends, k/L, are 1/L off at the left end of their cell."""
     grid = spectral.get_grid(4)
     ode = limit.TrainedODE(SMALL, grid, Weights(grid.s[:, None, None], torch.zeros(4, 1, 1, dtype=torch.float64)))
@@ -105,7 +105,7 @@ def test_scipy_solves_the_constant_linear_ode():
 
 def test_ratio_is_the_sum_of_squared_gradients_over_the_loss():
     config = dataclasses.replace(TRAINED_ENDS, initialisation="iid", initial_V="drawn")
-    record = last(train(config, 0.1, 0))
+    record = take_last(train(config, 0.1, 0))
     tensors = {name: tensor.clone().requires_grad_() for name, tensor in record.weights.items().items()}
     weights = Weights(**tensors)
     data = record.solver.data
@@ -121,11 +121,11 @@ def test_ratio_is_the_sum_of_squared_gradients_over_the_loss():
 
 def test_ratio_of_networks_converges_to_that_of_the_limit():
     iterations = 20
-    exact = lojasiewicz.ratio(last(limit.train(TRAINED_ENDS, 0.05, iterations, [iterations])))
+    exact = lojasiewicz.ratio(take_last(limit.train(TRAINED_ENDS, 0.05, iterations, [iterations])))
     depths = (8, 16, 32, 64)
     errors = []
     for depth in depths:
-        record = last(train(TRAINED_ENDS.at_depth(depth), 0.05, iterations, [iterations]))
+        record = take_last(train(TRAINED_ENDS.at_depth(depth), 0.05, iterations, [iterations]))
         errors.append(abs(lojasiewicz.ratio(record) - exact))
     assert fit_slope(depths, errors).slope == pytest.approx(-1, abs=0.15)
 
@@ -135,7 +135,7 @@ def trained_long():
     return long_time.compute(LONG)
 
 
-def test_curves_hold_every_run(trained_long):
+def test_losses_fall_weights_converge_and_residuals_fit_the_loss(trained_long):
     curves, weights, nearness = (trained_long[f"long_time{name}"] for name in ("", "_weights", "_limit"))
     finite = {name: np.asarray(column)[np.array(nearness["depth"]) > 0] for name, column in nearness.items()}
     for seed in (1, 2):
@@ -171,7 +171,7 @@ def test_ratios_are_drawn_as_long_as_the_loss_is_resolved(trained_long):
         assert max(line.get_xdata()) == pytest.approx(30 * 0.05)
 
 
-def test_long_time_figure_draws_every_depth_there_is():
+def test_long_time_figure_draws_every_depth_of_its_table():
     depths = [LIMIT, 2, 4, 8, 16, 32, 64, 128]
     curves = from_rows({"seed": 0, "depth": L, "time": t, "loss": 2.0**-t, "ratio": 1.0} for L in depths
                        for t in (0.0, 1.0))  # fmt: skip
@@ -197,7 +197,7 @@ def test_the_pl_condition_fails_in_narrow_networks_and_holds_in_wide_ones(condit
     assert (select(condition, width=24)["mu_start"] > 1e-6).all()
 
 
-def test_the_ratio_is_nowhere_below_the_constant(condition):
+def test_the_ratio_is_never_below_the_constant(condition):
     assert (condition["ratio"] >= condition["mu"]).all()
     shares = sum(condition[f"of_{name}"] for name in "AZB")
     assert shares == pytest.approx(np.ones(len(shares)), abs=1e-4)
@@ -233,13 +233,13 @@ def test_training_adds_rough_weights_to_independent_layers(initialisations):
     table = initialisations["initialisation"]
     for case, variation in (("iid", -1), ("iid 1/sqrt(L)", 0)):
         rows = select(table, seed=3, case=case)
-        # Of independent layers the differences are about the root of two times as large as the layers.
+        # Differences of independent layers are about sqrt(2) times as large as the layers.
         assert (rows["successive"] > 1).all()
         assert fit_slope(rows["depth"], rows["successive"]).slope == pytest.approx(0, abs=0.2)
         assert fit_slope(rows["depth"], rows["variation"]).slope == pytest.approx(variation, abs=0.4)
 
 
-def test_the_deepest_independent_network_is_no_missing_number(initialisations):
+def test_slopes_of_independent_networks_leave_the_deepest_out(initialisations):
     independent = select(initialisations["initialisation"], case="iid")
     seeds = [select(independent, seed=seed) for seed in (3, 4)]
     fitted = [fit_slope(run["depth"][:-1], run["output"][:-1]).slope for run in seeds]
@@ -251,7 +251,7 @@ def test_the_deepest_independent_network_is_no_missing_number(initialisations):
 def test_what_training_adds_is_the_change_of_the_weights(initialisations):
     config = dataclasses.replace(CASES.cases["iid"], depth=16)
     start, data = initialise(config)
-    end = last(train(config, CASES.learning_rate, 5)).weights
+    end = take_last(train(config, CASES.learning_rate, 5)).weights
     moved = torch.cat([(end.V - start.V).flatten(1), (end.W - start.W).flatten(1)], dim=1)
     row = select(initialisations["initialisation"], seed=3, case="iid", depth=16)
     size = float(moved.norm(dim=1).square().mean().sqrt())
@@ -287,16 +287,16 @@ def test_clipped_networks_converge_to_the_limit_of_the_clipped_flow(clipped):
                 assert fit_slope(rows["depth"], rows[name]).slope == pytest.approx(-1, abs=0.15), name
 
 
-def test_a_high_ceiling_changes_nothing_and_a_low_one_bounds_every_entry(clipped):
+def test_a_high_clip_changes_nothing_and_a_low_one_bounds_every_entry(clipped):
     low, free, high = (select(clipped, clip=clip) for clip in (0.02, 0.0, 100.0))
     for name in (*clipping.NORMS, "lipschitz", "loss"):
         assert high[name] == pytest.approx(free[name], rel=1e-12)
     assert (high["clipped"] == 0).all()
     assert low["clipped"].max() > 0.1
     start, _ = initialise(TRAINED_ENDS)
-    end = last(train(TRAINED_ENDS, 0.05, 20, [20], clip=0.02)).weights
+    end = take_last(train(TRAINED_ENDS, 0.05, 20, [20], clip=0.02)).weights
     moved = max(float((getattr(end, name) - values).abs().max()) for name, values in start.items().items())
-    assert moved == pytest.approx(0.02 * 20 * 0.05)  # some entry moves at the bound throughout
+    assert moved == pytest.approx(0.02 * 20 * 0.05)  # some entry moves at the bound in every step
 
 
 def test_the_largest_so_far_never_falls(clipped):
@@ -314,7 +314,7 @@ def test_clipping_figure_draws_medians_of_every_clip(clipped):
     assert list(figure.axes[0].lines[1].get_ydata()) == pytest.approx(expected, rel=1e-7)
 
 
-def test_impossible_values_are_named():
+def test_wrong_values_are_named():
     with pytest.raises(ValueError, match="an entry of clips is -1"):
         clipping.Config(TRAINED_ENDS, [-1.0], [2], 5)
     with pytest.raises(TypeError, match=r"clips is \[\], expected a non-empty list of numbers"):

@@ -1,4 +1,4 @@
-"""Layers as functions of s: orders of solvers, and gradients with states that are computed backwards."""
+"""Networks as ODEs: orders of solvers, and gradients with states that are computed backwards."""
 
 import math
 
@@ -19,8 +19,8 @@ from lib.ode import reversible
 from lib.ode import solvers as ode
 
 
-def smooth(depth):
-    """A fully connected network whose layers are cosines of s, its branch, layers and inputs."""
+def make_smooth(depth):
+    """Branch, layers and inputs of a fully connected network whose layers are cosines of s."""
     config = NetworkConfig(depth=depth, width=8, dimension=4, samples=5, initial_V="drawn", initialisation="iid")
     weights, data = initialise(config.at_depth(1))
     s = torch.arange(depth, dtype=torch.float64)[:, None, None] / depth
@@ -28,8 +28,8 @@ def smooth(depth):
     return dense_branch(config), layers, data.x
 
 
-def rough(depth):
-    """The same with layers of their own each."""
+def make_rough(depth):
+    """The same with independent layers."""
     config = NetworkConfig(depth=depth, width=8, dimension=4, samples=5, initial_V="drawn", initialisation="iid")
     weights, data = initialise(config)
     return dense_branch(config), (0.3 * weights.V, weights.W), data.x
@@ -45,8 +45,8 @@ def test_eulers_method_in_as_many_steps_is_the_network():
 
 
 @pytest.mark.parametrize(("method", "order"), [("Euler", 1), ("Heun", 2), ("RK4", 4)])
-def test_orders(method, order):
-    branch, layers, x = smooth(64)
+def test_solvers_have_their_orders(method, order):
+    branch, layers, x = make_smooth(64)
     table = ode.measure_solver_errors(branch, layers, x, [8, 16, 32, 64])
     rows = tables.select(table, method=method)
     assert -fit_slope(rows["steps"], rows["error"]).slope == pytest.approx(order, abs=0.25)
@@ -55,14 +55,14 @@ def test_orders(method, order):
 
 def test_the_network_is_1_over_L_from_its_ode():
     depths = (16, 32, 64)
-    errors = [ode.measure_solver_errors(*smooth(depth), [2], reference_steps=64)["error"][0] for depth in depths]
+    errors = [ode.measure_solver_errors(*make_smooth(depth), [2], reference_steps=64)["error"][0] for depth in depths]
     assert fit_slope(depths, errors).slope == pytest.approx(-1, abs=0.1)
 
 
 def test_the_adaptive_solver_takes_as_many_steps_as_it_needs():
     calls, errors = [], []
     for tolerance in (1e-2, 1e-8):
-        table = ode.measure_solver_errors(*smooth(64), [2], [tolerance], reference_steps=256)
+        table = ode.measure_solver_errors(*make_smooth(64), [2], [tolerance], reference_steps=256)
         row = tables.select(table, method=ode.ADAPTIVE)
         calls.append(row["evaluations"][0])
         errors.append(row["error"][0])
@@ -70,8 +70,8 @@ def test_the_adaptive_solver_takes_as_many_steps_as_it_needs():
     assert errors[1] < 1e-6 < errors[0] < 0.1
 
 
-def test_values_that_cannot_be():
-    branch, layers, x = smooth(4)
+def test_wrong_values_are_named():
+    branch, layers, x = make_smooth(4)
     with pytest.raises(ValueError, match="'Adams', expected one of: Euler, Heun, RK4"):
         ode.LayersODE(branch, layers).solve(x, "Adams", 4)
     with pytest.raises(ValueError, match="steps is 0"):
@@ -80,14 +80,14 @@ def test_values_that_cannot_be():
         reversible.forward("RK4", branch, layers, x)
 
 
-def square(h):
+def mean_square(h):
     return h.square().mean()
 
 
 @pytest.mark.parametrize("method", reversible.METHODS)
 def test_with_stored_states_gradients_are_exact(method):
-    branch, layers, x = rough(6)
-    found = reversible.compute_gradients(method, branch, layers, x, square, stored=True)
+    branch, layers, x = make_rough(6)
+    found = reversible.compute_gradients(method, branch, layers, x, mean_square, stored=True)
     leaves = [layer.clone().requires_grad_() for layer in layers]
     state = x.clone().requires_grad_()
     steps = 6 if method == "Euler" else 5
@@ -98,7 +98,7 @@ def test_with_stored_states_gradients_are_exact(method):
             h = h + first / steps
         else:
             h = h + (first + branch(h + first / steps, [leaf[k + 1] for leaf in leaves])) / (2 * steps)
-    expected = torch.autograd.grad(square(h), [state, *leaves])
+    expected = torch.autograd.grad(mean_square(h), [state, *leaves])
     for gradient, other in zip((found.state, *found.layers), expected, strict=True):
         torch.testing.assert_close(gradient, other)
     assert torch.equal(found.start, x)
@@ -106,22 +106,22 @@ def test_with_stored_states_gradients_are_exact(method):
 
 @pytest.mark.parametrize(
     ("layers_of", "method", "order"),
-    [(smooth, "Euler", -1), (smooth, "Heun", -3), (rough, "Euler", -1), (rough, "Heun", -1)],
+    [(make_smooth, "Euler", -1), (make_smooth, "Heun", -3), (make_rough, "Euler", -1), (make_rough, "Heun", -1)],
 )
-def test_errors_of_gradients_with_states_computed_backwards(layers_of, method, order):
+def test_errors_of_gradients_with_states_computed_backwards_have_their_orders(layers_of, method, order):
     depths, errors = (16, 32, 64, 128), []
     for depth in depths:
         exact, found = (
-            reversible.compute_gradients(method, *layers_of(depth), square, stored) for stored in (True, False)
+            reversible.compute_gradients(method, *layers_of(depth), mean_square, stored) for stored in (True, False)
         )
         errors.append(reversible.relative_errors(found, exact))
     for quantity in ("state", "gradient"):
         slope = fit_slope(depths, [error[quantity] for error in errors]).slope
-        # Of random layers the slopes are random too: with Heun's smooth -3 they cannot be confused.
-        assert slope == pytest.approx(order, abs=0.2 if layers_of is smooth else 0.7)
+        # Slopes of random layers are random too, but far from the -3 of smooth layers with Heun's method.
+        assert slope == pytest.approx(order, abs=0.2 if layers_of is make_smooth else 0.7)
 
 
-def test_rows_of_a_convolutional_network():
+def test_gradients_of_a_convolutional_network_are_closer_with_heun_and_depth():
     network = ConvResNet(ConvNetConfig(depth=8)).eval()
     with torch.no_grad():
         network.residual_layers.bn2_weight.fill_(0.5)
@@ -133,7 +133,7 @@ def test_rows_of_a_convolutional_network():
 
 
 @pytest.mark.slow
-def test_the_rooms_of_solvers_and_of_gradients(tmp_path, monkeypatch):
+def test_the_figures_of_solvers_and_of_gradients_draw_their_tables(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.paths.CHECKPOINTS", tmp_path)  # no tables: fully connected networks alone
     network = NetworkConfig(depth=16, width=8, dimension=4, samples=10)
     config = solvers_room.Config(network, 20, 0.01, [4, 8, 16], [1e-2], order_from=4)
@@ -154,7 +154,7 @@ def test_the_rooms_of_solvers_and_of_gradients(tmp_path, monkeypatch):
     assert "make measure" in figure.axes[1].texts[0].get_text()
 
 
-def test_a_trained_network_solved_as_an_ode():
+def test_solvers_of_higher_order_are_closer_to_the_ode_of_a_trained_network():
     config = NetworkConfig(depth=32, width=16, dimension=8, samples=10)
     (record,) = train(config, 0.01, 50, [50])
     errors = ode.measure_solver_errors(

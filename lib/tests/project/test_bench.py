@@ -1,4 +1,4 @@
-"""The benchmark's textbook loop, its counts of operations and its table; no test depends on a time."""
+"""The benchmark's textbook loop, its counts of operations and its table. No test depends on a measured time."""
 
 import math
 import signal
@@ -53,7 +53,7 @@ def test_engines_take_turns_and_a_step_is_a_share_of_its_turn():
     now = 0.0
     steps_of = {"slow": 0, "quick": 0}
 
-    def steps(name: str, seconds: float):
+    def make_steps(name: str, seconds: float):
         def run(count: int) -> None:
             nonlocal now
             now += count * seconds
@@ -61,15 +61,17 @@ def test_engines_take_turns_and_a_step_is_a_share_of_its_turn():
 
         return run
 
-    turns = bench.take_turns({"slow": steps("slow", 0.2), "quick": steps("quick", 0.01)}, 1, clock=lambda: now)
-    # 0.2 s and five steps of 0.01 s a round, rounds until a second is over.
+    turns = bench.take_turns(
+        {"slow": make_steps("slow", 0.2), "quick": make_steps("quick", 0.01)}, 1, clock=lambda: now
+    )
+    # A round is one step of 0.2 s and five of 0.01 s. Rounds go on until a second is over.
     assert turns["slow"] == pytest.approx([0.2] * 4)
     assert turns["quick"] == pytest.approx([0.01] * 4)
     assert steps_of == {"slow": 2 + 4, "quick": 2 + 4 * 5}
 
 
 def test_ratios_are_taken_turn_by_turn():
-    # The machine was twice as slow in the second turn: the ratio does not see it.
+    # The machine was twice as slow in the second turn. That does not change the ratio.
     turns = {"textbook loop": [0.4, 0.8, 0.6], "PyTorch adjoint": [0.2, 0.4, 0.2]}
     first, second = bench.rows(DENSE, turns, 1e9, {"textbook loop": 5.0, "PyTorch adjoint": 3.0})
     assert (first["ratio"], first["ms"]) == (1, pytest.approx(600))
@@ -93,7 +95,7 @@ def test_the_table_has_a_row_for_each_engine_and_is_saved(monkeypatch, tmp_path,
     assert (table["ms"] > 0).all()
     assert all("PyTorch" in line for line in table["machine"])
     assert "CIFAR-10, L=2, batch norm" in capsys.readouterr().out
-    # What is not measured again keeps its rows.
+    # Experiments that are not measured again keep their rows.
     assert bench.main(["--seconds", "0", "--only", "CIFAR"]) == 0
     again = tables.read_csv(tmp_path / "build" / "bench.csv")
     assert list(again["engine"]) == expected
@@ -134,7 +136,7 @@ def test_an_interrupted_measurement_is_said_and_writes_nothing(monkeypatch, tmp_
 
 
 @pytest.mark.slow
-def test_peak_memory_sees_what_the_textbook_loop_keeps():
+def test_peak_memory_is_at_least_what_the_textbook_loop_keeps():
     case = cases.Dense(NetworkConfig(depth=64, width=512, dimension=4, samples=500, dtype="float32"))
     kept = 2 * 64 * 512 * 500 * 4 / 1e6  # pre-activations and activations of all layers: 131 MB
     assert kept < bench.measure_peak_memory(case, "textbook loop") < 4 * kept

@@ -1,4 +1,4 @@
-"""make clean removes what make made, by name, and nothing else."""
+"""make clean removes the files that make made, and no others."""
 
 import os
 import subprocess
@@ -25,11 +25,11 @@ KEPT = (
 )  # fmt: skip
 
 
-def lay_out(root):
+def write_files(root):
     for file in (*MADE, *KEPT):
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_text(file)
-        if file != "checkpoints/.new.draft":  # which somebody writes just now
+        if file != "checkpoints/.new.draft":  # a file that is being written now
             os.utime(root / file, (time.time() - 60,) * 2)
     listed = {
         "paper": ["figures/figure_a.csv"],
@@ -40,26 +40,26 @@ def lay_out(root):
         (root / ".build" / profile / "figure_a.made").write_text("".join(f"{file}\n" for file in files))
 
 
-def files(root):
+def list_files(root):
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("goal", ["clean", "distclean"])
 def test_only_what_make_made_is_removed(tmp_path, goal):
     root = toy_project.write(tmp_path / "project")
-    before = files(root)
-    lay_out(root)
+    before = list_files(root)
+    write_files(root)
     (root / ".venv.old").mkdir()
     result = toy_project.make(root, goal, "PYTHON=/no/python")
     assert result.returncode == 0, result.stderr
-    assert files(root) == before | set(KEPT)
+    assert list_files(root) == before | set(KEPT)
     assert not any((root / folder).exists() for folder in (".build/quick", ".build/engine", "figures/quick"))
     assert (root / ".venv.old").exists() == (goal == "clean")
-    assert toy_project.make(root, goal).returncode == 0  # nothing is there any more
-    assert files(root) == before | set(KEPT)
+    assert toy_project.make(root, goal).returncode == 0  # a second time, with nothing left to remove
+    assert list_files(root) == before | set(KEPT)
 
 
-def test_what_a_link_leads_to_stays(tmp_path):
+def test_the_target_of_a_link_stays(tmp_path):
     root = toy_project.write(tmp_path / "project")
     elsewhere = tmp_path / "scratch"
     for kind in ("engine", "quick"):
@@ -71,11 +71,11 @@ def test_what_a_link_leads_to_stays(tmp_path):
     (root / ".build" / "engine").symlink_to(elsewhere / "engine")
     (root / "figures" / "quick").symlink_to(elsewhere / "quick")
     assert toy_project.make(root, "clean").returncode == 0
-    assert files(elsewhere) == {"engine/mine", "quick/mine"}
+    assert list_files(elsewhere) == {"engine/mine", "quick/mine"}
     assert (root / "figures" / "quick").is_symlink()
 
 
-def test_what_cannot_be_removed_is_said(tmp_path):
+def test_files_that_cannot_be_removed_are_named(tmp_path):
     root = toy_project.write(tmp_path / "project")
     (root / ".build" / "engine").mkdir(parents=True)
     fails = "import runpy, shutil\ndef fails(path): raise PermissionError(13, 'Permission denied', str(path))\n"

@@ -1,4 +1,4 @@
-"""The two ways to an environment: the same dependencies, the right calls, and sentences where there is none."""
+"""The two ways to an environment: the same dependencies, the right calls, and a sentence if Python is too old."""
 
 import ast
 import os
@@ -16,15 +16,14 @@ from lib import parameters, paths
 # The names that differ between the package index and conda-forge, and between a package and its import.
 CONDA_NAMES = {"torch": "pytorch"}
 IMPORT_NAMES = {"yaml": "pyyaml"}
-# These come with jupyterlab, papermill and matplotlib, whose files, kernels, pages and images they are, and with
-# PyTorch's CUDA build.
+# These come with jupyterlab, papermill, matplotlib and PyTorch's CUDA build.
 COMES_ALONG = {"IPython", "PIL", "cuda", "ipykernel", "jinja2", "jupyter_client", "nbclient", "nbconvert", "nbformat"}
 COMES_ALONG |= {"packaging"}
 TOOLS = ("sh", "bash", "make", "rm", "cp", "mv", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
 TOOLS += ("ls", "grep", "tr", "cksum")
 
 
-def split(requirement):
+def split_requirement(requirement):
     name, sign, version = requirement.partition(">=")
     return name, sign + version
 
@@ -36,9 +35,9 @@ def project():
 
 def test_environment_file_and_package_state_the_same_dependencies(project):
     *listed, by_pip = yaml.safe_load((paths.ROOT / "environment.yml").read_text())["dependencies"]
-    assert by_pip == {"pip": ["-e ."]}  # who makes it by hand can import the package
-    conda = dict(split(requirement) for requirement in listed)
-    package = dict(split(requirement) for requirement in project["dependencies"])
+    assert by_pip == {"pip": ["-e ."]}  # an environment made by hand has the package too
+    conda = dict(split_requirement(requirement) for requirement in listed)
+    package = dict(split_requirement(requirement) for requirement in project["dependencies"])
     assert conda.pop("python") == project["requires-python"] == ">=3.11"
     assert conda.pop("pip") == ""
     assert conda == {CONDA_NAMES.get(name, name): version for name, version in package.items()}
@@ -61,11 +60,11 @@ def test_every_import_is_a_declared_dependency(project):
     own = {"lib", *(path.stem for path in (paths.ROOT / "lib" / "tests").rglob("*.py"))}
     others = imported - own - set(sys.stdlib_module_names) - COMES_ALONG
     optional = [name for group in project.get("optional-dependencies", {}).values() for name in group]
-    declared = {split(requirement)[0] for requirement in project["dependencies"] + optional}
+    declared = {split_requirement(requirement)[0] for requirement in project["dependencies"] + optional}
     assert {IMPORT_NAMES.get(name, name) for name in others} <= declared
 
 
-# Stand-ins write down how they are called; those for Python and uv make environments that hold that Python.
+# Stand-ins note how they are called. Those of Python, conda and uv make environments with the Python of this folder.
 RECORD = '#!/bin/sh\necho "${0##*/} $*" >> "$RECORD"\n'
 PYTHON = """case "$*" in
   *version_info*) exit "${TOO_OLD:-0}" ;;
@@ -85,7 +84,7 @@ SCRIPTS = {"python3": PYTHON, "uv": UV}
 
 
 class Machine:
-    """A project on a machine that has the tools named, and nothing else on its PATH."""
+    """A project on a machine whose PATH has these tools alone."""
 
     def __init__(self, folder, *stand_ins):
         self.root = toy_project.write(folder / "project")
@@ -103,12 +102,12 @@ class Machine:
         environment = toy_project.environment(PATH=str(self.tools), RECORD=str(self.record), **changes)
         return subprocess.run(["make", *arguments], cwd=self.root, env=environment, capture_output=True, text=True)
 
-    def environments(self):
-        """What is in every environment, and in whatever else was left of making them."""
+    def list_environments(self):
+        """List the files of every environment, and of what is left of making one."""
         found = [path for kind in (".conda*", ".venv*") for path in self.root.glob(kind)]
         return {path.name: sorted(inner.name for inner in path.iterdir()) for path in found}
 
-    def calls(self):
+    def take_calls(self):
         called = self.record.read_text().splitlines() if self.record.exists() else []
         self.record.unlink(missing_ok=True)
         return [call for call in called if "version" not in call]
@@ -126,24 +125,24 @@ def test_conda_and_its_kind_make_a_local_environment(tmp_path, installed, expect
     machine = Machine(tmp_path, *installed)
     result = machine.make("env")
     assert result.returncode == 0, result.stderr
-    assert machine.calls() == [f"{expected} -p {machine.root}/.conda -f environment.yml"]
+    assert machine.take_calls() == [f"{expected} -p {machine.root}/.conda -f environment.yml"]
     assert machine.make("env").returncode == 0
-    assert machine.calls() == []
+    assert machine.take_calls() == []
     assert ".conda/bin/python -m lib.project.notebooks run figure_a" in machine.make("-n", "figures").stdout
     (machine.root / ".conda" / "of_the_old_one").touch()
     os.utime(machine.root / "environment.yml", (4e9, 4e9))
     assert machine.make("env").returncode == 0
-    assert len(machine.calls()) == 1
-    assert machine.environments() == {".conda": [".up-to-date", "bin"]}
+    assert len(machine.take_calls()) == 1
+    assert machine.list_environments() == {".conda": [".up-to-date", "bin"]}
 
 
 def test_an_environment_that_could_not_be_made_is_not_taken_for_made(tmp_path):
     machine = Machine(tmp_path, "micromamba")
     assert machine.make("env", BROKEN="yes").returncode == 2
-    assert len(machine.calls()) == 1
-    assert machine.environments() == {}
+    assert len(machine.take_calls()) == 1
+    assert machine.list_environments() == {}
     assert machine.make("env").returncode == 0
-    assert len(machine.calls()) == 1
+    assert len(machine.take_calls()) == 1
 
 
 def test_an_environment_stays_until_its_replacement_is_made(tmp_path):
@@ -154,29 +153,29 @@ def test_an_environment_stays_until_its_replacement_is_made(tmp_path):
     result = machine.make("env", BROKEN="yes")
     assert result.returncode == 2
     assert ".conda is the one from before." in result.stderr
-    assert machine.environments() == {".conda": [".up-to-date", "bin", "mine"]}
-    # A make that was killed leaves the old one beside, and in its place one that is not whole.
+    assert machine.list_environments() == {".conda": [".up-to-date", "bin", "mine"]}
+    # A make that was killed leaves the old environment under another name, and an incomplete one in its place.
     (machine.root / ".conda").rename(machine.root / ".conda.old")
     (machine.root / ".conda").mkdir()
     (machine.root / ".conda" / "half").touch()
     assert machine.make("env", BROKEN="yes").returncode == 2
-    assert machine.environments() == {".conda": ["bin", "mine"]}  # make itself removes the stamp
+    assert machine.list_environments() == {".conda": ["bin", "mine"]}  # make itself removes the stamp
     assert machine.make("env").returncode == 0
-    assert machine.environments() == {".conda": [".up-to-date", "bin"]}
+    assert machine.list_environments() == {".conda": [".up-to-date", "bin"]}
 
 
 def test_without_conda_python_makes_a_virtual_environment(tmp_path):
     machine = Machine(tmp_path)
     assert machine.make("env").returncode == 0
-    assert machine.calls() == ["python3 -m venv .venv", "python -m pip install -e ."]
+    assert machine.take_calls() == ["python3 -m venv .venv", "python -m pip install -e ."]
     assert machine.make("env").returncode == 0
-    assert machine.calls() == []
+    assert machine.take_calls() == []
     os.utime(machine.root / "pyproject.toml", (4e9, 4e9))
     assert machine.make("env").returncode == 0
-    assert machine.calls() == ["python -m pip install -e ."]
+    assert machine.take_calls() == ["python -m pip install -e ."]
     shutil.rmtree(machine.root / ".venv")
     assert machine.make("env").returncode == 0
-    assert machine.calls()[0] == "python3 -m venv .venv"
+    assert machine.take_calls()[0] == "python3 -m venv .venv"
 
 
 def test_a_virtual_environment_that_does_not_run_is_replaced_by_one_that_does(tmp_path):
@@ -185,21 +184,21 @@ def test_a_virtual_environment_that_does_not_run_is_replaced_by_one_that_does(tm
     (machine.root / ".venv" / "bin" / "python").symlink_to(tmp_path / "a python that was uninstalled")
     (machine.root / ".venv" / "mine").touch()
     assert machine.make("env", TOO_OLD="1").returncode == 2
-    assert machine.environments() == {".venv": ["bin", "mine"]}
-    machine.calls()
+    assert machine.list_environments() == {".venv": ["bin", "mine"]}
+    machine.take_calls()
     assert machine.make("env").returncode == 0
-    assert machine.calls() == ["python3 -m venv .venv", "python -m pip install -e ."]
-    assert machine.environments() == {".venv": [".up-to-date", "bin"]}
+    assert machine.take_calls() == ["python3 -m venv .venv", "python -m pip install -e ."]
+    assert machine.list_environments() == {".venv": [".up-to-date", "bin"]}
 
 
-def test_uv_makes_the_virtual_environment_where_it_is_on_the_path(tmp_path):
+def test_uv_makes_the_virtual_environment_if_it_is_on_the_path(tmp_path):
     machine = Machine(tmp_path, "uv")
     assert machine.make("env").returncode == 0
     install = "uv pip install --python .venv/bin/python -e ."
-    assert machine.calls() == ["uv venv --seed --python python3 .venv", install]
+    assert machine.take_calls() == ["uv venv --seed --python python3 .venv", install]
     os.utime(machine.root / "pyproject.toml", (4e9, 4e9))
     assert machine.make("env").returncode == 0
-    assert machine.calls() == [install]
+    assert machine.take_calls() == [install]
 
 
 def test_python_too_old_is_said_in_a_sentence(tmp_path):
@@ -207,7 +206,7 @@ def test_python_too_old_is_said_in_a_sentence(tmp_path):
     result = machine.make("figures", TOO_OLD="1")
     assert result.returncode == 2
     assert "No Python >= 3.11 is on the PATH (python3 is: Python 3.9.1)." in result.stderr
-    assert machine.calls() == []
+    assert machine.take_calls() == []
 
 
 def test_a_given_interpreter_is_used_as_it_is(tmp_path):
@@ -215,29 +214,29 @@ def test_a_given_interpreter_is_used_as_it_is(tmp_path):
     printed = machine.make("-n", "figures", f"PYTHON={sys.executable}").stdout
     assert f"{sys.executable} -m lib.project.notebooks run figure_a --profile paper" in printed
     assert "micromamba" not in printed
-    assert machine.calls() == []
+    assert machine.take_calls() == []
 
 
-def test_the_compiled_engine_comes_with_the_environment_where_there_is_a_compiler(tmp_path):
+def test_the_compiled_engine_comes_with_the_environment_if_there_is_a_compiler(tmp_path):
     machine = Machine(tmp_path)
     (machine.root / "lib" / "engine" / "build.py").write_text("")
     machine.make("env")
-    assert "python -m lib.engine.build build" not in machine.calls()
+    assert "python -m lib.engine.build build" not in machine.take_calls()
     compiler = machine.tools / "c++"
     compiler.write_text("#!/bin/sh\necho c++ 12\n")
     compiler.chmod(0o755)
     assert machine.make("env").returncode == 0
-    assert machine.calls() == ["python -m lib.engine.build build"]
+    assert machine.take_calls() == ["python -m lib.engine.build build"]
     assert machine.make("env").returncode == 0
-    assert machine.calls() == []
+    assert machine.take_calls() == []
     compiler.write_text("#!/bin/sh\necho c++ 13\n")
     assert machine.make("env").returncode == 0
-    assert machine.calls() == ["python -m lib.engine.build build"]
+    assert machine.take_calls() == ["python -m lib.engine.build build"]
     (machine.root / ".venv" / "lib" / "python3.12" / "site-packages" / "torch-9.9.dist-info").mkdir(parents=True)
     assert machine.make("env").returncode == 0
-    assert machine.calls() == ["python -m lib.engine.build build"]
+    assert machine.take_calls() == ["python -m lib.engine.build build"]
     assert machine.make("env").returncode == 0
-    assert machine.calls() == []
+    assert machine.take_calls() == []
 
 
 def test_locked_versions_go_into_a_virtual_environment(tmp_path):
@@ -245,15 +244,15 @@ def test_locked_versions_go_into_a_virtual_environment(tmp_path):
     (machine.root / ".locked").mkdir()
     (machine.root / ".locked" / "constraints.txt").write_text("torch==2.14.1\n")
     assert machine.make("env", "LOCKED=yes").returncode == 0
-    assert machine.calls() == ["python3 -m venv .venv", "python -m pip install -c .locked/constraints.txt -e ."]
-    # From now on it is the one of every command, conda or not.
+    assert machine.take_calls() == ["python3 -m venv .venv", "python -m pip install -c .locked/constraints.txt -e ."]
+    # From now on every command takes it, also if conda is there.
     for arguments in (["env", "LOCKED=yes"], ["env"]):
         assert machine.make(*arguments).returncode == 0
-        assert machine.calls() == []
+        assert machine.take_calls() == []
     assert ".venv/bin/python -m lib.project.notebooks run figure_a" in machine.make("-n", "figures").stdout
     os.utime(machine.root / ".locked" / "constraints.txt", (4e9, 4e9))
     assert machine.make("env").returncode == 0
-    assert machine.calls()[-1] == "python -m pip install -c .locked/constraints.txt -e ."
+    assert machine.take_calls()[-1] == "python -m pip install -c .locked/constraints.txt -e ."
 
 
 @pytest.mark.skipif(not (paths.ROOT / ".ci" / "run").exists(), reason="this copy has no .ci")
@@ -267,18 +266,18 @@ def test_continuous_integration_calls_the_test_command(tmp_path):
     environment = toy_project.environment(PATH=str(machine.tools))
     environment.pop("CIFAR10_ROOT", None)
 
-    def printed():
+    def run_ci():
         return subprocess.run(
             ["bash", machine.root / ".ci" / "run"], cwd=tmp_path, env=environment, capture_output=True, text=True
         ).stdout
 
-    assert printed() == "make test CIFAR10_ROOT=\n"
+    assert run_ci() == "make test CIFAR10_ROOT=\n"
     data = tmp_path / "shared" / "cifar10"
     data.mkdir(parents=True)
-    assert printed() == f"make test CIFAR10_ROOT={data}\n"
+    assert run_ci() == f"make test CIFAR10_ROOT={data}\n"
 
 
-def test_what_git_ignores(tmp_path):
+def test_git_ignores_what_is_made_and_no_source(tmp_path):
     root = toy_project.write(tmp_path / "project")
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     ignored = [".build/paper/figure_a.ipynb", "build/lib/x.py", ".venv/bin/python", ".conda/x", ".conda.old/x",

@@ -1,4 +1,4 @@
-"""The laws of the house: who may import whom, how long a module may be, and what an edit makes anew."""
+"""The laws of the packages: which imports are allowed, how long a module may be, and what an edit makes anew."""
 
 import ast
 
@@ -23,8 +23,8 @@ MODULES = {
 }
 
 
-def imported(path):
-    """Everything that a file names in an import, dotted: "lib.dense.training.train", "matplotlib"."""
+def list_imports(path):
+    """List what a file imports, as dotted names: "lib.dense.training.train", "matplotlib"."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -32,20 +32,20 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def outside(names, packages):
+def select_packages(names, packages):
     return {name for name in names if name.split(".")[0] in packages}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_keep_the_laws(name):
-    names = set(imported(MODULES[name]))
+    names = set(list_imports(MODULES[name]))
     package = name.split(".")[0]
     other = {"dense": "lib.cifar", "cifar": "lib.dense"}.get(package)
     if other:
         assert not {each for each in names if each.startswith(other)}, f"{package} does not import {other}"
-        assert not outside(names, DRAWING | NOTEBOOKS), f"{package} neither draws nor knows notebooks"
+        assert not select_packages(names, DRAWING | NOTEBOOKS), f"{package} neither draws nor knows notebooks"
     if package != "explore":
-        assert not outside(names, WIDGETS), "only explore knows widgets"
+        assert not select_packages(names, WIDGETS), "only explore knows widgets"
     if package == "figures":
         training = {each for each in names if each.startswith("lib.cifar") and each.rpartition(".")[2] in TRAINS}
         assert not training, "figures do not train on CIFAR-10"
@@ -54,13 +54,13 @@ def test_imports_keep_the_laws(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_can_be_read_in_one_go(name):
+def test_no_module_is_too_long(name):
     assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 @pytest.mark.slow
 def test_a_figure_is_made_anew_by_its_own_room_alone():
-    """What make goes by: of the rooms, a figure depends on its own, and the claims on those that judge one."""
+    """In the rules of make, a figure depends on its own room and on no other."""
     rooms = {path.stem for path in (LIB / "figures").glob("*.py")} - {
         "__init__",
         "claim",

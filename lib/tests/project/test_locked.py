@@ -1,4 +1,4 @@
-"""The constraints file of `make env LOCKED=yes` fits what the package asks for and what made the tracked figures."""
+"""The constraints file of `make env LOCKED=yes` fits the package's requirements and the tracked figures."""
 
 import re
 
@@ -23,7 +23,7 @@ def test_it_names_packages_and_versions_alone():
 
 
 def test_it_holds_what_made_the_tracked_figures():
-    """`lib.project.bench --figures` wrote down with which PyTorch the seconds of the tracked figures were measured."""
+    """`lib.project.bench --figures` notes the PyTorch with which the seconds of the tracked figures were measured."""
     (machine,) = set(tables.read_csv(paths.FIGURES / "figure_seconds.csv")["machine"].tolist())
     assert f"PyTorch {locked.read()['torch']}" in machine
 
@@ -37,4 +37,4 @@ def test_the_file_is_written_from_the_environment_that_runs_it(tmp_path, monkeyp
     assert {"torch", "numpy", "safetensors"} <= set(locked.read())
     written = locked.CONSTRAINTS.stat().st_mtime_ns
     assert locked.main() == 0
-    assert locked.CONSTRAINTS.stat().st_mtime_ns == written  # or the environment would be made anew
+    assert locked.CONSTRAINTS.stat().st_mtime_ns == written  # a new time would make the environment anew

@@ -1,4 +1,4 @@
-"""The Makefile and the runner together, in a toy project: what is made, when, and what a failure leaves."""
+"""The Makefile and the runner in a toy project: what is made and when, and what a failure leaves."""
 
 import os
 import shlex
@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def project(finished, tmp_path):
-    """A copy of the finished project, time stamps included, to change at will."""
+    """A copy of the finished project with its time stamps, which a test may change."""
     return shutil.copytree(finished, tmp_path / "project", symlinks=True)
 
 
@@ -98,7 +98,7 @@ def test_touching_a_file_remakes_what_depends_on_it(project, file, expected):
 
 
 def test_what_is_edited_during_a_run_is_not_taken_for_done(project):
-    # The stamp carries the time of the start: an edit since then is newer.
+    # The stamp has the time of the start, so an edit during the run is newer.
     stamp = project / ".build" / "paper" / "figure_a.ipynb"
     begun = stamp.stat().st_mtime
     assert begun < (project / "figures" / "figure_a.csv").stat().st_mtime
@@ -113,7 +113,7 @@ def test_a_figure_whose_file_is_gone_is_made_again(project):
     assert make(project, "figure_a").returncode == 0
     assert (project / "figures" / "figure_a.csv").exists()
     assert make(project, "-q", "figures").returncode == 0
-    # A profile's whole folder, here with files of another name in it beside those of the figures.
+    # The same for another profile: its list names files that are not there.
     shutil.copytree(project / ".build" / "paper", project / ".build" / "released")
     made = project / ".build" / "released" / "figure_a.made"
     made.write_text(made.read_text().replace("figures/", "figures/released/"))
@@ -136,7 +136,7 @@ def test_a_new_network_remakes_what_reads_the_networks(project):
     (project / "checkpoints" / "runs.csv").write_text("")
     touch(project / "checkpoints")
     assert would_run(project, "figures") == ["figure_a"]
-    assert "lib.project.runs" not in make(project, "-n", "figures").stdout  # the folder, not the target of its name
+    assert "lib.project.runs" not in make(project, "-n", "figures").stdout  # the folder, not the target checkpoints
 
 
 def test_a_new_notebook_is_a_new_figure(project):
@@ -317,7 +317,7 @@ def test_names_of_files_are_data_to_make(project, capsys):
         touch(file)
         assert would_run(project, "figures") == ["figure_a"]
         os.utime(file, (1e9, 1e9))
-    for file in files:  # one that is gone makes the figure anew, and stops nothing
+    for file in files:  # a file that is gone makes the figure anew, and is no error
         file.unlink()
     assert would_run(project, "figures") == ["figure_a"]
     assert not (project / "P").exists()
@@ -358,7 +358,7 @@ def test_an_interrupted_run_is_not_taken_for_done_and_ends(project, stop, whom):
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that puts the tests in the background makes them ignore SIGINT, which is inherited.
+        # Tests in the background ignore SIGINT, and their processes would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     staged = project / ".build" / "paper" / "figure_a.outputs" / "figure_a.csv"
@@ -415,7 +415,7 @@ def test_stored_notebooks_are_normalised_and_show_no_warning(project):
     assert '"execution_count": 5' in stored
     assert "widget" not in stored.replace("ipywidgets", "")
     assert str(project) not in stored
-    assert notebook.stat().st_mtime == before  # no figure is out of date for it
+    assert notebook.stat().st_mtime == before  # so no figure is out of date
     assert not (project / "figures" / "custom").exists()
     assert subprocess.run(command, **settings).stdout == "figure_b: unchanged\n"
     notebook.write_text(stored.replace('\\"plain\\"  #', '\\"warns\\"  #'))

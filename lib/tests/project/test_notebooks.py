@@ -1,4 +1,4 @@
-"""Parameters and their checks, the stored notebooks, and the runner's rules about single notebooks."""
+"""Parameters of notebooks, the stored notebooks, and how the runner treats a single notebook."""
 
 import ast
 import itertools
@@ -94,7 +94,7 @@ def test_a_parameters_cell_that_papermill_would_misread_is_refused(toy, cell, se
         parameters.read_parameters("figure_d")
 
 
-def test_names_that_do_not_exist_are_answered_with_those_that_do(toy):
+def test_for_an_unknown_name_the_known_ones_are_listed(toy):
     with pytest.raises(
         WrongParameters, match="no notebook 'figure_z'; the notebooks are: explore_c, figure_a, figure_b"
     ):
@@ -112,7 +112,7 @@ def test_names_that_do_not_exist_are_answered_with_those_that_do(toy):
         parameters.check_profile("paper")
 
 
-def test_settings_by_hand(toy):
+def test_settings_are_parsed_and_wrong_ones_are_named(toy):
     assert parameters.parse_settings("row=3 learning_rate=0.02 name='a b' depths=[2,4] smooth=true") == {
         "row": 3, "learning_rate": 0.02, "name": "a b", "depths": [2, 4], "smooth": True,
     }  # fmt: skip
@@ -137,7 +137,7 @@ def test_settings_by_hand(toy):
         parameters.read_yaml(toy / "my.yaml")
 
 
-def test_a_file_of_parameters_is_text_with_values(toy):
+def test_a_file_of_parameters_is_read_and_a_wrong_one_is_named(toy):
     file = toy / "my.yaml"
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         file.write_text("mode: naïve\nlearning_rate: 1e-3\n", encoding=encoding)
@@ -220,18 +220,17 @@ def test_what_reads_the_figures_depends_on_the_tables_of_the_others(toy):
 
 @pytest.fixture
 def executing(toy, monkeypatch):
-    """The toy project, with what its notebooks do while they run replaced by a function of ours of their outputs'
-    folder."""
+    """A function that sets what the toy notebooks do when they run: a function of the folder of their outputs."""
     monkeypatch.setattr(paths, "BUILD", toy / ".build")
 
-    def act(during):
+    def replace_run(during):
         def execute_with(name, values, output, unfinished):
             during(output)
             return parameters.read_notebook(name)
 
         monkeypatch.setattr(notebooks, "execute_with", execute_with)
 
-    return act
+    return replace_run
 
 
 def write_results(output):
@@ -257,7 +256,7 @@ def test_results_reach_a_folder_on_another_file_system(toy, executing, elsewhere
     folder.symlink_to(elsewhere)
     executing(write_results)
     made = notebooks.run("figure_a", "quick" if kind == "custom" else kind, {"depth": 3} if kind == "custom" else None)
-    values = ["figure_a.yaml"] if kind == "custom" else []  # which say what the numbers were made with
+    values = ["figure_a.yaml"] if kind == "custom" else []  # the values that the numbers were made with
     assert made == [folder / name for name in ("figure_a.csv", *values, "more/figure_a.md")]
     assert sorted(path.name for path in elsewhere.rglob("*")) == sorted(
         ["figure_a.csv", "figure_a.md", "more", *values]
@@ -278,7 +277,7 @@ def test_a_folder_that_cannot_take_the_results_is_said_before_the_run(toy, execu
     assert list((toy / "figures").iterdir()) == [toy / "figures" / "quick"]
 
 
-def test_of_results_of_which_one_cannot_be_written_none_replaces_an_old_one(toy, executing):
+def test_if_one_result_cannot_be_written_no_old_one_is_replaced(toy, executing):
     executing(write_results)
     (toy / "figures" / "figure_a.csv").write_text("old")
     (toy / "figures" / "more").touch()  # in the way of a folder
@@ -374,7 +373,7 @@ def test_papermill_sees_the_parameters_that_are_offered(name):
     assert [parameter.name for parameter in PythonTranslator.inspect(cell)] == list(parameters.read_parameters(name))
 
 
-# What takes long to import, and only some runs use.
+# Packages that take long to import, and that only some runs use.
 HEAVY = ("nbformat", "jsonschema", "papermill", "torchvision", "scipy.stats", "scipy.integrate", "scipy.optimize")
 
 
@@ -399,7 +398,7 @@ def test_notebooks_open_with_what_to_run_if_the_package_is_missing(monkeypatch):
     guards = {}
     for name in parameters.list_names():
         first = next(cell for cell in parameters.read_notebook(name).cells if cell.cell_type == "code")
-        if first.get("id") == "package":  # a user's own notebook may do without
+        if first.get("id") == "package":  # a user's own notebook may have no such cell
             guards[name] = first.source
     assert {"figure_2", "table_1", "explore_depth", "train_cifar"} <= guards.keys()
     (source,) = set(guards.values())

@@ -1,4 +1,4 @@
-"""What the READMEs say exists: links, commands, recipes; their numbers are those of the tables."""
+"""Links, commands and recipes of the READMEs work, and their numbers are those of the tables."""
 
 import re
 import shutil
@@ -27,13 +27,13 @@ MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
 NOTEBOOKS = {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")}
 
 
-def commands():
-    """The blocks of commands of both READMEs."""
+def read_commands():
+    """Read the blocks of commands of all READMEs."""
     return "\n".join(re.findall(r"```bash\n(.*?)```", "\n".join(READMES.values()), flags=re.DOTALL))
 
 
-def python_blocks(after, text=README):
-    """The blocks of Python that follow these words, up to the next paragraph in bold or heading."""
+def read_python_blocks(after, text=README):
+    """Read the blocks of Python after these words, up to the next heading or paragraph in bold."""
     (section,) = re.findall(rf"{re.escape(after)}(.*?)\n(?:\*\*|##)", text, flags=re.DOTALL)
     return [block.strip() for block in re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)]
 
@@ -54,7 +54,7 @@ def test_every_link_leads_to_a_file():
 
 def test_every_make_command_has_a_target():
     targets = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, flags=re.MULTILINE)) | NOTEBOOKS
-    written = re.findall(r"^make\b([^#\n]*)", commands(), flags=re.MULTILINE)
+    written = re.findall(r"^make\b([^#\n]*)", read_commands(), flags=re.MULTILINE)
     written += re.findall(r"`make\b([^`]*)`", "\n".join(READMES.values()))
     named = []
     for command in written:
@@ -67,7 +67,7 @@ def test_every_make_command_has_a_target():
 
 @pytest.mark.slow
 def test_the_recipe_of_a_figure_makes_it(tmp_path):
-    cells = python_blocks("## Add a figure", LIB)
+    cells = read_python_blocks("## Add a figure", LIB)
     assert sum(len(cell.splitlines()) for cell in cells) < 30
     for file in toy_project.KEPT:
         shutil.copy(paths.ROOT / file, tmp_path / file)
@@ -99,7 +99,7 @@ def test_the_recipe_of_a_figure_makes_it(tmp_path):
 
 @pytest.mark.slow
 def test_the_recipe_for_own_data_trains():
-    (code,) = python_blocks("## Use your own data", LIB)
+    (code,) = read_python_blocks("## Use your own data", LIB)
     done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     losses = [float(line.split()[1]) for line in done.stdout.splitlines()]
@@ -109,7 +109,7 @@ def test_the_recipe_for_own_data_trains():
 
 @pytest.mark.slow
 def test_the_recipe_for_a_block_gives_a_slope():
-    (code,) = python_blocks("## Bring your own block")
+    (code,) = read_python_blocks("## Bring your own block")
     assert len(code.splitlines()) <= 16
     names = {}
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def test_the_recipe_for_a_block_gives_a_slope():
 
 
 def test_the_recipe_for_a_trained_network_loads_it():
-    (code,) = python_blocks("## Use a network", READMES[paths.ROOT / "checkpoints" / "README.md"])
+    (code,) = read_python_blocks("## Use a network", READMES[paths.ROOT / "checkpoints" / "README.md"])
     names = {}
     exec(code, names)
     name, network = names["checkpoint"].config.name, names["checkpoint"].network
@@ -129,7 +129,7 @@ def test_the_recipe_for_a_trained_network_loads_it():
 
 
 def test_the_recipe_of_an_activation_trains_both_networks(monkeypatch):
-    (line,) = python_blocks("## Add an activation", LIB)
+    (line,) = read_python_blocks("## Add an activation", LIB)
     (added,) = eval(f"[{line}]", vars(activations))
     monkeypatch.setitem(activations.ACTIVATIONS, added.name, added)
     z = torch.linspace(-3, 3, 50, dtype=torch.float64, requires_grad=True)
@@ -143,7 +143,7 @@ def test_the_recipe_of_an_activation_trains_both_networks(monkeypatch):
 
 
 def test_every_variable_of_a_command_is_known():
-    names = set(re.findall(r"\b([A-Z][A-Z_0-9]+)=", commands()))
+    names = set(re.findall(r"\b([A-Z][A-Z_0-9]+)=", read_commands()))
     assert {"SET", "PARAMETERS", "PROFILE", "ACTIVATION", "LAUNCH"} <= names
     assert all(re.search(rf"\b{name}\b", MAKEFILE) for name in names)
 
@@ -161,7 +161,7 @@ def test_the_marked_numbers_are_those_of_the_tables():
     assert sum(len(readme.PLACE.findall(text)) for text in READMES.values()) > 40
 
 
-def test_a_place_is_filled_and_what_names_no_number_is_said(monkeypatch, tmp_path):
+def test_a_place_is_filled_and_a_wrong_place_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(numbers, "loss", lambda figure, digits="2": f"{figure} in {digits}")
     monkeypatch.setattr(numbers.loss, "__module__", numbers.__name__)
     filled = readme.render('a <!--loss "my figure" 3-->old\n<!--/--> b')
@@ -191,7 +191,7 @@ def test_a_readme_is_short(folder, most):
 def test_the_gallery_shows_every_figure_of_the_paper_profile():
     shown = set(re.findall(r"`make (\w+)` \|", README))
     made = {name for name in parameters.list_figures() if parameters.has_profile(name, "paper")}
-    assert made - {"overview"} == shown  # that one is the picture above
+    assert made - {"overview"} == shown  # overview is the picture at the top
     for row in re.findall(r"^\| \[.*", README, flags=re.MULTILINE):
         said = row.split(" | ")[1].replace("[", "").partition("](")[0]
         assert len(said.split()) <= 15
@@ -216,6 +216,6 @@ def test_every_module_has_its_place_in_the_package_docstring():
     assert modules <= words, sorted(modules - words)
 
 
-def test_no_machine_is_named():
+def test_no_path_of_a_machine_is_named():
     for path, text in READMES.items():
         assert not re.search(r"(?<![\w.])/(root|work|home|tmp)/", text), path.name

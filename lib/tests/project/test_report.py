@@ -28,7 +28,7 @@ HOSTILE = """<script>steal()</script> <img src="https://tracker.example/x.png" o
 <table style="background: url(https://tracker.example/y.png)"><tr><td>kept</td></tr></table>"""
 
 
-def notebook(title, link, *cells, explorer=False):
+def make_notebook(title, link, *cells, explorer=False):
     code = nbformat.v4.new_code_cell("print(1 < 2)", execution_count=1)
     code.outputs = [nbformat.v4.new_output("display_data", data={"image/png": PIXEL})]
     cells = [nbformat.v4.new_markdown_cell(f"# {title}\n\nSee [the other]({link})."), code, *cells]
@@ -44,14 +44,14 @@ def document(tmp_path, monkeypatch):
     monkeypatch.setattr(parameters, "list_figures", lambda: ["alpha", "beta", "figure_2"])
     folder = tmp_path / "paper"
     folder.mkdir()
-    nbformat.write(notebook("Alpha < beta", "figure_2.ipynb", explorer=True), folder / "alpha.ipynb")
+    nbformat.write(make_notebook("Alpha < beta", "figure_2.ipynb", explorer=True), folder / "alpha.ipynb")
     mathematics = nbformat.v4.new_markdown_cell(FORMULAS)
     hostile = nbformat.v4.new_code_cell("show()", execution_count=2)
     hostile.outputs = [nbformat.v4.new_output("display_data", data={"text/html": HOSTILE})]
     cells = mathematics, nbformat.v4.new_markdown_cell(HOSTILE), hostile
-    nbformat.write(notebook("Figure $2^L$", "../checkpoints/README.md", *cells), folder / "figure_2.ipynb")
-    nbformat.write(notebook("On $2^L$", "alpha.ipynb"), folder / "beta.ipynb")
-    nbformat.write(notebook("Not a figure", "x"), folder / "explore_depth.ipynb")
+    nbformat.write(make_notebook("Figure $2^L$", "../checkpoints/README.md", *cells), folder / "figure_2.ipynb")
+    nbformat.write(make_notebook("On $2^L$", "alpha.ipynb"), folder / "beta.ipynb")
+    nbformat.write(make_notebook("Not a figure", "x"), folder / "explore_depth.ipynb")
     return report.render("paper")
 
 
@@ -61,7 +61,7 @@ def test_sections_come_in_reading_order_with_a_list_of_contents(document):
     assert '<li><a href="#alpha">Alpha &lt; beta</a></li>' in document
 
 
-def test_it_opens_as_the_readme_with_its_gallery_as_contents(document):
+def test_it_opens_with_the_readme_and_its_gallery_as_contents(document):
     opening, _, contents = document.partition("<nav>")
     contents = contents.partition("</nav>")[0]
     question = re.findall(r"^# (.*)", (paths.ROOT / "README.md").read_text(), re.MULTILINE)[0]
@@ -70,7 +70,7 @@ def test_it_opens_as_the_readme_with_its_gallery_as_contents(document):
     (row,) = [row for row in contents.split("<tr>") if "figure_2" in row]
     assert re.search(r'<a href="#figure_2">\s*<img [^>]*src="data:image/png', row)
     assert "<!--" not in document
-    assert '<a href="#figure_2">Figure' not in contents  # it has its row
+    assert '<a href="#figure_2">Figure' not in contents  # the gallery has a row for it
 
 
 def test_links_between_notebooks_lead_to_sections_and_none_is_broken(document):
@@ -90,7 +90,7 @@ def test_pictures_are_inside_and_explorers_are_not(document):
 
 
 class Loads(HTMLParser):
-    """What a browser would fetch or run when it opens the document, and the tags that there are."""
+    """Finds what a browser would fetch or run when it opens the document, and all tags."""
 
     def __init__(self, document):
         super().__init__()

@@ -1,4 +1,4 @@
-"""make train and make checkpoints; no run of these tests takes more than seconds."""
+"""make train and make checkpoints, with runs that take seconds at most."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from lib.cifar.network import ConvResNet
 from lib.engine import build as engine
 from lib.project import runs, variables
 
-# A scheduler's command that starts nothing: it notes what it was asked to run, and ends as it is told to.
+# In the place of a scheduler's command: it notes what it was asked to run, and ends with $STATUS.
 RECORDER = """#!/bin/sh
 printf '%s\\n' "$*" >> "$(dirname "$0")/launched"
 exit "${STATUS:-0}"
@@ -40,12 +40,12 @@ def project(tmp_path):
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """The list of runs in a folder of its own, and a recorder; ``sweep.launched()`` are the words of each start."""
+    """A list of runs in a folder of its own, and a recorder. ``sweep.read_launched()`` has the words of each start."""
 
     class Sweep:
         folder, recorder = tmp_path / "checkpoints", tmp_path / "recorder"
 
-        def launched(self):
+        def read_launched(self):
             notes = tmp_path / "launched"
             return [line.split() for line in notes.read_text().splitlines()] if notes.exists() else []
 
@@ -68,7 +68,7 @@ def test_a_sweep_that_cannot_be_listed_fails(sweep, capsys):
     listed.write_text(listed.read_text().replace("activation", "activaton", 1))
     assert sweep.start() == 2
     assert "has a column activaton" in capsys.readouterr().err
-    assert sweep.launched() == []
+    assert sweep.read_launched() == []
 
 
 def test_a_sweep_launches_each_run_that_is_not_finished_once(sweep):
@@ -79,9 +79,9 @@ def test_a_sweep_launches_each_run_that_is_not_finished_once(sweep):
     (sweep.folder / "runs.csv").write_text(f"run\n{in_table}\n")
     (sweep.folder / "records" / f"{in_record}.json").write_text("{}")
     assert sweep.start("EPOCHS=30", "DEVICE=cpu", "--set=threads=1", "--jobs=4") == 0
-    names = [words[3] for words in sweep.launched()]
+    names = [words[3] for words in sweep.read_launched()]
     assert sorted(names) == sorted({config.name for config in records.read_sweep(30)} - {in_table, in_record})
-    for words, name in zip(sweep.launched(), names, strict=True):
+    for words, name in zip(sweep.read_launched(), names, strict=True):
         assert words == [
             sys.executable,
             "-m",
@@ -98,7 +98,7 @@ def test_a_listed_run_that_fails_leaves_the_others_alone(sweep, monkeypatch, cap
     monkeypatch.setenv("STATUS", "3")
     assert sweep.start() == 1
     listed = records.read_sweep()
-    assert len(sweep.launched()) == len(listed) > 1
+    assert len(sweep.read_launched()) == len(listed) > 1
     assert capsys.readouterr().err.startswith(f"{len(listed)} of the listed runs did not finish: {listed[0].name}, ")
 
 
@@ -106,7 +106,7 @@ def test_a_listed_run_that_fails_leaves_the_others_alone(sweep, monkeypatch, cap
 def test_after_a_run_that_was_ended_no_other_is_started(sweep, monkeypatch, capsys, status):
     monkeypatch.setenv("STATUS", str(status))
     assert sweep.start() == 1
-    assert len(sweep.launched()) == 1
+    assert len(sweep.read_launched()) == 1
     assert f"{len(records.read_sweep()) - 1} more were not started, since one was ended" in capsys.readouterr().err
 
 
@@ -120,10 +120,10 @@ def test_after_a_run_that_was_ended_no_other_is_started(sweep, monkeypatch, caps
         (["--launch=", "THREADS=-1"], "threads is -1, expected a whole number of at least 0."),
     ],
 )
-def test_a_sweep_with_wrong_words_starts_nothing(sweep, capsys, arguments, sentence):
+def test_a_sweep_with_wrong_arguments_starts_nothing(sweep, capsys, arguments, sentence):
     assert sweep.start(*arguments) == 2
     assert sentence in capsys.readouterr().err
-    assert sweep.launched() == []
+    assert sweep.read_launched() == []
 
 
 def test_make_calls_the_sweep_with_its_jobs(project):
@@ -282,8 +282,8 @@ def test_make_train_on_real_images(project):
     ends = ("safetensors", "json", "layers.safetensors")
     others = {"state.pt", "log.json", "log.layers.safetensors", "lock"}
     assert files == {f"{config.name}.{end}" for end in ends} | others
-    assert "epoch 2 of 2, loss" in result.stderr  # a line an epoch if nobody looks at a bar
-    assert sorted((project / "checkpoints").glob("*")) == checkpoints  # a trial is no result
+    assert "epoch 2 of 2, loss" in result.stderr  # a line an epoch if there is no terminal
+    assert sorted((project / "checkpoints").glob("*")) == checkpoints  # a trial is not published
 
 
 @pytest.mark.slow
@@ -292,9 +292,9 @@ def test_a_run_that_a_person_ends_says_one_sentence_and_goes_on(project):
     words = [sys.executable, "-m", "lib.project.runs", "--profile", "quick", "EPOCHS=40", "--set", "train_images=320"]
     environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
     options = {"cwd": project, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    # A shell that puts the tests in the background makes them ignore SIGINT, which is inherited.
-    default = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    with subprocess.Popen(words, preexec_fn=default, **options) as process:
+    # Tests in the background ignore SIGINT, and their processes would inherit that.
+    reset_signal = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(words, preexec_fn=reset_signal, **options) as process:
         first = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         *epochs, last = process.communicate(timeout=120)[1].splitlines()
@@ -302,7 +302,7 @@ def test_a_run_that_a_person_ends_says_one_sentence_and_goes_on(project):
     assert all(": epoch " in line for line in [first, *epochs])
     assert last == runs.INTERRUPTED
     done = 1 + len(epochs)
-    with subprocess.Popen(words, preexec_fn=default, **options) as process:
+    with subprocess.Popen(words, preexec_fn=reset_signal, **options) as process:
         assert "epoch" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=120)[0]

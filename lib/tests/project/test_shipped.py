@@ -1,4 +1,4 @@
-"""Tests look at what ships, whatever a user has added."""
+"""Tests read the files that ship, without what a user has added."""
 
 import subprocess
 
@@ -37,20 +37,20 @@ def repository(tmp_path, monkeypatch, request):
 def test_a_project_to_which_nothing_was_added_is_read_as_it_is(repository):
     write(repository, {"figures/stem.csv": "networks\n2.0\n", "figures/custom/mine.csv": ""})
     write(repository, {"checkpoints/lr0.04_seed1.safetensors": "weights of a tracked run", "checkpoints/.x.draft": ""})
-    assert shipped.added() == []
-    assert shipped.root() == repository
-    assert shipped.tracked() == sorted(SHIPPED)
+    assert shipped.list_added() == []
+    assert shipped.find_root() == repository
+    assert shipped.list_tracked() == sorted(SHIPPED)
 
 
 @pytest.mark.parametrize(
     "own", ["checkpoints/lr0.1_seed0.safetensors", "checkpoints/any_seed1.safetensors", "checkpoints/records/mine.json"]
 )
-def test_what_a_user_added_is_not_there(repository, own):
+def test_files_that_a_user_added_are_left_out(repository, own):
     write(
         repository, {own: "", "checkpoints/runs.csv": "run\nlr0.04_seed0\nmine\n", "figures/stem.csv": "networks\n3\n"}
     )
-    assert shipped.added() == [own]
-    root = shipped.root()
+    assert shipped.list_added() == [own]
+    root = shipped.find_root()
     found = {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
     assert found == SHIPPED
 
@@ -59,6 +59,6 @@ def test_without_git_all_that_is_there_ships(tmp_path, monkeypatch):
     write(tmp_path, SHIPPED)
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert shipped.root() == tmp_path
+    assert shipped.find_root() == tmp_path
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert (shipped.tracked(), shipped.root()) == ([], tmp_path)
+    assert (shipped.list_tracked(), shipped.find_root()) == ([], tmp_path)

@@ -1,4 +1,4 @@
-"""`make verify`: how far a run's tables are from the tracked ones."""
+"""`make verify`: the distance of a run's tables to the tracked ones."""
 
 import math
 import subprocess
@@ -17,12 +17,12 @@ TABLE = "depth,loss,name,smooth\n2,0.33333333,V,True\n1024,5.2e-11,W,False\n"
         ("0.33333333", "0.33333333", 0.0),
         ("0.33333333", "0.33333366", 9.9e-7),
         ("0.33333333", "0.33334333", 3.0e-5),
-        # One in the last place of what has few digits, whichever of the two has lost a zero.
+        # A difference of one in the last place of numbers with few digits, also if one of them has lost a zero.
         ("5.2e-11", "5.3e-11", 0.0),
         ("5.2e-11", "5.4e-11", 2 / 54),
         ("1e-10", "0.0", 0.0),
         ("2.9e-09", "3e-09", 0.0),
-        # Measured numbers with few digits are no computed ones.
+        # For a measured number with few digits, that difference counts.
         ("82.5", "82.6", 0.1 / 82.6),
         ("nan", "nan", 0.0),
         ("80000000", "80000001", math.inf),
@@ -47,7 +47,7 @@ def test_the_distance_of_two_numbers(old, new, distance):
         (TABLE, "", "its columns are none, expected depth, loss, name, smooth"),
     ],
 )
-def test_what_is_no_distance_is_said_in_words(old, new, said):
+def test_other_differences_are_said_in_words(old, new, said):
     found = verify.compare(TABLE, TABLE.replace(old, new))
     assert (found.difference, found.reproduced) == (said, False)
 
@@ -91,7 +91,7 @@ def test_without_git_the_tracked_tables_are_those_that_came(project, capsys):
     from lib.project import notebooks
 
     staging = project / "staging"
-    for value in ("0.33433333", "0.33533333"):  # two runs: what came is kept once
+    for value in ("0.33433333", "0.33533333"):  # two runs: the tables that came are kept once
         staging.mkdir(exist_ok=True)
         (staging / "a.csv").write_text(TABLE.replace("0.33333333", value))
         notebooks._copy({paths.FIGURES / "a.csv": staging / "a.csv"})
