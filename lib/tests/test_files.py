@@ -216,7 +216,7 @@ def test_nothing_is_written_beside_an_installed_package(tmp_path):
         "print(*folders, paths.cifar10_root(), sep='\\n')\n"
         "paths.check_clone()\n"
     )
-    environment = toy_project.environment(
+    environment = toy_project.make_environment(
         PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1", XDG_CACHE_HOME=str(tmp_path / "cache"), CIFAR10_ROOT="images"
     )
     environment.pop("FIGURES_OUTPUT", None)

@@ -52,18 +52,18 @@ with shown:
 shown"""
 
 
-def _cell(source: str, *tags: str) -> nbformat.NotebookNode:
+def _make_cell(source: str, *tags: str) -> nbformat.NotebookNode:
     return new_code_cell(source, metadata={"tags": list(tags)} if tags else {})
 
 
 def write_notebook(folder: Path, name: str, imports: str, value: str = "1", parameters: str = PARAMETERS) -> None:
     cells = [
         new_markdown_cell(f"# Title of {name}\n\nA claim."),
-        _cell(f"{IMPORTS}\n\n{imports}"),
-        _cell(parameters, "parameters"),
-        _cell(CONFIG, "config"),
-        _cell(WORK.replace("NAME", name).replace("VALUE", value)),
-        _cell(EXPLORER, "explorer", "nbval-ignore-output"),
+        _make_cell(f"{IMPORTS}\n\n{imports}"),
+        _make_cell(parameters, "parameters"),
+        _make_cell(CONFIG, "config"),
+        _make_cell(WORK.replace("NAME", name).replace("VALUE", value)),
+        _make_cell(EXPLORER, "explorer", "nbval-ignore-output"),
     ]
     nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
 
@@ -92,7 +92,7 @@ def write(root: Path) -> Path:
     return root
 
 
-def environment(**changes: str) -> dict[str, str]:
+def make_environment(**changes: str) -> dict[str, str]:
     """The environment of a process in the project, without the variables of an outer make."""
     return {name: value for name, value in os.environ.items() if name not in OUTSIDE} | changes
 
@@ -100,4 +100,6 @@ def environment(**changes: str) -> dict[str, str]:
 def make(root: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess:
     """Call make in the project with this interpreter, or with the one that the arguments name."""
     command = ["make", f"PYTHON={sys.executable}", *arguments]
-    return subprocess.run(command, cwd=root, env=environment(**changes), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=root, env=make_environment(**changes), capture_output=True, text=True, timeout=300
+    )

@@ -86,12 +86,12 @@ def test_truncated_and_foreign_files_get_sentences(path, tmp_path):
 
 
 def test_headers_with_the_older_name_of_initialisation_are_read(path):
-    def older(tensors, header):
+    def make_older(tensors, header):
         config = json.loads(header["config"])
         config["smooth_init"] = config.pop("initialisation") == "weight-tied"
         header["config"] = json.dumps(config)
 
-    rewrite(path, older)
+    rewrite(path, make_older)
     assert b"initialisation" not in path.read_bytes()
     read, expected = checkpoints.load(path), make_perturbed(CONFIG).state_dict()
     assert read.config == CONFIG

@@ -42,7 +42,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-class Played:
+class CpuKernels:
     """`stacked_layers.Kernels` on the CPU."""
 
     blocks = BLOCKS
@@ -69,10 +69,10 @@ def library(tmp_path_factory) -> ctypes.CDLL:
 
 
 @pytest.fixture
-def kernels(library, monkeypatch) -> Played:
+def kernels(library, monkeypatch) -> CpuKernels:
     monkeypatch.setattr(stacked_layers, "BATCH", BLOCKS * IMAGES)
     monkeypatch.setenv("LIB_ENGINE", "off")
-    return Played(library)
+    return CpuKernels(library)
 
 
 def make_networks(*activations: str, depth: int = 2) -> list[ConvResNet]:
@@ -262,10 +262,10 @@ class ByAutograd:
     def __init__(self, networks, kernels, device) -> None:
         self.layers = [copy.deepcopy(network.residual_layers) for network in networks]
         first = self.layers[0]
-        self.parameters = self._shared(name for name in first.names() if name.endswith((".weight", ".bias")))
-        self.running = self._shared(name for name in first.names() if "running" in name)
+        self.parameters = self._share(name for name in first.names() if name.endswith((".weight", ".bias")))
+        self.running = self._share(name for name in first.names() if "running" in name)
 
-    def _shared(self, names) -> dict[str, torch.Tensor]:
+    def _share(self, names) -> dict[str, torch.Tensor]:
         """Tensors of all networks, the runs first. From now on the networks' own tensors are views of them."""
         found = {name: torch.stack([layers.stacked(name).detach() for layers in self.layers]) for name in names}
         for name, tensor in found.items():
@@ -339,16 +339,16 @@ def test_a_run_in_a_stack_is_the_run_in_a_stack_of_its_own_to_the_bit(kernels):
     configs = [CifarConfig(activation=name, seed=seed, **SHALLOW) for seed, name in enumerate(("gelu", "relu"))]
     train_set, test_set = draw_sets(configs[0])
 
-    def trained(*configs):
+    def train_stack(*configs):
         runs = [Training(config, CPU) for config in configs]
         stack = Stack(runs, train_set, test_set, CPU, kernels)
         losses = stack.train_epoch(0)[0]
         stack.update_runs()
         return losses, runs
 
-    losses, runs = trained(*configs)
+    losses, runs = train_stack(*configs)
     for place, config in enumerate(configs):
-        loss, (own,) = trained(config)
+        loss, (own,) = train_stack(config)
         assert loss[0] == losses[place]
         for name, tensor in own.network.state_dict().items():
             assert torch.equal(runs[place].network.state_dict()[name], tensor), name
@@ -389,12 +389,12 @@ def test_a_diverged_run_leaves_the_others_alone(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     initialise = Training.__init__
 
-    def broken(self, config, device):
+    def initialise_broken(self, config, device):
         initialise(self, config, device)
         if config.activation == "relu":
             self.network.linear.bias.data[0] = float("nan")
 
-    monkeypatch.setattr(Training, "__init__", broken)
+    monkeypatch.setattr(Training, "__init__", initialise_broken)
     training = stacked_training.train(configs, device="cpu", kernels=kernels)
     assert len(next(training)) == 1
     with pytest.raises(stacked_training.Divergence, match=r"diverged: relu_\S* \(.* in epoch 1\)\. Try a smaller"):
@@ -425,13 +425,13 @@ def test_a_stacked_run_that_is_not_finite_is_not_saved(kernels, tmp_path, monkey
     monkeypatch.setattr(dataset, "load", lambda train, *_: train_set if train else test_set)
     evaluate = Stack.evaluate
 
-    def broken(self):
+    def evaluate_broken(self):
         loss, accuracy = evaluate(self)
         self.layers.parameters["conv1.bias"][1, 0, 0] = float("inf")
         loss[2] = float("nan")
         return loss, accuracy
 
-    monkeypatch.setattr(Stack, "evaluate", broken)
+    monkeypatch.setattr(Stack, "evaluate", evaluate_broken)
     training = stacked_training.train(configs, device="cpu", kernels=kernels)
     assert len(next(training)) == 1
     found = r"relu_\S* \(residual_layers.conv1_bias holds inf in epoch 1\), identity_\S* \(the test loss is nan in"

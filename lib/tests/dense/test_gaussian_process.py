@@ -15,11 +15,11 @@ CONFIG = NetworkConfig(
 
 @pytest.mark.parametrize("length_scale", [0.02, 0.3, 1.0, 5.0])
 def test_covariance_is_squared_exponential(length_scale):
-    def unit_coefficients(frequencies, parts, _):
+    def draw_unit_coefficients(frequencies, parts, _):
         return torch.eye(frequencies * parts, dtype=torch.float64).reshape(frequencies, parts, -1)
 
     s = torch.linspace(0, 1, 21, dtype=torch.float64)
-    features = GaussianProcess((1,), length_scale, unit_coefficients)(s)
+    features = GaussianProcess((1,), length_scale, draw_unit_coefficients)(s)
     expected = torch.exp(-(((s[:, None] - s) / length_scale) ** 2) / 2)
     torch.testing.assert_close(features @ features.T, expected, rtol=0, atol=1e-12)
 

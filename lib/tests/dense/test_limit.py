@@ -109,12 +109,12 @@ def test_output_agrees_with_an_independent_solver(config):
     start = x if ode.weights.A is None else x @ ode.weights.A
     scale = 1.0 if config.convention == "released" else 1 / math.sqrt(config.width)
 
-    def right_side(s, h):
+    def compute_right_side(s, h):
         Z = ode.weights_at(torch.tensor([s], dtype=torch.float64))
         h = torch.from_numpy(h).reshape(start.shape)
         return (scale * torch.nn.functional.gelu(config.inner_scale * h @ Z.W[0]) @ Z.V[0]).flatten().numpy()
 
-    solution = solve_ivp(right_side, (0, 1), start.flatten().numpy(), method="DOP853", rtol=1e-11, atol=1e-12)
+    solution = solve_ivp(compute_right_side, (0, 1), start.flatten().numpy(), method="DOP853", rtol=1e-11, atol=1e-12)
     end = torch.from_numpy(solution.y[:, -1]).reshape(start.shape)
     expected = end if ode.weights.B is None else end @ ode.weights.B
     torch.testing.assert_close(ode(x), expected, rtol=1e-8, atol=1e-9)
@@ -124,7 +124,7 @@ def test_output_agrees_with_an_independent_solver(config):
 def test_gradient_is_the_derivative_of_the_loss(name):
     """Along a smooth direction D the loss changes by the integral of <gradient, D> (float64 differences)."""
 
-    def loss_at(step):
+    def compute_loss(step):
         solver = spectral.SpectralSolver(GENERAL, 40)
         tensor = getattr(solver.weights, name)
         generator = torch.Generator().manual_seed(2)
@@ -134,13 +134,13 @@ def test_gradient_is_the_derivative_of_the_loss(name):
         tensor += step * direction
         return float(solver.forward()), solver, direction
 
-    loss, solver, direction = loss_at(0.0)
+    loss, solver, direction = compute_loss(0.0)
     product = getattr(solver.gradients(), name) * direction
     expected = product.sum()
     if name in "VW":
         expected = solver.grid.quadrature @ product.sum(dim=(1, 2))
     step = 1e-4
-    difference = (loss_at(step)[0] - loss_at(-step)[0]) / (2 * step)
+    difference = (compute_loss(step)[0] - compute_loss(-step)[0]) / (2 * step)
     assert difference == pytest.approx(float(expected), rel=1e-6)
     assert loss > 0
 
@@ -192,15 +192,15 @@ def test_records_cost_no_solutions_and_no_sweeps(monkeypatch):
     sweeps = []
     integrals, states = spectral._picard, []
 
-    def counted(right_side, start, *arguments):
-        def count(f):
+    def count_solution(right_side, start, *arguments):
+        def count_sweep(f):
             sweeps.append(1)
             return right_side(f)
 
         states.append(1)
-        return integrals(count, start, *arguments)
+        return integrals(count_sweep, start, *arguments)
 
-    monkeypatch.setattr(spectral, "_picard", counted)
+    monkeypatch.setattr(spectral, "_picard", count_solution)
     monkeypatch.setattr(limit, "CHECK_EVERY", 1)  # of the two solutions, at each step in both cases
     counts = []
     for recorded in ([40], range(41)):

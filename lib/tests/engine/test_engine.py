@@ -237,7 +237,7 @@ def test_frozen_parameters_and_a_graph_used_twice():
 
 @needs_engine
 def test_the_network_trains_alike_with_and_without_the_engine(monkeypatch):
-    def steps() -> tuple[str, list[torch.Tensor]]:
+    def take_steps() -> tuple[str, list[torch.Tensor]]:
         network = ConvResNet(ConvNetConfig(depth=4))
         optimiser = torch.optim.SGD(network.parameters(), lr=0.04, momentum=0.9)
         generator = torch.Generator().manual_seed(3)
@@ -248,9 +248,9 @@ def test_the_network_trains_alike_with_and_without_the_engine(monkeypatch):
             optimiser.step()
         return network.engine, list(network.state_dict().values())
 
-    name, found = steps()
+    name, found = take_steps()
     monkeypatch.setattr(engine, "load", lambda: (None, "switched off here"))
-    fallback, expected = steps()
+    fallback, expected = take_steps()
     assert (name, fallback) == ("compiled", "pytorch")
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -293,26 +293,26 @@ def test_what_the_engine_does_not_take_is_said_in_words():
     tensors = {name: layers.stacked(name) for name in layers.names()}
     h, _ = draw_images(2)
 
-    def reason(h=h, activation="gelu", **changed) -> str:
+    def find_reason(h=h, activation="gelu", **changed) -> str:
         return engine.find_conv_stack_problem(h, tensors | changed, activation)
 
     assert not engine.find_conv_stack_problem(h, tensors, "gelu")
-    assert "float64" in reason(h.double())
-    assert "h has 8" in reason(h[:, :8])
-    assert "'sine'" in reason(activation="sine")
-    assert "meta" in reason(h.to("meta"))
-    assert "(2, 16, 16, 3, 3)" in reason(**{"conv2.weight": torch.zeros(2, 16, 16, 5, 5)})
-    assert "single value" in reason(h[:1, :, :1, :1])
+    assert "float64" in find_reason(h.double())
+    assert "h has 8" in find_reason(h[:, :8])
+    assert "'sine'" in find_reason(activation="sine")
+    assert "meta" in find_reason(h.to("meta"))
+    assert "(2, 16, 16, 3, 3)" in find_reason(**{"conv2.weight": torch.zeros(2, 16, 16, 5, 5)})
+    assert "single value" in find_reason(h[:1, :, :1, :1])
     with torch.autocast("cpu", torch.bfloat16):
-        assert "autocast" in reason()
+        assert "autocast" in find_reason()
     del tensors["bn2.running_var"]
-    assert "bn2.running_var" in reason()
+    assert "bn2.running_var" in find_reason()
     with pytest.raises(ValueError, match=r"cannot be used: .* needs the tensor bn2.running_var\."):
         engine.conv_stack(h, tensors, "gelu")
 
 
 @pytest.fixture
-def anew():
+def engine_anew():
     """The engine is looked for again in the test, and after it."""
     engine._load_library.cache_clear()
     yield
@@ -324,7 +324,7 @@ def test_lib_engine_off_switches_it_off(monkeypatch):
     assert engine.report() == "engine: PyTorch, since LIB_ENGINE switches the compiled engine off"
 
 
-def test_a_changed_source_has_another_name_so_a_stale_build_is_not_loaded(monkeypatch, tmp_path, anew):
+def test_a_changed_source_has_another_name_so_a_stale_build_is_not_loaded(monkeypatch, tmp_path, engine_anew):
     before = engine.path()
     shutil.copytree(paths.CSRC, tmp_path / "csrc")
     monkeypatch.setattr(paths, "CSRC", tmp_path / "csrc")
@@ -355,7 +355,7 @@ class TestBuild:
     """A tiny module is built and loaded in place of the engine."""
 
     @pytest.fixture(autouse=True)
-    def tiny(self, monkeypatch, tmp_path, anew):
+    def tiny(self, monkeypatch, tmp_path, engine_anew):
         monkeypatch.setattr(paths, "BUILD", tmp_path)
         monkeypatch.delenv("LIB_ENGINE", raising=False)
         monkeypatch.setattr(engine, "_LOAD", engine._LOAD.replace(", torch", ""))  # which takes seconds
@@ -425,11 +425,11 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
         assert engine.path().read_bytes() == whole
 
     def test_an_interrupted_build_is_said_and_leaves_nothing(self, monkeypatch, capsys):
-        def interrupted(script, *arguments):
+        def interrupt(script, *arguments):
             (Path(arguments[1]) / "half.o").touch()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(engine, "_run", interrupted)
+        monkeypatch.setattr(engine, "_run", interrupt)
         assert engine.main(["build"]) == 128 + signal.SIGINT
         assert capsys.readouterr().err == "Interrupted.\n"
         assert list(engine.path().parent.iterdir()) == []
@@ -449,15 +449,15 @@ sys.argv[1:] = [name, f"{{folder}}/{{name}}.so"]
 
 
 def test_an_engine_that_cannot_be_built_stops_nothing(monkeypatch, capsys):
-    def not_built():
+    def fail_to_build():
         raise RuntimeError("OSError: libomp.so: cannot open shared object file")
 
-    monkeypatch.setattr(engine, "build", not_built)
+    monkeypatch.setattr(engine, "build", fail_to_build)
     assert engine.main(["build"]) == 0
     assert "was not built: OSError: libomp.so: cannot open" in capsys.readouterr().out
 
 
-def test_without_a_compiler_the_build_says_so_and_succeeds(monkeypatch, tmp_path, anew, capsys):
+def test_without_a_compiler_the_build_says_so_and_succeeds(monkeypatch, tmp_path, engine_anew, capsys):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert engine.main(["build"]) == 0

@@ -191,12 +191,12 @@ def test_what_keeps_a_figure_from_being_saved_is_said_and_nothing_is_left(explor
     explorer.save_name.value = "mine"
     whole = paths.write_atomically
 
-    def full_disk(path, write):
+    def fill_disk(path, write):
         if path.suffix == ".yaml":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         whole(path, write)
 
-    monkeypatch.setattr(paths, "write_atomically", full_disk)
+    monkeypatch.setattr(paths, "write_atomically", fill_disk)
     explorer.save_button.click()
     assert "No space left on device" in explorer.saved.value
     assert read_files(output) == before

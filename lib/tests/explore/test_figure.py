@@ -202,17 +202,17 @@ def test_wrong_values_of_a_figure_are_named(control, value, sentence):
     assert sentence.replace("'", "&#x27;") in explorer.message.value
 
 
-@pytest.mark.parametrize("nobody", [True, False])
-def test_unattended_explorers_do_not_run_by_themselves(nobody, folder, monkeypatch):
-    monkeypatch.setenv("NOTEBOOK_UNATTENDED", "1" if nobody else "")
-    assert paths.is_unattended() == nobody
+@pytest.mark.parametrize("unattended", [True, False])
+def test_unattended_explorers_do_not_run_by_themselves(unattended, folder, monkeypatch):
+    monkeypatch.setenv("NOTEBOOK_UNATTENDED", "1" if unattended else "")
+    assert paths.is_unattended() == unattended
 
     async def play():
         shown = _make_explorer("clipping")
         assert not shown.live.running
         assert count_threads() == 0
         browsing = explore_weights(folder)
-        assert browsing.live.running == (not nobody)
+        assert browsing.live.running == (not unattended)
         browsing.live.stop()
 
     asyncio.run(play())

@@ -125,11 +125,11 @@ def test_an_experiment_that_does_not_exist_is_said(capsys):
 
 
 def test_an_interrupted_measurement_is_said_and_writes_nothing(monkeypatch, tmp_path, capsys):
-    def interrupted(*_, **__):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench.paths, "BUILD", tmp_path)
-    monkeypatch.setattr(bench, "measure", interrupted)
+    monkeypatch.setattr(bench, "measure", interrupt)
     assert bench.main([]) == 128 + signal.SIGINT
     assert capsys.readouterr().err.startswith("Interrupted")
     assert list(tmp_path.iterdir()) == []

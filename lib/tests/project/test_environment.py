@@ -99,7 +99,7 @@ class Machine:
             script.chmod(0o755)
 
     def make(self, *arguments, **changes):
-        environment = toy_project.environment(PATH=str(self.tools), RECORD=str(self.record), **changes)
+        environment = toy_project.make_environment(PATH=str(self.tools), RECORD=str(self.record), **changes)
         return subprocess.run(["make", *arguments], cwd=self.root, env=environment, capture_output=True, text=True)
 
     def list_environments(self):
@@ -263,7 +263,7 @@ def test_continuous_integration_calls_the_test_command(tmp_path):
     (machine.tools / "make").unlink()
     (machine.tools / "make").write_text('#!/bin/sh\necho "make $* CIFAR10_ROOT=$CIFAR10_ROOT"\n')
     (machine.tools / "make").chmod(0o755)
-    environment = toy_project.environment(PATH=str(machine.tools))
+    environment = toy_project.make_environment(PATH=str(machine.tools))
     environment.pop("CIFAR10_ROOT", None)
 
     def run_ci():

@@ -354,7 +354,7 @@ def test_an_interrupted_run_is_not_taken_for_done_and_ends(project, stop, whom):
     process = subprocess.Popen(
         command,
         cwd=project,
-        env=toy_project.environment(),
+        env=toy_project.make_environment(),
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
@@ -408,7 +408,12 @@ def test_stored_notebooks_are_normalised_and_show_no_warning(project):
     notebook = project / "notebooks" / "figure_b.ipynb"
     before = notebook.stat().st_mtime
     command = [sys.executable, "-m", "lib.project.notebooks", "execute", "figure_b"]
-    settings = {"cwd": project, "env": toy_project.environment(MPLBACKEND="agg"), "capture_output": True, "text": True}
+    settings = {
+        "cwd": project,
+        "env": toy_project.make_environment(MPLBACKEND="agg"),
+        "capture_output": True,
+        "text": True,
+    }
     result = subprocess.run(command, **settings)
     assert result.stdout == "figure_b: stored anew\n", result.stderr
     stored = notebook.read_text()
@@ -438,7 +443,7 @@ def test_nbval_writes_into_the_build_folder_and_skips_what_needs_the_images(proj
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "notebooks/figure_a.ipynb", "notebooks/figure_b.ipynb"],
         cwd=project,
-        env=toy_project.environment(CIFAR10_ROOT=str(tmp_path / "nowhere")),
+        env=toy_project.make_environment(CIFAR10_ROOT=str(tmp_path / "nowhere")),
         capture_output=True,
         text=True,
     )
