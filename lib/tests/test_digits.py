@@ -12,7 +12,7 @@ from lib.figures import figure_3
 from lib.figures.results import save
 
 
-def test_significant_digits():
+def test_numbers_are_rounded_to_significant_digits():
     assert digits.round_significant(1 / 3) == 0.33333333
     assert digits.round_significant(-123456789.0) == -123456790.0
     assert digits.round_significant(1 / 3, 2) == 0.33

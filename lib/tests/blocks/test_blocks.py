@@ -140,7 +140,7 @@ def _compute_losses(x, y, **options):
 
 
 @pytest.mark.parametrize("form", [Tensor.numpy, Tensor.tolist, _nest, list, Tensor.to_sparse])
-def test_own_data_come_as_arrays_and_lists(form):
+def test_data_are_taken_as_arrays_and_lists(form):
     x, y = gaussian_data((6, 3))
     assert _compute_losses(form(x), form(y)) == _compute_losses(x, y)
     labels, loss = torch.tensor([0, 1, 2, 0, 1, 2]), nn.functional.cross_entropy  # labels stay whole numbers
@@ -148,7 +148,7 @@ def test_own_data_come_as_arrays_and_lists(form):
     assert _compute_losses(x, form(labels), loss=loss) == _compute_losses(x, labels, loss=loss)
 
 
-def test_own_data_of_other_dtypes():
+def test_data_of_other_dtypes_give_the_same_losses():
     x, y = gaussian_data((6, 3))
     assert _compute_losses(x.float(), y.numpy()) == pytest.approx(_compute_losses(x, y), rel=1e-6)
     (start,) = train(Bias, 4, x.float(), y.numpy(), iterations=0)
@@ -158,7 +158,7 @@ def test_own_data_of_other_dtypes():
     assert _compute_losses(whole[0].numpy(), whole[1].tolist()) == _compute_losses(*whole)
 
 
-def test_data_of_inference_mode_are_data_and_training_in_it_is_refused():
+def test_data_of_inference_mode_are_taken_and_training_in_it_is_refused():
     x, y = gaussian_data((6, 3))
     with torch.inference_mode():
         inside = [each.clone() for each in (x, y)]
@@ -191,7 +191,7 @@ def test_targets_of_several_kinds_go_to_the_loss_in_a_dict():
         _compute_losses(x, tuple(both.values()), loss=lambda h, y: (h - y[0]).square().mean())
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numbers_of_numpy_are_taken():
     x, y = gaussian_data((6, 3))
     plain = {"depths": [2, 4], "iterations": 2, "learning_rate": 0.25, "seed": 3, "record_at": [0, 2], "chunk": 1}
     expected = successive_distances(Bias, x=x, y=y, **plain)
@@ -317,7 +317,7 @@ def test_the_table_is_that_of_the_weights():
         assert math.hypot(*parts) == pytest.approx(whole, rel=1e-12, nan_ok=True)
 
 
-def test_distance_to_the_linearisation():
+def test_distances_to_the_linearisation_are_those_of_a_closed_form():
     x, y = gaussian_data((5, 3))
     linear = successive_distances(Bias, [2, 4], x, y, iterations=5)
     assert max(linear["from_linear"]) < 1e-9

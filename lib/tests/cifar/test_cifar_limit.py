@@ -148,7 +148,7 @@ def test_families_that_are_not_trained_are_open(table):
     assert texts == [[], ["not trained yet"], [], ["not trained yet"]]
 
 
-def test_without_a_table_all_is_open(tmp_path, monkeypatch):
+def test_without_a_table_there_are_no_slopes(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
     table = depth_limit.read()
     assert not any(conv_limit.fit_slopes(table).values())

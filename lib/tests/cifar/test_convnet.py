@@ -67,7 +67,7 @@ def test_scales_are_those_of_the_hidden_states():
     assert scales["path_length"] == pytest.approx(lengths.sum().item(), rel=1e-3)  # bn eps aside
 
 
-def test_a_smaller_stem_is_a_longer_ode():
+def test_a_smaller_stem_gives_the_relative_path_of_larger_steps():
     """A stem scaled by c gives the relative path of steps scaled by 1/c."""
     smaller, longer = (perturb(ConvResNet(ConvNetConfig(initialisation="iid", **SMALL))).double() for _ in range(2))
     x = torch.randn(6, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -144,7 +144,7 @@ def test_group_norm_starts_as_batch_norm_does_and_has_no_batch_statistics():
     assert layers.engine == "pytorch"
 
 
-def test_initialisation_without_batch_norm():
+def test_initialisation_without_batch_norm_is_small_in_conv1_and_zero_in_conv2():
     layers = ConvResNet(ConvNetConfig(depth=10, batch_norm=False, initialisation="iid")).residual_layers
     assert not layers.conv2_weight.any()
     assert not layers.conv2_bias.any()

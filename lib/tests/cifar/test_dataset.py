@@ -212,7 +212,7 @@ def test_batches_cover_the_set_once():
 
 @pytest.mark.slow
 @needs_cifar10
-def test_the_real_set():
+def test_the_real_set_has_its_sizes_labels_and_mean():
     train, test = dataset.load(train=True, download=False), dataset.load(train=False, download=False)
     assert (len(train), len(test)) == (50_000, 10_000)
     assert torch.bincount(train.labels).tolist() == [5000] * 10

@@ -38,7 +38,7 @@ def images():
     return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
-def test_the_rules_over_the_depth():
+def test_the_rules_over_the_depth_have_their_matrices():
     assert depth_layers.kept_indices(256, 4).tolist() == [32, 96, 160, 224]
     assert depth_layers.kept_indices(7, 3).tolist() == [1, 3, 5]
     assert depth_layers.matrix(6, 2, "averaged").tolist() == [[1 / 3] * 3 + [0] * 3, [0] * 3 + [1 / 3] * 3]
@@ -77,7 +77,7 @@ def test_wrong_rules_are_named(network):
         resample(network, 4, statistics="recomputed")
 
 
-def test_a_network_of_fewer_layers(network, images):
+def test_a_resampled_network_has_the_layers_of_its_rule(network, images):
     for rule in depth_layers.RULES:
         assert torch.equal(resample(network, 8, rule)(images), network(images))
     three = resample(network, 3, "kept", "averaged")
@@ -114,7 +114,7 @@ def test_recomputed_statistics_are_those_of_the_batch(network, images):
     assert torch.equal(made.bn1.running_mean, network.bn1.running_mean)
 
 
-def test_the_parallel_form(network, images):
+def test_the_parallel_form_is_the_network_or_one_sum_of_all_branches(network, images):
     torch.testing.assert_close(ParallelForm(network, 8)(images), network(images), rtol=1e-4, atol=1e-4)
     h = network.stem(images)
     f = resampling.branch("gelu")
@@ -227,7 +227,7 @@ def test_the_explorer_follows_the_layers_that_are_kept(network):
     assert browsing.accuracies(trained.Choice(layers=99))[0].count("8 of 8 layers") == 1
 
 
-def test_numbers_and_images_of_numpy(network, images):
+def test_numbers_and_images_of_numpy_are_taken(network, images):
     expected = resample(network, 4, statistics="recomputed", images=images)
     for layers, given in ((np.int64(4), images.numpy()), (np.array(4), images.tolist()), (torch.tensor(4), images)):
         found = resample(network, layers, statistics="recomputed", images=given)

@@ -356,7 +356,7 @@ def test_a_run_in_a_stack_is_the_run_in_a_stack_of_its_own_to_the_bit(kernels):
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_stacked_run_is_saved_and_gone_on_with(kernels, tmp_path, monkeypatch):
+def test_a_stacked_run_is_saved_and_continued(kernels, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     config = CifarConfig(**SHALLOW)
     train_set, test_set = draw_sets(config)

@@ -61,7 +61,7 @@ def test_images_and_network_stay_on_the_training_device(batch_norm):
     assert network.engine == "pytorch"
 
 
-def test_a_tensor_left_behind_is_found():
+def test_a_tensor_on_another_device_is_found():
     with FakeTensorMode(allow_non_fake_inputs=True):
         config = NetworkConfig(depth=5, width=4, dimension=3, samples=6)
         weights, data = initialise(config)

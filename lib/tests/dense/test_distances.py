@@ -65,7 +65,7 @@ def test_integral_distance_equals_a_fine_riemann_sum(L, R):
     assert integral_distance(f, g) == pytest.approx(integral_distance(g, f), rel=1e-13)
 
 
-def test_sampling_rules_of_a_straight_line():
+def test_sampling_rules_give_a_straight_line_its_two_distances():
     # g(s) = s on a fine grid, f its left-end value on each of L cells. The rule "left" finds the distance 0.
     # The integral finds that of a sawtooth of height 1/L, whose norm is 1/(L sqrt(3)).
     L, R = 8, 8 * 4096
@@ -139,7 +139,7 @@ def test_noise_share_is_undefined_without_variation_or_layers():
     assert math.isfinite(noise_share(torch.randn(7, 3)))
 
 
-def test_slope_and_its_interval():
+def test_a_slope_is_exact_and_its_interval_covers_the_truth():
     x = np.array([2.0, 16, 64, 256, 1024])
     exact = fit_slope(x, 3 * x**-1.0, at_least=16)
     assert (exact.slope, exact.constant) == (pytest.approx(-1), pytest.approx(3))

@@ -33,7 +33,7 @@ def test_the_kernel_gives_the_ratio_for_any_targets():
         assert sum(lojasiewicz.shares(record).values()) == pytest.approx(1)
 
 
-def test_the_constant_is_reached_and_never_undercut():
+def test_the_constant_is_the_smallest_ratio_over_residuals():
     weights, data = initialise(CONFIG)
     mu = lojasiewicz.constant(CONFIG, weights, data.x)
     kernel = lojasiewicz.tangent_kernel(CONFIG, weights, data.x).reshape(12, 12)

@@ -206,7 +206,7 @@ def test_weights_and_data_of_another_configuration_get_a_sentence():
         lambda rows: torch.tensor(rows, dtype=torch.float64, requires_grad=True),
     ],
 )
-def test_own_data_come_in_any_form(form):
+def test_data_are_taken_in_any_form(form):
     weights, data = initialise(SMALL)
     start = Weights(weights.V.numpy(), weights.W.numpy()), Data(form(data.x.tolist()), form(data.y.tolist()))
     found, expected = take_last(train(SMALL, 0.1, 3, start=start)), take_last(train(SMALL, 0.1, 3))
@@ -214,7 +214,7 @@ def test_own_data_come_in_any_form(form):
     assert torch.equal(found.weights.W, expected.weights.W)
 
 
-def test_own_data_take_the_dtype_of_the_configuration():
+def test_data_take_the_dtype_of_the_configuration():
     config = dataclasses.replace(SMALL, dtype="float32")
     weights, _ = initialise(config)
     x, y = np.arange(40).reshape(10, 4), np.ones((10, 4), dtype=np.float16)
@@ -237,7 +237,7 @@ def test_one_axis_is_enough_for_one_coordinate_or_one_sample():
     )
 
 
-def test_own_data_that_are_no_numbers_get_a_sentence():
+def test_data_that_are_no_numbers_get_a_sentence():
     weights, data = initialise(SMALL)
     with pytest.raises(ValueError, match=r"y is \(10,\), expected \(n, d'\) = \(10, 4\) by the configuration"):
         train(SMALL, 0.1, 1, start=(weights, Data(data.x, data.y[:, 0])))
@@ -294,7 +294,7 @@ def test_moments_that_are_no_whole_numbers_get_a_sentence(moments):
         train(SMALL, 0.1, 4, moments)
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numbers_of_numpy_are_taken():
     network = NetworkConfig(depth=np.int64(8), width=np.uint8(6), dimension=4, samples=10, seed=np.int32(1))
     assert network == SMALL
     assert {type(value) for value in vars(network).values()} <= {int, float, str, bool}

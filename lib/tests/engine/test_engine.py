@@ -125,7 +125,7 @@ def test_gradients_of_a_trained_network_are_as_exact_as_in_stock_pytorch():
 
 @needs_engine
 @pytest.mark.parametrize("shape", [(16, 10, 10), (1, 3, 2), (2, 1, 13), (3, 5, 1), (1, 9, 31)])
-def test_any_number_of_images_of_any_size(shape):
+def test_images_of_any_number_and_size_give_the_results_of_autograd(shape):
     for variant in VARIANTS:
         layers = make_layers(variant, depth=3)
         h, w = draw_images(*shape)
@@ -135,7 +135,7 @@ def test_any_number_of_images_of_any_size(shape):
 
 @needs_engine
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
-def test_an_activation_over_its_whole_range(activation):
+def test_an_activation_is_exact_over_its_whole_range(activation):
     """One layer whose convolutions pass the centre pixel on: h_1 = h_0 + s(h_0), and 1 + s'(h_0) as gradient."""
     config = ConvNetConfig(depth=1, activation=activation, batch_norm=False)
     layers = ConvResNet(config).residual_layers
@@ -206,7 +206,7 @@ def test_the_number_of_threads_changes_no_bit(variant):
 
 
 @needs_engine
-def test_without_gradients_the_same_output_and_running_statistics():
+def test_without_gradients_output_and_running_statistics_are_the_same():
     for variant in VARIANTS:
         layers = make_layers(variant)
         expected = compute_results(copy.deepcopy(layers), run_compiled, *draw_images())
@@ -218,7 +218,7 @@ def test_without_gradients_the_same_output_and_running_statistics():
 
 
 @needs_engine
-def test_frozen_parameters_and_a_graph_used_twice():
+def test_frozen_parameters_take_no_gradient_and_a_graph_can_be_used_twice():
     layers = make_layers("training")
     h, w = draw_images()
     expected = compute_results(copy.deepcopy(layers), run_compiled, h, w)

@@ -14,7 +14,7 @@ from lib.explore import frames
 from lib.explore.depth import explore_depth
 
 
-def test_start_stop_and_reset(explorer, single_steps):
+def test_buttons_start_stop_and_reset_the_training(explorer, single_steps):
     async def play():
         explorer.start_button.click()
         assert (explorer.start_button.disabled, explorer.stop_button.disabled) == (True, False)

@@ -43,7 +43,7 @@ def test_hidden_states_end_in_the_network_s_output(batch_norm):
         torch.testing.assert_close(network.head(states[-1]), network(images))
 
 
-def test_the_principal_plane_of_a_bent_line():
+def test_the_principal_plane_of_a_parabola_is_its_own_plane():
     t = torch.linspace(-1, 1, 41, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     axes, _ = torch.linalg.qr(torch.randn(30, 2, generator=generator, dtype=torch.float64))
@@ -54,7 +54,7 @@ def test_the_principal_plane_of_a_bent_line():
     assert sum(shares) == pytest.approx(1, abs=1e-12)
 
 
-def test_roughest_and_smoothest_entries(folder):
+def test_the_roughest_and_the_smoothest_entry_are_found(folder):
     tied, _ = trained.choose_pair(trained.find_checkpoints(folder))
     network = trained.load(tied)
     assert network.entry(trained.Choice(how="roughest")) == (2, 1, 0, 2)
@@ -142,7 +142,7 @@ def test_an_entry_that_the_smaller_network_lacks_is_named(folder):
     assert len(find_axes(explorer)["curve1"].lines[0].get_ydata()) == 5
 
 
-def test_the_entry_that_figure_3_shows_and_its_parameters(folder):
+def test_the_parameters_shown_are_those_of_figure_3(folder):
     explorer = explore_weights(folder, trained.Choice(seed=3))
     shown = yaml.safe_load(explorer.parameters.value)
     parameters.check_values("figure_3", shown)

@@ -81,7 +81,7 @@ def test_figure_has_a_panel_for_each_activation(names):
     assert len(curves) == 2 * len(names)
 
 
-def test_activations_are_some_and_different():
+def test_no_activation_and_repeated_ones_are_refused():
     for names in ([], ["relu", "relu"]):
         with pytest.raises(ValueError, match="expected one name or more, without repeats"):
             relu_counterexample.Config([8, 16], [2.0], names, 10)

@@ -102,7 +102,7 @@ def test_the_figure_draws_its_table(data):
 # --- Fits ---
 
 
-def test_two_terms_are_found_again():
+def test_a_fit_of_two_terms_finds_their_coefficients():
     a, b = 0.5, 2.0
     rows = [
         {"depth": L, "width": m, "seed": seed, "output": math.sqrt((a / L) ** 2 + b**2 / (L * m)), "kind": "iid"}

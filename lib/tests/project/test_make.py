@@ -323,14 +323,14 @@ def test_names_of_files_are_data_to_make(project, capsys):
     assert not (project / "P").exists()
 
 
-def test_a_path_of_an_interpreter_with_a_space_is_told_so(finished, tmp_path):
+def test_a_path_of_an_interpreter_with_a_space_is_refused(finished, tmp_path):
     (tmp_path / "a b").symlink_to(sys.executable)
     result = make(finished, "figures", f"PYTHON={tmp_path / 'a b'}")
     assert result.returncode == 2
     assert f"The path of PYTHON has a space, {tmp_path / 'a b'}, which make takes for two words" in result.stderr
 
 
-def test_an_interpreter_without_the_packages_is_told_so(project, tmp_path):
+def test_an_interpreter_without_the_packages_is_refused(project, tmp_path):
     bare = tmp_path / "bare"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     bare.chmod(0o755)

@@ -82,7 +82,7 @@ def test_links_between_notebooks_lead_to_sections_and_none_is_broken(document):
     assert not re.search(r'href="(?!#|https://)', document)
 
 
-def test_pictures_are_inside_and_explorers_are_not(document):
+def test_the_document_holds_pictures_and_no_explorers(document):
     assert document.count(f"data:image/png;base64,{PIXEL}") == 3
     assert "explore_me" not in document
     assert "The cell below moves" not in document

@@ -55,7 +55,7 @@ def test_files_that_a_user_added_are_left_out(repository, own):
     assert found == SHIPPED
 
 
-def test_without_git_all_that_is_there_ships(tmp_path, monkeypatch):
+def test_without_git_all_files_ship(tmp_path, monkeypatch):
     write(tmp_path, SHIPPED)
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))

@@ -29,7 +29,7 @@ TABLE = "depth,loss,name,smooth\n2,0.33333333,V,True\n1024,5.2e-11,W,False\n"
         ("1", "1.0", 0.0),
     ],
 )
-def test_the_distance_of_two_numbers(old, new, distance):
+def test_the_distance_of_two_numbers_is_relative_beyond_their_last_digit(old, new, distance):
     found = verify.compare(f"x\n{old}\n", f"x\n{new}\n")
     assert found.distance == pytest.approx(distance, rel=0.02)
     assert found.reproduced == (distance <= 1e-6)
@@ -87,7 +87,7 @@ def test_the_tracked_tables_are_those_of_the_last_commit(project, capsys):
     assert "no-such-commit" in capsys.readouterr().err
 
 
-def test_without_git_the_tracked_tables_are_those_that_came(project, capsys):
+def test_without_git_the_tracked_tables_are_the_first_ones(project, capsys):
     from lib.project import notebooks
 
     staging = project / "staging"
