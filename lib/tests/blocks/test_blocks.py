@@ -208,7 +208,7 @@ def test_numbers_of_numpy_are_taken():
             found = successive_distances(Bias, x=x, y=y, **plain | {name: value})
             for column in ("depth", "step", "loss", "max_distance"):
                 assert found[column] == expected[column], name
-    (record,) = train(Bias, np.int8(100), x, y, np.float32(0.25), np.int8(2), [np.int8(2)])  # 2 * 100 is no int8
+    (record,) = train(Bias, np.int8(100), x, y, np.float32(0.25), np.int8(2), [np.int8(2)])  # 2 * 100 overflows an int8
     (plainly,) = train(Bias, 100, x, y, 0.25, 2, [2])
     assert record.loss == plainly.loss
     for data in (gaussian_data(np.array([6, 3]), np.int32(0)), gaussian_data(torch.Size([6, 3]))):

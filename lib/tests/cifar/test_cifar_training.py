@@ -61,8 +61,8 @@ def test_training_learns_and_logs(tmp_path):
     assert records[-1].train_accuracy > 30
     assert [record.test_accuracy is not None for record in records] == [False, True] * 4
     assert records[0].von_neumann_conv1 is not None
-    assert records[0].stem_scale == pytest.approx(1, abs=0.2)  # from 1 on
-    assert 0 < records[0].path_length < records[-1].path_length  # from 0 on
+    assert records[0].stem_scale == pytest.approx(1, abs=0.2)  # it starts at 1
+    assert 0 < records[0].path_length < records[-1].path_length  # it starts at 0
     assert records[0].noise_conv1 is None  # four layers are too few to know it
     # 300 images in batches of 32: ten batches, reported after the fourth and the eighth.
     progress = [(report.epoch, report.batch) for report in reports if isinstance(report, Progress)]
@@ -471,7 +471,7 @@ def test_states_from_before_an_option_go_on(tmp_path):
     state = read_state(tmp_path)
     del state["config"]["hold_stem"]
     torch.save(state, tmp_path / states.STATE_FILE)
-    assert finish(config, tmp_path) == []  # read, and finished
+    assert finish(config, tmp_path) == []  # it is read, and finished already
     with pytest.raises(ValueError, match="holds a run with hold_stem False, expected True"):
         finish(CifarConfig(**SMALL, hold_stem=True), tmp_path)
 

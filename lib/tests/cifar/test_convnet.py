@@ -64,7 +64,7 @@ def test_scales_are_those_of_the_hidden_states():
     assert scales["stem_scale"] == pytest.approx(stem.square().mean().sqrt().item(), rel=1e-3)
     steps = compute_hidden_states(network, x).diff(dim=0)
     lengths = steps.square().flatten(1).mean(dim=1).sqrt()  # of h_{k+1} - h_k
-    assert scales["path_length"] == pytest.approx(lengths.sum().item(), rel=1e-3)  # bn eps aside
+    assert scales["path_length"] == pytest.approx(lengths.sum().item(), rel=1e-3)  # up to the eps of batch norm
 
 
 def test_a_smaller_stem_gives_the_relative_path_of_larger_steps():

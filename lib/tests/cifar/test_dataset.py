@@ -32,7 +32,7 @@ def test_missing_and_damaged_sets_get_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "nowhere"))
     with pytest.raises(dataset.DataNotFoundError, match=r"nowhere: put the folder cifar-10-batches-py .* CIFAR10_ROOT"):
         dataset.load(train=True)
-    assert not (tmp_path / "nowhere").exists()  # a folder that is given is never written to
+    assert not (tmp_path / "nowhere").exists()  # nothing is written into a folder that the user names
 
     root = write_set(tmp_path / "set", monkeypatch)
     damaged = root / CIFAR10.base_folder / "data_batch_3"

@@ -42,7 +42,7 @@ def test_the_rules_over_the_depth_have_their_matrices():
     assert depth_layers.kept_indices(256, 4).tolist() == [32, 96, 160, 224]
     assert depth_layers.kept_indices(7, 3).tolist() == [1, 3, 5]
     assert depth_layers.matrix(6, 2, "averaged").tolist() == [[1 / 3] * 3 + [0] * 3, [0] * 3 + [1 / 3] * 3]
-    # The cells of 2 of 3 layers: one and a half each.
+    # Each of the 2 cells covers one and a half of the 3 layers.
     np.testing.assert_allclose(depth_layers.matrix(3, 2, "averaged"), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]])
     straight = (torch.arange(10) + 0.5) / 10
     for layers in (1, 3, 5, 10):

@@ -168,7 +168,7 @@ def test_tolerance_is_met_and_reported():
         record = train_limit(SMALL, 60, tolerance=tolerance)
         assert record.error <= tolerance
         assert limit._difference(record.solver, reference.solver) <= record.error
-    assert reference.nodes > spectral.FIRST_NODES  # refined on the way
+    assert reference.nodes > spectral.FIRST_NODES  # nodes were added during training
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_records_cost_no_solutions_and_no_sweeps(monkeypatch):
         return integrals(count_sweep, start, *arguments)
 
     monkeypatch.setattr(spectral, "_picard", count_solution)
-    monkeypatch.setattr(limit, "CHECK_EVERY", 1)  # of the two solutions, at each step in both cases
+    monkeypatch.setattr(limit, "CHECK_EVERY", 1)  # compare the two solutions at each step in both cases
     counts = []
     for recorded in ([40], range(41)):
         for record in limit.train(SMALL, 0.05, 40, recorded, tolerance=1e-4):

@@ -65,8 +65,8 @@ def test_the_textbook_loop_takes_the_same_path():
 
 
 def test_conventions_are_one_network_in_other_coordinates():
-    # With q = m = d the rescaling W = sqrt(q) W', V = sqrt(m) V' and the factor d of the loss cancel in the
-    # step: eq. (3) with eta retraces the released network with eta, in rescaled weights.
+    # Let q = m = d, W = sqrt(q) W' and V = sqrt(m) V'. The scaling and the factor d of the loss cancel in the step, so
+    # eq. (3) takes the path of the released network, with the same eta and rescaled weights.
     square = NetworkConfig(depth=6, width=4, dimension=4, samples=9, seed=2)
     weights, data = initialise(square)
     scaled = Weights(V=2 * weights.V, W=2 * weights.W)

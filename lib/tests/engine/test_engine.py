@@ -358,7 +358,7 @@ class TestBuild:
     def tiny(self, monkeypatch, tmp_path, engine_anew):
         monkeypatch.setattr(paths, "BUILD", tmp_path)
         monkeypatch.delenv("LIB_ENGINE", raising=False)
-        monkeypatch.setattr(engine, "_LOAD", engine._LOAD.replace(", torch", ""))  # which takes seconds
+        monkeypatch.setattr(engine, "_LOAD", engine._LOAD.replace(", torch", ""))  # importing torch takes seconds
         self.broken = tmp_path / "broken"
         monkeypatch.setattr(
             engine,

@@ -32,7 +32,7 @@ def test_buttons_start_stop_and_reset_the_training(explorer, single_steps):
         explorer.start_button.click()
         await wait_until(lambda: not explorer.live.running)
         assert (read_iteration(explorer), explorer.progress.value, explorer.progress.max) == (30, 30, 30)
-        explorer.start_button.click()  # of a finished run: anew
+        explorer.start_button.click()  # a finished run starts anew
         assert read_iteration(explorer) < 30
         explorer.stop_button.click()
 
@@ -65,7 +65,7 @@ def test_another_entry_shows_the_same_training(explorer):
     assert explorer.live.state.states[0].weights[16] is before
     assert list(find_axes(explorer)["V0"].lines[2].get_ydata()) == before.V[:, 3, 2].tolist()
     explorer.controls["width"].value = 2
-    assert (explorer.controls["row"].value, explorer.controls["row"].max) == (1, 1)  # the entry stays inside
+    assert (explorer.controls["row"].value, explorer.controls["row"].max) == (1, 1)  # the entry stays within the matrix
 
 
 def test_at_most_one_explorer_trains(explorer, single_steps):

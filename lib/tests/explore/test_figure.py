@@ -79,7 +79,7 @@ def _run_with(name, values):
             continue
         if "explorer" in tags:
             return namespace
-        # The explorer draws the same figure.
+        # Nothing is drawn or saved here, since the explorer draws the same figure.
         silent = re.sub(
             rf"(results\.(save|show)|\b{name}\.draw)\(", "(lambda *_: None)(", parameters.extract_python(cell)
         )

@@ -87,7 +87,6 @@ def test_it_shows_weights_ratios_and_the_path_of_an_image(real_pictures, folder,
     explorer = explore_weights(folder)
     finish(explorer)
     networks = explorer.live.state.networks
-    panels = find_axes(explorer)
     explorer.controls["how"].value = "roughest"
     panels = find_axes(explorer)
     for number, network in enumerate(networks):

@@ -189,7 +189,7 @@ def test_table_1_has_a_block_for_each_setting(two_settings):
     table = compare(records.read_runs(), two_settings)
     trained = tables.select(table, activation="gelu")
     assert trained["setting"].tolist() == [RELEASED] * 2 + ["batch size 128, learning rate 0.04"] * 2
-    assert trained["test"].tolist() == [60.5, 60.5, 80.5, 80.5]  # no median over both
+    assert trained["test"].tolist() == [60.5, 60.5, 80.5, 80.5]  # each setting has its own median
     assert trained["epochs"].tolist() == [3, 3, 4, 4]
     assert trained["seeds"].tolist() == ["0 1"] * 4
     assert len(table["runs"]) == 6 + 2  # the released script's setting has all rows of the paper, trained or not
@@ -226,7 +226,7 @@ def test_figures_3_and_4_keep_settings_apart(two_settings):
     small, large = (
         tables.select(averages, epochs=epochs, initialisation="weight-tied", convolution="conv1") for epochs in (3, 4)
     )
-    assert large["average"] == pytest.approx(2 * small["average"])  # as their weights are
+    assert large["average"] == pytest.approx(2 * small["average"])  # like their weights
     assert set(large["setting"]) == {"batch size 128, learning rate 0.04"}
     assert figure_4.list_blocks(averages) == figure_4.list_blocks(layers)
     assert len(write_titles(averages, "gelu")) == 3
@@ -283,7 +283,7 @@ def test_published_curves_are_shown_as_they_were_read(trained, monkeypatch):
     curves = tables.from_rows(curves)
     ratios = figure_3.measure_published(curves)
     assert ratios["picture"] == ["first", "first", "second", "second"]
-    # Of a sine of so many radians a step, over whole and half periods.
+    # The ratio of a sine that advances by 1/20 radian a layer.
     assert ratios["von_neumann"] == pytest.approx([4 * math.sin(1 / 40) ** 2] * 4, rel=0.05)
     assert ratios["high"] == pytest.approx([2.0 * ratio for ratio in ratios["von_neumann"]])
     assert ratios["smooth_share"] == [1.0] * 4
@@ -298,7 +298,7 @@ def test_published_curves_are_shown_as_they_were_read(trained, monkeypatch):
     axes = figure_3.draw(data | {"figure_3_published": curves}, config).axes
     assert len(axes) == 4 + 8
     np.testing.assert_allclose(axes[1].lines[0].get_ydata(), 2 * np.sin(layer / 20), rtol=1e-6, atol=1e-8)
-    assert not config.as_published  # 64 layers
+    assert not config.as_published  # it has 64 layers
     assert figure_3.Config(NetworkChoice()).as_published
     assert not figure_3.Config(NetworkChoice("relu")).as_published
     (claim,) = figure_3.judge_claims(lambda name: {key: np.array(column) for key, column in ratios.items()})

@@ -210,7 +210,7 @@ def test_relative_path_lengths_are_those_of_the_weights_or_of_the_log(tmp_path, 
     held, plain = CifarConfig(depth=64, epochs=30, hold_stem=True), CifarConfig(depth=64, epochs=30, batch_norm=False)
     finish(tmp_path, held, stem_scale=1.0, path_length=0.25)
     finish(tmp_path, plain)
-    finish(tmp_path, CifarConfig(depth=64, epochs=31))  # of an older log
+    finish(tmp_path, CifarConfig(depth=64, epochs=31))  # its log has no scales
     records.gather()
     for run in records.select(records.read_runs(), seed=0):
         if run.config in (held, plain, CifarConfig(depth=64, epochs=31)):
@@ -252,7 +252,7 @@ def test_the_spike_is_averaged_over_steps(tmp_path, monkeypatch):
     assert average_spike(2) == {
         "epochs": [7.25, 7.75, 8.25, 8.75], "loss": [2.0] * 4, "relative_path_length": [2.0, 2.0, 4.0, 4.0],
     }  # fmt: skip
-    assert len(average_spike(3)["loss"]) == 2  # whole means alone
+    assert len(average_spike(3)["loss"]) == 2  # the last two steps make no whole mean
     with pytest.raises(ValueError, match="every is 0, expected a whole number of at least 1"):
         average_spike(0)
 

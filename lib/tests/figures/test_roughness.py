@@ -94,7 +94,7 @@ def test_the_front_is_found_at_its_layers_and_times(logged):
     data = roughness.compute(choose())
     front = data["roughness_front"]
     first = tables.select(front, run=logged[0].name)
-    assert first["epoch"].tolist() == list(range(1, 9))  # an eighth an epoch
+    assert first["epoch"].tolist() == list(range(1, 9))  # one more eighth each epoch
     images, steps = 50_000, 782
     times = [schedule.training_time(logged[0], images, epoch) for epoch in first["epoch"]]
     assert first["time"] == pytest.approx(times)
