@@ -50,6 +50,9 @@ def resample(
 
     Raises TypeError or ValueError for wrong values.
     """
+    if not isinstance(network, ConvResNet):
+        raise TypeError(f"network is {type(network).__name__}, expected a network: of a checkpoint, its `network`.")
+    checks.choice("weights", weights, depth_layers.RULES)
     layers, statistics = checks.plain(layers), statistics or weights
     checks.choice("statistics", statistics, (*depth_layers.RULES, RECOMPUTED))
     if statistics == RECOMPUTED and images is None:
@@ -59,7 +62,7 @@ def resample(
     rule = "kept" if statistics == RECOMPUTED else statistics
     # With n > L both rules interpolate; the call above has warned of it.
     counted = depth_layers.matrix(depth, layers, rule if layers <= depth else "interpolated")
-    made = ConvResNet(replace(network.config, depth=layers))
+    made = ConvResNet(replace(network.config, depth=layers)).to(network.linear.weight)
     for part in ("conv1", "bn1", "linear"):
         getattr(made, part).load_state_dict(getattr(network, part).state_dict())
     for name in network.residual_layers.names():
@@ -104,8 +107,8 @@ def resample_checkpoint(checkpoint: Checkpoint, layers: int, **rules) -> Checkpo
     Its configuration is that of the run with another depth, and its ``origin`` names the run. Its summary is empty,
     since its accuracy was not measured.
     """
-    config = replace(checkpoint.config, depth=layers)
     made = resample(checkpoint.network, layers, **rules)
+    config = replace(checkpoint.config, depth=made.config.depth)
     origin = f"resampled from {checkpoint.config.name}"
     return Checkpoint(config, made, {}, checkpoint.versions, origin)
 

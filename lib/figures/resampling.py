@@ -173,7 +173,7 @@ def _style_network(row: Table) -> dict:
     return {
         "color": color,
         "linestyle": "-" if row["epochs"] >= records.PAPER_EPOCHS else (0, (4, 1.2)),
-        "marker": "o" if row["batch_norm"] else "s",
+        "marker": "s" if not row["batch_norm"] else "^" if row["hold_stem"] else "o" if row["depth"] != 64 else "D",
         "markerfacecolor": color if row["initialisation"] == "weight-tied" else "white",
         "linewidth": 1.1,
         "markersize": 4,

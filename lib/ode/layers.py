@@ -30,7 +30,7 @@ def matrix(depth: int, layers: int, rule: str = "kept") -> Tensor:
     checks.choice("the rule of resampling", rule, RULES)
     if layers > depth and rule != "interpolated":
         warnings.warn(
-            f"layers is {layers} and the network has {depth}: the layers are interpolated, not {rule}.", stacklevel=2
+            f"layers is {layers} and the network has {depth}: the layers are interpolated, not {rule}.", stacklevel=4
         )
         rule = "interpolated"
     if rule == "averaged":

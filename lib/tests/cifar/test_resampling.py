@@ -94,6 +94,15 @@ def test_a_resampled_network_has_the_layers_of_its_rule(network, images):
     assert len(warned) == 1
 
 
+def test_it_keeps_the_dtype_and_wants_a_network(network):
+    assert resample(network.double(), 3).linear.weight.dtype == torch.float64
+    with pytest.raises(TypeError, match="network is dict, expected a network: of a checkpoint, its `network`"):
+        resample({}, 3)
+    with pytest.warns(UserWarning, match="are interpolated") as caught:
+        resample(network, 99)
+    assert caught[0].filename == __file__
+
+
 def test_a_resampled_network_is_saved_and_loaded(network, images, tmp_path):
     whole = checkpoints.Checkpoint(CifarConfig(depth=8, initialisation="iid"), network, {"test_accuracy": 60.0}, {})
     path = checkpoints.save(tmp_path / "four.safetensors", resampling.resample_checkpoint(whole, 4))

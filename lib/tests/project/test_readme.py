@@ -38,6 +38,18 @@ def read_python_blocks(after, text=README):
     return [block.strip() for block in re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)]
 
 
+def test_what_python_in_the_text_of_notebooks_imports_is_there():
+    found = []
+    for name in sorted(NOTEBOOKS):
+        cells = nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+            found += [line for line in block.splitlines() if line.startswith(("from ", "import "))]
+    assert found
+    for line in found:
+        exec(line, {})
+
+
 def test_every_link_leads_to_a_file():
     headings = {}
     for path, text in READMES.items():
