@@ -1,5 +1,9 @@
 # `make` lists what can be made. Results are stamps in .build, never tracked files: a fresh clone makes everything.
 
+ifeq ($(wildcard lib/project/variables.py),)
+$(error The project is not in this folder: run make there, or make -C FOLDER)
+endif
+
 # --- Variables: what is given on the command line is data, taken to the letter, and goes on as an argument ---
 # The values of a run: of `make train`, and some of them of `make checkpoints` and `make stack`.
 TRAINING := ACTIVATION INITIALISATION SMOOTH_INIT BATCH_NORM DEPTH SEED LR ADAPTIVE HOLD_STEM DEPTH_SCALING NORM_GROUPS EPOCHS BATCH_SIZE DEVICE THREADS

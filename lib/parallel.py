@@ -77,6 +77,16 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+def start_uninterrupted(process: multiprocessing.Process) -> None:
+    """Start a process that an interruption from the keyboard does not reach: this one ends it. Use it in the main
+    thread."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a new process takes over
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the computation
     checks.end_with_parent(parent)

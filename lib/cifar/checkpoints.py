@@ -95,6 +95,8 @@ def read_header(path: Path | str) -> tuple[CifarConfig, dict[str, Any]]:
 
 
 def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected a checkpoint, such as {path}/NAME.safetensors.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}: train it with make train, or check the name.")
     try:

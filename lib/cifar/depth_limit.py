@@ -223,11 +223,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the families")
     chosen = parser.parse_args(arguments)
     families = {family.name: family for family in FAMILIES}
-    if chosen.list:
-        print("\n".join(families))
-        return 0
 
     def command() -> None:
+        if chosen.list:
+            print("\n".join(families))
+            return
+        paths.check_writable(paths.CHECKPOINTS)
         for name in chosen.names:
             checks.choice("a family", name, families)
         diverged = train_all([families[name] for name in chosen.names or families], chosen.threads)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import checks, paths, tables
+from lib import checks, parallel, paths, tables
 from lib.cifar import dataset, records, resampling
 from lib.cifar.choice import NetworkChoice
 from lib.cifar.dataset import Images
@@ -197,7 +197,7 @@ def memory(stored: bool) -> list[float]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_growth, args=(stored, sender))
-    process.start()
+    parallel.start_uninterrupted(process)
     sender.close()
     try:
         return receiver.recv()
@@ -285,6 +285,11 @@ def main(arguments: list[str] | None = None) -> int:
             checks.choice("a table", name, records.MEASURED)
         checks.positive_int("images", chosen.images, least=0)
         checks.thread_count("threads", chosen.threads)
+        if (chosen.images or chosen.policies) and RESAMPLING not in (chosen.tables or records.MEASURED):
+            raise ValueError(
+                f"--images and --policies are those of {RESAMPLING}, which is not asked for: leave them out."
+            )
+        paths.check_writable(paths.CHECKPOINTS)
         if chosen.threads:
             torch.set_num_threads(chosen.threads)
         runs = [run for run in records.read_runs() if run.has_weights]

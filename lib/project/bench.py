@@ -25,7 +25,7 @@ from pathlib import Path
 import nbformat
 import torch
 
-from lib import checks, parameters, paths, tables
+from lib import checks, parallel, parameters, paths, tables
 from lib.engine import build as engine
 from lib.project import notebooks, report
 from lib.project.cases import Case, Steps, cases, dtype_name
@@ -90,7 +90,7 @@ def measure_peak_memory(case: Case, name: str) -> float:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_growth, args=(case, name, torch.get_num_threads(), sender))
-    process.start()
+    parallel.start_uninterrupted(process)
     sender.close()
     try:
         return receiver.recv() / 1e6
@@ -220,8 +220,8 @@ def main(arguments: list[str]) -> int:
         parser.error(
             f"no experiment is called {options.only!r}; there are: " + "; ".join(case.name for case in cases())
         )
-    if not math.isfinite(options.seconds):
-        parser.error(f"--seconds is {options.seconds}, expected a number.")
+    if not 0 <= options.seconds < math.inf:
+        parser.error(f"--seconds is {options.seconds}, expected a number of at least 0.")
     return checks.exit_code(
         partial(_command, options, chosen), "Interrupted; no table is written.", failures=(OSError, tables.TableError)
     )

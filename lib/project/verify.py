@@ -117,12 +117,14 @@ def _read_folder(folder: Path) -> dict[str, str]:
     return {path.stem: path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("*.csv"))}
 
 
-def read_tracked(against: str = "") -> dict[str, str]:
+def read_tracked(against: str | None = None) -> dict[str, str]:
     """The text of each tracked table by name, without those of times.
 
     They are those of the folder or commit ``against``, or by default those of the module's docstring. Raises
     NotReproduced if there are none.
     """
+    if against == "":
+        raise NotReproduced("--against is empty, expected a commit or a folder: leave it out for the last commit.")
     if against:
         found = _read_folder(Path(against)) if Path(against).is_dir() else _read_commit(against)
     elif (paths.ROOT / ".git").exists():
@@ -134,7 +136,7 @@ def read_tracked(against: str = "") -> dict[str, str]:
     return {name: text for name, text in sorted(found.items()) if name not in TIMINGS}
 
 
-def report(against: str = "") -> bool:
+def report(against: str | None = None) -> bool:
     """Print one line for each table, and how many are reproduced; returns whether all are."""
     compared = {}
     for name, text in read_tracked(against).items():
@@ -161,7 +163,7 @@ def _describe_distance(distance: float) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """``python -m lib.project.verify [--against COMMIT|FOLDER]``: 0 if all tables are reproduced, else 1."""
     parser = argparse.ArgumentParser(prog="python -m lib.project.verify", description=__doc__.partition("\n")[0])
-    parser.add_argument("--against", default="", metavar="COMMIT|FOLDER", help="commit or folder of the tracked tables")
+    parser.add_argument("--against", metavar="COMMIT|FOLDER", help="commit or folder of the tracked tables")
     chosen = parser.parse_args(arguments)
     reproduced: list[bool] = []
 

@@ -154,6 +154,7 @@ def test_measuring_goes_on_where_it_stopped(small_runs, capsys):
     assert measured.main(["resampling", "--images", "10", "--policies", "kept-kept"]) == 0
     assert capsys.readouterr().out == ""
     assert measured.main(["resampling", "--policies", "kept-kept", "kept-recomputed", "parallel-kept"]) == 0
+    assert measured.main(["solvers", "--images", "9"]) == 2
     table = records.read_measured("resampling")
     by_policy = {weights: set(tables.select(table, weights=weights)["images"]) for weights in ("kept", "averaged")}
     assert by_policy == {"kept": {cifar_set.TEST_SIZE}, "averaged": {20}}
@@ -163,7 +164,8 @@ def test_measuring_goes_on_where_it_stopped(small_runs, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["resample"], ["resampling", "--policies", "kept"], ["resampling", "--images", "-1"]]
+    "arguments",
+    [["resample"], ["resampling", "--policies", "kept"], ["resampling", "--images", "-1"]],
 )
 def test_wrong_arguments_of_measuring_are_named(small_runs, arguments, capsys):
     assert measured.main(arguments) == 2
