@@ -194,6 +194,14 @@ endif
 verify: figures ## How far this machine's tables are from the tracked ones (VERIFY="--against COMMIT or FOLDER")
 	@$(call after,VERIFY) $(PYTHON) -m lib.project.verify
 
+ifneq ($(filter verify,$(MAKECMDGOALS)),)
+# What is compared with is looked for before figures are made.
+$(CHECKED) $(FIGURES:%=$(BUILD)/%.ipynb): | tracked-tables
+tracked-tables: | $(READY)
+	@$(call after,VERIFY) $(PYTHON) -m lib.project.verify --look
+.PHONY: tracked-tables
+endif
+
 # --- Training on CIFAR-10: never part of `make figures`. CIFAR10_ROOT=folder says where the images are ---
 VALUES = $(foreach name,$(filter $(TRAINING),$(GIVEN)),$(call quoted,$(name)=$($(name))))
 

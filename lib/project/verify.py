@@ -164,12 +164,13 @@ def main(arguments: list[str] | None = None) -> int:
     """``python -m lib.project.verify [--against COMMIT|FOLDER]``: 0 if all tables are reproduced, else 1."""
     parser = argparse.ArgumentParser(prog="python -m lib.project.verify", description=__doc__.partition("\n")[0])
     parser.add_argument("--against", metavar="COMMIT|FOLDER", help="commit or folder of the tracked tables")
+    parser.add_argument("--look", action="store_true", help="only look whether there are tables to compare with")
     chosen = parser.parse_args(arguments)
     reproduced: list[bool] = []
 
     def command() -> None:
         paths.check_clone()
-        reproduced.append(report(chosen.against))
+        reproduced.append(bool(read_tracked(chosen.against)) if chosen.look else report(chosen.against))
 
     failed = checks.exit_code(command, failures=(NotReproduced, paths.NotAClone, OSError))
     return failed or int(not all(reproduced))

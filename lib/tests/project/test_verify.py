@@ -85,6 +85,8 @@ def test_the_tracked_tables_are_those_of_the_last_commit(project, capsys):
     assert "it is not here" in capsys.readouterr().out
     assert verify.main(["--against", "no-such-commit"]) == 1
     assert verify.main(["--against", ""]) == 1
+    assert verify.main(["--look", "--against", "no-such-commit"]) == 1
+    assert verify.main(["--look"]) == 0
     assert "no-such-commit" in capsys.readouterr().err
 
 
