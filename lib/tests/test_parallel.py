@@ -68,7 +68,9 @@ def test_little_work_starts_no_process():
 def test_processes_of_a_script_without_a_guard_end_with_it(number, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import torch\nfrom lib import parallel\nfrom lib.tests import test_parallel\n"
+        "import signal, torch\nfrom lib import parallel\nfrom lib.tests import test_parallel\n"
+        # In the background of a shell it is ignored, and so by all that is started there.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "torch.set_num_threads(2)\nparallel.WORTH = 0.0\n"
         "for found in parallel.map_processes(test_parallel.wait, [0, 0, 0, 1000, 1000]): print(found, flush=True)"
     )
