@@ -9,7 +9,7 @@ import time
 import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -77,14 +77,25 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def start_uninterrupted(process: multiprocessing.Process) -> None:
-    """Start a process that an interruption from the keyboard does not reach: this one ends it. Use it in the main
-    thread."""
+def ask_process(function: Callable[..., None], *arguments: Any) -> Any:
+    """What ``function(*arguments, answer)`` sends to the connection ``answer`` in a new process, such as how its memory
+    grew. Use it in the main thread. Raises EOFError if the process dies.
+
+    An interruption from the keyboard does not reach the new process: this one ends it.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=function, args=(*arguments, sender))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a new process takes over
     try:
         process.start()
     finally:
         signal.signal(signal.SIGINT, before)
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
 
 
 def _start_worker(parent: int) -> None:

@@ -9,7 +9,6 @@ Rows that a table has already are not measured again. To measure them again, del
 """
 
 import argparse
-import multiprocessing
 import resource
 import sys
 import time
@@ -194,15 +193,7 @@ def _mean_square(h: Tensor) -> Tensor:
 def memory(stored: bool) -> list[float]:
     """Megabytes that the gradients of `MEMORY_BATCH` images in float32 add to a new process, for each number of
     `MEMORY_LAYERS`, with states that are stored or computed backwards."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_growth, args=(stored, sender))
-    parallel.start_uninterrupted(process)
-    sender.close()
-    try:
-        return receiver.recv()
-    finally:
-        process.join()
+    return parallel.ask_process(_send_growth, stored)
 
 
 def measure_memory() -> None:

@@ -14,7 +14,7 @@ from lib import checks
 from lib.blocks.catalogue import BLOCKS, make_block
 from lib.blocks.distances import successive_distances
 from lib.blocks.training import gaussian_data
-from lib.figures.experiment import Progress, silent
+from lib.figures.experiment import Progress, compute_runs, silent
 from lib.figures.results import Data
 from lib.figures.style import (
     BLACK,
@@ -30,7 +30,6 @@ from lib.figures.style import (
     styled,
 )
 from lib.measures import fit_slope, mean_interval
-from lib.parallel import map_processes
 from lib.tables import Table, from_rows, rows, select, word
 
 WITHIN = 0.1  # how far from -1 a slope may lie
@@ -93,8 +92,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     """The table of ``blocks.csv``: for each block, activation, seed, depth and entry of ``iterations``, the columns of
     `lib.blocks.successive_distances`, and the training ``time`` t, which is the step times the learning rate."""
     runs = [(seed, *case) for seed in config.seeds for case in config.cases]
-    found = map_processes(partial(_train, config), runs)
-    return {"blocks": from_rows(row for part in progress(found, len(runs)) for row in part)}
+    return {"blocks": from_rows(row for part in compute_runs(_train, config, runs, progress) for row in part)}
 
 
 def _train(config: Config, run: tuple[int, str, str]) -> list[dict]:

@@ -25,10 +25,9 @@ from lib.figures.claim import (
     judge_margin,
     require_rows,
 )
-from lib.figures.experiment import Progress, draw_inputs, largest_norm, silent, space_evenly, vary_seed
+from lib.figures.experiment import Progress, compute_runs, draw_inputs, largest_norm, silent, space_evenly, vary_seed
 from lib.figures.results import Data
 from lib.figures.style import BLACK, BLUE, VERMILION, make_panels, styled
-from lib.parallel import map_processes
 from lib.tables import Table, from_rows, select
 
 TITLES = {
@@ -82,8 +81,8 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     none). M and K are suprema up to that time; their bounds hold for every L and for the discrete steps. The rate has a
     lower bound: the smallest constant of the PL condition up to that time.
     """
-    found = map_processes(partial(_measure_seed, config), vary_seed(config.network, config.seeds))
-    return {"bounds": from_rows(row for part in progress(found, config.seeds) for row in part)}
+    found = compute_runs(_measure_seed, config, vary_seed(config.network, config.seeds), progress)
+    return {"bounds": from_rows(row for part in found for row in part)}
 
 
 def _measure_seed(config: Config, network: NetworkConfig) -> list[dict]:

@@ -14,6 +14,7 @@ from lib.tables import Table, from_rows, group, select
 HOLDS, FAILS, OPEN = "as claimed", "not as claimed", "open"
 RATE_WITHIN = 0.1  # how far a slope may lie from the claimed one
 LEAST_DEPTH = 16  # slopes are judged over depths of at least this: terms of higher order in 1/L are small from here on
+NO_SLOPE = Slope(*[math.nan] * 4)
 FIT_DECIMALS = 6  # of fitted slopes and their intervals
 BEYOND = "beyond the paper"
 RATE_OURS = "; rate ours"  # behind the place of a statement that the paper makes without a rate
@@ -91,9 +92,10 @@ def judge_rates(
 ) -> Claim:
     """Judge a claim on several slopes, each by `judge_rate`. Returns the claim on the slope that decides.
 
-    The claim fails if one slope fails, even if others are missing. Else it is open if one slope is open. Of several
-    slopes with the deciding verdict, the one with the least margin is returned.
+    The claim fails if one slope fails, even if others are missing. Else it is open if one slope is open, or if there is
+    none. Of several slopes with the deciding verdict, the one with the least margin is returned.
     """
+    fits = list(fits) or [NO_SLOPE]
     parts = [judge_rate(statement, where, figure, fit, expected, what, bound) for fit in fits]
     verdict = next(verdict for verdict in (FAILS, OPEN, HOLDS) if any(part.verdict == verdict for part in parts))
     deciding = [part for part in parts if part.verdict == verdict]
@@ -164,7 +166,7 @@ def fit_in_depth(rows: Table, column: str) -> Slope:
     """The slope in L of a column over the depths from `LEAST_DEPTH` on (in small profiles, over the larger half of the
     depths). It is nan if there are fewer than two numbers, or if one of them is missing or not positive."""
     fitted = _select_fitted(rows, column)
-    return fit_slope(fitted["depth"], fitted[column]) if fitted and len(fitted[column]) > 1 else Slope(*[math.nan] * 4)
+    return fit_slope(fitted["depth"], fitted[column]) if fitted and len(fitted[column]) > 1 else NO_SLOPE
 
 
 def fit_over_seeds(rows: Table, column: str, own_depths: bool = False) -> SlopeOverSeeds:

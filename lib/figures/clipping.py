@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -13,19 +12,28 @@ from lib import activations, checks
 from lib.dense import limit, spectral
 from lib.dense.distances import largest_successive_distance
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
-from lib.dense.training import Record, run_in_lockstep, train
+from lib.dense.training import Record
 from lib.digits import STATE_DECIMALS, round_difference
 from lib.figures.claim import (
     PROVED,
     RATE_OURS,
     Claim,
     Read,
-    fit_in_depth,
     fit_over_seeds,
     judge_rates,
     maximise_over_time,
 )
-from lib.figures.experiment import Progress, draw_inputs, largest_norm, silent, sort_rows, space_evenly, vary_seed
+from lib.figures.experiment import (
+    Progress,
+    compute_runs,
+    draw_inputs,
+    largest_norm,
+    silent,
+    sort_rows,
+    space_evenly,
+    train_beside_limit,
+    vary_seed,
+)
 from lib.figures.results import Data
 from lib.figures.style import (
     BLACK,
@@ -37,7 +45,6 @@ from lib.figures.style import (
     set_plain_ticks,
     styled,
 )
-from lib.parallel import map_processes
 from lib.rates import fit_mean_slope
 from lib.tables import Table, select
 
@@ -93,18 +100,15 @@ def compute(config: Config, progress: Progress = silent) -> Data:
       ``distance_B``, |A^L - A| and |B^L - B|; ``hidden_states``, the largest |h_k - H(k/L)| over k and new inputs;
       ``output``, the largest distance of F(x) over new inputs.
     """
-    found = map_processes(partial(_measure_run, config), config.runs)
-    rows = [row for part in progress(found, len(config.runs)) for row in part]
+    rows = [row for part in compute_runs(_measure_run, config, config.runs, progress) for row in part]
     return {"clipping": sort_rows(rows, "seed", "clip", "depth", "iteration")}
 
 
 def _measure_run(config: Config, run: tuple[NetworkConfig, float]) -> list[dict]:
     network, clip = run
-    schedule = config.learning_rate, config.iterations, config.moments
-    trainings = [limit.train(network, *schedule, tolerance=config.tolerance, clip=clip)]
-    trainings += [train(network.at_depth(depth), *schedule, clip=clip) for depth in config.depths]
+    arguments = config.depths, config.learning_rate, config.moments, config.tolerance, clip
     x, rows = draw_inputs(network, config.inputs), []
-    for exact, *networks in run_in_lockstep(trainings):
+    for exact, *networks in train_beside_limit(network, *arguments):
         states = exact.ode.states_at_layers(x, config.depths)
         for depth, record, expected in zip(config.depths, networks, states, strict=True):
             away = _measure_distances(network.at_depth(depth), exact.ode, record.weights, x, expected)
@@ -216,7 +220,7 @@ def judge_claims(read: Read) -> Iterator[Claim]:
         (CONVERGING, "Thm 4" + RATE_OURS, "is O(1/L)", -1.0),
     ):
         for name, measure in claimed.items():
-            fits = [fit_over_seeds(rows, name) for rows in ever] or [fit_in_depth({"depth": [], name: []}, name)]
+            fits = [fit_over_seeds(rows, name) for rows in ever]
             statement = f"Clipped flow, A and B trained: {measure} {words}"
             # Clipping itself bounds how far a norm moves, whatever L.
             place = where + PROVED if name in NORMS else where

@@ -1,15 +1,21 @@
-"""What the experiments share: progress bars, seeds, inputs, recorded iterations, sorted tables, the rate of a loss."""
+"""What the experiments share: progress bars, runs on several processes, networks beside their limit, seeds, inputs,
+recorded iterations, sorted tables, the rate of a loss."""
 
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lib.dense import limit
 from lib.dense.network import NetworkConfig, Weights
+from lib.dense.training import run_in_lockstep, train
+from lib.parallel import map_processes
 from lib.tables import from_rows
 
 # Wraps an iterable of a known length, for example in a progress bar (`lib.dense.training.progress`).
@@ -19,6 +25,27 @@ Progress = Callable[[Iterable, int], Iterable]
 def silent(records: Iterable, total: int) -> Iterable:
     """No progress bar."""
     return records
+
+
+def compute_runs(function: Callable[[Any, Any], Any], config: Any, runs: Sequence, progress: Progress) -> Iterable:
+    """function(config, run) for each of the independent ``runs``, in order, on several processes (see
+    `lib.parallel.map_processes`)."""
+    return progress(map_processes(partial(function, config), runs), len(runs))
+
+
+def train_beside_limit(
+    network: NetworkConfig,
+    depths: Sequence[int],
+    learning_rate: float,
+    record_at: Sequence[int],
+    tolerance: float,
+    clip: float = 0.0,
+) -> Iterator[tuple]:
+    """Train the large-depth limit and the network at each of ``depths``. Yields the tuple of their records, the limit's
+    first, at each of the iterations ``record_at``, of which the last one ends training."""
+    schedule = learning_rate, record_at[-1], record_at
+    trainings = [limit.train(network, *schedule, tolerance=tolerance, clip=clip)]
+    return run_in_lockstep(trainings + [train(network.at_depth(depth), *schedule, clip=clip) for depth in depths])
 
 
 def space_evenly(iterations: int, count: int) -> list[int]:
@@ -54,7 +81,7 @@ def read_entries(weights: Weights, row: int, column: int) -> tuple[list[float], 
 
 
 def fit_loss_rate(loss: dict[str, list], last: float = 0.5) -> float:
-    """-d(log loss)/dt per iteration, by least squares over the ``take_last`` share of training; nan with fewer than two
+    """-d(log loss)/dt per iteration, by least squares over the ``last`` share of training; nan with fewer than two
     positive losses."""
     t, value = np.asarray(loss["iteration"], dtype=float), np.asarray(loss["loss"], dtype=float)
     keep = (t >= t[-1] * (1 - last)) & (value > 0)

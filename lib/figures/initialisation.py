@@ -18,11 +18,10 @@ from lib.dense.network import NetworkConfig, Weights, hidden_states, initial_fun
 from lib.dense.training import train
 from lib.digits import STATE_DECIMALS, round_difference
 from lib.figures.claim import BEYOND, OPEN, RATE_OURS, Claim, Read, fit_over_seeds, judge_rates
-from lib.figures.experiment import Progress, silent, take_last, vary_seed
+from lib.figures.experiment import Progress, compute_runs, silent, take_last, vary_seed
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, GREY, MARKERS, make_panels, set_depth_axis, styled
 from lib.measures import integral_distance
-from lib.parallel import map_processes
 from lib.rates import SlopeOverSeeds, fit_mean_slope
 from lib.tables import Table, from_rows, select
 
@@ -88,8 +87,8 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     seeds = [network.seed for network in vary_seed(config.network, config.seeds)]
     runs = [(case, dataclasses.replace(network, seed=seed)) for seed in seeds for case, network in config.cases.items()]
     rows, entries = [], []
-    found = map_processes(partial(_measure_case, config), runs)
-    for (case, network), (part, entry) in zip(runs, progress(found, len(runs)), strict=True):
+    found = compute_runs(_measure_case, config, runs, progress)
+    for (case, network), (part, entry) in zip(runs, found, strict=True):
         named = {"seed": network.seed, "case": case}
         rows += [named | row for row in part]
         if network.seed == seeds[0]:

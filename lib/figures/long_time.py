@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -15,7 +14,7 @@ from lib import checks
 from lib.dense import limit, lojasiewicz, spectral
 from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, hidden_states, initialise, outputs
-from lib.dense.training import Record, run_in_lockstep, train
+from lib.dense.training import Record
 from lib.digits import LIMIT_DECIMALS, count_known_digits, round_difference, round_significant, round_square
 from lib.figures.claim import (
     RATE_OURS,
@@ -29,10 +28,18 @@ from lib.figures.claim import (
     judge_rates,
     require_rows,
 )
-from lib.figures.experiment import Progress, fit_loss_rate, largest_norm, silent, space_evenly, vary_seed
+from lib.figures.experiment import (
+    Progress,
+    compute_runs,
+    fit_loss_rate,
+    largest_norm,
+    silent,
+    space_evenly,
+    train_beside_limit,
+    vary_seed,
+)
 from lib.figures.results import Data
 from lib.figures.style import BLACK, COLORS, label_depth, make_panels, styled
-from lib.parallel import map_processes
 from lib.tables import Table, from_rows, select
 
 SAME_RATE = 0.1  # by how much of one rate of the loss another may differ
@@ -83,8 +90,8 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     of V and of W that vary most over s in the limit). The third has seed, depth, distance_V, distance_W (integral
     norm), residual (the largest |F(x_i) - y_i|).
     """
-    found = map_processes(partial(_train_seed, config), vary_seed(config.network, config.seeds))
-    curves, weights, nearness = zip(*progress(found, config.seeds), strict=True)
+    found = compute_runs(_train_seed, config, vary_seed(config.network, config.seeds), progress)
+    curves, weights, nearness = zip(*found, strict=True)
     curves = sorted(itertools.chain(*curves), key=lambda row: (row["seed"], row["depth"], row["iteration"]))
     return {
         "long_time": from_rows(curves),
@@ -94,11 +101,8 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 
 
 def _train_seed(config: Config, network: NetworkConfig) -> tuple[list[dict], list[dict], list[dict]]:
-    arguments = config.learning_rate, config.iterations, space_evenly(config.iterations, config.recorded)
-    trainings = [limit.train(network, *arguments, tolerance=config.tolerance)]
-    trainings += [train(network.at_depth(depth), *arguments) for depth in config.depths]
-    rows = []
-    for records in run_in_lockstep(trainings):
+    recorded, rows = space_evenly(config.iterations, config.recorded), []
+    for records in train_beside_limit(network, config.depths, config.learning_rate, recorded, config.tolerance):
         for depth, record in zip([LIMIT, *config.depths], records, strict=True):
             rows.append({"seed": network.seed, "depth": depth, **_measure_point(record, config.learning_rate)})
     return rows, _read_liveliest(config, records), _measure_nearness(config, network, records)

@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -12,13 +11,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lib import activations, checks
-from lib.dense import limit, spectral
+from lib.dense import spectral
 from lib.dense.limit import LIMIT
 from lib.dense.network import NetworkConfig, Weights, hidden_states, outputs
-from lib.dense.training import run_in_lockstep, train
 from lib.digits import STATE_DECIMALS, round_difference
 from lib.figures.claim import RATE_OURS, Claim, Read, fit_over_seeds, judge_rate, maximise_over_time, select_last
-from lib.figures.experiment import Progress, draw_inputs, largest_norm, silent, vary_seed
+from lib.figures.experiment import (
+    Progress,
+    compute_runs,
+    draw_inputs,
+    largest_norm,
+    silent,
+    train_beside_limit,
+    vary_seed,
+)
 from lib.figures.results import Data
 from lib.figures.style import (
     BLACK,
@@ -36,7 +42,6 @@ from lib.figures.style import (
     styled,
 )
 from lib.measures import fit_slope
-from lib.parallel import map_processes
 from lib.rates import fit_mean_slope
 from lib.tables import from_rows, select
 
@@ -82,17 +87,15 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     The second table has the first coordinate of the hidden states of five inputs after training, for the first seed,
     the limit and the second and fourth depth: columns depth, s, input, value.
     """
-    found = map_processes(partial(_measure_seed, config), vary_seed(config.network, config.seeds))
-    rows, trajectories = zip(*progress(found, config.seeds), strict=True)
+    found = compute_runs(_measure_seed, config, vary_seed(config.network, config.seeds), progress)
+    rows, trajectories = zip(*found, strict=True)
     return {"neural_ode": from_rows(itertools.chain(*rows)), "neural_ode_states": from_rows(trajectories[0])}
 
 
 def _measure_seed(config: Config, network: NetworkConfig) -> tuple[list[dict], list[dict]]:
-    schedule = config.learning_rate, config.compared[-1], config.compared
-    trainings = [limit.train(network, *schedule, tolerance=config.tolerance)]
-    trainings += [train(network.at_depth(depth), *schedule) for depth in config.depths]
+    arguments = config.depths, config.learning_rate, config.compared, config.tolerance
     x, rows = draw_inputs(network, config.inputs), []
-    for record, *records in run_in_lockstep(trainings):
+    for record, *records in train_beside_limit(network, *arguments):
         ode, last = record.ode, record.iteration == config.compared[-1]
         exact = ode.states_at_layers(x, config.depths)
         for depth, states, other in zip(config.depths, exact, records, strict=True):

@@ -10,7 +10,6 @@ the imports to the third step.
 
 import argparse
 import math
-import multiprocessing
 import os
 import platform
 import re
@@ -87,17 +86,10 @@ def _send_growth(case: Case, name: str, threads: int, answer) -> None:
 
 def measure_peak_memory(case: Case, name: str) -> float:
     """Megabytes that three steps of that engine add to a new process; nan if it died."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_growth, args=(case, name, torch.get_num_threads(), sender))
-    parallel.start_uninterrupted(process)
-    sender.close()
     try:
-        return receiver.recv() / 1e6
+        return parallel.ask_process(_send_growth, case, name, torch.get_num_threads()) / 1e6
     except EOFError:
         return float("nan")  # the process died, most likely because memory ran out
-    finally:
-        process.join()
 
 
 def describe_machine() -> str:
