@@ -186,6 +186,9 @@ class Slope:
         return f"{self.slope:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+NO_SLOPE = Slope(*[math.nan] * 4)  # of numbers that are missing or too few
+
+
 def mean_interval(values) -> tuple[float, float]:
     """The 95 % interval of the mean of independent draws (Student's t; nan for a single draw)."""
     from scipy import stats

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from lib.measures import Slope, fit_slope
+from lib.measures import NO_SLOPE, Slope, fit_slope
 from lib.rates import SlopeOverSeeds, fit_mean_slope
 from lib.tables import Table, from_rows, group, select
 
 HOLDS, FAILS, OPEN = "as claimed", "not as claimed", "open"
 RATE_WITHIN = 0.1  # how far a slope may lie from the claimed one
 LEAST_DEPTH = 16  # slopes are judged over depths of at least this: terms of higher order in 1/L are small from here on
-NO_SLOPE = Slope(*[math.nan] * 4)
 FIT_DECIMALS = 6  # of fitted slopes and their intervals
 BEYOND = "beyond the paper"
 RATE_OURS = "; rate ours"  # behind the place of a statement that the paper makes without a rate

@@ -5,7 +5,6 @@ between depths L and 2L. If this distance falls as L^-p with p > 0, the sum over
 converge, with an error of order L^-p.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from lib.figures.claim import BEYOND, Claim, Read, combine_margins, judge_margin
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import GREY, draw_color_bar, make_color_scale, make_panels, set_depth_axis, styled, write_across
-from lib.measures import Slope, fit_slope
+from lib.measures import NO_SLOPE, fit_slope
 from lib.tables import Table, from_rows, select, word
 
 FAMILIES = (("gelu", "batch"), ("gelu", "none"), ("gelu", "group"), ("relu", "batch"))
@@ -81,7 +80,7 @@ def fit_slopes(table: Table) -> dict[str, list]:
         for epoch in np.unique(runs["epoch"]).astype(int):
             for measure in (*MEASURES, "steepness"):
                 depths, values = _compute_means(runs, measure, epoch=epoch)
-                fit = fit_slope(depths, values) if len(depths) > 1 else Slope(*[math.nan] * 4)
+                fit = fit_slope(depths, values) if len(depths) > 1 else NO_SLOPE
                 seeds = len(np.unique(select(runs, epoch=epoch)["seed"]))
                 values = (int(epoch), measure, seeds, fit.slope, fit.low, fit.high)
                 rows.append(family | dict(zip(COLUMNS[2:], values, strict=True)))

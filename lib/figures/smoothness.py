@@ -39,7 +39,7 @@ from lib.figures.style import (
     styled,
     write_across,
 )
-from lib.measures import PARTS, SMOOTH_BELOW, Slope, fit_slope, ratios_along_depth, straight_line_ratio
+from lib.measures import NO_SLOPE, PARTS, SMOOTH_BELOW, fit_slope, ratios_along_depth, straight_line_ratio
 
 STEEP = 100.0
 # The times until these levels are reached are compared over depths: levels of the ratio, and of L^2 times the ratio.
@@ -143,7 +143,7 @@ def fit_laws_in_depth(table: Mapping[str, list], convolution: str = "conv1") -> 
         for level in levels:
             times = {run: _find_level_time(table, run, convolution, held, level) for run in depths}
             reached = [run for run, time in times.items() if math.isfinite(time)]
-            fit = Slope(*[math.nan] * 4)
+            fit = NO_SLOPE
             if len({depths[run] for run in reached}) > 1:
                 fit = fit_slope([depths[run] for run in reached], [times[run] for run in reached])
             row = {"held": held, "level": level, "runs": len(reached)}
