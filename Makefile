@@ -6,7 +6,7 @@ endif
 
 # --- Variables: what is given on the command line is data, taken to the letter, and goes on as an argument ---
 # The values of a run: of `make train`, and some of them of `make checkpoints` and `make stack`.
-TRAINING := ACTIVATION INITIALISATION SMOOTH_INIT BATCH_NORM DEPTH SEED LR ADAPTIVE HOLD_STEM DEPTH_SCALING NORM_GROUPS EPOCHS BATCH_SIZE DEVICE THREADS
+TRAINING := ACTIVATION INITIALISATION SMOOTH_INIT BATCH_NORM DEPTH SEED LR ADAPTIVE HOLD_STEM DEPTH_SCALING NORM_GROUPS STEM_ACTIVATION EPOCHS BATCH_SIZE DEVICE THREADS
 # LAUNCH goes before each training's command: make -j30 checkpoints LAUNCH="srun -n1 --gres=gpu:1"
 VARIABLES := PROFILE SET PARAMETERS LAUNCH STACK LAB BENCH MEASURE VERIFY LOCKED FAMILIES $(TRAINING)
 # What programs read from the environment may be given to make too.

@@ -27,6 +27,7 @@ class Setting:
     adaptive: bool = False
     hold_stem: bool = False
     depth_scaling: bool = False
+    stem_activation: str = "relu"
 
     @classmethod
     def from_config(cls, config: CifarConfig) -> "Setting":
@@ -43,6 +44,7 @@ class Setting:
         """Batch size, learning rate and options in words: "batch size 64, learning rate 0.04, hold stem"."""
         options = ("adaptive", "hold_stem", "depth_scaling")
         named = [name.replace("_", " ") for name in options if getattr(self, name)]
+        named += [f"{self.stem_activation} stem"] if self.stem_activation != "relu" else []
         return ", ".join([f"batch size {self.batch_size}", f"learning rate {self.learning_rate:g}", *named])
 
 
@@ -80,6 +82,7 @@ class NetworkChoice:
             "hold_stem": False,
             "depth_scaling": False,
             "norm_groups": 0,
+            "stem_activation": "relu",
         }
         found = records.select((run for run in runs if not run.config.trial), **paper | self.settings | conditions)
         return list({replace(run.config, test_every=1): run for run in reversed(found)}.values())[::-1]

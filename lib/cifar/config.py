@@ -12,7 +12,8 @@ from lib.cifar.network import ConvNetConfig
 class CifarConfig:
     """One run. The defaults are the paper's setting. Every field is checked if a run goes on from its state.
 
-    ``activation`` to ``channels``, ``norm_groups`` and ``seed`` are the network's: see `ConvNetConfig`.
+    ``activation`` to ``channels``, ``norm_groups``, ``stem_activation`` and ``seed`` are the network's: see
+    `ConvNetConfig`.
 
     ``learning_rate`` is that of the first epoch. The cosine schedule ends at ``epochs``: a run of 30 epochs is a short
     schedule of its own, not the beginning of one of 180. With ``adaptive`` the learning rate of the stem and the head
@@ -37,6 +38,7 @@ class CifarConfig:
     hold_stem: bool = False
     depth_scaling: bool = False
     norm_groups: int = 0
+    stem_activation: str = "relu"
     seed: int = 0
     test_every: int = 5
     train_images: int = 0
@@ -46,7 +48,7 @@ class CifarConfig:
         flags = ("adaptive", "hold_stem", "depth_scaling")
         positive = ("learning_rate", "epochs", "batch_size", "test_every")
         checks.check_fields(self, *positive, *flags, train_images=0, test_images=0)
-        network = self.network  # checks depth, channels, activation, batch_norm, initialisation, seed and norm_groups
+        network = self.network  # checks its own fields
         object.__setattr__(self, "activation", network.activation)
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
 
@@ -76,6 +78,7 @@ class CifarConfig:
         parts += ["adaptive"] if self.adaptive else []
         parts += ["holdstem"] if self.hold_stem else []
         parts += ["depthscaling"] if self.depth_scaling else []
+        parts += [f"{self.stem_activation}stem"] if self.stem_activation != "relu" else []
         parts += [
             f"{short}{getattr(self, field.name)}"
             for field in fields(self)

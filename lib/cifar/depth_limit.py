@@ -3,7 +3,9 @@
 `train` trains the networks of a `Family` in turn, one epoch of each, and measures them after every epoch, for
 ``checkpoints/depth_limit.csv``. All start from the same weights (weight-tied initialisation: one draw for all layers of
 all depths), see the same images in the same order, and with `CifarConfig.depth_scaling` follow the same flow in time.
-Their states are kept as those of every run, so an interrupted training can go on.
+A copy of the shallowest network, with one weight changed in its last bit, is trained as well: distances between depths
+mean nothing unless they are larger than its distance. States are kept as those of every run, so an interrupted
+training can go on.
 """
 
 import argparse
@@ -32,19 +34,22 @@ TABLE = "depth_limit.csv"
 NORMALISATIONS = {"batch": (True, 0), "none": (False, 0), "group": (False, 4)}  # batch_norm, norm_groups
 COMPARED_IMAGES = 100  # of the test set, for hidden states and logits
 MEASURES = ("weights_conv1", "weights_conv2", "hidden_states", "logits")
+DOUBLE_DEPTH, LAST_BIT = "double depth", "last bit"  # what a network is compared with
 
 
 @dataclass(frozen=True)
 class Family:
     """Networks with weight-tied initialisation that differ only in their depth.
 
-    ``normalisation`` is "batch", "none" or "group" (4 groups). ``seed`` is that of the weights, the order of the images
-    and the augmentation. ``epochs`` is the length of the schedule. Each of the ``depths`` is twice the one before.
+    ``normalisation`` is that of the layers: "batch", "none" or "group" (4 groups). The paper's ``stem_activation`` is
+    "relu". ``seed`` is that of the weights, the order of the images and the augmentation. ``epochs`` is the length of
+    the schedule. Each of the ``depths`` is twice the one before.
     ``train_images`` and ``test_images`` are for trials: the number of images used (0: all).
     """
 
     activation: str = "gelu"
     normalisation: str = "batch"
+    stem_activation: str = "relu"
     seed: int = 0
     epochs: int = 15
     depths: tuple[int, ...] = DEPTHS
@@ -64,8 +69,9 @@ class Family:
         batch_norm, norm_groups = NORMALISATIONS[self.normalisation]
         return [
             CifarConfig(
-                activation=self.activation, batch_norm=batch_norm, norm_groups=norm_groups, depth=depth,
-                epochs=self.epochs, depth_scaling=True, seed=self.seed,
+                activation=self.activation, batch_norm=batch_norm, norm_groups=norm_groups,
+                stem_activation=self.stem_activation, depth=depth, depth_scaling=True,
+                epochs=self.epochs, seed=self.seed,
                 train_images=self.train_images, test_images=self.test_images,
             )
             for depth in self.depths
@@ -73,20 +79,28 @@ class Family:
 
     @property
     def name(self) -> str:
-        return f"{self.activation}_{self.normalisation}_epochs{self.epochs}_seed{self.seed}"
+        stem = f"{self.stem_activation}stem_" if self.stem_activation != "relu" else ""
+        return f"{self.activation}_{self.normalisation}_{stem}epochs{self.epochs}_seed{self.seed}"
 
     @property
     def columns(self) -> dict[str, Any]:
         """The columns of the table that identify the family."""
-        names = ("activation", "normalisation", "seed", "epochs")
+        names = ("activation", "normalisation", "stem_activation", "seed", "epochs")
         return {name: getattr(self, name) for name in names}
 
 
-# The families to train, in this order: the three normalisations with GELU, ReLU with batch norm, then a second seed.
+# The families to train, in this order: with a smooth stem and with the paper's, then a second seed of each.
 FAMILIES = tuple(
-    Family(activation, normalisation, seed)
+    Family(activation, normalisation, stem, seed)
     for seed in (0, 1)
-    for activation, normalisation in (("gelu", "batch"), ("gelu", "none"), ("gelu", "group"), ("relu", "batch"))
+    for activation, normalisation, stem in (
+        ("gelu", "batch", "gelu"),
+        ("gelu", "batch", "relu"),
+        ("gelu", "none", "gelu"),
+        ("gelu", "none", "relu"),
+        ("gelu", "group", "gelu"),
+        ("relu", "batch", "gelu"),
+    )
 )
 
 
@@ -121,79 +135,98 @@ def distances(shallow: ConvResNet, deep: ConvResNet, images: torch.Tensor) -> di
     return found
 
 
-def measure(family: Family, networks: Sequence[ConvResNet], records: Sequence[EpochRecord], images) -> list[dict]:
-    """The table's rows after an epoch, one for each depth. The distances of the deepest network are nan."""
-    rows = []
-    for place, (config, network, record) in enumerate(zip(family.configs, networks, records, strict=True)):
-        time = schedule.training_time(config, config.train_images or dataset.TRAIN_IMAGES, record.epoch + 1)
-        rows.append(
-            {
-                **family.columns,
-                "depth": config.depth,
-                "epoch": record.epoch + 1,
-                "flow_time": time / config.depth / (1 - schedule.MOMENTUM),
-                "train_loss": record.train_loss,
-                "test_accuracy": math.nan if record.test_accuracy is None else record.test_accuracy,
-                "steepness": steepness(network),
-                **(
-                    distances(network, networks[place + 1], images)
-                    if place + 1 < len(networks)
-                    else dict.fromkeys(MEASURES, math.nan)
-                ),
-            }
-        )
-    return rows
+def measure(family: Family, networks: Sequence[tuple[ConvResNet, EpochRecord]], compared: str, images) -> dict:
+    """The row of the table for a network, the first of ``networks``, which is ``compared`` with the second. If there is
+    no second one, its distances are nan. ``images`` (n, 3, 32, 32) are normalised."""
+    (network, record), *others = networks
+    (config,) = (config for config in family.configs if config.depth == network.config.depth)
+    time = schedule.training_time(config, config.train_images or dataset.TRAIN_IMAGES, record.epoch + 1)
+    return {
+        **family.columns,
+        "depth": config.depth,
+        "epoch": record.epoch + 1,
+        "compared_with": compared,
+        "flow_time": time / config.depth / (1 - schedule.MOMENTUM),
+        "train_loss": record.train_loss,
+        "test_accuracy": math.nan if record.test_accuracy is None else record.test_accuracy,
+        "steepness": steepness(network),
+        **(distances(network, others[0][0], images) if others else dict.fromkeys(MEASURES, math.nan)),
+    }
 
 
 def read() -> dict[str, np.ndarray]:
-    """``checkpoints/depth_limit.csv``: one row for each family, epoch and depth. No rows if there is no such file."""
-    columns = (*Family().columns, "depth", "epoch", "flow_time", "train_loss", "test_accuracy", "steepness", *MEASURES)
-    return read_table(TABLE, columns)
+    """``checkpoints/depth_limit.csv``: one row for each family, epoch, depth and comparison. No rows without
+    the file."""
+    columns = (*Family().columns, "depth", "epoch", "compared_with", "flow_time", "train_loss", "test_accuracy")
+    return read_table(TABLE, (*columns, "steepness", *MEASURES))
 
 
-def _replace_rows(old: Iterable[dict], new: Sequence[dict], family: Family) -> list[dict]:
-    """The ``old`` rows, with those of the family in the epochs of ``new`` replaced by ``new``."""
-    epochs = {row["epoch"] for row in new}
-    return [row for row in old if not (family.columns.items() <= row.items() and row["epoch"] in epochs)] + list(new)
+def _replace_rows(old: Iterable[dict], new: Iterable[dict]) -> list[dict]:
+    """The ``old`` rows, with those of the same family, epoch, depth and comparison replaced by the ``new`` ones."""
+    names = (*Family().columns, "epoch", "depth", "compared_with")
+    rows = {tuple(row[name] for name in names): row for row in (*old, *new)}
+    return list(rows.values())
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
 def train(family: Family, *, threads: int = 0, folder: Path | None = None) -> Iterator[list[dict]]:
-    """Train the networks, or go on training them; yield the rows of every epoch that all of them have reached.
+    """Train the networks, or go on training them; yield the rows of every epoch.
 
-    States are in ``folder`` (default: `states.run_folder`). After an interruption, training goes on with the networks
-    that are behind. Raises what `cifar_training.train` raises.
+    States are in ``folder`` (default: `paths.BUILD`/training). After an interruption, training goes on with the
+    networks that are behind. A row needs both networks that it compares at the same epoch. Raises what
+    `cifar_training.train` raises.
     """
+    first, *_ = family.configs
     folders = [(folder / c.name) if folder else states.run_folder(c) for c in family.configs]
-    trainings = [
-        cifar_training.train(c, into, threads=threads) for c, into in zip(family.configs, folders, strict=True)
-    ]
+    changed = folders[0].with_name(f"{first.name}_{LAST_BIT.replace(' ', '')}")
+    if not (changed / states.STATE_FILE).exists():
+        start_from_changed_bit(first, changed)
+    members = [(first, changed), *zip(family.configs, folders, strict=True)]
+    trainings = [cifar_training.train(config, into, threads=threads) for config, into in members]
     test = dataset.load(False, "cpu", family.test_images or None)
     images = dataset.normalise(test.pixels[:COMPARED_IMAGES])
-    done = [states.epochs_done(into) for into in folders]
+    done = [states.epochs_done(into) for _, into in members]
     while True:
-        if min(done) == max(done) > 0:  # the last epochs of an interrupted training may not be measured yet
-            yield measure(family, *_read_networks(family, folders), images)
+        if min(done) > 0:  # the last epochs of an interrupted training may not be measured yet
+            rows = list(_measure_epoch(family, members, done, images))
+            if rows:
+                yield rows
         if min(done) == family.epochs:
             return
-        target = max(done) + (min(done) == max(done))
+        target = min(done) + 1
         for place, training in enumerate(trainings):
-            while done[place] < target:
+            if done[place] < target:
                 next(training)
                 done[place] += 1
 
 
-def _read_networks(family: Family, folders: Sequence[Path]) -> tuple[list[ConvResNet], list[EpochRecord]]:
-    networks, records = [], []
-    for config, folder in zip(family.configs, folders, strict=True):
-        state = states.read_state(folder)
-        network = ConvResNet(config.network)
-        network.load_state_dict(state["network"])
-        networks.append(network)
-        records.append(EpochRecord(**state["log"][-1]))
-    return networks, records
+def start_from_changed_bit(config: CifarConfig, folder: Path) -> None:
+    """Write the state of a run before its first epoch, with the stem's first weight changed to the next larger float32
+    number."""
+    run = cifar_training.Training(config, torch.device("cpu"))
+    weights = run.network.conv1.weight.data.view(-1)
+    weights[0] = torch.nextafter(weights[0], weights.new_tensor(math.inf))
+    with states.lock_folder(folder):
+        run.save(folder)
+
+
+def _measure_epoch(
+    family: Family, members: Sequence[tuple[CifarConfig, Path]], done: Sequence[int], images: torch.Tensor
+) -> Iterator[dict]:
+    epoch, last = min(done), len(members) - 1
+    read = [_read_network(*member) if at == epoch else None for member, at in zip(members, done, strict=True)]
+    for place, one in enumerate(read):
+        if one and (place == last or read[place + 1]):
+            yield measure(family, [one, *read[place + 1 : place + 2]], DOUBLE_DEPTH if place else LAST_BIT, images)
+
+
+def _read_network(config: CifarConfig, folder: Path) -> tuple[ConvResNet, EpochRecord]:
+    state = states.read_state(folder)
+    network = ConvResNet(config.network)
+    network.load_state_dict(state["network"])
+    return network, EpochRecord(**state["log"][-1])
 
 
 def train_all(families: Iterable[Family], threads: int = 0) -> list[str]:
@@ -203,7 +236,7 @@ def train_all(families: Iterable[Family], threads: int = 0) -> list[str]:
     for family in families:
         try:
             for rows in train(family, threads=threads):
-                together = _replace_rows(tables.rows(read()), rows, family)
+                together = _replace_rows(tables.rows(read()), rows)
                 tables.write_csv(paths.CHECKPOINTS / TABLE, tables.from_rows(together))
                 losses = ", ".join(f"{row['train_loss']:.4f}" for row in rows)
                 print(f"{family.name}: epoch {rows[0]['epoch']} of {family.epochs}, losses {losses}", flush=True)

@@ -5,7 +5,8 @@
     head     F(x)    = linear(average pooling of h_L)                 (n, 16, 10, 10) -> (n, 64) -> (n, 10)
 
 The strides (3 in the stem, 1 in the residual layers) and the padding are those of the released script, whose head has
-64 features; the paper's text says strides of 2 and 2. The stem's ReLU stays whatever the activation s.
+64 features; the paper's text says strides of 2 and 2. The stem's ReLU stays whatever the activation s, unless
+`ConvNetConfig.stem_activation` replaces it.
 """
 
 import math
@@ -34,7 +35,8 @@ class ConvNetConfig:
     """Shape and initialisation of a network.
 
     ``norm_groups`` G > 0 needs ``batch_norm`` False, and gives each layer a group norm of G groups of channels (1: a
-    layer norm). This option is not in the paper. A group norm has no batch statistics. The stem has batch norm always.
+    layer norm). A group norm has no batch statistics. The stem has batch norm always. ``stem_activation`` replaces the
+    ReLU of the stem. Neither option is in the paper.
 
     ``initialisation`` is "weight-tied" (every layer starts with the draw of layer 0) or "iid" (each layer has its own
     draw). For a given ``seed``, the two share the draws of the stem, the head and layer 0.
@@ -47,6 +49,7 @@ class ConvNetConfig:
     initialisation: str = "weight-tied"
     seed: int = 0
     norm_groups: int = 0
+    stem_activation: str = "relu"
 
     def __post_init__(self) -> None:
         checks.check_fields(self, "depth", "channels", "batch_norm", seed=0, norm_groups=0)
@@ -59,6 +62,7 @@ class ConvNetConfig:
         if self.norm_groups and self.channels % self.norm_groups:
             raise ValueError(f"norm_groups is {self.norm_groups}, expected a divisor of the {self.channels} channels.")
         object.__setattr__(self, "activation", activations.get(self.activation).name)
+        checks.choice("stem_activation", self.stem_activation, activations.ACTIVATIONS)
 
 
 class ResidualLayers(nn.Module):
@@ -198,7 +202,8 @@ class ConvResNet(nn.Module):
 
     def stem(self, images: Tensor) -> Tensor:
         """Normalised images (n, 3, 32, 32) -> h_0 (n, C, 10, 10), in the precision of the weights."""
-        return F.relu(self.bn1(self.conv1(images.to(self.conv1.weight.dtype))))
+        s = activations.get(self.config.stem_activation).function
+        return s(self.bn1(self.conv1(images.to(self.conv1.weight.dtype))))
 
     def head(self, h: Tensor) -> Tensor:
         """h_L (n, C, 10, 10) -> logits (n, 10)."""

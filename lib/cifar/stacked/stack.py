@@ -279,10 +279,11 @@ def common_config(configs: Sequence[CifarConfig]) -> CifarConfig:
 
 def find_stacking_problem(config: CifarConfig) -> str:
     """Why a run cannot be stacked; empty if it can."""
-    if config.activation not in ACTIVATIONS or not config.batch_norm or config.hold_stem or config.depth_scaling:
+    changed = config.hold_stem or config.depth_scaling or config.stem_activation != "relu"
+    if config.activation not in ACTIVATIONS or not config.batch_norm or changed:
         return (
-            f"stacking needs batch norm, hold_stem and depth_scaling False, and one of the activations "
-            f"{', '.join(ACTIVATIONS)}; train it alone"
+            f"stacking needs batch norm, hold_stem and depth_scaling False, a ReLU in the stem, and one of the "
+            f"activations {', '.join(ACTIVATIONS)}; train it alone"
         )
     if config.channels != CHANNELS or config.batch_size != stacked_layers.BATCH:
         return (

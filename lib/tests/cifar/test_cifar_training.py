@@ -506,6 +506,7 @@ def test_states_with_the_older_name_of_initialisation_go_on(tmp_path):
         ({"hold_stem": 1}, "hold_stem is 1, expected True or False"),
         ({"depth_scaling": 1}, "depth_scaling is 1, expected True or False"),
         ({"norm_groups": -1}, "norm_groups is -1, expected a whole number of at least 0"),
+        ({"stem_activation": "swish"}, "stem_activation is 'swish', expected one of: gelu, relu"),
         ({"depth": 2.5}, "depth is 2.5"),
     ],
 )
@@ -536,6 +537,7 @@ def test_names_tell_runs_apart():
         {"depth_scaling": True},
         {"batch_norm": False, "norm_groups": 1},
         {"batch_norm": False, "norm_groups": 4},
+        {"stem_activation": "gelu"},
         {"channels": 8},
         {"batch_size": 128},
         {"test_every": 1},
