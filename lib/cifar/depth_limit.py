@@ -89,19 +89,16 @@ class Family:
         return {name: getattr(self, name) for name in names}
 
 
-# The families to train, in this order: with a smooth stem and with the paper's, then a second seed of each.
-FAMILIES = tuple(
-    Family(activation, normalisation, stem, seed)
-    for seed in (0, 1)
-    for activation, normalisation, stem in (
-        ("gelu", "batch", "gelu"),
-        ("gelu", "batch", "relu"),
-        ("gelu", "none", "gelu"),
-        ("gelu", "none", "relu"),
-        ("gelu", "group", "gelu"),
-        ("relu", "batch", "gelu"),
-    )
+# Activation, normalisation and stem's activation: the paper's networks, and others that differ in one or two of them.
+KINDS = (
+    ("gelu", "batch", "relu"),
+    ("gelu", "batch", "gelu"),
+    ("gelu", "none", "relu"),
+    ("gelu", "none", "gelu"),
+    ("gelu", "group", "gelu"),
+    ("relu", "batch", "gelu"),
 )
+FAMILIES = tuple(Family(*kind, seed) for seed in (0, 1) for kind in KINDS)  # to train, in this order
 
 
 # --- What is measured -------------------------------------------------------------------------------------------------

@@ -2,35 +2,57 @@
 
 `lib.cifar.depth_limit` trains weight-tied networks of growing depth along the same flow, and measures the distance
 between depths L and 2L. If this distance falls as L^-p with p > 0, the sum over doublings is finite. The networks then
-converge, with an error of order L^-p.
+converge, with an error of order L^-p. This says something about depth only where the distance is larger than what a
+change of one last bit makes of it.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lib import checks
 from lib.cifar import depth_limit
-from lib.cifar.depth_limit import MEASURES
-from lib.figures.claim import BEYOND, Claim, Read, combine_margins, judge_margin
+from lib.cifar.depth_limit import DOUBLE_DEPTH, KINDS, LAST_BIT, MEASURES
+from lib.figures.claim import (
+    BEYOND,
+    OPEN,
+    Claim,
+    Read,
+    factor_above,
+    factor_below,
+    judge_margin,
+    judge_rate,
+)
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
-from lib.figures.style import GREY, draw_color_bar, make_color_scale, make_panels, set_depth_axis, styled, write_across
-from lib.measures import NO_SLOPE, fit_slope
+from lib.figures.style import (
+    BLACK,
+    GREY,
+    draw_color_bar,
+    make_color_scale,
+    make_panels,
+    set_depth_axis,
+    styled,
+    write_across,
+)
+from lib.measures import NO_SLOPE, Slope, fit_slope
 from lib.tables import Table, from_rows, select, word
 
-FAMILIES = (("gelu", "batch"), ("gelu", "none"), ("gelu", "group"), ("relu", "batch"))
 ROWS = {
     "weights_conv1": "weights of conv1",
     "hidden_states": "hidden states",
     "logits": "logits",
     "steepness": r"$L\,\max_k\,\|Z_{k+1}-Z_k\|_F$",
 }
-COLUMNS = ("activation", "normalisation", "epoch", "measure", "seeds", "slope", "low", "high")  # of `fit_slopes`
-CONVERGES = 0.5  # the exponent p from which on distances count as falling with the depth
+KIND = ("activation", "normalisation", "stem_activation")
+# Of `fit_slopes`. ``least`` and ``most`` are distances relative to those that a changed last bit makes.
+COLUMNS = (*KIND, "epoch", "measure", "seeds", "slope", "low", "high", "least", "most")
+ABOVE_ROUNDING = 3  # so many times the distance after a changed last bit, a distance is one of depth
 
 
 @dataclass(frozen=True)
@@ -49,14 +71,10 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     return {"conv_limit": table, "conv_limit_slopes": fit_slopes(table)}
 
 
-def name_family(activation: str, normalisation: str) -> str:
-    """A family in words: "GELU, batch norm"."""
-    return f"{word(activation)}, {'no norm' if normalisation == 'none' else f'{normalisation} norm'}"
-
-
-def describe_missing(activation: str, normalisation: str) -> str:
-    """The sentence for a family without rows."""
-    return f"{name_family(activation, normalisation)}: not trained yet, `make train-depths` does it."
+def name_kind(activation: str, normalisation: str, stem_activation: str) -> str:
+    """Networks in words: "GELU, batch norm, ReLU stem"."""
+    norm = "no norm" if normalisation == "none" else f"{normalisation} norm"
+    return f"{word(activation)}, {norm}, {word(stem_activation)} stem"
 
 
 def _compute_means(table: Table, measure: str, **chosen) -> tuple[np.ndarray, np.ndarray]:
@@ -69,47 +87,46 @@ def _compute_means(table: Table, measure: str, **chosen) -> tuple[np.ndarray, np
 
 
 def fit_slopes(table: Table) -> dict[str, list]:
-    """The slope in L of every measure, for each family and epoch, fitted to geometric means over the seeds.
+    """The slope in L of every measure, for each kind of network and epoch, fitted to geometric means over the seeds.
 
     The columns are `COLUMNS`. ``low`` and ``high`` bound the 95 % interval of the fit (nan with two depths).
     """
     rows = []
-    for activation, normalisation in FAMILIES:
-        family = {"activation": activation, "normalisation": normalisation}
-        runs = select(table, **family)
+    for kind in KINDS:
+        runs = select(table, **dict(zip(KIND, kind, strict=True)))
         for epoch in np.unique(runs["epoch"]).astype(int):
             for measure in (*MEASURES, "steepness"):
-                depths, values = _compute_means(runs, measure, epoch=epoch)
+                depths, values = _compute_means(runs, measure, epoch=epoch, compared_with=DOUBLE_DEPTH)
+                if not len(depths):
+                    continue
                 fit = fit_slope(depths, values) if len(depths) > 1 else NO_SLOPE
                 seeds = len(np.unique(select(runs, epoch=epoch)["seed"]))
-                values = (int(epoch), measure, seeds, fit.slope, fit.low, fit.high)
-                rows.append(family | dict(zip(COLUMNS[2:], values, strict=True)))
+                _, (rounding, *_) = _compute_rounding(runs, measure, epoch)
+                bounds = (values.min() / rounding, values.max() / rounding)
+                found = (*kind, int(epoch), measure, seeds, fit.slope, fit.low, fit.high, *bounds)
+                rows.append(dict(zip(COLUMNS, found, strict=True)))
     return from_rows(rows, COLUMNS)
 
 
-def find_last_converging_epoch(rates: Table, activation: str, normalisation: str, measure: str) -> int:
-    """The last epoch up to which the slope is always at most -1/2 (`CONVERGES`); 0 if it is not at the first epoch."""
-    rows = select(rates, activation=activation, normalisation=normalisation, measure=measure)
-    last = 0
-    for epoch, slope in zip(rows["epoch"], rows["slope"], strict=True):
-        if not slope <= -CONVERGES:
-            break
-        last = int(epoch)
-    return last
+def _compute_rounding(runs: Table, measure: str, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    # The depth of the network whose copy has a changed last bit, and their distance; nan if it is not measured.
+    depths, values = _compute_means(runs, measure, epoch=epoch, compared_with=LAST_BIT)
+    known = len(depths) and measure in MEASURES
+    return (depths, values) if known else (np.array([math.nan]), np.array([math.nan]))
 
 
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """Distances between depths L and 2L, and L times the largest successive distance, against L after several epochs.
-    There is a column for each family, and a line for each epoch and seed."""
+    There is a column for each kind of network, and a line for each epoch and seed."""
     table, epochs = data["conv_limit"], config.epochs
-    figure, axes = make_panels(len(FAMILIES), len(ROWS), height=7.6, sharex=True, sharey="row")
+    figure, axes = make_panels(len(KINDS), len(ROWS), height=7.8, width=12, sharex=True, sharey="row")
     color, mappable = make_color_scale(epochs)
-    for column, (activation, normalisation) in zip(axes.T, FAMILIES, strict=True):
-        runs = select(table, activation=activation, normalisation=normalisation)
+    for column, kind in zip(axes.T, KINDS, strict=True):
+        runs = select(table, **dict(zip(KIND, kind, strict=True)))
         for panel, measure in zip(column, ROWS, strict=True):
             _draw_lines(panel, runs, measure, epochs, color)
-        column[0].set_title(name_family(activation, normalisation))
+        column[0].set_title(name_kind(*kind).replace(", ", "\n"))
         column[-1].set_xlabel("depth $L$")
     for panel, label in zip(axes[:, 0], ROWS.values(), strict=True):
         panel.set(ylabel=label, yscale="log")
@@ -118,20 +135,31 @@ def draw(data: Data, config: Config) -> Figure:
         axes[-1, 0].set_xticks(np.unique(table["depth"]), np.unique(table["depth"]))
     place = {"location": "bottom", "pad": 0.01, "aspect": 50}
     draw_color_bar(figure, mappable, axes, "epochs complete", ticks=list(epochs), **place)
+    figure.legend(
+        handles=[
+            Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="$1/L$"),
+            Line2D([], [], color=BLACK, marker="x", linestyle="", label="depth 16, after a change of one last bit"),
+        ],
+        loc="outside upper right",
+        ncols=2,
+    )
     return figure
 
 
 def _draw_lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color) -> None:
-    for epoch in epochs:
-        for seed in np.unique(runs["seed"]):
-            depths, values = _compute_means(runs, measure, epoch=epoch, seed=seed)
-            if len(depths):
-                panel.plot(depths, values, "o-", color=color(epoch), markersize=3, linewidth=1)
-    if not panel.lines:
+    measured = select(runs, compared_with=DOUBLE_DEPTH)
+    drawn = [epoch for epoch in epochs if len(_compute_means(measured, measure, epoch=epoch)[0])]
+    if not drawn:
         write_across(panel, "not trained yet", color=GREY)
         panel.set_axis_off()
-    elif measure != "steepness":  # 1/L, to compare with
-        depths, values = _compute_means(runs, measure, epoch=max(set(epochs) & set(runs["epoch"].tolist())))
+        return
+    for epoch in drawn:
+        for seed in np.unique(measured["seed"]):
+            depths, values = _compute_means(measured, measure, epoch=epoch, seed=seed)
+            panel.plot(depths, values, "o-", color=color(epoch), markersize=3, linewidth=1)
+        panel.plot(*_compute_rounding(runs, measure, epoch), "x", color=color(epoch), markersize=5)
+    if measure != "steepness":  # 1/L, to compare with
+        depths, values = _compute_means(measured, measure, epoch=max(drawn))
         panel.plot(depths, 1.5 * values[0] * depths[0] / depths, "--", color=GREY, linewidth=1, zorder=0)
 
 
@@ -142,26 +170,44 @@ CLAIMED = (  # measure, its name in words, its norm
 
 
 def judge_claims(read: Read) -> Iterator[Claim]:
-    """Trained convolutional networks converge. A family is judged if it has been trained."""
+    """Trained convolutional networks converge if their stem is smooth. With a ReLU stem, rounding is as large as depth.
+    A kind of network is judged after its last epoch, if it has been trained."""
     rates = read("conv_limit_slopes")
-    for activation, normalisation in FAMILIES:
+    for kind in KINDS:
+        rows = select(rates, **dict(zip(KIND, kind, strict=True)))
+        if not len(rows["epoch"]):
+            continue
+        last = select(rows, epoch=max(rows["epoch"]))
         for measure, words, norm in CLAIMED:
-            rows = select(rates, activation=activation, normalisation=normalisation, measure=measure)
-            if not len(rows["epoch"]):
-                continue
-            family = name_family(activation, normalisation)
-            last, end = find_last_converging_epoch(rates, activation, normalisation, measure), rows["epoch"][-1]
-            slope, low, high = (rows[name][-1] for name in ("slope", "low", "high"))
-            margin = combine_margins(*(-CONVERGES - each for each in rows["slope"]))
-            seeds = rows["seeds"][-1]
-            measured = f"{seeds} run{'' if seeds == 1 else 's'}, slope in L {slope:.2f} after {end} epochs"
-            yield judge_margin(
-                f"CIFAR-10, {family}: {words} of depths L and 2L come together, {norm}",
-                BEYOND,
-                "conv_limit",
-                margin,
-                f"{measured}; at most -{CONVERGES:g} up to epoch {last}",
-                f"slope at most -{CONVERGES:g} after every epoch",
-                f"[{low:.2f}, {high:.2f}]",
-                **{"slope": slope, "low": low, "high": high, "at_most": -CONVERGES},
-            )
+            yield _judge_distances(kind, select(last, measure=measure), words, norm)
+        steepness = select(last, measure="steepness")
+        statement = f"CIFAR-10, {name_kind(*kind)}: L max_k |Z_(k+1) - Z_k|_F stays bounded as L grows"
+        yield _judge_slope(statement, steepness, 0.0, _count_runs(steepness))
+
+
+def _judge_distances(kind: tuple[str, str, str], row: Table, words: str, norm: str) -> Claim:
+    least, most = row["least"][0], row["most"][0]
+    measured = f"{_count_runs(row)}: {least:.3g} to {most:.3g} times as large as after a change of one last bit"
+    if kind[-1] == "relu":
+        return judge_margin(
+            f"CIFAR-10, {name_kind(*kind)}: {words} of depths L and 2L are as close as rounding lets them, {norm}",
+            BEYOND,
+            "conv_limit",
+            factor_below(most, ABOVE_ROUNDING),
+            measured,
+            f"at most {ABOVE_ROUNDING} times",
+        )
+    statement = f"CIFAR-10, {name_kind(*kind)}: {words} of depths L and 2L come together as 1/L, {norm}"
+    claim = _judge_slope(statement, row, -1.0, measured)
+    return claim if factor_above(least, ABOVE_ROUNDING) >= 0 else replace(claim, verdict=OPEN)
+
+
+def _judge_slope(statement: str, row: Table, expected: float, measured: str) -> Claim:
+    fit = Slope(*(float(row[name][0]) for name in ("slope", "low", "high")), constant=math.nan)
+    claim = judge_rate(statement, BEYOND, "conv_limit", fit, expected, f"{measured}, slope in L")
+    return replace(claim, interval=f"fit [{fit.low:.3f}, {fit.high:.3f}]")  # the fit is to means over the runs
+
+
+def _count_runs(row: Table) -> str:
+    seeds, epoch = row["seeds"][0], row["epoch"][0]
+    return f"{seeds} run{'' if seeds == 1 else 's'}, after {epoch} epochs"

@@ -1,5 +1,6 @@
 """Networks of growing depth: their distances, their training after an interruption, and the figure of them."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,15 +9,16 @@ import torch
 from cifar_set import write_set
 
 from lib import paths
-from lib.cifar import dataset, depth_limit
+from lib.cifar import dataset, depth_limit, states
 from lib.cifar.depth_limit import Family
 from lib.cifar.network import ConvResNet
 from lib.cifar.schedule import training_time
 from lib.cifar.training import Training
 from lib.figures import conv_limit
+from lib.figures.claim import FAILS, HOLDS, OPEN
 from lib.tables import from_rows, select
 
-TINY = Family("gelu", "group", epochs=2, depths=(2, 4, 8), train_images=40, test_images=20)
+TINY = Family("gelu", "group", "gelu", epochs=2, depths=(2, 4, 8), train_images=40, test_images=20)
 
 
 @pytest.fixture
@@ -65,17 +67,29 @@ def test_depths_share_weights_images_and_the_flow_s_time():
         assert training_time(config, 40) / config.depth == pytest.approx(training_time(first, 40) / first.depth)
 
 
+def test_one_weight_is_changed_in_its_last_bit(tmp_path):
+    config = TINY.configs[0]
+    depth_limit.start_from_changed_bit(config, tmp_path)
+    state = states.read_state(tmp_path)
+    before, after = ConvResNet(config.network).state_dict(), state["network"]
+    (name,) = (name for name in before if not torch.equal(before[name], after[name]))
+    ((old, new),) = [(a, b) for a, b in zip(before[name].flatten(), after[name].flatten(), strict=True) if a != b]
+    assert (float(new - old), state["epoch"]) == (abs(np.spacing(old.numpy())), 0)
+
+
 @pytest.mark.slow
 def test_an_interrupted_family_goes_on_and_measures_the_same(generated_set, tmp_path):
     whole = list(depth_limit.train(TINY, folder=tmp_path / "whole"))
     assert [rows[0]["epoch"] for rows in whole] == [1, 2]
-    assert [row["depth"] for row in whole[0]] == [2, 4, 8]
-    assert [math.isnan(row["logits"]) for row in whole[0]] == [False, False, True]
+    assert [row["depth"] for row in whole[0]] == [2, 2, 4, 8]
+    assert [row["compared_with"] for row in whole[0]] == ["last bit"] + 3 * ["double depth"]
+    assert [math.isnan(row["logits"]) for row in whole[0]] == [False, False, False, True]
+    assert whole[1][0]["logits"] < 1e-3 * whole[1][1]["logits"]
     cut = depth_limit.train(TINY, folder=tmp_path / "cut")
     next(cut), cut.close()
     ahead = depth_limit.cifar_training.train(TINY.configs[0], tmp_path / "cut" / TINY.configs[0].name)
     list(ahead)  # one network has trained longer than the others
-    (rows,) = depth_limit.train(TINY, folder=tmp_path / "cut")
+    *_, rows = depth_limit.train(TINY, folder=tmp_path / "cut")  # first what is known of epoch 1
     for row, expected in zip(rows, whole[1], strict=True):
         assert row == pytest.approx(expected, nan_ok=True)
     again = list(depth_limit.train(TINY, folder=tmp_path / "cut"))
@@ -88,12 +102,12 @@ def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monke
     for _ in range(2):  # the second time only the last epoch is measured again
         assert depth_limit.train_all([TINY]) == []
     table = depth_limit.read()
-    assert table["epoch"].tolist() == [1, 1, 1, 2, 2, 2]
-    assert table["flow_time"][0] == pytest.approx(table["flow_time"][2])
+    assert table["epoch"].tolist() == 4 * [1] + 4 * [2]
+    assert table["flow_time"][0] == pytest.approx(table["flow_time"][3])
     assert set(table["normalisation"]) == {"group"}
     figure = conv_limit.draw({"conv_limit": table}, conv_limit.Config([1, 2]))
-    logits = figure.axes[2 * 4 + 2]  # GELU with group norm
-    expected = select(table, epoch=2)["logits"][:2]
+    logits = figure.axes[2 * len(depth_limit.KINDS) + depth_limit.KINDS.index(("gelu", "group", "gelu"))]
+    expected = select(table, epoch=2, compared_with="double depth")["logits"][:2]
     assert any(list(line.get_ydata()) == pytest.approx(list(expected)) for line in logits.lines)
 
 
@@ -103,6 +117,7 @@ def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monke
         ({"normalisation": "layer"}, "normalisation is 'layer', expected one of: batch, none, group"),
         ({"depths": (8, 24)}, r"depths is \[8, 24\], expected two or more, each twice the one before"),
         ({"epochs": 0}, "epochs is 0"),
+        ({"stem_activation": "elu"}, "stem_activation is 'elu', expected one of: gelu, relu"),
     ],
 )
 def test_families_check_themselves(values, sentence):
@@ -117,35 +132,65 @@ def test_families_check_themselves(values, sentence):
 
 @pytest.fixture
 def table():
-    """Distances that fall as 1/L with group norm, and with batch norm up to epoch 3 only."""
+    """Two seeds, 5 epochs. With a smooth stem, distances fall as 1/L, far above a last bit's. With a ReLU stem they do
+    not depend on L, and are twice as large as a last bit's."""
     rows = []
-    for normalisation, last in (("batch", 3), ("group", 5)):
-        for seed in (0, 1):
-            for epoch in range(1, 6):
-                for depth in (16, 32, 64, 128):
-                    slope = -1.0 if epoch <= last else 0.1
-                    distance = (1 + seed) * depth**slope if depth < 128 else math.nan
-                    measures = dict.fromkeys(depth_limit.MEASURES, distance)
-                    family = {"activation": "gelu", "normalisation": normalisation, "seed": seed, "epochs": 5}
-                    rows.append(family | {"depth": depth, "epoch": epoch, "steepness": 2.0} | measures)
+    for kind, slope, rounding in ((("gelu", "group", "gelu"), -1.0, 1e-5), (("gelu", "batch", "relu"), 0.0, 0.5)):
+        for seed, epoch in itertools.product((0, 1), range(1, 6)):
+            family = depth_limit.Family(*kind, seed).columns | {"epoch": epoch, "steepness": 2.0}
+            for depth in (16, 32, 64, 128):
+                distance = (1 + seed) * depth**slope if depth < 128 else math.nan
+                measures = dict.fromkeys(depth_limit.MEASURES, distance)
+                rows.append(family | {"depth": depth, "compared_with": "double depth"} | measures)
+            measures = dict.fromkeys(depth_limit.MEASURES, (1 + seed) * rounding)
+            rows.append(family | {"depth": 16, "compared_with": "last bit"} | measures)
     return {name: np.array(column) for name, column in from_rows(rows).items()}
 
 
-def test_the_last_converging_epoch_of_a_family_is_found(table):
-    rates = {name: np.array(column) for name, column in conv_limit.fit_slopes(table).items()}
-    assert conv_limit.find_last_converging_epoch(rates, "gelu", "batch", "logits") == 3
-    assert conv_limit.find_last_converging_epoch(rates, "gelu", "group", "logits") == 5
-    assert conv_limit.find_last_converging_epoch(rates, "gelu", "none", "logits") == 0
+def fit(table):
+    return {name: np.array(column) for name, column in conv_limit.fit_slopes(table).items()}
+
+
+def test_slopes_and_distances_beside_those_of_a_last_bit(table):
+    rates = fit(table)
     row = select(rates, normalisation="group", epoch=5, measure="weights_conv1")
     assert (row["slope"][0], row["seeds"][0]) == (pytest.approx(-1.0), 2)
+    assert (row["least"][0], row["most"][0]) == (pytest.approx(1e5 / 64), pytest.approx(1e5 / 16))
+    row = select(rates, normalisation="batch", epoch=1, measure="logits")
+    assert (row["slope"][0], row["least"][0], row["most"][0]) == (pytest.approx(0.0), *2 * [pytest.approx(2.0)])
     assert select(rates, measure="steepness")["slope"] == pytest.approx(0.0)
+    assert np.isnan(select(rates, measure="steepness")["least"]).all()
+
+
+def test_claims_need_distances_that_are_not_rounding(table):
+    of_last_bit = table["compared_with"] == "last bit"
+
+    def find(table, start):
+        found = conv_limit.judge_claims({"conv_limit_slopes": fit(table)}.get)
+        (claim,) = (claim for claim in found if claim.statement.startswith(f"CIFAR-10, {start}"))
+        return claim.verdict
+
+    def scale_last_bit(factor):
+        return table | {"logits": np.where(of_last_bit, factor, 1) * table["logits"]}
+
+    smooth, paper = "GELU, group norm, GELU stem: logits", "GELU, batch norm, ReLU stem: logits"
+    assert (find(table, smooth), find(table, paper)) == (HOLDS, HOLDS)
+    assert find(scale_last_bit(1e5), smooth) == OPEN
+    assert find(scale_last_bit(1e-3), paper) == FAILS
+    without = {name: column[~of_last_bit] for name, column in table.items()}
+    assert (find(without, smooth), find(without, paper)) == (OPEN, OPEN)
+    constant = table | {"logits": np.where(of_last_bit, table["logits"], 1.0)}
+    assert find(constant, smooth) == FAILS
+    steeper = table | {"steepness": table["depth"].astype(float)}
+    assert find(steeper, "GELU, group norm, GELU stem: L max_k") == FAILS
 
 
 @pytest.mark.slow
 def test_families_that_are_not_trained_are_open(table):
     axes = conv_limit.draw({"conv_limit": table}, conv_limit.Config([1, 5])).axes
-    texts = [[text.get_text() for text in panel.texts] for panel in axes[:4]]
-    assert texts == [[], ["not trained yet"], [], ["not trained yet"]]
+    texts = [[text.get_text() for text in panel.texts] for panel in axes[: len(depth_limit.KINDS)]]
+    trained = [kind in (("gelu", "group", "gelu"), ("gelu", "batch", "relu")) for kind in depth_limit.KINDS]
+    assert texts == [[] if each else ["not trained yet"] for each in trained]
 
 
 def test_without_a_table_there_are_no_slopes(tmp_path, monkeypatch):

@@ -31,9 +31,10 @@ class Reference(nn.Module):
         self.norm = "gn" if config.norm_groups else "bn"
         self.linear = nn.Linear(4 * C, 10)
         self.s = activations.get(config.activation).module()
+        self.stem_s = activations.get(config.stem_activation).module()
 
     def forward(self, x):
-        h = F.relu(self.bn1(self.conv1(x)))
+        h = self.stem_s(self.bn1(self.conv1(x)))
         for layer in self.residual_layers:
             first, second = (layer.get_submodule(f"{self.norm}{i}") for i in "12")
             branch = second(layer.conv2(self.s(first(layer.conv1(h)))))
@@ -89,7 +90,8 @@ def test_without_batch_norm_the_weights_do_not_tell_the_path_length():
     assert network.scales() == {"stem_scale": 1.0, "path_length": None}
 
 
-@pytest.mark.parametrize("norm", [{}, {"batch_norm": False}, {"batch_norm": False, "norm_groups": 4}])
+@pytest.mark.parametrize("norm", [{}, {"batch_norm": False}, {"batch_norm": False, "norm_groups": 4},
+                                  {"stem_activation": "gelu"}])  # fmt: skip
 @pytest.mark.parametrize("activation", activations.ACTIVATIONS)
 def test_agrees_with_stock_modules_in_float64(activation, norm):
     config = ConvNetConfig(activation=activation, initialisation="iid", **SMALL, **norm)

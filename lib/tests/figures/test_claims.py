@@ -88,9 +88,10 @@ def figures(tmp_path, monkeypatch):
         for L in DEPTHS for seed in (1, 2)
     ]  # fmt: skip
     rates = [
-        {"activation": "gelu", "normalisation": "group", "epoch": epoch, "measure": measure, "seeds": 1,
-         "slope": -1.0, "low": -1.1, "high": -0.9}
-        for epoch in (1, 2) for measure in ("weights_conv1", "logits")
+        {"activation": "gelu", "normalisation": "batch", "stem_activation": stem, "epoch": epoch, "measure": measure,
+         "seeds": 1, "slope": slope, "low": slope - 0.05, "high": slope + 0.05, "least": least, "most": 2 * least}
+        for epoch in (1, 2) for stem, least in (("gelu", 10.0), ("relu", 1.0))
+        for measure, slope in (("weights_conv1", -1.0), ("logits", -1.0), ("steepness", 0.0))
     ]  # fmt: skip
     published = [
         {"picture": picture, "convolution": name, "low": 0.02, "high": 0.03, "smooth_share": 1.0}
@@ -131,7 +132,7 @@ def test_tables_in_which_all_holds_give_only_that_verdict(figures):
     assert {"Prop. 3", "Thm 4", "Def. 1", "Thm 6", "section 4.3", "App. D"} < {c.where.split(",")[0] for c in found}
     trained = [claim.where for claim in found if claim.where != claims.BEYOND][-8:]
     assert trained == ["Fig. 3"] + ["Table 1"] * 6 + ["Appendix, Fig. 4"]
-    assert [claim.figure for claim in found[-9:]] == ["mean_limit"] * 7 + ["conv_limit"] * 2
+    assert [claim.figure for claim in found[-13:]] == ["mean_limit"] * 7 + ["conv_limit"] * 6
 
 
 # --- Counter-tests ---
@@ -154,13 +155,15 @@ def halve_by_depth(column: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Counter:
-    """A table in which a claim is false: one ``column`` is changed in the rows with the ``chosen`` values."""
+    """A table in which a claim is false: one ``column``, and the ``others``, are changed in the rows with the
+    ``chosen`` values."""
 
     statement: str
     table: str
     column: str
     change: Callable[[np.ndarray], np.ndarray]
     chosen: dict = dataclasses.field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def write(self, folder, change: Callable[[np.ndarray], np.ndarray]) -> None:
         path = folder / f"{self.table}.csv"
@@ -168,9 +171,11 @@ class Counter:
         keep = np.ones(len(table[self.column]), dtype=bool)
         for name, value in self.chosen.items():
             keep &= table[name] == value
-        values = np.array(table[self.column], dtype=float)
-        values[keep] = change(values[keep])
-        tables.write_csv(path, table | {self.column: values})
+        for column in (self.column, *self.others):
+            values = np.array(table[column], dtype=float)
+            values[keep] = change(values[keep])
+            table = table | {column: values}
+        tables.write_csv(path, table)
 
 
 def change_each_seed(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -244,7 +249,12 @@ COUNTERS = [
       for words, kind in (("i.i.d. layers", "iid"), ("Weight-tied layers, mean-field scaling", "weight-tied"))
       for quantity, column in (("outputs", "output"), ("hidden states", "hidden_states"), ("losses", "loss"))),
     Counter("i.i.d. layers: the distance of the outputs", "mean_limit", "width", lambda x: np.minimum(x, 8)),
-    *(Counter(f"CIFAR-10, GELU, group norm: {words}", "conv_limit_slopes", "slope", np.negative, {"measure": measure})
+    *(Counter(f"CIFAR-10, GELU, batch norm, {stem} stem: {words}", "conv_limit_slopes", "slope", lambda x: x + 1,
+              {"measure": measure, "stem_activation": stem.lower()}, ("low", "high"))
+      for words, measure, stem in (("weights", "weights_conv1", "GELU"), ("logits", "logits", "GELU"),
+                                   ("L max_k", "steepness", "GELU"), ("L max_k", "steepness", "ReLU"))),
+    *(Counter(f"CIFAR-10, GELU, batch norm, ReLU stem: {words}", "conv_limit_slopes", "most", lambda x: 10 * x,
+              {"measure": measure, "stem_activation": "relu"})
       for words, measure in (("weights", "weights_conv1"), ("logits", "logits"))),
 ]  # fmt: skip
 
