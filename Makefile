@@ -217,7 +217,6 @@ checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not fi
 	@$(PYTHON) -m lib.project.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(call option,--launch,LAUNCH) $(BY_HAND) $(VALUES)
 
 stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
-	@$(if $(findstring --help,$(STACK)),,$(PYTHON) -m lib.cifar.dataset)
 	@$(call after,STACK) $(PYTHON) -m lib.cifar.stacked.training $(call option,--epochs,EPOCHS) $(call option,--device,DEVICE)
 
 measure: | $(READY) ## What takes long on the trained networks: with fewer layers, as ODEs (MEASURE="--help"); not part of figures

@@ -24,6 +24,11 @@ class SlopeOverSeeds(Slope):
         return f"{super().__str__()}, fit [{self.fit_low:.3f}, {self.fit_high:.3f}]"
 
 
+def no_slope(seeds: int) -> SlopeOverSeeds:
+    """The rate over ``seeds`` draws of numbers of which some are missing: everything is nan."""
+    return SlopeOverSeeds(*[math.nan] * 6, seeds=seeds)
+
+
 def fit_mean_slope(table: Table, column: str, at_least: float = 0.0) -> SlopeOverSeeds:
     """The mean over the seeds of a column's slopes in L, fitted over the depths >= ``at_least`` that all seeds have.
 
@@ -38,7 +43,7 @@ def fit_mean_slope(table: Table, column: str, at_least: float = 0.0) -> SlopeOve
     missing = any(math.isnan(each[depth]) for each in values for depth in shared)
     depths = [depth for depth in shared if all(each[depth] > 0 for each in values)]
     if missing or len(depths) < 2:
-        return SlopeOverSeeds(*[math.nan] * 6, seeds=len(runs))
+        return no_slope(len(runs))
     fits = [fit_slope(depths, [each[depth] for depth in depths]).slope for each in values]
     mean = fit_slope(depths, np.exp(np.mean([[math.log(each[depth]) for depth in depths] for each in values], axis=0)))
     return SlopeOverSeeds(mean.slope, *mean_interval(fits), mean.constant, mean.low, mean.high, len(runs))
@@ -83,7 +88,7 @@ def fit_slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> 
     95 % interval is by resampling the seeds. Everything is nan if a number is missing."""
     depths, _, squares = _select_squares(table, quantity, **chosen)
     if not np.isfinite(squares).all():
-        return SlopeOverSeeds(*[math.nan] * 6, seeds=squares.shape[1])
+        return no_slope(squares.shape[1])
     fit = fit_slope(depths, np.sqrt(squares.mean(axis=1)), at_least)
     keep = depths >= at_least
     centred = np.log(depths[keep]) - np.log(depths[keep]).mean()

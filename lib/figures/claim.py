@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lib.measures import NO_SLOPE, Slope, fit_slope
-from lib.rates import SlopeOverSeeds, fit_mean_slope
+from lib.rates import SlopeOverSeeds, fit_mean_slope, no_slope
 from lib.tables import Table, from_rows, group, select
 
 HOLDS, FAILS, OPEN = "as claimed", "not as claimed", "open"
@@ -175,7 +175,7 @@ def fit_over_seeds(rows: Table, column: str, own_depths: bool = False) -> SlopeO
     """
     fitted = _select_fitted(rows, column)
     if fitted is None or not (own_depths or require_rows(rows, "seed", "depth") > 0):
-        return SlopeOverSeeds(*[math.nan] * 6, seeds=len(np.unique(rows["seed"])))
+        return no_slope(len(np.unique(rows["seed"])))
     return fit_mean_slope(fitted, column)
 
 
