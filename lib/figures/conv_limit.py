@@ -118,27 +118,31 @@ def _compute_rounding(runs: Table, measure: str, epoch: int) -> tuple[np.ndarray
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """Distances between depths L and 2L, and L times the largest successive distance, against L after several epochs.
-    There is a column for each kind of network, and a line for each epoch and seed."""
+    There is a column for each kind of network that is trained, and a line for each epoch and seed."""
     table, epochs = data["conv_limit"], config.epochs
-    figure, axes = make_panels(len(KINDS), len(ROWS), height=7.8, width=12, sharex=True, sharey="row")
+    runs = {kind: select(table, **dict(zip(KIND, kind, strict=True))) for kind in KINDS}
+    kinds = [kind for kind in KINDS if np.isin(runs[kind]["epoch"], epochs).any()]
+    figure, axes = make_panels(max(len(kinds), 1), len(ROWS), height=7.8, sharex=True, sharey="row", squeeze=False)
     color, mappable = make_color_scale(epochs)
-    for column, kind in zip(axes.T, KINDS, strict=True):
-        runs = select(table, **dict(zip(KIND, kind, strict=True)))
+    for column, kind in zip(axes.T, kinds, strict=bool(kinds)):
         for panel, measure in zip(column, ROWS, strict=True):
-            _draw_lines(panel, runs, measure, epochs, color)
+            _draw_lines(panel, runs[kind], measure, epochs, color)
         column[0].set_title(name_kind(*kind).replace(", ", "\n"))
         column[-1].set_xlabel("depth $L$")
     for panel, label in zip(axes[:, 0], ROWS.values(), strict=True):
         panel.set(ylabel=label, yscale="log")
-    if len(table["depth"]):
-        set_depth_axis(axes[-1, 0], np.unique(table["depth"]))
-        axes[-1, 0].set_xticks(np.unique(table["depth"]), np.unique(table["depth"]))
+    if kinds:
+        depths = np.unique(table["depth"])
+        set_depth_axis(axes[-1, 0], depths)
+        axes[-1, 0].set_xticks([depths[0] / 2, *depths], ["copy", *depths])
+    else:
+        write_across(axes[0, 0], "not trained yet", color=GREY)
     place = {"location": "bottom", "pad": 0.01, "aspect": 50}
     draw_color_bar(figure, mappable, axes, "epochs complete", ticks=list(epochs), **place)
     figure.legend(
         handles=[
             Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="$1/L$"),
-            Line2D([], [], color=BLACK, marker="x", linestyle="", label="depth 16, after a change of one last bit"),
+            Line2D([], [], color=BLACK, marker="x", linestyle="", label="copy with one last bit changed"),
         ],
         loc="outside upper right",
         ncols=2,
@@ -149,16 +153,13 @@ def draw(data: Data, config: Config) -> Figure:
 def _draw_lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color) -> None:
     measured = select(runs, compared_with=DOUBLE_DEPTH)
     drawn = [epoch for epoch in epochs if len(_compute_means(measured, measure, epoch=epoch)[0])]
-    if not drawn:
-        write_across(panel, "not trained yet", color=GREY)
-        panel.set_axis_off()
-        return
     for epoch in drawn:
         for seed in np.unique(measured["seed"]):
             depths, values = _compute_means(measured, measure, epoch=epoch, seed=seed)
             panel.plot(depths, values, "o-", color=color(epoch), markersize=3, linewidth=1)
-        panel.plot(*_compute_rounding(runs, measure, epoch), "x", color=color(epoch), markersize=5)
-    if measure != "steepness":  # 1/L, to compare with
+        depths, values = _compute_rounding(runs, measure, epoch)
+        panel.plot(depths / 2, values, "x", color=color(epoch), markersize=5)
+    if drawn and measure != "steepness":  # 1/L, to compare with
         depths, values = _compute_means(measured, measure, epoch=max(drawn))
         panel.plot(depths, 1.5 * values[0] * depths[0] / depths, "--", color=GREY, linewidth=1, zorder=0)
 

@@ -106,7 +106,7 @@ def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monke
     assert table["flow_time"][0] == pytest.approx(table["flow_time"][3])
     assert set(table["normalisation"]) == {"group"}
     figure = conv_limit.draw({"conv_limit": table}, conv_limit.Config([1, 2]))
-    logits = figure.axes[2 * len(depth_limit.KINDS) + depth_limit.KINDS.index(("gelu", "group", "gelu"))]
+    logits = figure.axes[2]
     expected = select(table, epoch=2, compared_with="double depth")["logits"][:2]
     assert any(list(line.get_ydata()) == pytest.approx(list(expected)) for line in logits.lines)
 
@@ -186,11 +186,19 @@ def test_claims_need_distances_that_are_not_rounding(table):
 
 
 @pytest.mark.slow
-def test_families_that_are_not_trained_are_open(table):
+def test_kinds_that_are_trained_are_drawn(table):
     axes = conv_limit.draw({"conv_limit": table}, conv_limit.Config([1, 5])).axes
-    texts = [[text.get_text() for text in panel.texts] for panel in axes[: len(depth_limit.KINDS)]]
-    trained = [kind in (("gelu", "group", "gelu"), ("gelu", "batch", "relu")) for kind in depth_limit.KINDS]
-    assert texts == [[] if each else ["not trained yet"] for each in trained]
+    assert [panel.get_title() for panel in axes if panel.get_title()] == [
+        "GELU\nbatch norm\nReLU stem",
+        "GELU\ngroup norm\nGELU stem",
+    ]
+    rows = select(table, normalisation="group", seed=1, epoch=5)
+    lines = [list(line.get_ydata()) for line in axes[1].lines]
+    assert any(line == pytest.approx(select(rows, compared_with="double depth")["logits"][:3]) for line in lines)
+    empty = {name: column[:0] for name, column in table.items()}
+    for nothing in (empty, table):
+        figure = conv_limit.draw({"conv_limit": nothing}, conv_limit.Config([9]))
+        assert [text.get_text() for text in figure.axes[0].texts] == ["not trained yet"]
 
 
 def test_without_a_table_there_are_no_slopes(tmp_path, monkeypatch):
