@@ -19,9 +19,10 @@ class CifarConfig:
     schedule of its own, not the beginning of one of 180. With ``adaptive`` the learning rate of the stem and the head
     starts at 0.01 instead, and falls to 0 by the same cosine.
 
-    Two options are not in the paper. ``hold_stem`` keeps the stem's batch norm at its initial scale 1 and shift 0.
-    ``depth_scaling`` multiplies the layers' learning rate by L / 256, and their weight decay by 256 / L. A layer's
-    gradient is of order 1/L, so networks of every depth then follow the same flow in time, decay included.
+    These options are not in the paper, nor are the network's ``norm_groups`` and ``stem_activation``. ``hold_stem``
+    keeps the stem's batch norm at its initial scale 1 and shift 0. ``depth_scaling`` multiplies the layers' learning
+    rate by L / 256, and their weight decay by 256 / L. A layer's gradient is of order 1/L, so networks of every depth
+    then follow the same flow in time, decay included.
 
     ``train_images`` and ``test_images`` are for trials: the number of images used (0: all).
     """

@@ -11,7 +11,7 @@ training can go on.
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from lib.cifar.network import ConvResNet
 from lib.cifar.progress import EpochRecord
 from lib.cifar.records import read_table
 from lib.measures import integral_distance
+from lib.tables import select
 
 DEPTHS = (16, 32, 64, 128)
 TABLE = "depth_limit.csv"
@@ -59,6 +60,7 @@ class Family:
     def __post_init__(self) -> None:
         checks.choice("normalisation", self.normalisation, NORMALISATIONS)
         checks.positive_ints("depths", self.depths)
+        object.__setattr__(self, "depths", tuple(checks.plain(depth) for depth in self.depths))
         if len(self.depths) < 2 or any(b != 2 * a for a, b in zip(self.depths, self.depths[1:], strict=False)):
             raise ValueError(f"depths is {list(self.depths)}, expected two or more, each twice the one before.")
         self.configs  # noqa: B018 (each config checks itself)
@@ -153,9 +155,12 @@ def measure(family: Family, networks: Sequence[tuple[ConvResNet, EpochRecord]], 
 
 def read() -> dict[str, np.ndarray]:
     """``checkpoints/depth_limit.csv``: one row for each family, epoch, depth and comparison. No rows without
-    the file."""
-    columns = (*Family().columns, "depth", "epoch", "compared_with", "flow_time", "train_loss", "test_accuracy")
-    return read_table(TABLE, (*columns, "steepness", *MEASURES))
+    the file. Raises TableError if the file is not such a table."""
+    numbers = ("seed", "epochs", "depth", "epoch", "flow_time", "train_loss", "test_accuracy", "steepness", *MEASURES)
+    found = read_table(TABLE, (*Family().columns, "compared_with", *numbers))
+    if wrong := [name for name in numbers if len(found[name]) and found[name].dtype.kind not in "if"]:
+        raise tables.TableError(f"checkpoints/{TABLE}: an entry of {wrong[0]} is no number; restore the file.")
+    return found
 
 
 def _replace_rows(old: Iterable[dict], new: Iterable[dict]) -> list[dict]:
@@ -168,13 +173,23 @@ def _replace_rows(old: Iterable[dict], new: Iterable[dict]) -> list[dict]:
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
-def train(family: Family, *, threads: int = 0, folder: Path | None = None) -> Iterator[list[dict]]:
+Report = Callable[[CifarConfig, EpochRecord], None]
+
+
+def ignore(config: CifarConfig, record: EpochRecord) -> None:
+    """Report nothing."""
+
+
+def train(
+    family: Family, *, threads: int = 0, folder: Path | None = None, report: Report = ignore
+) -> Iterator[list[dict]]:
     """Train the networks, or go on training them; yield the rows of every epoch.
 
     States are in ``folder`` (default: `paths.BUILD`/training). After an interruption, training goes on with the
-    networks that are behind. A row needs both networks that it compares at the same epoch. Raises what
-    `cifar_training.train` raises.
+    networks that are behind. A row needs both networks that it compares at the same epoch. ``report`` is called after
+    every epoch of every network. Raises what `cifar_training.train` raises.
     """
+    checks.thread_count("threads", threads)
     first, *_ = family.configs
     folders = [(folder / c.name) if folder else states.run_folder(c) for c in family.configs]
     changed = folders[0].with_name(f"{first.name}_{LAST_BIT.replace(' ', '')}")
@@ -195,7 +210,7 @@ def train(family: Family, *, threads: int = 0, folder: Path | None = None) -> It
         target = min(done) + 1
         for place, training in enumerate(trainings):
             if done[place] < target:
-                next(training)
+                report(members[place][0], next(training))
                 done[place] += 1
 
 
@@ -226,21 +241,39 @@ def _read_network(config: CifarConfig, folder: Path) -> tuple[ConvResNet, EpochR
     return network, EpochRecord(**state["log"][-1])
 
 
+def is_finished(family: Family) -> bool:
+    """Whether the table has all rows of the family after its last epoch."""
+    rows = select(read(), **family.columns, epoch=family.epochs)
+    found = set(zip(rows["depth"].tolist(), rows["compared_with"].tolist(), strict=True))
+    return {(family.depths[0], LAST_BIT), *((depth, DOUBLE_DEPTH) for depth in family.depths)} <= found
+
+
 def train_all(families: Iterable[Family], threads: int = 0) -> list[str]:
-    """Train the families one after the other, and write the table after every epoch. If a family diverges, the next one
-    is trained. Returns the messages of those that diverged."""
-    diverged = []
+    """Train those of the families that are not finished, one after the other, and write the table after every epoch. If
+    a family diverges, the next one is trained. Returns the messages of those that diverged. Raises ValueError for a
+    family that is not in `FAMILIES`: only those are results."""
+    families, diverged = list(families), []
+    if foreign := [family for family in families if family not in FAMILIES]:
+        raise ValueError(f"{foreign[0]} is not in FAMILIES: train it with `train`, or add it there.")
     for family in families:
+        if is_finished(family):
+            print(f"{family.name} is finished.", flush=True)
+            continue
+        depths = ", ".join(map(str, family.depths))
+        print(f"{family.name}: {family.epochs} epochs of {depths} layers and of a copy of the first", flush=True)
         try:
-            for rows in train(family, threads=threads):
+            for rows in train(family, threads=threads, report=_print_epoch):
                 together = _replace_rows(tables.rows(read()), rows)
                 tables.write_csv(paths.CHECKPOINTS / TABLE, tables.from_rows(together))
-                losses = ", ".join(f"{row['train_loss']:.4f}" for row in rows)
-                print(f"{family.name}: epoch {rows[0]['epoch']} of {family.epochs}, losses {losses}", flush=True)
         except Divergence as error:
             print(error, file=sys.stderr, flush=True)
             diverged.append(str(error))
     return diverged
+
+
+def _print_epoch(config: CifarConfig, record: EpochRecord) -> None:
+    words = f"epoch {record.epoch + 1} of {config.epochs}, loss {record.train_loss:.4f}, {record.seconds:.0f} s"
+    print(f"  depth {config.depth}: {words}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -260,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return
         paths.check_writable(paths.CHECKPOINTS)
         for name in chosen.names:
-            checks.choice("a family", name, families)
+            checks.choice("FAMILIES", name, families)
         diverged = train_all([families[name] for name in chosen.names or families], chosen.threads)
         if diverged:
             raise Divergence(" ".join(diverged))

@@ -41,7 +41,7 @@ from lib.figures.style import (
     write_across,
 )
 from lib.measures import NO_SLOPE, Slope, fit_slope
-from lib.tables import Table, from_rows, select, word
+from lib.tables import Table, from_rows, group, select, word
 
 ROWS = {
     "weights_conv1": "weights of conv1",
@@ -51,8 +51,10 @@ ROWS = {
 }
 KIND = ("activation", "normalisation", "stem_activation")
 # Of `fit_slopes`. ``least`` and ``most`` are distances relative to those that a changed last bit makes.
-COLUMNS = (*KIND, "epoch", "measure", "seeds", "slope", "low", "high", "least", "most")
-ABOVE_ROUNDING = 3  # so many times the distance after a changed last bit, a distance is one of depth
+COLUMNS = (*KIND, "epochs", "epoch", "measure", "seeds", "slope", "low", "high", "least", "most")
+# A distance says something about depth if it is so many times the distance after a changed last bit. Single runs of
+# either differ by a factor of about 2. The copy is one of the shallowest network.
+ABOVE_ROUNDING = 3
 
 
 @dataclass(frozen=True)
@@ -93,24 +95,22 @@ def fit_slopes(table: Table) -> dict[str, list]:
     """
     rows = []
     for kind in KINDS:
-        runs = select(table, **dict(zip(KIND, kind, strict=True)))
-        for epoch in np.unique(runs["epoch"]).astype(int):
+        of_kind = select(table, **dict(zip(KIND, kind, strict=True)))
+        for (epochs, epoch), runs in sorted(group(of_kind, "epochs", "epoch").items()):
             for measure in (*MEASURES, "steepness"):
-                depths, values = _compute_means(runs, measure, epoch=epoch, compared_with=DOUBLE_DEPTH)
-                if not len(depths):
-                    continue
+                depths, values = _compute_means(runs, measure, compared_with=DOUBLE_DEPTH)
                 fit = fit_slope(depths, values) if len(depths) > 1 else NO_SLOPE
-                seeds = len(np.unique(select(runs, epoch=epoch)["seed"]))
-                _, (rounding, *_) = _compute_rounding(runs, measure, epoch)
-                bounds = (values.min() / rounding, values.max() / rounding)
-                found = (*kind, int(epoch), measure, seeds, fit.slope, fit.low, fit.high, *bounds)
+                _, (rounding, *_) = _compute_rounding(runs, measure)
+                bounds = (values.min() / rounding, values.max() / rounding) if len(depths) else 2 * (math.nan,)
+                seeds = len(np.unique(runs["seed"]))
+                found = (*kind, int(epochs), int(epoch), measure, seeds, fit.slope, fit.low, fit.high, *bounds)
                 rows.append(dict(zip(COLUMNS, found, strict=True)))
     return from_rows(rows, COLUMNS)
 
 
-def _compute_rounding(runs: Table, measure: str, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def _compute_rounding(runs: Table, measure: str, **chosen) -> tuple[np.ndarray, np.ndarray]:
     # The depth of the network whose copy has a changed last bit, and their distance; nan if it is not measured.
-    depths, values = _compute_means(runs, measure, epoch=epoch, compared_with=LAST_BIT)
+    depths, values = _compute_means(runs, measure, compared_with=LAST_BIT, **chosen)
     known = len(depths) and measure in MEASURES
     return (depths, values) if known else (np.array([math.nan]), np.array([math.nan]))
 
@@ -136,7 +136,7 @@ def draw(data: Data, config: Config) -> Figure:
         set_depth_axis(axes[-1, 0], depths)
         axes[-1, 0].set_xticks([depths[0] / 2, *depths], ["copy", *depths])
     else:
-        write_across(axes[0, 0], "not trained yet", color=GREY)
+        write_across(axes[0, 0], "no network is measured after these epochs", color=GREY)
     place = {"location": "bottom", "pad": 0.01, "aspect": 50}
     draw_color_bar(figure, mappable, axes, "epochs complete", ticks=list(epochs), **place)
     figure.legend(
@@ -157,7 +157,7 @@ def _draw_lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], c
         for seed in np.unique(measured["seed"]):
             depths, values = _compute_means(measured, measure, epoch=epoch, seed=seed)
             panel.plot(depths, values, "o-", color=color(epoch), markersize=3, linewidth=1)
-        depths, values = _compute_rounding(runs, measure, epoch)
+        depths, values = _compute_rounding(runs, measure, epoch=epoch)
         panel.plot(depths / 2, values, "x", color=color(epoch), markersize=5)
     if drawn and measure != "steepness":  # 1/L, to compare with
         depths, values = _compute_means(measured, measure, epoch=max(drawn))
@@ -171,13 +171,14 @@ CLAIMED = (  # measure, its name in words, its norm
 
 
 def judge_claims(read: Read) -> Iterator[Claim]:
-    """Trained convolutional networks converge if their stem is smooth. With a ReLU stem, rounding is as large as depth.
-    A kind of network is judged after its last epoch, if it has been trained."""
+    """With a smooth stem, networks converge as their depth grows. With a ReLU in the stem, differences of depth are no
+    larger than rounding. Both are judged after the last epoch; a kind of network whose training goes on is open."""
     rates = read("conv_limit_slopes")
     for kind in KINDS:
         rows = select(rates, **dict(zip(KIND, kind, strict=True)))
         if not len(rows["epoch"]):
             continue
+        rows = select(rows, epochs=max(rows["epochs"]))
         last = select(rows, epoch=max(rows["epoch"]))
         for measure, words, norm in CLAIMED:
             yield _judge_distances(kind, select(last, measure=measure), words, norm)
@@ -188,27 +189,39 @@ def judge_claims(read: Read) -> Iterator[Claim]:
 
 def _judge_distances(kind: tuple[str, str, str], row: Table, words: str, norm: str) -> Claim:
     least, most = row["least"][0], row["most"][0]
-    measured = f"{_count_runs(row)}: {least:.3g} to {most:.3g} times as large as after a change of one last bit"
+    known = math.isfinite(least)
+    multiple = f"{least:.3g} to {most:.3g} times as large as" if known else "not compared with the distance"
+    measured = f"{norm}, {_count_runs(row)}: {multiple} after a change of one last bit"
     if kind[-1] == "relu":
-        return judge_margin(
-            f"CIFAR-10, {name_kind(*kind)}: {words} of depths L and 2L are as close as rounding lets them, {norm}",
+        claim = judge_margin(
+            f"CIFAR-10, {name_kind(*kind)}: {words} of depths L and 2L are as near as rounding allows",
             BEYOND,
             "conv_limit",
             factor_below(most, ABOVE_ROUNDING),
             measured,
             f"at most {ABOVE_ROUNDING} times",
         )
-    statement = f"CIFAR-10, {name_kind(*kind)}: {words} of depths L and 2L come together as 1/L, {norm}"
+        return _open_unless(_is_finished(row), claim)
+    statement = f"CIFAR-10, {name_kind(*kind)}: {words} of depths L and 2L come together as 1/L"
     claim = _judge_slope(statement, row, -1.0, measured)
-    return claim if factor_above(least, ABOVE_ROUNDING) >= 0 else replace(claim, verdict=OPEN)
+    return _open_unless(factor_above(least, ABOVE_ROUNDING) >= 0, claim)
 
 
 def _judge_slope(statement: str, row: Table, expected: float, measured: str) -> Claim:
     fit = Slope(*(float(row[name][0]) for name in ("slope", "low", "high")), constant=math.nan)
     claim = judge_rate(statement, BEYOND, "conv_limit", fit, expected, f"{measured}, slope in L")
-    return replace(claim, interval=f"fit [{fit.low:.3f}, {fit.high:.3f}]")  # the fit is to means over the runs
+    claim = replace(claim, interval=f"fit [{fit.low:.3f}, {fit.high:.3f}]")  # the fit is to means over the runs
+    return _open_unless(_is_finished(row), claim)
+
+
+def _is_finished(row: Table) -> bool:
+    return row["epoch"][0] == row["epochs"][0]
+
+
+def _open_unless(condition: bool, claim: Claim) -> Claim:
+    return claim if condition else replace(claim, verdict=OPEN)
 
 
 def _count_runs(row: Table) -> str:
-    seeds, epoch = row["seeds"][0], row["epoch"][0]
-    return f"{seeds} run{'' if seeds == 1 else 's'}, after {epoch} epochs"
+    seeds, epoch, epochs = (row[name][0] for name in ("seeds", "epoch", "epochs"))
+    return f"{seeds} run{'' if seeds == 1 else 's'}, after epoch {epoch} of {epochs}"

@@ -106,6 +106,15 @@ def memory_saved() -> str:
     return f"{found['stored'][-1] / found['backwards'][-1]:.1f}"
 
 
+def last_bit(stem: str) -> str:
+    """How far apart the trained weights of conv1 are after a change of one last bit, relative to their size, for GELU
+    with batch norm and that activation in the stem."""
+    kind = {"activation": "gelu", "normalisation": "batch", "stem_activation": stem}
+    found = select(table("conv_limit"), compared_with="last bit", **kind)
+    apart = 100 * np.max(select(found, epoch=max(found["epoch"]))["weights_conv1"])
+    return f"{apart:.2g} %" if apart > 0.01 else f"{power(apart)} %"
+
+
 def block_slopes(time: str) -> str:
     """The slopes of all blocks with smooth activations, at the "first" or the "last" training time."""
     found = blocks_room.fit_slopes(table("blocks"), 8)

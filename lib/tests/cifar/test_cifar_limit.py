@@ -16,7 +16,7 @@ from lib.cifar.schedule import training_time
 from lib.cifar.training import Training
 from lib.figures import conv_limit
 from lib.figures.claim import FAILS, HOLDS, OPEN
-from lib.tables import from_rows, select
+from lib.tables import TableError, from_rows, select
 
 TINY = Family("gelu", "group", "gelu", epochs=2, depths=(2, 4, 8), train_images=40, test_images=20)
 
@@ -99,10 +99,18 @@ def test_an_interrupted_family_goes_on_and_measures_the_same(generated_set, tmp_
 @pytest.mark.slow
 def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
-    for _ in range(2):  # the second time only the last epoch is measured again
+    with pytest.raises(ValueError, match="is not in FAMILIES"):
+        depth_limit.train_all([TINY])
+    monkeypatch.setattr(depth_limit, "FAMILIES", [TINY])
+    assert not depth_limit.is_finished(TINY)
+    for _ in range(2):  # the second time it is finished
         assert depth_limit.train_all([TINY]) == []
     table = depth_limit.read()
     assert table["epoch"].tolist() == 4 * [1] + 4 * [2]
+    assert depth_limit.is_finished(TINY)
+    (paths.CHECKPOINTS / depth_limit.TABLE).write_text("activation,seed\ngelu,0\n")
+    with pytest.raises(TableError, match="has no column normalisation"):
+        depth_limit.read()
     assert table["flow_time"][0] == pytest.approx(table["flow_time"][3])
     assert set(table["normalisation"]) == {"group"}
     figure = conv_limit.draw({"conv_limit": table}, conv_limit.Config([1, 2]))
@@ -137,7 +145,7 @@ def table():
     rows = []
     for kind, slope, rounding in ((("gelu", "group", "gelu"), -1.0, 1e-5), (("gelu", "batch", "relu"), 0.0, 0.5)):
         for seed, epoch in itertools.product((0, 1), range(1, 6)):
-            family = depth_limit.Family(*kind, seed).columns | {"epoch": epoch, "steepness": 2.0}
+            family = depth_limit.Family(*kind, seed, epochs=5).columns | {"epoch": epoch, "steepness": 2.0}
             for depth in (16, 32, 64, 128):
                 distance = (1 + seed) * depth**slope if depth < 128 else math.nan
                 measures = dict.fromkeys(depth_limit.MEASURES, distance)
@@ -181,6 +189,7 @@ def test_claims_need_distances_that_are_not_rounding(table):
     assert (find(without, smooth), find(without, paper)) == (OPEN, OPEN)
     constant = table | {"logits": np.where(of_last_bit, table["logits"], 1.0)}
     assert find(constant, smooth) == FAILS
+    assert find({name: column[table["epoch"] < 5] for name, column in table.items()}, smooth) == OPEN
     steeper = table | {"steepness": table["depth"].astype(float)}
     assert find(steeper, "GELU, group norm, GELU stem: L max_k") == FAILS
 
@@ -198,7 +207,7 @@ def test_kinds_that_are_trained_are_drawn(table):
     empty = {name: column[:0] for name, column in table.items()}
     for nothing in (empty, table):
         figure = conv_limit.draw({"conv_limit": nothing}, conv_limit.Config([9]))
-        assert [text.get_text() for text in figure.axes[0].texts] == ["not trained yet"]
+        assert [text.get_text() for text in figure.axes[0].texts] == ["no network is measured after these epochs"]
 
 
 def test_without_a_table_there_are_no_slopes(tmp_path, monkeypatch):

@@ -88,8 +88,9 @@ def figures(tmp_path, monkeypatch):
         for L in DEPTHS for seed in (1, 2)
     ]  # fmt: skip
     rates = [
-        {"activation": "gelu", "normalisation": "batch", "stem_activation": stem, "epoch": epoch, "measure": measure,
-         "seeds": 1, "slope": slope, "low": slope - 0.05, "high": slope + 0.05, "least": least, "most": 2 * least}
+        {"activation": "gelu", "normalisation": "batch", "stem_activation": stem, "epochs": 2, "epoch": epoch,
+         "measure": measure, "seeds": 1, "slope": slope, "low": slope - 0.05, "high": slope + 0.05, "least": least,
+         "most": 2 * least}
         for epoch in (1, 2) for stem, least in (("gelu", 10.0), ("relu", 1.0))
         for measure, slope in (("weights_conv1", -1.0), ("logits", -1.0), ("steepness", 0.0))
     ]  # fmt: skip
