@@ -135,6 +135,7 @@ def draw(data: Data, config: Config) -> Figure:
         depths = np.unique(table["depth"])
         set_depth_axis(axes[-1, 0], depths)
         axes[-1, 0].set_xticks([depths[0] / 2, *depths], ["copy", *depths])
+        axes[-1, 0].set_xlim(left=0.4 * depths[0])
     else:
         write_across(axes[0, 0], "no network is measured after these epochs", color=GREY)
     place = {"location": "bottom", "pad": 0.01, "aspect": 50}
