@@ -106,12 +106,14 @@ def memory_saved() -> str:
     return f"{found['stored'][-1] / found['backwards'][-1]:.1f}"
 
 
-def last_bit(stem: str) -> str:
-    """How far apart the trained weights of conv1 are after a change of one last bit, relative to their size, for GELU
-    with batch norm and that activation in the stem."""
-    kind = {"activation": "gelu", "normalisation": "batch", "stem_activation": stem}
-    found = select(table("conv_limit"), compared_with="last bit", **kind)
-    apart = 100 * np.max(select(found, epoch=max(found["epoch"]))["weights_conv1"])
+def last_bit(which: str) -> str:
+    """How far apart the weights of conv1 are after a change of one last bit, relative to their size, for GELU with batch
+    norm and the activation ``which`` in the stem. "epochs": the last epoch that is measured for both stems."""
+    found = select(table("conv_limit"), compared_with="last bit", activation="gelu", normalisation="batch")
+    epoch = min(found["epoch"][found["stem_activation"] == stem].max() for stem in ("relu", "gelu"))
+    if which == "epochs":
+        return str(epoch)
+    apart = 100 * select(found, stem_activation=which, epoch=epoch)["weights_conv1"].max()
     return f"{apart:.2g} %" if apart > 0.01 else f"{power(apart)} %"
 
 
