@@ -324,13 +324,11 @@ def read_measured(name: str) -> dict[str, np.ndarray]:
     return read_table(f"{name}.csv", MEASURED[name])
 
 
-def read_table(name: str, columns: Iterable[str], folder: Path | None = None) -> dict[str, np.ndarray]:
-    """The table of that file name in ``checkpoints/``. If there is no such file: these columns, without rows. Raises
-    TableError if the file is not a complete table with these columns."""
-    path, columns = (folder or paths.CHECKPOINTS) / name, list(columns)
-    if not path.exists():
-        return {column: np.array([]) for column in columns}
-    found = tables.read_csv(path, ended=True)
+def read_table(name: str, columns: Sequence[str], folder: Path | None = None) -> dict[str, np.ndarray]:
+    """The table of that file name in ``checkpoints/``, which has these columns at least. Without the file it has no
+    rows."""
+    path = (folder or paths.CHECKPOINTS) / name
+    found = tables.read_csv(path, ended=True) if path.exists() else dict.fromkeys(columns, np.array([]))
     if lacking := [column for column in columns if column not in found]:
         raise tables.TableError(f"{paths.shorten(path)} has no column {lacking[0]}: restore the file, or remove it.")
     return found

@@ -107,8 +107,8 @@ def memory_saved() -> str:
 
 
 def last_bit(which: str) -> str:
-    """How far apart the weights of conv1 are after a change of one last bit, relative to their size, for GELU with batch
-    norm and the activation ``which`` in the stem. "epochs": the last epoch that is measured for both stems."""
+    """How far apart the weights of conv1 are after a change of one last bit, relative to their size, for GELU with
+    batch norm and the activation ``which`` in the stem. "epochs": the last epoch that is measured for both stems."""
     found = select(table("conv_limit"), compared_with="last bit", activation="gelu", normalisation="batch")
     epoch = min(found["epoch"][found["stem_activation"] == stem].max() for stem in ("relu", "gelu"))
     if which == "epochs":
