@@ -44,7 +44,7 @@ class Setting:
         """Batch size, learning rate and options in words: "batch size 64, learning rate 0.04, hold stem"."""
         options = ("adaptive", "hold_stem", "depth_scaling")
         named = [name.replace("_", " ") for name in options if getattr(self, name)]
-        named += [f"{self.stem_activation} stem"] if self.stem_activation != "relu" else []
+        named += [f"{tables.word(self.stem_activation)} stem"] if self.stem_activation != "relu" else []
         return ", ".join([f"batch size {self.batch_size}", f"learning rate {self.learning_rate:g}", *named])
 
 

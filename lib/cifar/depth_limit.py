@@ -154,7 +154,8 @@ def measure(family: Family, networks: Sequence[tuple[ConvResNet, EpochRecord]], 
 
 
 def read() -> dict[str, np.ndarray]:
-    """``checkpoints/depth_limit.csv``: one row for each family, epoch, depth and comparison. No rows without
+    """``checkpoints/depth_limit.csv``: one row for each family, epoch, depth and comparison. The
+    losses of a row compared with "last bit" are the copy's. No rows without
     the file. Raises TableError if the file is not such a table."""
     numbers = ("seed", "epochs", "depth", "epoch", "flow_time", "train_loss", "test_accuracy", "steepness", *MEASURES)
     found = read_table(TABLE, (*Family().columns, "compared_with", *numbers))
@@ -173,21 +174,21 @@ def _replace_rows(old: Iterable[dict], new: Iterable[dict]) -> list[dict]:
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
-Report = Callable[[CifarConfig, EpochRecord], None]
+Report = Callable[[str, EpochRecord], None]
 
 
-def ignore(config: CifarConfig, record: EpochRecord) -> None:
+def ignore(network: str, record: EpochRecord) -> None:
     """Report nothing."""
 
 
 def train(
     family: Family, *, threads: int = 0, folder: Path | None = None, report: Report = ignore
 ) -> Iterator[list[dict]]:
-    """Train the networks, or go on training them; yield the rows of every epoch.
+    """Train the networks, or go on training them; yield the rows of an epoch once all networks have reached it.
 
     States are in ``folder`` (default: `paths.BUILD`/training). After an interruption, training goes on with the
-    networks that are behind. A row needs both networks that it compares at the same epoch. ``report`` is called after
-    every epoch of every network. Raises what `cifar_training.train` raises.
+    networks that are behind. A row is measured while both of its networks are at its epoch, and never later. ``report``
+    is called after every epoch of every network, with "copy" or "depth L". Raises what `cifar_training.train` raises.
     """
     checks.thread_count("threads", threads)
     first, *_ = family.configs
@@ -210,7 +211,7 @@ def train(
         target = min(done) + 1
         for place, training in enumerate(trainings):
             if done[place] < target:
-                report(members[place][0], next(training))
+                report(f"depth {members[place][0].depth}" if place else "copy", next(training))
                 done[place] += 1
 
 
@@ -249,9 +250,12 @@ def is_finished(family: Family) -> bool:
 
 
 def train_all(families: Iterable[Family], threads: int = 0) -> list[str]:
-    """Train those of the families that are not finished, one after the other, and write the table after every epoch. If
-    a family diverges, the next one is trained. Returns the messages of those that diverged. Raises ValueError for a
-    family that is not in `FAMILIES`: only those are results."""
+    """Train those of the families that are not finished, one after the other, and write the table after every epoch.
+
+    A family whose states are not here starts anew, and replaces its rows epoch by epoch. If a family diverges, the next
+    one is trained. Returns the messages of those that diverged. Raises ValueError for a family that is not in
+    `FAMILIES`: only those are results.
+    """
     families, diverged = list(families), []
     if foreign := [family for family in families if family not in FAMILIES]:
         raise ValueError(f"{foreign[0]} is not in FAMILIES: train it with `train`, or add it there.")
@@ -271,9 +275,9 @@ def train_all(families: Iterable[Family], threads: int = 0) -> list[str]:
     return diverged
 
 
-def _print_epoch(config: CifarConfig, record: EpochRecord) -> None:
-    words = f"epoch {record.epoch + 1} of {config.epochs}, loss {record.train_loss:.4f}, {record.seconds:.0f} s"
-    print(f"  depth {config.depth}: {words}", flush=True)
+def _print_epoch(network: str, record: EpochRecord) -> None:
+    words = f"loss {record.train_loss:.4f}, {record.seconds:.0f} s"
+    print(f"  {network}, epoch {record.epoch + 1}: {words}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

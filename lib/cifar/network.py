@@ -227,9 +227,9 @@ class ConvResNet(nn.Module):
     def scales(self) -> dict[str, float | None]:
         """How large the hidden states are, by `batch_norm_scale`.
 
-        "stem_scale" is the scale of the stem's output before its ReLU. "path_length" is the mean over layers of the
-        scale of bn2's output; the path h_0, ..., h_L has at most this length. Without batch norm the weights alone do
-        not determine it, and it is None.
+        "stem_scale" is the scale of the stem's output before its activation. "path_length" is the mean over layers of
+        the scale of bn2's output; the path h_0, ..., h_L has at most this length. Without batch norm the weights alone
+        do not determine it, and it is None.
 
         Up to its head, a network depends only on the ratio of the two: bn1 takes the scale out of a layer's input. If
         the stem is c times smaller, h / |h_0| solves an ODE whose right-hand side is c times larger.

@@ -63,7 +63,8 @@ def find_checkpoints(folder: Path | None = None) -> dict[Path, CifarConfig]:
     def place(path: Path) -> tuple:
         config = found[path]
         initialisation = INITIALISATIONS.index(config.initialisation)
-        return config.activation, not config.batch_norm, config.norm_groups, config.epochs, initialisation
+        stem = config.stem_activation != "relu", config.stem_activation
+        return config.activation, not config.batch_norm, config.norm_groups, *stem, config.epochs, initialisation
 
     return {path: found[path] for path in sorted(found, key=place)}
 

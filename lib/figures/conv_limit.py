@@ -52,8 +52,8 @@ ROWS = {
 KIND = ("activation", "normalisation", "stem_activation")
 # Of `fit_slopes`. ``least`` and ``most`` are distances relative to those that a changed last bit makes.
 COLUMNS = (*KIND, "epochs", "epoch", "measure", "seeds", "slope", "low", "high", "least", "most")
-# A distance says something about depth if it is so many times the distance after a changed last bit. Single runs of
-# either differ by a factor of about 2. The copy is one of the shallowest network.
+# A distance says something about depth if it is at least so many times the distance of the copy, which is one of the
+# shallowest network.
 ABOVE_ROUNDING = 3
 
 
@@ -79,46 +79,53 @@ def name_kind(activation: str, normalisation: str, stem_activation: str) -> str:
     return f"{word(activation)}, {norm}, {word(stem_activation)} stem"
 
 
-def _compute_means(table: Table, measure: str, **chosen) -> tuple[np.ndarray, np.ndarray]:
-    """The depths at which a measure is known and positive, and its geometric means over the seeds."""
-    rows = select(table, **chosen)
+def _arrange_by_seed(rows: Table, measure: str) -> dict[int, dict[int, float]]:
+    """{seed: {depth: value}} of the rows in which the measure is known and positive."""
     values = np.asarray(rows[measure], dtype=float)
-    known = np.isfinite(values) & (values > 0)
-    depths = np.unique(rows["depth"][known])
-    return depths, np.array([np.exp(np.log(values[known & (rows["depth"] == L)]).mean()) for L in depths])
+    found: dict[int, dict[int, float]] = {}
+    for seed, depth, value in zip(rows["seed"].tolist(), rows["depth"].tolist(), values.tolist(), strict=True):
+        if math.isfinite(value) and value > 0:
+            found.setdefault(seed, {})[depth] = value
+    return found
+
+
+def _average(runs: Table, measure: str) -> tuple[list[int], np.ndarray, np.ndarray, int]:
+    """The depths of a measure, its geometric means over the seeds that have all of them, those of its multiples of the
+    copy's distance over the seeds that have a copy (nan without one), and the number of seeds."""
+    seeds = _arrange_by_seed(select(runs, compared_with=DOUBLE_DEPTH), measure)
+    copies = _arrange_by_seed(select(runs, compared_with=LAST_BIT), measure) if measure in MEASURES else {}
+    depths = sorted(set().union(*seeds.values()))
+    logs = {seed: np.log([of[L] for L in depths]) for seed, of in seeds.items() if len(of) == len(depths)}
+    beside = [values - math.log(*copies[seed].values()) for seed, values in logs.items() if seed in copies]
+    unknown = np.full(len(depths), math.nan)
+    values = np.exp(np.mean(list(logs.values()), axis=0)) if logs else unknown
+    return depths, values, np.exp(np.mean(beside, axis=0)) if beside else unknown, len(logs)
 
 
 def fit_slopes(table: Table) -> dict[str, list]:
     """The slope in L of every measure, for each kind of network and epoch, fitted to geometric means over the seeds.
 
-    The columns are `COLUMNS`. ``low`` and ``high`` bound the 95 % interval of the fit (nan with two depths).
+    The columns are `COLUMNS`. ``low`` and ``high`` bound the 95 % interval of the fit (nan with two depths). Seeds
+    that lack a depth are left out.
     """
     rows = []
     for kind in KINDS:
         of_kind = select(table, **dict(zip(KIND, kind, strict=True)))
         for (epochs, epoch), runs in sorted(group(of_kind, "epochs", "epoch").items()):
             for measure in (*MEASURES, "steepness"):
-                depths, values = _compute_means(runs, measure, compared_with=DOUBLE_DEPTH)
-                fit = fit_slope(depths, values) if len(depths) > 1 else NO_SLOPE
-                _, (rounding, *_) = _compute_rounding(runs, measure)
-                bounds = (values.min() / rounding, values.max() / rounding) if len(depths) else 2 * (math.nan,)
-                seeds = len(np.unique(runs["seed"]))
+                depths, values, multiples, seeds = _average(runs, measure)
+                fit = fit_slope(depths, values) if seeds and len(depths) > 1 else NO_SLOPE
+                bounds = (multiples.min(), multiples.max()) if len(depths) else 2 * (math.nan,)
                 found = (*kind, int(epochs), int(epoch), measure, seeds, fit.slope, fit.low, fit.high, *bounds)
                 rows.append(dict(zip(COLUMNS, found, strict=True)))
     return from_rows(rows, COLUMNS)
 
 
-def _compute_rounding(runs: Table, measure: str, **chosen) -> tuple[np.ndarray, np.ndarray]:
-    # The depth of the network whose copy has a changed last bit, and their distance; nan if it is not measured.
-    depths, values = _compute_means(runs, measure, compared_with=LAST_BIT, **chosen)
-    known = len(depths) and measure in MEASURES
-    return (depths, values) if known else (np.array([math.nan]), np.array([math.nan]))
-
-
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """Distances between depths L and 2L, and L times the largest successive distance, against L after several epochs.
-    There is a column for each kind of network that is trained, and a line for each epoch and seed."""
+    There is a column for each kind of network that is trained, and a line and a
+    cross for each epoch and seed."""
     table, epochs = data["conv_limit"], config.epochs
     runs = {kind: select(table, **dict(zip(KIND, kind, strict=True))) for kind in KINDS}
     kinds = [kind for kind in KINDS if np.isin(runs[kind]["epoch"], epochs).any()]
@@ -152,17 +159,18 @@ def draw(data: Data, config: Config) -> Figure:
 
 
 def _draw_lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color) -> None:
-    measured = select(runs, compared_with=DOUBLE_DEPTH)
-    drawn = [epoch for epoch in epochs if len(_compute_means(measured, measure, epoch=epoch)[0])]
-    for epoch in drawn:
-        for seed in np.unique(measured["seed"]):
-            depths, values = _compute_means(measured, measure, epoch=epoch, seed=seed)
-            panel.plot(depths, values, "o-", color=color(epoch), markersize=3, linewidth=1)
-        depths, values = _compute_rounding(runs, measure, epoch=epoch)
-        panel.plot(depths / 2, values, "x", color=color(epoch), markersize=5)
-    if drawn and measure != "steepness":  # 1/L, to compare with
-        depths, values = _compute_means(measured, measure, epoch=max(drawn))
-        panel.plot(depths, 1.5 * values[0] * depths[0] / depths, "--", color=GREY, linewidth=1, zorder=0)
+    for epoch in sorted(set(epochs) & set(runs["epoch"].tolist())):
+        now = select(runs, epoch=epoch)
+        for seed in _arrange_by_seed(select(now, compared_with=DOUBLE_DEPTH), measure).values():
+            panel.plot(list(seed), list(seed.values()), "o-", color=color(epoch), markersize=3, linewidth=1)
+        if measure == "steepness":
+            continue
+        for seed in _arrange_by_seed(select(now, compared_with=LAST_BIT), measure).values():
+            panel.plot(np.array(list(seed)) / 2, list(seed.values()), "x", color=color(epoch), markersize=5)
+        depths, values, _, seeds = _average(now, measure)
+    if measure != "steepness" and seeds:  # 1/L, to compare with the last epoch
+        guide = 1.5 * values[0] * depths[0] / np.array(depths)
+        panel.plot(depths, guide, "--", color=GREY, linewidth=1, zorder=0)
 
 
 CLAIMED = (  # measure, its name in words, its norm
@@ -172,8 +180,8 @@ CLAIMED = (  # measure, its name in words, its norm
 
 
 def judge_claims(read: Read) -> Iterator[Claim]:
-    """With a smooth stem, networks converge as their depth grows. With a ReLU in the stem, differences of depth are no
-    larger than rounding. Both are judged after the last epoch; a kind of network whose training goes on is open."""
+    """With a GELU in the stem, networks converge as their depth grows; this is open where rounding hides it. With a
+    ReLU in the stem, differences of depth are no larger than rounding. Both are open before the schedule ends."""
     rates = read("conv_limit_slopes")
     for kind in KINDS:
         rows = select(rates, **dict(zip(KIND, kind, strict=True)))

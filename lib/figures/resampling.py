@@ -148,7 +148,8 @@ def select_shallow(runs: Iterable[Run], table: Table) -> dict[str, list]:
     """The networks that were trained with fewer layers than the deepest of the table, and else in the paper's setting:
     layers, accuracy (%), activation."""
     deepest = max(table.get("depth", [0]), default=0)
-    found = [run for run in runs if run.config.depth < deepest and not run.config.hold_stem and not run.config.trial]
+    options = {"hold_stem": False, "depth_scaling": False, "stem_activation": "relu"}
+    found = [run for run in records.select(runs, **options) if run.config.depth < deepest and not run.config.trial]
     return {
         "layers": [run.config.depth for run in found],
         "accuracy": [run.values["test_accuracy"] for run in found],

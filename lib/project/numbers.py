@@ -8,6 +8,7 @@ from lib import paths, tables
 from lib.cifar import records
 from lib.cifar.choice import RELEASED, NetworkChoice, run_name
 from lib.cifar.course import measure_course, smoothness_in_training
+from lib.cifar.depth_limit import LAST_BIT
 from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 from lib.figures import blocks as blocks_room
@@ -106,14 +107,16 @@ def memory_saved() -> str:
     return f"{found['stored'][-1] / found['backwards'][-1]:.1f}"
 
 
-def last_bit(which: str) -> str:
-    """How far apart the weights of conv1 are after a change of one last bit, relative to their size, for GELU with
-    batch norm and the activation ``which`` in the stem. "epochs": the last epoch that is measured for both stems."""
-    found = select(table("conv_limit"), compared_with="last bit", activation="gelu", normalisation="batch")
-    epoch = min(found["epoch"][found["stem_activation"] == stem].max() for stem in ("relu", "gelu"))
+def last_bit(which: str, compared: str = LAST_BIT) -> str:
+    """How far apart the weights of conv1 of 16 layers are after a change of one last bit, or as ``compared``, relative
+    to their size: for GELU with batch norm, seed 0, and the activation ``which`` in the stem. "epochs": the last epoch
+    that is measured for both stems."""
+    found = select(table("conv_limit"), activation="gelu", normalisation="batch", seed=0, depth=16)
+    found = select(found, compared_with=compared)
+    epoch = max(set.intersection(*(set(select(found, stem_activation=s)["epoch"].tolist()) for s in ("relu", "gelu"))))
     if which == "epochs":
         return str(epoch)
-    apart = 100 * select(found, stem_activation=which, epoch=epoch)["weights_conv1"].max()
+    apart = 100 * select(found, stem_activation=which, epoch=epoch)["weights_conv1"].item()
     return f"{apart:.2g} %" if apart > 0.01 else f"{power(apart)} %"
 
 

@@ -89,7 +89,8 @@ def test_an_interrupted_family_goes_on_and_measures_the_same(generated_set, tmp_
     next(cut), cut.close()
     ahead = depth_limit.cifar_training.train(TINY.configs[0], tmp_path / "cut" / TINY.configs[0].name)
     list(ahead)  # one network has trained longer than the others
-    *_, rows = depth_limit.train(TINY, folder=tmp_path / "cut")  # first what is known of epoch 1
+    known, rows = depth_limit.train(TINY, folder=tmp_path / "cut")
+    assert [(row["epoch"], row["depth"]) for row in known] == [(1, 4), (1, 8)]
     for row, expected in zip(rows, whole[1], strict=True):
         assert row == pytest.approx(expected, nan_ok=True)
     again = list(depth_limit.train(TINY, folder=tmp_path / "cut"))
@@ -97,14 +98,16 @@ def test_an_interrupted_family_goes_on_and_measures_the_same(generated_set, tmp_
 
 
 @pytest.mark.slow
-def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monkeypatch):
+def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
     with pytest.raises(ValueError, match="is not in FAMILIES"):
         depth_limit.train_all([TINY])
     monkeypatch.setattr(depth_limit, "FAMILIES", [TINY])
     assert not depth_limit.is_finished(TINY)
-    for _ in range(2):  # the second time it is finished
-        assert depth_limit.train_all([TINY]) == []
+    assert depth_limit.train_all([TINY]) == []
+    assert "copy, epoch 2" in capsys.readouterr().out
+    assert depth_limit.train_all([TINY]) == []  # the second time there is nothing to do
+    assert "epoch 2" not in capsys.readouterr().out
     table = depth_limit.read()
     assert table["epoch"].tolist() == 4 * [1] + 4 * [2]
     assert depth_limit.is_finished(TINY)
@@ -131,6 +134,9 @@ def test_the_table_has_one_row_an_epoch_and_depth(generated_set, tmp_path, monke
 def test_families_check_themselves(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         Family(**values)
+
+
+def test_families_have_their_names():
     assert depth_limit.main(["gelu"]) == 2
     assert len({family.name for family in depth_limit.FAMILIES}) == len(depth_limit.FAMILIES)
 
@@ -148,9 +154,9 @@ def table():
             family = depth_limit.Family(*kind, seed, epochs=5).columns | {"epoch": epoch, "steepness": 2.0}
             for depth in (16, 32, 64, 128):
                 distance = (1 + seed) * depth**slope if depth < 128 else math.nan
-                measures = dict.fromkeys(depth_limit.MEASURES, distance)
+                measures = {name: (1 + k) * distance for k, name in enumerate(depth_limit.MEASURES)}
                 rows.append(family | {"depth": depth, "compared_with": "double depth"} | measures)
-            measures = dict.fromkeys(depth_limit.MEASURES, (1 + seed) * rounding)
+            measures = {name: (1 + k) * (1 + seed) * rounding for k, name in enumerate(depth_limit.MEASURES)}
             rows.append(family | {"depth": 16, "compared_with": "last bit"} | measures)
     return {name: np.array(column) for name, column in from_rows(rows).items()}
 
@@ -168,6 +174,20 @@ def test_slopes_and_distances_beside_those_of_a_last_bit(table):
     assert (row["slope"][0], row["least"][0], row["most"][0]) == (pytest.approx(0.0), *2 * [pytest.approx(2.0)])
     assert select(rates, measure="steepness")["slope"] == pytest.approx(0.0)
     assert np.isnan(select(rates, measure="steepness")["least"]).all()
+
+
+def test_seeds_count_if_they_have_all_depths_and_are_compared_with_their_own_copies(table):
+    def change(seed, depth, compared, factor):
+        chosen = (table["seed"] == seed) & (table["depth"] == depth) & (table["compared_with"] == compared)
+        return table | {name: np.where(chosen, factor, 1) * table[name] for name in depth_limit.MEASURES}
+
+    def find(table, normalisation):
+        row = select(fit(table), normalisation=normalisation, epoch=5, measure="logits")
+        return [row[name].item() for name in ("seeds", "slope", "least", "most")]
+
+    assert find(change(1, 32, "double depth", math.nan), "group") == pytest.approx([1, -1.0, 1e5 / 64, 1e5 / 16])
+    assert find(change(1, 16, "last bit", math.nan), "batch") == pytest.approx([2, 0.0, 2.0, 2.0])
+    assert find(change(1, 16, "last bit", 4.0), "batch") == pytest.approx([2, 0.0, 1.0, 1.0])
 
 
 def test_claims_need_distances_that_are_not_rounding(table):
@@ -202,8 +222,10 @@ def test_kinds_that_are_trained_are_drawn(table):
         "GELU\ngroup norm\nGELU stem",
     ]
     rows = select(table, normalisation="group", seed=1, epoch=5)
-    lines = [list(line.get_ydata()) for line in axes[1].lines]
-    assert any(line == pytest.approx(select(rows, compared_with="double depth")["logits"][:3]) for line in lines)
+    drawn = [list(line.get_ydata()) for line in axes[2 * 2 + 1].lines]
+    logits = select(rows, compared_with="double depth")["logits"][:3], select(rows, compared_with="last bit")["logits"]
+    for expected in logits:
+        assert any(len(line) == len(expected) and line == pytest.approx(expected) for line in drawn)
     empty = {name: column[:0] for name, column in table.items()}
     for nothing in (empty, table):
         figure = conv_limit.draw({"conv_limit": nothing}, conv_limit.Config([9]))

@@ -467,6 +467,7 @@ def test_runs_that_cannot_be_stacked_are_named(other, words):
     [
         (CifarConfig(batch_norm=False), "stacking needs batch norm, .*one of the activations"),
         (CifarConfig(hold_stem=True), "stacking needs batch norm, hold_stem .*one of the activations"),
+        (CifarConfig(stem_activation="gelu"), "stacking needs .*a ReLU in the stem"),
         (CifarConfig(channels=8), "it has 8 channels and batches of 64, expected 16 and 64"),
         (CifarConfig(batch_size=32), "it has 16 channels and batches of 32, expected 16 and 64"),
     ],
