@@ -11,6 +11,12 @@ from lib.cifar.config import CifarConfig
 from lib.cifar.network import INITIALISATIONS, ConvNetConfig
 from lib.cifar.records import CONVOLUTIONS, Run
 
+# The values of a config that the paper does not vary, and those of the options that it does not have.
+PAPER = {
+    name: getattr(CifarConfig(), name)
+    for name in ("channels", "adaptive", "hold_stem", "depth_scaling", "norm_groups", "stem_activation")
+}
+
 
 @dataclass(frozen=True, order=True)
 class Setting:
@@ -76,15 +82,7 @@ class NetworkChoice:
         ``conditions`` on further values of the config replace those of the choice and of the paper (16 channels, all
         images, none of the options that the paper does not have); None means any. If runs differ only in how often
         they were evaluated, one of them is returned."""
-        paper = {
-            "channels": 16,
-            "adaptive": False,
-            "hold_stem": False,
-            "depth_scaling": False,
-            "norm_groups": 0,
-            "stem_activation": "relu",
-        }
-        found = records.select((run for run in runs if not run.config.trial), **paper | self.settings | conditions)
+        found = records.select((run for run in runs if not run.config.trial), **PAPER | self.settings | conditions)
         return list({replace(run.config, test_every=1): run for run in reversed(found)}.values())[::-1]
 
 

@@ -44,8 +44,8 @@ class Family:
 
     ``normalisation`` is that of the layers: "batch", "none" or "group" (4 groups). The paper's ``stem_activation`` is
     "relu". ``seed`` is that of the weights, the order of the images and the augmentation. ``epochs`` is the length of
-    the schedule. Each of the ``depths`` is twice the one before.
-    ``train_images`` and ``test_images`` are for trials: the number of images used (0: all).
+    the schedule. Each of the ``depths`` is twice the one before. ``train_images`` and ``test_images`` are for trials:
+    the number of images used (0: all).
     """
 
     activation: str = "gelu"
@@ -134,29 +134,35 @@ def distances(shallow: ConvResNet, deep: ConvResNet, images: torch.Tensor) -> di
     return found
 
 
-def measure(family: Family, networks: Sequence[tuple[ConvResNet, EpochRecord]], compared: str, images) -> dict:
-    """The row of the table for a network, the first of ``networks``, which is ``compared`` with the second. If there is
-    no second one, its distances are nan. ``images`` (n, 3, 32, 32) are normalised."""
-    (network, record), *others = networks
-    (config,) = (config for config in family.configs if config.depth == network.config.depth)
+def measure(
+    family: Family,
+    config: CifarConfig,
+    network: ConvResNet,
+    record: EpochRecord,
+    compared_with: str,
+    other: ConvResNet | None,
+    images: torch.Tensor,
+) -> dict[str, Any]:
+    """The row of the table for a network of the family, whose distances are those from the ``other`` (nan if there is
+    none). ``images`` (n, 3, 32, 32) are normalised."""
     time = schedule.training_time(config, config.train_images or dataset.TRAIN_IMAGES, record.epoch + 1)
     return {
         **family.columns,
         "depth": config.depth,
         "epoch": record.epoch + 1,
-        "compared_with": compared,
+        "compared_with": compared_with,
         "flow_time": time / config.depth / (1 - schedule.MOMENTUM),
         "train_loss": record.train_loss,
         "test_accuracy": math.nan if record.test_accuracy is None else record.test_accuracy,
         "steepness": steepness(network),
-        **(distances(network, others[0][0], images) if others else dict.fromkeys(MEASURES, math.nan)),
+        **(distances(network, other, images) if other else dict.fromkeys(MEASURES, math.nan)),
     }
 
 
 def read() -> dict[str, np.ndarray]:
-    """``checkpoints/depth_limit.csv``: one row for each family, epoch, depth and comparison. The
-    losses of a row compared with "last bit" are the copy's. No rows without
-    the file. Raises TableError if the file is not such a table."""
+    """``checkpoints/depth_limit.csv``: one row for each family, epoch, depth and comparison. The losses of a
+    row compared with "last bit" are the copy's. No rows without the file. Raises TableError if the file is not such a
+    table."""
     numbers = ("seed", "epochs", "depth", "epoch", "flow_time", "train_loss", "test_accuracy", "steepness", *MEASURES)
     found = read_table(TABLE, (*Family().columns, "compared_with", *numbers))
     if wrong := [name for name in numbers if len(found[name]) and found[name].dtype.kind not in "if"]:
@@ -228,11 +234,14 @@ def start_from_changed_bit(config: CifarConfig, folder: Path) -> None:
 def _measure_epoch(
     family: Family, members: Sequence[tuple[CifarConfig, Path]], done: Sequence[int], images: torch.Tensor
 ) -> Iterator[dict]:
-    epoch, last = min(done), len(members) - 1
-    read = [_read_network(*member) if at == epoch else None for member, at in zip(members, done, strict=True)]
-    for place, one in enumerate(read):
-        if one and (place == last or read[place + 1]):
-            yield measure(family, [one, *read[place + 1 : place + 2]], DOUBLE_DEPTH if place else LAST_BIT, images)
+    # The copy is compared with the first network, every other one with the next, the last one with none.
+    read = [_read_network(*member) if at == min(done) else None for member, at in zip(members, done, strict=True)]
+    compared = [LAST_BIT] + len(family.depths) * [DOUBLE_DEPTH]
+    for place, ((config, _), words) in enumerate(zip(members, compared, strict=True)):
+        pair = read[place : place + 2]
+        if all(pair):
+            (network, record), *others = pair
+            yield measure(family, config, network, record, words, others[0][0] if others else None, images)
 
 
 def _read_network(config: CifarConfig, folder: Path) -> tuple[ConvResNet, EpochRecord]:

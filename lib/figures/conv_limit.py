@@ -23,7 +23,6 @@ from lib.figures.claim import (
     OPEN,
     Claim,
     Read,
-    factor_above,
     factor_below,
     judge_margin,
     judge_rate,
@@ -73,6 +72,11 @@ def compute(config: Config, progress: Progress = silent) -> Data:
     return {"conv_limit": table, "conv_limit_slopes": fit_slopes(table)}
 
 
+def select_kind(table: Table, kind: tuple[str, str, str]) -> dict[str, np.ndarray]:
+    """The rows of one of `KINDS`."""
+    return select(table, **dict(zip(KIND, kind, strict=True)))
+
+
 def name_kind(activation: str, normalisation: str, stem_activation: str) -> str:
     """Networks in words: "GELU, batch norm, ReLU stem"."""
     norm = "no norm" if normalisation == "none" else f"{normalisation} norm"
@@ -110,8 +114,7 @@ def fit_slopes(table: Table) -> dict[str, list]:
     """
     rows = []
     for kind in KINDS:
-        of_kind = select(table, **dict(zip(KIND, kind, strict=True)))
-        for (epochs, epoch), runs in sorted(group(of_kind, "epochs", "epoch").items()):
+        for (epochs, epoch), runs in sorted(group(select_kind(table, kind), "epochs", "epoch").items()):
             for measure in (*MEASURES, "steepness"):
                 depths, values, multiples, seeds = _average(runs, measure)
                 fit = fit_slope(depths, values) if seeds and len(depths) > 1 else NO_SLOPE
@@ -124,10 +127,9 @@ def fit_slopes(table: Table) -> dict[str, list]:
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """Distances between depths L and 2L, and L times the largest successive distance, against L after several epochs.
-    There is a column for each kind of network that is trained, and a line and a
-    cross for each epoch and seed."""
+    There is a column for each kind of network that is trained, and a line and a cross for each epoch and seed."""
     table, epochs = data["conv_limit"], config.epochs
-    runs = {kind: select(table, **dict(zip(KIND, kind, strict=True))) for kind in KINDS}
+    runs = {kind: select_kind(table, kind) for kind in KINDS}
     kinds = [kind for kind in KINDS if np.isin(runs[kind]["epoch"], epochs).any()]
     figure, axes = make_panels(max(len(kinds), 1), len(ROWS), height=7.8, sharex=True, sharey="row", squeeze=False)
     color, mappable = make_color_scale(epochs)
@@ -159,16 +161,16 @@ def draw(data: Data, config: Config) -> Figure:
 
 
 def _draw_lines(panel: Axes, runs: Table, measure: str, epochs: Sequence[int], color) -> None:
-    for epoch in sorted(set(epochs) & set(runs["epoch"].tolist())):
+    drawn = sorted(set(epochs) & set(runs["epoch"].tolist()))
+    for epoch in drawn:
         now = select(runs, epoch=epoch)
-        for seed in _arrange_by_seed(select(now, compared_with=DOUBLE_DEPTH), measure).values():
-            panel.plot(list(seed), list(seed.values()), "o-", color=color(epoch), markersize=3, linewidth=1)
-        if measure == "steepness":
-            continue
-        for seed in _arrange_by_seed(select(now, compared_with=LAST_BIT), measure).values():
-            panel.plot(np.array(list(seed)) / 2, list(seed.values()), "x", color=color(epoch), markersize=5)
-        depths, values, _, seeds = _average(now, measure)
-    if measure != "steepness" and seeds:  # 1/L, to compare with the last epoch
+        for values in _arrange_by_seed(select(now, compared_with=DOUBLE_DEPTH), measure).values():
+            panel.plot(list(values), list(values.values()), "o-", color=color(epoch), markersize=3, linewidth=1)
+        copies = _arrange_by_seed(select(now, compared_with=LAST_BIT), measure) if measure in MEASURES else {}
+        for values in copies.values():
+            panel.plot(np.array(list(values)) / 2, list(values.values()), "x", color=color(epoch), markersize=5)
+    depths, values, _, seeds = _average(select(runs, epoch=drawn[-1]), measure)
+    if measure in MEASURES and seeds:  # 1/L, to compare with the last epoch
         guide = 1.5 * values[0] * depths[0] / np.array(depths)
         panel.plot(depths, guide, "--", color=GREY, linewidth=1, zorder=0)
 
@@ -184,7 +186,7 @@ def judge_claims(read: Read) -> Iterator[Claim]:
     ReLU in the stem, differences of depth are no larger than rounding. Both are open before the schedule ends."""
     rates = read("conv_limit_slopes")
     for kind in KINDS:
-        rows = select(rates, **dict(zip(KIND, kind, strict=True)))
+        rows = select_kind(rates, kind)
         if not len(rows["epoch"]):
             continue
         rows = select(rows, epochs=max(rows["epochs"]))
@@ -213,7 +215,7 @@ def _judge_distances(kind: tuple[str, str, str], row: Table, words: str, norm: s
         return _open_unless(_is_finished(row), claim)
     statement = f"CIFAR-10, {name_kind(*kind)}: {words} of depths L and 2L come together as 1/L"
     claim = _judge_slope(statement, row, -1.0, measured)
-    return _open_unless(factor_above(least, ABOVE_ROUNDING) >= 0, claim)
+    return _open_unless(least >= ABOVE_ROUNDING, claim)
 
 
 def _judge_slope(statement: str, row: Table, expected: float, measured: str) -> Claim:

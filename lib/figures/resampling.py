@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lib import checks, tables
 from lib.cifar import dataset, records
-from lib.cifar.choice import run_name
+from lib.cifar.choice import PAPER, run_name
 from lib.cifar.records import Run
 from lib.cifar.resampling import accuracy, distance, logits, resample
 from lib.figures.experiment import Progress, silent
@@ -148,8 +148,7 @@ def select_shallow(runs: Iterable[Run], table: Table) -> dict[str, list]:
     """The networks that were trained with fewer layers than the deepest of the table, and else in the paper's setting:
     layers, accuracy (%), activation."""
     deepest = max(table.get("depth", [0]), default=0)
-    options = {"hold_stem": False, "depth_scaling": False, "stem_activation": "relu"}
-    found = [run for run in records.select(runs, **options) if run.config.depth < deepest and not run.config.trial]
+    found = [run for run in records.select(runs, **PAPER) if run.config.depth < deepest and not run.config.trial]
     return {
         "layers": [run.config.depth for run in found],
         "accuracy": [run.values["test_accuracy"] for run in found],
