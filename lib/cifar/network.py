@@ -107,9 +107,10 @@ class ResidualLayers(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """h_0 (n, C, 10, 10) -> h_L, of the same shape. The compiled engine runs it if it can, else PyTorch."""
         tensors = {name: self.stacked(name) for name in self.names()}
-        if not engine.find_conv_stack_problem(h, tensors, self.activation):
+        if not engine.find_conv_stack_problem(h, tensors, self.activation, self.norm_groups):
             self.engine = "compiled"
-            options = {"training": self.training, "momentum": BN_MOMENTUM, "eps": BN_EPS}
+            options = {"norm_groups": self.norm_groups, "training": self.training}
+            options |= {"momentum": BN_MOMENTUM, "eps": BN_EPS}
             return engine.conv_stack(h, tensors, self.activation, **options)
         self.engine = "pytorch"
         for state in self.states(h):

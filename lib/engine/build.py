@@ -36,6 +36,7 @@ ACTIVATION_CODES = {
 }
 CONV_PARAMETERS = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
 BN_PARAMETERS = ("bn1.weight", "bn1.bias", "bn2.weight", "bn2.bias")
+GN_PARAMETERS = ("gn1.weight", "gn1.bias", "gn2.weight", "gn2.bias")
 BN_RUNNING = ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var")
 BN_COUNTERS = ("bn1.num_batches_tracked", "bn2.num_batches_tracked")
 
@@ -202,15 +203,21 @@ def report() -> str:
 # ---- The residual layers of the convolutional network ----
 
 
-def find_conv_stack_problem(h: Tensor, tensors: Mapping[str, Tensor], activation: str) -> str:
+def _norm_parameters(tensors: Mapping[str, Tensor], norm_groups: int) -> tuple[str, ...]:
+    return BN_PARAMETERS if "bn1.weight" in tensors else GN_PARAMETERS if norm_groups else ()
+
+
+def find_conv_stack_problem(h: Tensor, tensors: Mapping[str, Tensor], activation: str, norm_groups: int = 0) -> str:
     """Why ``conv_stack`` cannot take these arguments, in words; empty if it can."""
     module, reason = load()
     if module is None:
         return reason
-    if "gn1.weight" in tensors:
-        return "the compiled engine has no group norm"
     batch_norm = "bn1.weight" in tensors
-    needed = CONV_PARAMETERS + (BN_PARAMETERS + BN_RUNNING if batch_norm else ())
+    if (norm_groups != 0) != ("gn1.weight" in tensors) or (batch_norm and norm_groups):
+        return f"norm_groups is {norm_groups}, and the tensors are of another norm"
+    if norm_groups and (norm_groups < 0 or module.CONV_CHANNELS % norm_groups):
+        return f"norm_groups is {norm_groups}, and does not divide the {module.CONV_CHANNELS} channels"
+    needed = CONV_PARAMETERS + _norm_parameters(tensors, norm_groups) + (BN_RUNNING if batch_norm else ())
     missing = [key for key in needed if key not in tensors]
     if missing:
         return f"the compiled engine needs the tensor {missing[0]}"
@@ -229,8 +236,8 @@ def find_conv_stack_problem(h: Tensor, tensors: Mapping[str, Tensor], activation
     channels = h.shape[1]
     if channels != module.CONV_CHANNELS:
         return f"the compiled convolutions take {module.CONV_CHANNELS} channels, and h has {channels}"
-    if h.numel() == channels and batch_norm:
-        return "batch norm has a single value in each channel"  # PyTorch raises in training
+    if h.numel() == (channels if batch_norm else norm_groups):  # PyTorch raises in training
+        return "batch norm has a single value in each channel" if batch_norm else "group norm has one in each group"
     depth = tensors["conv1.weight"].shape[0]
     for key in needed:
         expected = (depth, channels) + ((channels, 3, 3) if key in ("conv1.weight", "conv2.weight") else ())
@@ -244,6 +251,7 @@ def conv_stack(
     tensors: Mapping[str, Tensor],
     activation: str,
     *,
+    norm_groups: int = 0,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
@@ -254,33 +262,33 @@ def conv_stack(
     stacked over the layers: conv1.weight (L, C, C, 3, 3), conv1.bias (L, C), the same for conv2, and with batch norm
     bn1.weight, bn1.bias, bn1.running_mean, bn1.running_var (L, C), the same for bn2; ``activation`` s by name. With
     ``training``, batch norm uses the batch's statistics, and the running ones (and num_batches_tracked (L,), if given)
-    are updated in place with ``momentum``. Else it uses the running ones.
+    are updated in place with ``momentum``. Else it uses the running ones. With ``norm_groups`` > 0, group norms of
+    that many groups replace the batch norms: gn1.weight, gn1.bias (L, C), the same for gn2.
 
     Returns h_L (n, C, H, W), in channels-last memory. It can be differentiated once, with respect to h and the
     parameters. Gradients do not depend on the number of threads, to the last bit. Raises ValueError if
     ``find_conv_stack_problem`` finds a problem; PyTorch can then be used.
     """
-    if problem := find_conv_stack_problem(h, tensors, activation):
+    if problem := find_conv_stack_problem(h, tensors, activation, norm_groups):
         raise ValueError(f"The compiled convolutions cannot be used: {problem}.")
     module, _ = load()
     batch_norm = "bn1.weight" in tensors
-    parameters = [tensors[key] for key in CONV_PARAMETERS + (BN_PARAMETERS if batch_norm else ())]
+    parameters = [tensors[key] for key in CONV_PARAMETERS + _norm_parameters(tensors, norm_groups)]
     running = [tensors[key] for key in BN_RUNNING] if batch_norm else []
-    options = (training, eps, ACTIVATION_CODES[activation])
+    options = (training, eps, ACTIVATION_CODES[activation], norm_groups)
     if batch_norm and training:
         for key in BN_COUNTERS:
             if key in tensors:
                 tensors[key].add_(1)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (h, *parameters)):
         return _ConvStack.apply(module, running, momentum, options, h, *parameters)
-    return module.conv_stack_forward(h, parameters, running, training, momentum, eps, options[2], False)[0]
+    return module.conv_stack_forward(h, parameters, running, training, momentum, *options[1:], False)[0]
 
 
 class _ConvStack(torch.autograd.Function):
     @staticmethod
     def forward(ctx, module, running, momentum, options, h, *parameters):
-        training, eps, activation = options
-        out, *kept = module.conv_stack_forward(h, parameters, running, training, momentum, eps, activation, True)
+        out, *kept = module.conv_stack_forward(h, parameters, running, options[0], momentum, *options[1:], True)
         ctx.module, ctx.options = module, options
         ctx.save_for_backward(*kept, *parameters)
         return out

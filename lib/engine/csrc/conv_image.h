@@ -466,7 +466,7 @@ Activate activate_function(int64_t name) {
     }
 }
 
-// ---- Batch norm ----
+// ---- Batch norm and group norm ----
 
 // Mean and sum of squared deviations of each channel over one image, in two passes over the cached image.
 inline void image_moments(const float* z, Size size, float* moments) {
@@ -508,20 +508,23 @@ inline void batch_sums(const float* per_image, int64_t images, float factor, flo
     for (int c = 0; c < 2 * C; c++) sums[c] = float(total[c] * factor);
 }
 
-// A batch norm: z -> scale z + shift, where (z - mean) inverse is the normalised value. Absent: the identity.
+// A batch norm or a group norm: z -> scale z + shift, where (z - mean) inverse is the normalised value. On the way back
+// the means of d are over a group norm's channels too, and gamma stands before them: inner = gamma, outer = inverse.
+// For a batch norm inner = 1, outer = scale. Absent: the identity.
 struct alignas(64) Norm {
-    float scale[C], shift[C], mean[C], inverse[C];
+    float scale[C], shift[C], mean[C], inverse[C], inner[C], outer[C];
 
     Norm() : shift{}, mean{} {
-        std::fill_n(scale, C, 1.0f);
-        std::fill_n(inverse, C, 1.0f);
+        for (float* one : {scale, inverse, inner, outer}) std::fill_n(one, C, 1.0f);
     }
-    Norm(const float* mean_, const float* variance, const float* gamma, const float* beta, double eps) {
+    Norm(const float* mean_, const float* variance, const float* gamma, const float* beta, double eps, bool group = false) {
         for (int c = 0; c < C; c++) {
             mean[c] = mean_[c];
             inverse[c] = float(1 / std::sqrt(variance[c] + eps));
             scale[c] = gamma[c] * inverse[c];
             shift[c] = beta[c] - mean[c] * scale[c];
+            inner[c] = group ? gamma[c] : 1;
+            outer[c] = group ? inverse[c] : scale[c];
         }
     }
 
@@ -543,18 +546,47 @@ struct alignas(64) Norm {
         }
     }
 
-    // dz = scale (factor d - mean of d - normalised z * mean of (d normalised z)): the two means are over the batch
-    // where its own statistics were used, else zero.
+    // dz = outer (e - mean of e - normalised z * mean of (e normalised z)), e = inner factor d: the two means are over
+    // the batch where its own statistics were used, over the group for a group norm, else zero.
     void backward(const float* d, float factor, const float* z, const float* means, Size size, float* dz) const {
         for (int first = 0; first < C; first += LANE) {
-            const Vec s = load(scale + first), m = load(mean + first), r = load(inverse + first);
+            const Vec s = load(outer + first), m = load(mean + first), r = load(inverse + first);
+            const Vec gain = load(inner + first) * factor;
             const Vec mean_d = load(means + first), mean_projection = load(means + C + first);
             for (int64_t p = first; p < size.pixels() * C; p += C) {
                 const Vec normalised = (load(z + p) - m) * r;
-                store(dz + p, s * (load(d + p) * factor - mean_d - normalised * mean_projection));
+                store(dz + p, s * (load(d + p) * gain - mean_d - normalised * mean_projection));
             }
         }
     }
 };
+
+// The group norm of an image z: each of `groups` groups of channels has its own mean and (biased) variance.
+inline Norm group_norm(const float* z, Size size, int64_t groups, const float* gamma, const float* beta, double eps) {
+    alignas(64) float moments[2 * C], mean[C], variance[C];
+    image_moments(z, size, moments);
+    const int64_t channels = C / groups;
+    for (int64_t first = 0; first < C; first += channels) {
+        double average = 0, within = 0, between = 0;
+        for (int64_t c = first; c < first + channels; c++) average += moments[c] / double(channels);
+        for (int64_t c = first; c < first + channels; c++) {
+            within += moments[C + c];
+            between += (moments[c] - average) * (moments[c] - average);
+        }
+        std::fill_n(mean + first, channels, float(average));
+        std::fill_n(variance + first, channels, float((within / size.pixels() + between) / channels));
+    }
+    return Norm(mean, variance, gamma, beta, eps, true);
+}
+
+// From an image's sums of d and of d times the normalised z, (2C), the two means that Norm::backward takes.
+inline void group_means(const float* sums, Size size, int64_t groups, const float* gamma, float factor, float* means) {
+    const int64_t channels = C / groups;
+    for (int64_t first = 0; first < 2 * C; first += channels) {
+        double total = 0;
+        for (int64_t c = first; c < first + channels; c++) total += double(gamma[c % C]) * sums[c];
+        std::fill_n(means + first, channels, float(total * factor / double(channels * size.pixels())));
+    }
+}
 
 }  // namespace conv

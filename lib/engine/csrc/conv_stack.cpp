@@ -65,7 +65,7 @@ class Recycled {
 };
 
 // In the order conv1.weight, conv1.bias, conv2.weight, conv2.bias and, with batch norm, bn1.weight, bn1.bias,
-// bn2.weight, bn2.bias.
+// bn2.weight, bn2.bias; with group norm, gn1.weight and so on in their place.
 Parameters pointers(const Tensors& contiguous) {
     std::array<const float*, 8> data{};
     for (size_t j = 0; j < contiguous.size(); j++) data[j] = contiguous[j].const_data_ptr<float>();
@@ -78,8 +78,9 @@ Tensors contiguous(const Tensors& tensors) {
     return result;
 }
 
-Problem problem(const at::Tensor& h, int64_t depth, bool batch_norm, bool training, double eps, int64_t activation, bool keep) {
-    Problem q{depth, h.size(0), {h.size(2), h.size(3)}, batch_norm, training, keep, activation, eps, 1};
+Problem problem(const at::Tensor& h, int64_t depth, bool batch_norm, bool training, double eps, int64_t activation, int64_t groups,
+                bool keep) {
+    Problem q{depth, h.size(0), {h.size(2), h.size(3)}, batch_norm, training, groups, keep, activation, eps, 1};
     q.threads = int(std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), q.blocks())));
     return q;
 }
@@ -93,15 +94,15 @@ std::array<float*, 3> parts(const at::Tensor& kept) {
 // h: (n, C, H, W); running: bn1.running_mean, bn1.running_var, bn2.running_mean, bn2.running_var, updated in training.
 // Returns h_L, and with `keep` two tensors for backward().
 Tensors forward_tensors(const at::Tensor& h, const Tensors& parameters, const Tensors& running, bool training, double momentum,
-                        double eps, int64_t activation, bool keep) {
+                        double eps, int64_t activation, int64_t groups, bool keep) {
     const at::NoGradGuard no_grad;
     const bool batch_norm = !running.empty();
     const int64_t depth = parameters[0].size(0), n = h.size(0), height = h.size(2), width = h.size(3);
-    const Problem q = problem(h, depth, batch_norm, training, eps, activation, keep);
+    const Problem q = problem(h, depth, batch_norm, training, eps, activation, groups, keep);
     const at::Tensor statistics = at::empty({batch_norm ? depth : 0, 4, C});
     if (batch_norm && !training)
         for (int j = 0; j < 4; j++) statistics.select(1, j).copy_(running[j]);
-    const at::Tensor kept = Recycled::floats({batch_norm ? 3 : 2, keep ? depth : 1, n, height, width, C});
+    const at::Tensor kept = Recycled::floats({q.has_norm() ? 3 : 2, keep ? depth : 1, n, height, width, C});
     kept[0][0].copy_(h.permute({0, 2, 3, 1}));
     const at::Tensor out = at::empty({n, height, width, C});
     const auto [x, z1, z2] = parts(kept);
@@ -118,15 +119,15 @@ Tensors forward_tensors(const at::Tensor& h, const Tensors& parameters, const Te
 
 // Gradients with respect to h and the parameters, in the order of forward_tensors.
 Tensors backward_tensors(const at::Tensor& gradient, const Tensors& parameters, const at::Tensor& statistics, const at::Tensor& kept,
-                         bool training, double eps, int64_t activation) {
+                         bool training, double eps, int64_t activation, int64_t groups) {
     const at::NoGradGuard no_grad;
     const int64_t depth = parameters[0].size(0);
     const bool batch_norm = statistics.size(0) > 0;
-    const Problem q = problem(gradient, depth, batch_norm, training, eps, activation, true);
+    const Problem q = problem(gradient, depth, batch_norm, training, eps, activation, groups, true);
     const at::Tensor g = gradient.permute({0, 2, 3, 1}).clone(at::MemoryFormat::Contiguous);
     Tensors result{g.permute({0, 3, 1, 2})};
     std::array<float*, 8> out{};
-    for (int j = 0; j < (batch_norm ? 8 : 4); j++) {
+    for (size_t j = 0; j < parameters.size(); j++) {
         result.push_back(j == 0 || j == 2 ? at::empty({depth, C, C, 3, 3}) : at::empty({depth, C}));
         out[j] = result.back().data_ptr<float>();
     }

@@ -143,7 +143,6 @@ def test_group_norm_starts_as_batch_norm_does_and_has_no_batch_statistics():
     assert torch.equal(layers(h), h)  # each block starts at 0
     perturb(grouped)
     torch.testing.assert_close(layers.train()(h)[:1], layers.eval()(h[:1]))
-    assert layers.engine == "pytorch"
 
 
 def test_initialisation_without_batch_norm_is_small_in_conv1_and_zero_in_conv2():

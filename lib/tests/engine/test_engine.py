@@ -24,13 +24,20 @@ from lib.measures import layer_noise
 module, reason = engine.load()
 needs_engine = pytest.mark.skipif(module is None, reason=reason)
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler is here")
-VARIANTS = {"training": (True, True), "evaluation": (True, False), "no batch norm": (False, True)}
+VARIANTS = {  # batch norm, groups of a group norm, training
+    "training": (True, 0, True),
+    "evaluation": (True, 0, False),
+    "no norm": (False, 0, True),
+    "group norm": (False, 4, True),
+    "layer norm": (False, 1, False),
+}
 
 
 def make_layers(variant: str, activation: str = "gelu", depth: int = 8) -> ResidualLayers:
     """Make layers in float32 with all parameters and running statistics away from their initial values."""
-    batch_norm, training = VARIANTS[variant]
-    config = ConvNetConfig(depth=depth, activation=activation, batch_norm=batch_norm, initialisation="iid")
+    batch_norm, norm_groups, training = VARIANTS[variant]
+    norm = {"batch_norm": batch_norm, "norm_groups": norm_groups}
+    config = ConvNetConfig(depth=depth, activation=activation, initialisation="iid", **norm)
     layers = ConvResNet(config).residual_layers.train(training)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -52,7 +59,8 @@ def draw_images(n: int = 5, height: int = 10, width: int = 10) -> tuple[torch.Te
 
 def run_compiled(layers: ResidualLayers, h: torch.Tensor) -> torch.Tensor:
     tensors = {name: layers.stacked(name) for name in layers.names()}
-    return engine.conv_stack(h, tensors, layers.activation, training=layers.training)
+    options = {"norm_groups": layers.norm_groups, "training": layers.training}
+    return engine.conv_stack(h, tensors, layers.activation, **options)
 
 
 def compute_results(layers: ResidualLayers, run, h: torch.Tensor, w: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -174,7 +182,7 @@ def test_an_overflow_is_not_hidden(activation, sign):
 @needs_engine
 def test_missing_memory_is_said_in_a_sentence():
     """In a process that may take 500 MB more: enough for the states, too little for the buffers of a thread."""
-    layers = make_layers("no batch norm", depth=1)
+    layers = make_layers("no norm", depth=1)
     h = torch.zeros(1, 16, 1500, 1500)
     child = os.fork()
     if child == 0:
@@ -303,6 +311,12 @@ def test_what_the_engine_does_not_take_is_said_in_words():
     assert "meta" in find_reason(h.to("meta"))
     assert "(2, 16, 16, 3, 3)" in find_reason(**{"conv2.weight": torch.zeros(2, 16, 16, 5, 5)})
     assert "single value" in find_reason(h[:1, :, :1, :1])
+    grouped = make_layers("group norm", depth=2)
+    of_group = {name: grouped.stacked(name) for name in grouped.names()}
+    assert not engine.find_conv_stack_problem(h, of_group, "gelu", 4)
+    for tensors_, groups in ((tensors, 4), (of_group, 0), (of_group, 3), (of_group, -4)):
+        assert f"norm_groups is {groups}" in engine.find_conv_stack_problem(h, tensors_, "gelu", groups)
+    assert "each group" in engine.find_conv_stack_problem(h[:1, :, :1, :1], of_group, "gelu", 16)
     with torch.autocast("cpu", torch.bfloat16):
         assert "autocast" in find_reason()
     del tensors["bn2.running_var"]
