@@ -216,10 +216,10 @@ checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not fi
 	@$(PYTHON) -m lib.cifar.dataset
 	@$(PYTHON) -m lib.project.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(call option,--launch,LAUNCH) $(BY_HAND) $(VALUES)
 
-stack: | $(READY) ## Those with batch norm side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
+stack: | $(READY) ## Runs of sweep.csv with batch norm, side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
 	@$(call after,STACK) $(PYTHON) -m lib.cifar.stacked.training $(call option,--epochs,EPOCHS) $(call option,--device,DEVICE)
 
-measure: | $(READY) ## What takes long on the trained networks: with fewer layers, as ODEs (MEASURE="--help"); not part of figures
+measure: | $(READY) ## Trained networks with fewer layers and as ODEs, an hour (MEASURE="--help"); not part of figures
 	@$(call after,MEASURE) $(PYTHON) -m lib.cifar.measured
 
 # --- Tests ---

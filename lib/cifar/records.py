@@ -341,10 +341,10 @@ def select(runs: Iterable[Run], **conditions: Any) -> list[Run]:
 
 
 def describe_length(epochs: int) -> str:
-    """The length of a training in words, compared with the paper's: "own schedule of 30 epochs (paper: 180)"."""
+    """The length of a training in words, compared with the paper's: "a schedule of 30 epochs (paper: 180)"."""
     if epochs == PAPER_EPOCHS:
         return f"{epochs} epochs"
-    return f"own schedule of {epochs} epochs (paper: {PAPER_EPOCHS})"
+    return f"a schedule of {epochs} epochs (paper: {PAPER_EPOCHS})"
 
 
 # ------------------------------------------------------------------------------------------------- the sweep

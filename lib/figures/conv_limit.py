@@ -43,9 +43,9 @@ from lib.measures import NO_SLOPE, Slope, fit_slope
 from lib.tables import Table, from_rows, group, select, word
 
 ROWS = {
-    "weights_conv1": "weights of conv1",
-    "hidden_states": "hidden states",
-    "logits": "logits",
+    "weights_conv1": "weights of conv1,\n$L$ to $2L$",
+    "hidden_states": "hidden states,\n$L$ to $2L$",
+    "logits": "logits,\n$L$ to $2L$",
     "steepness": r"$L\,\max_k\,\|Z_{k+1}-Z_k\|_F$",
 }
 KIND = ("activation", "normalisation", "stem_activation")

@@ -20,7 +20,7 @@ from lib.digits import STATE_DECIMALS, round_difference
 from lib.figures.claim import BEYOND, OPEN, RATE_OURS, Claim, Read, fit_over_seeds, judge_rates
 from lib.figures.experiment import Progress, compute_runs, silent, take_last, vary_seed
 from lib.figures.results import Data
-from lib.figures.style import BLACK, COLORS, GREY, MARKERS, make_panels, set_depth_axis, styled
+from lib.figures.style import BLACK, COLORS, MARKERS, make_panels, set_depth_axis, styled
 from lib.measures import integral_distance
 from lib.rates import SlopeOverSeeds, fit_mean_slope
 from lib.tables import Table, from_rows, select
@@ -216,7 +216,6 @@ def draw(data: Data, config: Config) -> Figure:
         panel.set(yscale="log", title=title)
     entry.set(xlabel="$s=k/L$", title=f"one entry of $W_k(t)-W_k(0)$, $L={max(table['depth'])}$")
     legend.set_axis_off()
-    legend.plot([], [], " ", color=GREY, label="i.i.d.: to the deepest network")
     legend.legend(loc="center left", title="$D=Z(t)-Z(0)$, means over seeds", title_fontsize=8)
     return figure
 

@@ -189,7 +189,7 @@ def draw(data: Data, config: Config) -> Figure:
             states.plot(rows["s"], rows["value"], color=color, label=label, **style)
     states.set(xlabel="$s=k/L$", title="first coordinate of $h_k$, a few inputs")
     leave_room_above(states, 0.3)
-    states.legend(loc="upper center", ncols=3, handlelength=1.2, columnspacing=1)
+    states.legend(loc="upper center", ncols=3, handlelength=1, columnspacing=0.7, handletextpad=0.4)
     iterations = np.unique(errors["iteration"])
     last = select(errors, iteration=iterations[-1], seed=min(errors["seed"]))
     for (name, label), color, marker in zip(ERRORS.items(), COLORS, MARKERS, strict=False):

@@ -206,6 +206,7 @@ def _draw_shares(axes: Axes, table: Table) -> None:
     samples = int(np.min(table["samples"]))
     axes.set_xticks(np.arange(len(widths)) + 0.5, [f"{m / samples:.2g}" for m in widths])
     axes.set_xlabel("$m/n$")
+    axes.set_ylabel("share of the left side")
     axes.set_title(f"whose gradient, targets of size {min(table['target_scale']):g}, mean")
     axes.set_ylim(0, 1.25)
     axes.legend(loc="upper center", ncols=3)

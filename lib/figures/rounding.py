@@ -119,7 +119,7 @@ def draw(data: Data, config: Config) -> Figure:
     share.set_title("noise in two precisions")
     ratio.set_title("smoothness in two precisions")
     parts.set_title("noise at the end of training")
-    parts.set(yscale="log", xlabel="part of the layers")
+    parts.set(yscale="log", xlabel="eighth of the layers")
     leave_room_for_legend(parts, 0.4)
     parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
     for panel, rows in ((share, precision["depth"]), (ratio, precision["depth"]), (parts, depth["run"])):

@@ -204,7 +204,7 @@ def draw(data: Data, config: Config) -> Figure:
         parts.axhline(straight, linestyle="--", **GUIDE)
         parts.annotate(f"straight line: {straight:.2g}", (0.98, straight), (0, -5), xycoords=("axes fraction", "data"),
                        textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
-    parts.set(title="at the end, in parts of the layers", xlabel="part of the layers, from input to output")
+    parts.set(title="at the end, by eighths of the layers", xlabel="eighth of the layers, from input to output")
     parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
     if not len(depth["part"]):
         write_across(parts, "their weights are not here")
@@ -244,7 +244,7 @@ def _draw_by_depth(depths: Axes, times: Axes, deeper: tables.Table, lost: tables
                 fit = fit_slope(lost["depth"], time)
                 ends = np.array([min(lost["depth"]), max(lost["depth"])], dtype=float)
                 times.plot(ends, fit.constant * ends**fit.slope, color=color, linewidth=1)
-                slope = f": slope {format_number(fit.slope, 2)}, n = {int(np.isfinite(time).sum())}"
+                slope = f": slope {format_number(fit.slope, 2)}, {int(np.isfinite(time).sum())} networks"
             times.plot(lost["depth"], time, marker, color=color, label=level + slope)
         low, high = times.get_ylim()
         times.set_ylim(low, high * (high / low) ** 0.2)

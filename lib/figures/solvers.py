@@ -130,8 +130,8 @@ def _draw_solvers(axes: Axes, table: Table) -> None:
             axes.plot(rows["evaluations"][order], found, marker=marker, markersize=3, color=color,
                       **{"linewidth": 1.1, "linestyle": "-"} | style)  # fmt: skip
     own = select(table, method="network")
-    axes.axhline(own["error"][0], linestyle="--", label="the network", **GUIDE)
-    axes.plot([], [], ":", color=GREY, alpha=0.7, label="to the network")
+    axes.axhline(own["error"][0], linestyle="--", label="network to ODE", **GUIDE)
+    axes.plot([], [], ":", color=GREY, alpha=0.7, label="distance to the network")
     axes.axvline(own["evaluations"][0], linestyle=":", **GUIDE | {"linewidth": 0.8})
     name = str(own["network"][0])
     axes.set(xscale="log", yscale="log", title=f"CIFAR-10:\n{name}" if own["kind"][0] == "cifar" else name)

@@ -67,7 +67,7 @@ def test_figure_3_shows_the_chosen_entries(trained, monkeypatch):
         (setting.epochs, smooth): figure_3.write_panel_title(data, config, setting.words, setting.epochs, smooth)
         for setting, smooth in networks
     }
-    length = "own schedule of 30 epochs (paper: 180)"
+    length = "a schedule of 30 epochs (paper: 180)"
     assert titles[30, "weight-tied"] == f"GELU, weight-tied: test 50.00 %\n{length}\n{RELEASED}"
     panels = np.reshape(figure_3.draw(data, config).axes, (4, 2))
     assert [panel.get_title() for panel in panels[::2].flat] == [*titles.values(), "GELU, i.i.d."]
@@ -151,7 +151,7 @@ def test_table_1_is_median_and_interquartile_range_of_the_longest_schedule(train
     readable = make_readable(table)
     assert readable["trained"][2:4] == [
         "180 epochs, 1 of 5 runs (seed 0)",
-        "own schedule of 30 epochs (paper: 180), 3 of 5 runs (seeds 0, 1, 2)",
+        "a schedule of 30 epochs (paper: 180), 3 of 5 runs (seeds 0, 1, 2)",
     ]
     assert readable["trained"][0] == "not yet"
     assert readable["test %"][3] == "52.0 ± 5.0"
@@ -327,7 +327,7 @@ def test_figure_4_averages_over_layers_and_runs(trained):
     assert compare_distances(averages, RELEASED, 180) == {}
     titles = write_titles(averages, "gelu")
     assert titles == {
-        (RELEASED, 30): f"GELU, own schedule of 30 epochs (paper: 180), 3 runs\n{RELEASED}",
+        (RELEASED, 30): f"GELU, a schedule of 30 epochs (paper: 180), 3 runs\n{RELEASED}",
         (RELEASED, 180): f"GELU, 180 epochs, 1 run\n{RELEASED}",
     }
     curves, points, long_curves, _ = figure_4.draw(

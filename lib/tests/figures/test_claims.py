@@ -522,7 +522,7 @@ def test_distances_are_judged_if_both_sides_have_the_papers_schedule(figures):
     )
     (last,) = [claim for claim in claims.judge_all() if claim.figure == "figure_4"]
     assert last.verdict == OPEN
-    assert last.measured.startswith("100 (conv1) and 100 (conv2) times, after own schedule of 30 epochs")
+    assert last.measured.startswith("100 (conv1) and 100 (conv2) times, after a schedule of 30 epochs")
 
 
 def test_late_rates_tell_an_exponential_from_a_power_of_t():
@@ -566,7 +566,7 @@ def test_networks_trained_for_a_shorter_time_than_the_papers_leave_claims_open(f
         tables.write_csv(figures / f"{name}.csv", table)
     found = [claim for claim in claims.judge_all() if claim.figure in ("table_1", "figure_4")]
     assert [claim.verdict for claim in found] == [OPEN] * 7
-    assert all("own schedule of 30 epochs (paper: 180)" in claim.measured for claim in found)
+    assert all("a schedule of 30 epochs (paper: 180)" in claim.measured for claim in found)
 
 
 def test_a_missing_table_is_named_with_what_makes_it(figures):
