@@ -8,7 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -214,6 +214,22 @@ def hold_lock(lock: Path, busy: str) -> Iterator[None]:
             yield
         finally:
             _write_holder(lock, "")
+
+
+@contextmanager
+def wait_for_lock(lock: Path, busy: str, seconds: float = 60.0) -> Iterator[None]:
+    """`hold_lock`, once another process that holds it has ended. Raises Busy if it has not after ``seconds``."""
+    until = time.monotonic() + seconds
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold_lock(lock, busy))
+                break
+            except Busy:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+        yield
 
 
 def _open_lock(lock: Path) -> int:

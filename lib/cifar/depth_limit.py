@@ -16,26 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from lib import checks, paths, tables
+from lib import checks, paths
 from lib.checks import Divergence
-from lib.cifar import dataset, schedule, states
+from lib.cifar import dataset, depth_table, schedule, states
 from lib.cifar import training as cifar_training
 from lib.cifar.config import CifarConfig
+from lib.cifar.depth_table import DOUBLE_DEPTH, KINDS, LAST_BIT, MEASURES
 from lib.cifar.network import ConvResNet
 from lib.cifar.progress import EpochRecord
-from lib.cifar.records import read_table
 from lib.measures import integral_distance
 from lib.tables import select
 
 DEPTHS = (16, 32, 64, 128)
-TABLE = "depth_limit.csv"
 NORMALISATIONS = {"batch": (True, 0), "none": (False, 0), "group": (False, 4)}  # batch_norm, norm_groups
 COMPARED_IMAGES = 100  # of the test set, for hidden states and logits
-MEASURES = ("weights_conv1", "weights_conv2", "hidden_states", "logits")
-DOUBLE_DEPTH, LAST_BIT = "double depth", "last bit"  # what a network is compared with
 
 
 @dataclass(frozen=True)
@@ -87,19 +83,9 @@ class Family:
     @property
     def columns(self) -> dict[str, Any]:
         """The columns of the table that identify the family."""
-        names = ("activation", "normalisation", "stem_activation", "seed", "epochs")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in depth_table.FAMILY}
 
 
-# Activation, normalisation and stem's activation: the paper's networks, and others that differ in one or two of them.
-KINDS = (
-    ("gelu", "batch", "relu"),
-    ("gelu", "batch", "gelu"),
-    ("gelu", "none", "relu"),
-    ("gelu", "none", "gelu"),
-    ("gelu", "group", "gelu"),
-    ("relu", "batch", "gelu"),
-)
 FAMILIES = tuple(Family(*kind, seed) for seed in (0, 1) for kind in KINDS)  # to train, in this order
 
 
@@ -157,24 +143,6 @@ def measure(
         "steepness": steepness(network),
         **(distances(network, other, images) if other else dict.fromkeys(MEASURES, math.nan)),
     }
-
-
-def read() -> dict[str, np.ndarray]:
-    """``checkpoints/depth_limit.csv``: one row for each family, epoch, depth and comparison. The losses of a
-    row compared with "last bit" are the copy's. No rows without the file. Raises TableError if the file is not such a
-    table."""
-    numbers = ("seed", "epochs", "depth", "epoch", "flow_time", "train_loss", "test_accuracy", "steepness", *MEASURES)
-    found = read_table(TABLE, (*Family().columns, "compared_with", *numbers))
-    if wrong := [name for name in numbers if len(found[name]) and found[name].dtype.kind not in "if"]:
-        raise tables.TableError(f"checkpoints/{TABLE}: an entry of {wrong[0]} is no number; restore the file.")
-    return found
-
-
-def _replace_rows(old: Iterable[dict], new: Iterable[dict]) -> list[dict]:
-    """The ``old`` rows, with those of the same family, epoch, depth and comparison replaced by the ``new`` ones."""
-    names = (*Family().columns, "epoch", "depth", "compared_with")
-    rows = {tuple(row[name] for name in names): row for row in (*old, *new)}
-    return list(rows.values())
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
@@ -253,7 +221,7 @@ def _read_network(config: CifarConfig, folder: Path) -> tuple[ConvResNet, EpochR
 
 def is_finished(family: Family) -> bool:
     """Whether the table has all rows of the family after its last epoch."""
-    rows = select(read(), **family.columns, epoch=family.epochs)
+    rows = select(depth_table.read(), **family.columns, epoch=family.epochs)
     found = set(zip(rows["depth"].tolist(), rows["compared_with"].tolist(), strict=True))
     return {(family.depths[0], LAST_BIT), *((depth, DOUBLE_DEPTH) for depth in family.depths)} <= found
 
@@ -276,8 +244,7 @@ def train_all(families: Iterable[Family], threads: int = 0) -> list[str]:
         print(f"{family.name}: {family.epochs} epochs of {depths} layers and of a copy of the first", flush=True)
         try:
             for rows in train(family, threads=threads, report=_print_epoch):
-                together = _replace_rows(tables.rows(read()), rows)
-                tables.write_csv(paths.CHECKPOINTS / TABLE, tables.from_rows(together))
+                depth_table.add(rows)
         except Divergence as error:
             print(error, file=sys.stderr, flush=True)
             diverged.append(str(error))

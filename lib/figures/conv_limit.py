@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lib import checks
-from lib.cifar import depth_limit
-from lib.cifar.depth_limit import DOUBLE_DEPTH, KINDS, LAST_BIT, MEASURES
+from lib.cifar import depth_table
+from lib.cifar.depth_table import DOUBLE_DEPTH, KINDS, LAST_BIT, MEASURES
 from lib.figures.claim import (
     BEYOND,
     OPEN,
@@ -68,7 +68,7 @@ class Config:
 
 def compute(config: Config, progress: Progress = silent) -> Data:
     """The table ``checkpoints/depth_limit.csv``, and its slopes (`fit_slopes`)."""
-    table = depth_limit.read()
+    table = depth_table.read()
     return {"conv_limit": table, "conv_limit_slopes": fit_slopes(table)}
 
 
@@ -97,10 +97,12 @@ def _average(runs: Table, measure: str) -> tuple[list[int], np.ndarray, np.ndarr
     """The depths of a measure, its geometric means over the seeds that have all of them, those of its multiples of the
     copy's distance over the seeds that have a copy (nan without one), and the number of seeds."""
     seeds = _arrange_by_seed(select(runs, compared_with=DOUBLE_DEPTH), measure)
-    copies = _arrange_by_seed(select(runs, compared_with=LAST_BIT), measure) if measure in MEASURES else {}
     depths = sorted(set().union(*seeds.values()))
-    logs = {seed: np.log([of[L] for L in depths]) for seed, of in seeds.items() if len(of) == len(depths)}
-    beside = [values - math.log(*copies[seed].values()) for seed, values in logs.items() if seed in copies]
+    copied = select(runs, compared_with=LAST_BIT, depth=min(depths, default=0))
+    copies = _arrange_by_seed(copied, measure) if measure in MEASURES else {}
+    complete = {seed: values for seed, values in seeds.items() if len(values) == len(depths)}
+    logs = {seed: np.log([values[L] for L in depths]) for seed, values in complete.items()}
+    beside = [values - math.log(copies[seed][depths[0]]) for seed, values in logs.items() if seed in copies]
     unknown = np.full(len(depths), math.nan)
     values = np.exp(np.mean(list(logs.values()), axis=0)) if logs else unknown
     return depths, values, np.exp(np.mean(beside, axis=0)) if beside else unknown, len(logs)

@@ -8,7 +8,7 @@ from lib import paths, tables
 from lib.cifar import records
 from lib.cifar.choice import RELEASED, NetworkChoice, run_name
 from lib.cifar.course import measure_course, smoothness_in_training
-from lib.cifar.depth_limit import LAST_BIT
+from lib.cifar.depth_table import LAST_BIT
 from lib.cifar.network import INITIALISATIONS
 from lib.cifar.records import CONVOLUTIONS, PAPER_EPOCHS, Run
 from lib.figures import blocks as blocks_room

@@ -6,8 +6,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import toy_project
@@ -148,6 +150,26 @@ def test_a_lock_of_another_user_that_can_only_be_read_is_held_all_the_same(tmp_p
     monkeypatch.setattr(paths.os, "open", open_as_another_user)
     with paths.hold_lock(lock, "Busy."), pytest.raises(paths.Busy), paths.hold_lock(lock, "Busy."):
         pass
+
+
+def test_a_lock_is_waited_for_until_its_holder_ends_or_time_is_over(tmp_path):
+    lock, got = tmp_path / "lock", []
+    with paths.hold_lock(lock, "Busy."):
+        with pytest.raises(paths.Busy, match="Busy"), paths.wait_for_lock(lock, "Busy.", seconds=0.1):
+            pass
+        waiting = threading.Thread(target=lambda: got.append(_hold_after_waiting(lock)))
+        waiting.start()
+        time.sleep(0.2)
+        assert not got
+    waiting.join(timeout=30)
+    assert got == [True]
+
+
+def _hold_after_waiting(lock: Path) -> bool:
+    with paths.wait_for_lock(lock, "Busy."):
+        with pytest.raises(paths.Busy), paths.hold_lock(lock, "Busy."):
+            pass
+        return True
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
