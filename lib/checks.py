@@ -66,10 +66,10 @@ def positive_int(name: str, value: Any, least: int = 1, most: int = LARGEST_INT)
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is {value!r}, expected a whole number of at least {least}.")
+    shown = value if abs(value) < 10**30 else "a number of more than 30 digits"
     if value < least:
-        raise ValueError(f"{name} is {value}, expected a whole number of at least {least}.")
+        raise ValueError(f"{name} is {shown}, expected a whole number of at least {least}.")
     if value > most:
-        shown = value if value < 10**30 else "a number of more than 30 digits"
         raise ValueError(f"{name} is {shown}, expected a whole number of at most {most}.")
 
 
@@ -79,8 +79,9 @@ def positive_float(name: str, value: Any, zero_allowed: bool = False) -> None:
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is {value!r}, expected {expected}.")
-    if isinstance(value, int) and value > LARGEST_INT:
-        raise ValueError(f"{name} is a whole number above {LARGEST_INT}, expected {expected} that a float can hold.")
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        bound = f"above {LARGEST_INT}" if value > 0 else f"below {-LARGEST_INT}"
+        raise ValueError(f"{name} is a whole number {bound}, expected {expected} that a float can hold.")
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
         raise ValueError(f"{name} is {value}, expected {expected}.")
 
@@ -209,7 +210,7 @@ def record_iterations(record_at: Iterable[int] | None, iterations: int) -> Seque
     TypeError if they are not whole numbers."""
     wanted = range(iterations + 1) if record_at is None else record_at
     try:
-        if not isinstance(wanted, range):
+        if not isinstance(wanted, range) or wanted.step < 0:
             wanted = sorted({operator.index(plain(each)) for each in plain(wanted)})
     except TypeError:
         raise TypeError(

@@ -81,7 +81,7 @@ def ask_process(function: Callable[..., None], *arguments: Any) -> Any:
     """What ``function(*arguments, answer)`` sends to the connection ``answer`` in a new process, such as how its memory
     grew. Use it in the main thread. Raises EOFError if the process dies.
 
-    An interruption from the keyboard does not reach the new process: this one ends it.
+    An interruption from the keyboard, which does not reach the new process, or another exception here ends it.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -94,6 +94,9 @@ def ask_process(function: Callable[..., None], *arguments: Any) -> Any:
     sender.close()
     try:
         return receiver.recv()
+    except BaseException:  # what the process computes has no use any more
+        process.terminate()
+        raise
     finally:
         process.join()
 

@@ -25,7 +25,7 @@ class SlopeOverSeeds(Slope):
 
 
 def no_slope(seeds: int) -> SlopeOverSeeds:
-    """The rate over ``seeds`` draws of numbers of which some are missing: everything is nan."""
+    """The rate over ``seeds`` draws of numbers of which some are missing or zero: everything is nan."""
     return SlopeOverSeeds(*[math.nan] * 6, seeds=seeds)
 
 
@@ -85,12 +85,12 @@ def compute_root_mean_squares(table: Table, quantity: str, **chosen) -> dict[str
 
 def fit_slope_in_depth(table: Table, quantity: str, at_least: int, **chosen) -> SlopeOverSeeds:
     """The rate in L of the root mean square over the seeds, over depths >= ``at_least``, for networks of one width. Its
-    95 % interval is by resampling the seeds. Everything is nan if a number is missing."""
+    95 % interval is by resampling the seeds. Everything is nan if a number is missing or zero."""
     depths, _, squares = _select_squares(table, quantity, **chosen)
-    if not np.isfinite(squares).all():
+    keep = depths >= at_least
+    if not np.isfinite(squares).all() or not squares[keep].all():
         return no_slope(squares.shape[1])
     fit = fit_slope(depths, np.sqrt(squares.mean(axis=1)), at_least)
-    keep = depths >= at_least
     centred = np.log(depths[keep]) - np.log(depths[keep]).mean()
     low, high = _compute_interval(np.log(_resample(squares)[:, keep]) @ centred / (centred @ centred), squares.shape[1])
     interval = float(low), float(high)
@@ -110,8 +110,8 @@ class TwoTerms:
 
     @property
     def crossover(self) -> float:
-        """a^2/b^2, the L/m at which the two terms are equal."""
-        return (self.a / self.b) ** 2
+        """a^2/b^2, the L/m at which the two terms are equal; infinity if b is 0."""
+        return (self.a / self.b) ** 2 if self.b else math.inf
 
     def value(self, depth, width):
         """The fitted distance."""

@@ -112,7 +112,7 @@ def _convert_column(column: Sequence[str]) -> np.ndarray:
     for kind in (np.int64, np.float64):
         try:
             return np.array(column, dtype=kind)
-        except ValueError:
+        except (ValueError, OverflowError):  # the latter for a whole number that int64 cannot hold
             continue
     if set(column) <= {"True", "False"}:
         return np.array([entry == "True" for entry in column])
@@ -120,8 +120,9 @@ def _convert_column(column: Sequence[str]) -> np.ndarray:
 
 
 def select(table: Table, **values: Any) -> dict[str, np.ndarray]:
-    """The rows in which each of these columns has the given value."""
-    keep = np.all([np.asarray(table[name]) == value for name, value in values.items()], axis=0)
+    """The rows in which each of these columns has the given value: all rows without a value."""
+    matching = [np.asarray(table[name]) == value for name, value in values.items()]
+    keep = np.all(matching, axis=0) if matching else slice(None)
     return {name: np.asarray(column)[keep] for name, column in table.items()}
 
 

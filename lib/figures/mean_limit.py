@@ -310,7 +310,7 @@ def _draw_by_width(alone: Axes, together: Axes, table: Table) -> None:
     ratios = np.geomspace(*np.quantile(points["depth"] / points["width"], [0, 1]), 100)
     # The distance times sqrt(L m) depends on L/m alone, so m = 1 is enough.
     together.plot(ratios, fit.value(ratios, 1) * np.sqrt(ratios), color=GREY, linewidth=1.2, zorder=0)
-    if fit.a > 0:
+    if 0 < fit.crossover < math.inf:
         together.axvline(fit.crossover, linestyle=":", **GUIDE)
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 8, "color": GREY}
         together.annotate("$1/L$", (fit.crossover, 0.93), (-4, 0), ha="right", **place)

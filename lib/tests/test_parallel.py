@@ -42,6 +42,11 @@ def kill_itself(number):
     return number
 
 
+def never_answer(answer):
+    print("started", flush=True)
+    time.sleep(1000)
+
+
 def test_results_and_errors_of_other_processes_arrive_in_order(two_processes):
     found = []
     with pytest.raises(ValueError, match="math domain error"):
@@ -82,3 +87,20 @@ def test_processes_of_a_script_without_a_guard_end_with_it(number, tmp_path):
         process.send_signal(number)
     assert len(children) >= 2
     assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+def test_a_process_that_is_asked_ends_with_an_interruption():
+    code = (
+        "import signal\nfrom lib import parallel\nfrom lib.tests import test_parallel\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\nparallel.ask_process(test_parallel.never_answer)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout.readline() == b"started\n"
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.send_signal(signal.SIGINT)
+        alive = psutil.wait_procs(family, timeout=20)[1]
+        for each in alive:
+            each.kill()
+    assert len(family) >= 2
+    assert alive == []

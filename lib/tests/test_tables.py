@@ -26,6 +26,11 @@ def test_floats_are_written_to_eight_digits(tmp_path):
     assert path.read_text() == "x,y,n\n0.33333333,3.1415927,1\n1e-300,123456790.0,2\n"
 
 
+def test_whole_numbers_that_int64_cannot_hold_come_back_as_floats(tmp_path):
+    back = tables.read_csv(tables.write_csv(tmp_path / "t.csv", {"n": [1, 2**64, -(10**30)]}))
+    assert back["n"].tolist() == [1.0, 2.0**64, -1e30]
+
+
 def test_truth_values_come_back_as_such(tmp_path):
     table = {"smooth": [True, False], "none": [True, None], "ratio": [1.0, 0.5]}
     back = tables.read_csv(tables.write_csv(tmp_path / "t.csv", table))
@@ -82,6 +87,7 @@ def test_a_table_cut_at_any_place_is_found_out(tmp_path):
 def test_rows_of_a_value_are_selected():
     table = tables.from_rows([{"L": 2, "x": 0.5}, {"L": 4, "x": 0.25}])
     assert list(tables.select(table, L=4)["x"]) == [0.25]
+    assert {name: column.tolist() for name, column in tables.select(table).items()} == table
     assert tables.from_rows([]) == {}
 
 

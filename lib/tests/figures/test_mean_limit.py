@@ -114,6 +114,26 @@ def test_a_fit_of_two_terms_finds_their_coefficients():
     assert fit.value(fit.crossover * 64, 64) == pytest.approx(math.sqrt(2) * a / (fit.crossover * 64))
 
 
+def test_without_a_term_in_the_width_the_two_are_never_equal():
+    rows = [
+        {"depth": L, "width": m, "seed": seed, "output": 0.5 / L * (1 + m / 1e4), "kind": "iid"}
+        for L in (8, 32, 128) for m in (4, 64, 1024) for seed in (1, 2, 3)
+    ]  # fmt: skip
+    fit = fit_two_terms(from_rows(rows), "output", kind="iid")
+    assert fit.b == 0
+    assert fit.crossover == math.inf
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("distance", [0.0, math.nan])
+def test_a_slope_over_a_missing_or_zero_distance_is_nan(distance):
+    rows = [{"depth": L, "seed": seed, "output": 1 / L, "width": 4} for L in (8, 16, 32) for seed in range(3)]
+    rows[4]["output"] = distance
+    fit = fit_slope_in_depth(from_rows(rows), "output", 8, width=4)
+    assert fit.seeds == 3
+    assert all(map(math.isnan, (fit.slope, fit.low, fit.high, fit.fit_low, fit.fit_high)))
+
+
 def test_intervals_come_from_the_seeds():
     random = np.random.default_rng(3)
     rows = [
