@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lib import checks
@@ -16,12 +16,11 @@ class Activation:
     """An activation s, entry by entry.
 
     ``function`` is s. ``derivative`` is s', for the hand-written adjoint; at a kink it has the value that autograd
-    uses. ``module`` builds the ``torch.nn`` layer. ``smooth`` says whether s is C^2, as the theorems assume."""
+    uses. ``smooth`` says whether s is C^2, as the theorems assume."""
 
     name: str
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
-    module: Callable[[], nn.Module]
     smooth: bool
 
 
@@ -44,12 +43,12 @@ def _leaky_relu_derivative(z: Tensor) -> Tensor:
 ACTIVATIONS = {
     activation.name: activation
     for activation in (
-        Activation("gelu", F.gelu, _gelu_derivative, nn.GELU, True),
-        Activation("relu", F.relu, lambda z: (z > 0).to(z.dtype), nn.ReLU, False),
-        Activation("tanh", torch.tanh, _tanh_derivative, nn.Tanh, True),
-        Activation("identity", lambda z: z, torch.ones_like, nn.Identity, True),
-        Activation("softplus", F.softplus, torch.sigmoid, nn.Softplus, True),
-        Activation("leaky_relu", F.leaky_relu, _leaky_relu_derivative, nn.LeakyReLU, False),
+        Activation("gelu", F.gelu, _gelu_derivative, True),
+        Activation("relu", F.relu, lambda z: (z > 0).to(z.dtype), False),
+        Activation("tanh", torch.tanh, _tanh_derivative, True),
+        Activation("identity", lambda z: z, torch.ones_like, True),
+        Activation("softplus", F.softplus, torch.sigmoid, True),
+        Activation("leaky_relu", F.leaky_relu, _leaky_relu_derivative, False),
     )
 }
 # The released code calls the identity "linear".

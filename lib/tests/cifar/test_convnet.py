@@ -9,6 +9,8 @@ from lib import activations
 from lib.cifar.network import INITIALISATIONS, ConvNetConfig, ConvResNet
 
 SMALL = {"depth": 5, "seed": 1}
+MODULES = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity, "softplus": nn.Softplus,
+           "leaky_relu": nn.LeakyReLU}  # fmt: skip
 
 
 class Reference(nn.Module):
@@ -30,8 +32,8 @@ class Reference(nn.Module):
             self.residual_layers.append(layer)
         self.norm = "gn" if config.norm_groups else "bn"
         self.linear = nn.Linear(4 * C, 10)
-        self.s = activations.get(config.activation).module()
-        self.stem_s = activations.get(config.stem_activation).module()
+        self.s = MODULES[config.activation]()
+        self.stem_s = MODULES[config.stem_activation]()
 
     def forward(self, x):
         h = self.stem_s(self.bn1(self.conv1(x)))

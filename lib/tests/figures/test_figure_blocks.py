@@ -84,7 +84,7 @@ def test_the_picture_draws_its_table(table):
             "normalisation of perceptron is 'batch', expected one of: none, layer",
         ),
         ({"activations": ["gelu", "gelu"]}, "activations is .* without repeats"),
-        ({"activations": ["step"]}, "activation is 'step', expected one of: gelu, silu, tanh, relu"),
+        ({"activations": ["step"]}, "activation is 'step', expected one of: gelu, relu, tanh, identity, softplus"),
         ({"seeds": [-1]}, "an entry of seeds is -1"),
         ({"iterations": [1]}, "an entry of iterations is 1, expected a whole number of at least 2"),
         ({"slope_from": 4}, "slope_from is 4, which leaves fewer than two"),
