@@ -79,12 +79,18 @@ def read_csv(path: Path, ended: bool = False) -> dict[str, np.ndarray]:
     Raises TableError if the file is not a complete table. With ``ended``, the last line must end with a newline, as
     `write_csv` writes it: a table that was cut off inside its last entry does not.
     """
+    return read_numbered(path, ended)[0]
+
+
+def read_numbered(path: Path, ended: bool = False) -> tuple[dict[str, np.ndarray], list[int]]:
+    """The table of `read_csv`, and the number of each row's line in the file, which may have blank lines."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file, strict=True)
         try:
-            header, rows = next(reader, None), []
+            header, rows, numbers = next(reader, None), [], []
             for row in filter(None, reader):  # without blank lines
                 rows.append(row)
+                numbers.append(reader.line_num)
                 if len(row) != len(header):
                     found = (
                         f"line {reader.line_num} has {len(row)} entries, expected {len(header)} as in the first line"
@@ -97,7 +103,7 @@ def read_csv(path: Path, ended: bool = False) -> dict[str, np.ndarray]:
         if ended and not _ends_with_newline(path):
             raise _describe_damage(path, f"line {reader.line_num} has no end")
     columns = zip(*rows, strict=True) if rows else ([] for _ in header)
-    return {name: _convert_column(column) for name, column in zip(header, columns, strict=True)}
+    return {name: _convert_column(column) for name, column in zip(header, columns, strict=True)}, numbers
 
 
 def _describe_damage(path: Path, found: str) -> TableError:

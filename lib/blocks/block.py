@@ -325,5 +325,7 @@ def _all_random_states(device: torch.device) -> tuple:
 
 
 def random_state(device: torch.device) -> Tensor:
+    """The state of PyTorch's random number generator on the CPU and, if ``device`` is CUDA, on that device: bytes (k,)
+    on the CPU. It changes with every draw."""
     cpu = torch.get_rng_state()
     return torch.cat([cpu, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else cpu

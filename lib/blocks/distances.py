@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -223,6 +223,10 @@ def compare_depths(
         return deque(progress(states, config.iterations + 1) if progress else states, maxlen=1).pop()
 
 
+# The fields of `DistancesConfig` that `successive_distances` takes by name as ``options``.
+OPTIONS = ("loss", "initialisation", "seed", "optimizer", "chunk")
+
+
 def successive_distances(
     block: Block,
     depths: Sequence[int],
@@ -263,9 +267,8 @@ def successive_distances(
     Raises TypeError or ValueError, one sentence, for a block or values that do not fit; `Divergence` if the loss
     stops being finite.
     """
-    possible = [field.name for field in fields(DistancesConfig)][7:]
-    if unknown := [name for name in options if name not in possible]:
-        raise TypeError(f"successive_distances has no option {unknown[0]}, expected some of: {', '.join(possible)}.")
+    if unknown := [name for name in options if name not in OPTIONS]:
+        raise TypeError(f"successive_distances has no option {unknown[0]}, expected some of: {', '.join(OPTIONS)}.")
     if progress is not None and not callable(progress):
         raise TypeError(f"progress is {progress!r}, expected a function, such as `lib.progress`.")
     config = DistancesConfig(block, depths, x, y, iterations, learning_rate, record_at, **options)

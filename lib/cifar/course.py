@@ -18,6 +18,8 @@ RATIOS = tuple(f"von_neumann_{name}" for name in CONVOLUTIONS)
 
 
 def describe_run(run: Run) -> dict[str, Any]:
+    """The entries of a run in the first columns of every table here: run (its name), activation, initialisation, epochs
+    (length of the schedule)."""
     config = run.config
     return {
         "run": config.name,
@@ -30,12 +32,21 @@ def describe_run(run: Run) -> dict[str, Any]:
 def make_columns(
     rows: list[dict[str, Any]], names: tuple[str, ...], measured: tuple[str, ...] = RATIOS
 ) -> dict[str, list]:
+    """The table of these ``rows``, with the columns run, activation, initialisation, epochs (`describe_run`), then
+    ``names``, then ``measured``. It has these columns without rows too."""
     return tables.from_rows(rows, ("run", "activation", "initialisation", "epochs", *names, *measured))
 
 
 def measure_parts(
     runs: Iterable[Run], parts: int, measure: Callable[[Tensor, int], list[float]], names: tuple[str, ...]
 ) -> dict[str, list]:
+    """A measure of the kernels in each of ``parts`` equal parts of the layers: one row for each run that has weights
+    and each part.
+
+    ``measure`` takes the kernels (L, C, C, 3, 3) of one convolution and the number of parts, and returns a number for
+    each part, from the input to the output, such as `measures.ratios_along_depth`. The columns are those of
+    `describe_run`, ``part`` (1, 2, ...), and ``names``, the measures of conv1 and of conv2.
+    """
     rows = []
     for run in (run for run in runs if run.has_weights):
         found = [measure(kernel, parts) for kernel in run.load().network.kernels().values()]

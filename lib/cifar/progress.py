@@ -63,8 +63,9 @@ def progress(
     ``kind`` is "bar", with loss, accuracy and time left; "lines", one for each epoch, for a log; or "none". By default
     it is "bar", and "none" if no person looks (`paths.is_unattended`). The environment variable TRAINING_PROGRESS, if
     it is set, decides instead."""
-    kind = os.environ.get("TRAINING_PROGRESS") or kind or ("none" if paths.is_unattended() else "bar")
-    checks.choice("TRAINING_PROGRESS", kind, ("bar", "lines", "none"))
+    variable = os.environ.get("TRAINING_PROGRESS")
+    kind = variable or kind or ("none" if paths.is_unattended() else "bar")
+    checks.choice("TRAINING_PROGRESS" if variable else "kind", kind, ("bar", "lines", "none"))
     started, first = time.perf_counter(), None
     with tqdm(total=config.epochs, bar_format=BAR, desc="training", disable=kind != "bar", leave=False) as bar:
         for report in reports:

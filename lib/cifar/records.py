@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from lib.cifar.network import CONVOLUTIONS, ConvResNet
 
 VERSION = 1
 ENTRIES = ("run", "config", "summary", "versions", "successive_distance", "log")
+NAMES = tuple(field.name for field in fields(CifarConfig))
 PAPER_EPOCHS = 180
 SHARES = tuple(f"smooth_share_{name}" for name in CONVOLUTIONS)  # of the depth; older records lack them
 RUNS, DISTANCES, SWEEP = "runs.csv", "successive_distance.csv", "sweep.csv"
@@ -222,8 +223,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _rows(path: Path, ended: bool = True) -> list[dict[str, Any]]:
-    return tables.rows(tables.read_csv(path, ended)) if path.exists() else []
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return tables.rows(tables.read_csv(path, ended=True)) if path.exists() else []
 
 
 def _rows_without_record(path: Path, recorded: set[str]) -> list[dict[str, Any]]:
@@ -274,17 +275,21 @@ class Run:
 def read_runs(folder: Path | None = None) -> list[Run]:
     """The rows of ``checkpoints/runs.csv`` (none if there is no such file)."""
     folder = folder or paths.CHECKPOINTS
-    names = [field.name for field in fields(CifarConfig)]
-    runs = []
-    for number, row in enumerate(_rows(folder / RUNS), start=2):
+    return [
+        Run(config, {name: checks.plain(value) for name, value in row.items() if name not in NAMES}, folder)
+        for row, config in _parse_configs(folder / RUNS)
+    ]
+
+
+def _parse_configs(path: Path, ended: bool = True) -> Iterator[tuple[dict[str, Any], CifarConfig]]:
+    """Each row of a table (none if there is no file), by the names of `CifarConfig`, and its config."""
+    table, lines = tables.read_numbered(path, ended) if path.exists() else ({}, [])
+    for line, row in zip(lines, tables.rows(table), strict=True):
         try:
             row = rename_saved(row)
-            config = CifarConfig(**{name: _parse_entry(row[name]) for name in names if name in row})
+            yield row, CifarConfig(**{name: _parse_entry(row[name]) for name in NAMES if name in row})
         except (ValueError, TypeError) as error:
-            raise tables.TableError(f"{paths.shorten(folder / RUNS)}, line {number}: {error}") from error
-        values = {name: checks.plain(value) for name, value in row.items() if name not in names}
-        runs.append(Run(config, values, folder))
-    return runs
+            raise tables.TableError(f"{paths.shorten(path)}, line {line}: {error}") from error
 
 
 def read_distances(folder: Path | None = None) -> dict[str, np.ndarray]:
@@ -352,16 +357,11 @@ def describe_length(epochs: int) -> str:
 
 def read_sweep(epochs: int | None = None, folder: Path | None = None) -> list[CifarConfig]:
     """The runs listed in ``checkpoints/sweep.csv``, in order. If given, ``epochs`` replaces the length of all."""
-    names = {field.name for field in fields(CifarConfig)}
-    configs = []
-    for number, row in enumerate(_rows((folder or paths.CHECKPOINTS) / SWEEP, ended=False), start=2):  # people edit it
-        try:
-            row = rename_saved(row)
-            config = CifarConfig(**{name: _parse_entry(row[name]) for name in names if name in row})
-        except (ValueError, TypeError) as error:
-            raise tables.TableError(f"{SWEEP}, line {number}: {error}") from error
-        if unknown := sorted(row.keys() - names):
-            raise ValueError(f"{SWEEP} has a column {unknown[0]}, expected columns among: {', '.join(sorted(names))}.")
+    configs, path = [], (folder or paths.CHECKPOINTS) / SWEEP
+    for row, config in _parse_configs(path, ended=False):  # people edit it
+        if unknown := sorted(row.keys() - {*NAMES}):
+            expected = f"expected columns among: {', '.join(sorted(NAMES))}"
+            raise ValueError(f"{paths.shorten(path)} has a column {unknown[0]}, {expected}.")
         configs.append(config if epochs is None else replace(config, epochs=epochs))
     return configs
 

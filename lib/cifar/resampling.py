@@ -41,7 +41,7 @@ def resample(
     """A network of ``layers`` residual layers, in evaluation mode, with the stem and the head of ``network``.
 
     Main arguments: ``network``, of L layers, which is not changed; ``layers`` n, which need not divide L. If n > L, the
-    layers are interpolated, with a warning.
+    layers are interpolated whatever the rules, with a warning if one of them is another.
 
     Other arguments: ``weights`` is the rule for everything that was trained (convolutions, and scale and shift of the
     batch norms): "kept", "averaged" or "interpolated" as in `lib.ode.layers`. ``statistics`` is the rule for the means
@@ -60,8 +60,9 @@ def resample(
     depth = network.config.depth
     trained = depth_layers.matrix(depth, layers, weights)
     rule = "kept" if statistics == RECOMPUTED else statistics
-    # With n > L both rules interpolate; the call above has warned of it.
-    counted = depth_layers.matrix(depth, layers, rule if layers <= depth else "interpolated")
+    if layers > depth and (weights != "interpolated" or statistics == RECOMPUTED):
+        rule = "interpolated"  # as every rule does then; the call above has warned of it if that was not asked for
+    counted = depth_layers.matrix(depth, layers, rule)
     made = ConvResNet(replace(network.config, depth=layers)).to(network.linear.weight)
     for part in ("conv1", "bn1", "linear"):
         getattr(made, part).load_state_dict(getattr(network, part).state_dict())

@@ -12,6 +12,7 @@ solved by Picard iteration with the spectral integration matrix, all nodes in on
 from an extrapolation of the last training steps. Everything is in float64.
 """
 
+import dataclasses
 import math
 import warnings
 from collections import deque
@@ -24,7 +25,7 @@ from torch import Tensor
 from lib import checks
 from lib.checks import Divergence
 from lib.dense import conventions
-from lib.dense.network import Data, NetworkConfig, Weights
+from lib.dense.network import Data, NetworkConfig, Weights, initialise, prepare_start
 from lib.dense.spectral import (
     FIRST_NODES,
     Grid,
@@ -185,11 +186,13 @@ def train(
     side. If they differ by more than ``tolerance``, the finer one becomes the coarser one, and a new finer one is
     trained from the start. If ``max_nodes`` do not suffice, warns once with `ToleranceMissed`, and `LimitRecord.error`
     holds the error. Raises ValueError if the configuration has no such limit, `Divergence` if the states are not
-    finite."""
+    finite, ValueError or TypeError for wrong arguments."""
     check_limit_exists(config)
     wanted = check_schedule(learning_rate, iterations, record_at, clip)
     checks.positive_float("tolerance", tolerance)
     checks.positive_int("max_nodes", max_nodes, least=FIRST_NODES)
+    if data is not None:
+        data = _prepare_data(config, data)
     # The error that Picard sweeps leave in one step enters the weights times the learning rate. With ten times this
     # tolerance (one sweep less in each step), extrapolation amplifies rounding faster than the sweeps damp it: after
     # 400 steps of Figure 1 right, weights that start an ulp apart are then 1e-10 apart, instead of 3e-15.
@@ -199,6 +202,15 @@ def train(
         return SpectralSolver(config, nodes, str(config.torch_device), picard, data)
 
     return _records(new_solver, checks.plain(learning_rate), wanted, tolerance, checks.plain(clip), max_nodes)
+
+
+def _prepare_data(config: NetworkConfig, data: Data) -> Data:
+    """The data in float64, on the device of ``config``. Raises TypeError or ValueError as `prepare_start` does."""
+    if not isinstance(data, Data):
+        raise TypeError(f"data is {type(data).__name__}, expected Data as in data=Data(x, y).")
+    network = dataclasses.replace(config, depth=1, dtype="float64")
+    weights, _ = initialise(network)
+    return prepare_start(network, weights, data)[1]
 
 
 def _records(new_solver, learning_rate, wanted, tolerance, clip, max_nodes) -> Iterator[LimitRecord]:

@@ -89,7 +89,6 @@ def make_control(parameter: parameters.Parameter, value: Any) -> widgets.ValueWi
     """The control for a parameter of a notebook: the one for its name if there is one, else the one for its type."""
     labelled = label(html.escape(parameter.name.replace("_", " "))) | {"tooltip": parameter.words}
     if parameter.type == "list":
-        # In YAML, which reads it back: 5.0e-05. Python's 5e-05 would be text.
         text = yaml.safe_dump(list(value), default_flow_style=True, width=1000).strip()[1:-1]
         return widgets.Text(text, continuous_update=False, **labelled)
     if parameter.name in CONTROLS:

@@ -6,7 +6,6 @@ from types import ModuleType
 from typing import Any
 
 import ipywidgets as widgets
-import yaml
 
 from lib import parameters
 from lib.explore.controls import make_control
@@ -79,8 +78,8 @@ def _hint(controls: Mapping[str, widgets.Widget], offered: Mapping[str, paramete
 
 
 def _parse_list(name: str, text: str) -> list:
-    """The list in a text such as "2, 4, 8"."""
+    """The list in a text such as "2, 4, 8", read as in a profile."""
     try:
-        return yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError:
+        return parameters.read_value(name, f"[{text}]")
+    except parameters.WrongParameters:
         raise ValueError(f"{name} is {text!r}, expected values separated by commas.") from None

@@ -7,7 +7,6 @@ Arguments are words, in quotes if they have spaces: ``<!--accuracy "gelu iid 180
 import re
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 
 from lib import checks, paths
@@ -29,7 +28,10 @@ def files() -> list[Path]:
 
 def compute_number(call: str) -> str:
     """The text of a place, from its mark's NAME and ARGUMENTS. Raises WrongPlace."""
-    name, *arguments = shlex.split(call)
+    try:
+        name, *arguments = shlex.split(call)
+    except ValueError as error:
+        raise WrongPlace(f"its words cannot be told apart ({str(error).lower()})") from error
     function = getattr(numbers, name, None)
     if getattr(function, "__module__", "") != numbers.__name__ or name.startswith("_"):
         raise WrongPlace(f"lib.project.numbers has no function {name}")
@@ -75,7 +77,7 @@ def _render_files() -> None:
 def main() -> int:
     """``python -m lib.project.readme``; returns 1 if a place cannot be filled."""
     failures = (WrongPlace, FileNotFoundError, paths.CannotWrite, paths.NotAClone)
-    return checks.exit_code(partial(_render_files), "Interrupted.", failures=failures)
+    return checks.exit_code(_render_files, "Interrupted.", failures=failures)
 
 
 if __name__ == "__main__":

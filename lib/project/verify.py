@@ -4,9 +4,9 @@ The tables in ``figures/`` are those of the last run. The tracked tables are tho
 without git they are those that the copy came with; `lib.project.notebooks` keeps them in ``figures/.shipped`` before it
 overwrites them. ``--against`` names another commit, or a folder.
 
-Two numbers agree if they differ by at most `TOLERANCE`, relative to the larger one, or by one in the last decimal of
-the one with more decimals. Everything else (words, whole numbers, truth values) agrees if it is equal. Times are not
-compared."""
+Two numbers agree if they differ by at most `TOLERANCE`, relative to the larger one. They also agree if they differ by
+one in the last decimal of the one with more decimals, and it has at least `digits.STATE_DECIMALS` decimals. Everything
+else (words, whole numbers, truth values) agrees if it is equal. Times are not compared."""
 
 import argparse
 import csv

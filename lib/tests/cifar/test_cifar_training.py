@@ -17,7 +17,7 @@ from lib import checks, paths
 from lib.checks import Divergence
 from lib.cifar import dataset, layer_log, monitor, schedule, states, training
 from lib.cifar.config import CifarConfig
-from lib.cifar.progress import EpochRecord, Progress
+from lib.cifar.progress import EpochRecord, Progress, progress
 from lib.cifar.states import LAYER_LOG_FILE, read_state
 from lib.cifar.training import Training, train
 from lib.measures import straight_line_ratio
@@ -65,8 +65,8 @@ def test_training_learns_and_logs(tmp_path):
     assert 0 < records[0].path_length < records[-1].path_length  # it starts at 0
     assert records[0].noise_conv1 is None  # four layers are too few to know it
     # 300 images in batches of 32: ten batches, reported after the fourth and the eighth.
-    progress = [(report.epoch, report.batch) for report in reports if isinstance(report, Progress)]
-    assert progress == [(epoch, batch) for epoch in range(8) for batch in (4, 8)]
+    reported = [(report.epoch, report.batch) for report in reports if isinstance(report, Progress)]
+    assert reported == [(epoch, batch) for epoch in range(8) for batch in (4, 8)]
     assert read_state(tmp_path / "run")["log"] == [vars(record) for record in records]
     assert list(train(config, tmp_path / "run")) == []  # a finished run is not redone
 
@@ -603,3 +603,12 @@ def test_real_images_are_learnt(tmp_path):
     records = [record for record in train(config, tmp_path, download=False)]
     assert records[-1].train_loss < math.log(10) - 0.15
     assert records[-1].test_accuracy > 15  # chance is 10
+
+
+def test_a_wrong_kind_of_progress_is_named_by_where_it_came_from(monkeypatch):
+    monkeypatch.delenv("TRAINING_PROGRESS", raising=False)
+    with pytest.raises(ValueError, match=r"^kind is 'dots', expected one of: bar, lines, none"):
+        list(progress([], CifarConfig(), "dots"))
+    monkeypatch.setenv("TRAINING_PROGRESS", "dashes")
+    with pytest.raises(ValueError, match=r"^TRAINING_PROGRESS is 'dashes', expected one of"):
+        list(progress([], CifarConfig(), "dots"))

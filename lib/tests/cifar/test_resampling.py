@@ -1,5 +1,6 @@
 """Networks with fewer layers: the rules over the depth, their accuracy and distance, the figure and the explorer."""
 
+import warnings
 from dataclasses import replace
 
 import cifar_set
@@ -92,6 +93,15 @@ def test_a_resampled_network_has_the_layers_of_its_rule(network, images):
     with pytest.warns(UserWarning, match="layers is 16 and the network has 8") as warned:
         assert resample(network, 16).config.depth == 16
     assert len(warned) == 1
+    with pytest.warns(UserWarning, match="the layers are interpolated, not kept") as warned:
+        kept = resample(network, 16, "interpolated", "kept")
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        interpolated = resample(network, 16, "interpolated")
+        recomputed = resample(network, 16, "interpolated", "recomputed", images)
+    assert all(map(torch.equal, kept.state_dict().values(), interpolated.state_dict().values()))
+    assert torch.equal(recomputed.residual_layers.conv1_weight, interpolated.residual_layers.conv1_weight)
 
 
 def test_it_keeps_the_dtype_and_wants_a_network(network):

@@ -11,7 +11,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from lib.dense import limit, spectral
-from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise, outputs
+from lib.dense.network import Data, NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import train
 from lib.figures import figure_1_right
 from lib.measures import fit_slope
@@ -210,6 +210,25 @@ def test_records_cost_no_solutions_and_no_sweeps(monkeypatch):
         states.clear()
         sweeps.clear()
     assert counts[0] == counts[1]
+
+
+def test_given_data_are_prepared_as_those_of_a_network():
+    _, data = initialise(SMALL)
+    missing = data.x.clone()
+    missing[3, 1] = math.nan
+    for sentence, wrong in {
+        r"y is \(9, 4\), expected \(n, d'\) = \(10, 4\)": Data(data.x, data.y[:9]),
+        r"x is \(9, 4\), expected \(n, d\) = \(10, 4\)": Data(data.x[:9], data.y[:9]),
+        r"x is \(10, 3\), expected \(n, d\) = \(10, 4\)": Data(data.x[:, :3], data.y),
+        r"x holds nan in row 3, column 1": Data(missing, data.y),
+    }.items():
+        with pytest.raises(ValueError, match=sentence):
+            limit.train(SMALL, 0.1, 1, data=wrong)
+    with pytest.raises(TypeError, match=r"data is tuple, expected Data as in data=Data\(x, y\)"):
+        limit.train(SMALL, 0.1, 1, data=(data.x, data.y))
+    line = dataclasses.replace(SMALL, dimension=1)
+    _, data = initialise(line)
+    assert train_limit(line, 1, data=Data(data.x[:, 0], data.y[:, 0])).loss == train_limit(line, 1).loss
 
 
 def test_configurations_without_a_limit_are_refused():

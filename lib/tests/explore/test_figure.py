@@ -188,6 +188,15 @@ def test_small_numbers_of_a_list_are_read_as_they_are_written():
     assert yaml.safe_load(explorer.parameters.value)["clips"] == [0.0, 0.00005]
 
 
+def test_numbers_of_a_list_are_read_as_in_a_profile():
+    explorer = _make_explorer("clipping")
+    explorer.controls["clips"].value = "0.1, 1e-05, 4e-2"
+    assert explorer.message.value == ""
+    assert yaml.safe_load(explorer.parameters.value)["clips"] == [0.1, 0.00001, 0.04]
+    explorer.controls["depths"].value = "4, 010"  # 8 in YAML 1.1
+    assert "an entry of depths is &#x27;010&#x27;, expected a whole number" in explorer.message.value
+
+
 @pytest.mark.parametrize(
     ("control", "value", "sentence"),
     [

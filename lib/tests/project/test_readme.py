@@ -179,7 +179,8 @@ def test_a_place_is_filled_and_a_wrong_place_is_named(monkeypatch, tmp_path):
     filled = readme.render('a <!--loss "my figure" 3-->old\n<!--/--> b')
     assert filled == 'a <!--loss "my figure" 3-->my figure in 3<!--/--> b'
     assert readme.render("<!-- a remark -->") == "<!-- a remark -->"
-    for call in ("nothing", "np", "select a", "ratio", "ratio x", 'fewest "gelu weight-tied 31"', "claims some"):
+    wrong = ("nothing", "np", "select a", "ratio", "ratio x", 'fewest "gelu weight-tied 31"', "claims some", 'loss "a')
+    for call in wrong:
         with pytest.raises(
             readme.WrongPlace, match=f"^The place <!--{re.escape(call)}--> cannot be filled: .*[^.]\\.$"
         ):
