@@ -13,14 +13,11 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from lib import paths
-
-if TYPE_CHECKING:  # takes a second to import, and explorers do not need it
-    from nbformat import NotebookNode
 
 QUICK, PAPER, CUSTOM = "quick", "paper", "custom"
 # Notebooks whose names start like this are for a person to open, and are not figures.
@@ -126,14 +123,6 @@ def _check_name(name: str) -> None:
         raise WrongParameters(f"There is no notebook {name!r}{reasons}; the notebooks are: {', '.join(list_names())}.")
 
 
-def read_notebook(name: str) -> "NotebookNode":
-    """The notebook of that name. Raises WrongParameters, with the names, if there is none."""
-    import nbformat
-
-    _check_name(name)
-    return nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)
-
-
 @dataclass(frozen=True)
 class CodeCell:
     """The source and the tags of a code cell."""
@@ -158,7 +147,7 @@ def select_tagged(cells: Iterable[CodeCell], tag: str) -> list[CodeCell]:
     return [cell for cell in cells if tag in cell.tags]
 
 
-def extract_python(cell: "CodeCell | NotebookNode") -> str:
+def extract_python(cell: CodeCell) -> str:
     """The Python code of a cell. Lines of IPython (%magic, !command) become empty lines."""
     return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines())
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+import nbformat
 import pytest
 from jupyter_client.provisioning import local_provisioner
 
@@ -24,6 +25,11 @@ from lib.project import notebooks
 # matplotlib chooses its backend when it is imported. A kernel chooses this one.
 INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 LIBRARIES = ["ipykernel.kernelapp", "ipywidgets", "matplotlib.pyplot", "scipy.linalg", "torch"]
+
+
+def read_notebook(name: str) -> nbformat.NotebookNode:
+    """The stored notebook of that name."""
+    return nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)
 
 
 def _kernel(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from lib import parameters, paths, tables
 from lib.dense.network import NetworkConfig
 from lib.dense.training import train
 from lib.explore.weights import explore_weights
+from lib.tests.stored_notebooks import read_notebook
 
 # Values that make each figure in a moment.
 FIGURES = {
@@ -72,19 +73,17 @@ def _run(name):
 
 def _run_with(name, values):
     namespace = {"__name__": "__main__"}
-    notebook = parameters.read_notebook(name)
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if cell.cell_type != "code" or "nbval-check-output" in tags:
+    for cell in parameters.code_cells(name):
+        if "nbval-check-output" in cell.tags:
             continue
-        if "explorer" in tags:
+        if "explorer" in cell.tags:
             return namespace
         # Nothing is drawn or saved here, since the explorer draws the same figure.
         silent = re.sub(
             rf"(results\.(save|show)|\b{name}\.draw)\(", "(lambda *_: None)(", parameters.extract_python(cell)
         )
         exec(silent, namespace)
-        if "parameters" in tags:
+        if "parameters" in cell.tags:
             namespace |= values
     raise AssertionError(f"{name} does not end with an explorer.")
 
@@ -92,7 +91,7 @@ def _run_with(name, values):
 def _make_explorer(name, values=None):
     """Make the explorer at the end of a notebook that has run with other values."""
     namespace = dict(_run(name) if values is None else _run_with(name, values))
-    functions, call, arguments = parameters.read_notebook(name).cells[-1].source.rpartition("explore_figure(")
+    functions, call, arguments = parameters.code_cells(name)[-1].source.rpartition("explore_figure(")
     exec(functions, namespace)
     return eval(call + arguments, namespace)
 
@@ -100,7 +99,7 @@ def _make_explorer(name, values=None):
 def test_every_figure_has_an_explorer():
     assert set(FIGURES) == set(parameters.list_figures())
     for name in FIGURES:
-        last = parameters.read_notebook(name).cells[-1]
+        last = read_notebook(name).cells[-1]
         assert set(last.metadata.tags) == {"explorer", "nbval-ignore-output"}
         assert last.source.startswith("explore_figure(")
 

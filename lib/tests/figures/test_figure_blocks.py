@@ -98,11 +98,10 @@ def test_wrong_values_are_named(values, sentence):
 @pytest.mark.slow
 def test_a_moved_control_makes_the_figure_anew():
     namespace = {"__name__": "__main__"}
-    for cell in parameters.read_notebook("blocks").cells:
-        tags = cell.metadata.get("tags", [])
-        if cell.cell_type == "code" and "nbval-check-output" not in tags and "explorer" not in tags:
+    for cell in parameters.code_cells("blocks"):
+        if "nbval-check-output" not in cell.tags and "explorer" not in cell.tags:
             exec(re.sub(r"results\.(save|show)\(", "(lambda *_: None)(", cell.source), namespace)
-            if "parameters" in tags:
+            if "parameters" in cell.tags:
                 namespace |= SMALL | {"blocks": ["perceptron"], "seeds": [0]}
     call = parameters.select_tagged(parameters.code_cells("blocks"), "explorer")[0].source
     explorer = eval(call, namespace)

@@ -47,9 +47,7 @@ def test_environment_file_and_package_state_the_same_dependencies(project):
 def test_every_import_is_a_declared_dependency(project):
     code = [path.read_text() for path in (paths.ROOT / "lib").rglob("*.py")]
     for name in parameters.list_names():
-        code += [
-            parameters.extract_python(cell) for cell in parameters.read_notebook(name).cells if cell.cell_type == "code"
-        ]
+        code += map(parameters.extract_python, parameters.code_cells(name))
     imported = set()
     for text in code:
         for node in ast.walk(ast.parse(text)):

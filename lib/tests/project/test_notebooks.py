@@ -20,6 +20,7 @@ from papermill.translators import PythonTranslator
 from lib import parameters, paths
 from lib.parameters import WrongParameters
 from lib.project import dependencies, notebooks
+from lib.tests.stored_notebooks import read_notebook
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_for_an_unknown_name_the_known_ones_are_listed(toy):
     with pytest.raises(
         WrongParameters, match="no notebook 'figure_z'; the notebooks are: explore_c, figure_a, figure_b"
     ):
-        parameters.read_notebook("figure_z")
+        parameters.code_cells("figure_z")
     with pytest.raises(WrongParameters, match="no profile 'fast'; the profiles are: quick, paper, released"):
         parameters.profile_values("figure_a", "fast")
     with pytest.raises(
@@ -166,7 +167,7 @@ def test_extra_notebooks_are_left_out_with_a_sentence(toy):
         f"notebooks/my notes.ipynb is left out: {parameters.INVALID_NAME}.",
     ]
     with pytest.raises(WrongParameters, match=r"no notebook 'Untitled' \(.* it has no cell tagged 'parameters'\.\);"):
-        parameters.read_notebook("Untitled")
+        parameters.code_cells("Untitled")
     (toy / "notebooks" / "profiles" / "paper" / "figure_a (copy).yaml").write_text("depth: 0\n")
     (toy / "notebooks" / "figure_a.ipynb").write_text(text)  # without the toy's own modules
     assert parameters.check_profile("paper") == []
@@ -226,7 +227,7 @@ def executing(toy, monkeypatch):
     def replace_run(during):
         def execute_with(name, values, output, unfinished):
             during(output)
-            return parameters.read_notebook(name)
+            return read_notebook(name)
 
         monkeypatch.setattr(notebooks, "execute_with", execute_with)
 
@@ -348,7 +349,7 @@ stored = pytest.mark.parametrize("name", parameters.list_names())
 
 @stored
 def test_stored_notebooks_are_executed_and_normalised(name):
-    notebook = parameters.read_notebook(name)
+    notebook = read_notebook(name)
     before = nbformat.writes(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), f"run: make notebooks ({name})"
@@ -369,7 +370,7 @@ def test_parameters_cells_are_literals_with_one_equals_sign_a_line(name):
 
 @stored
 def test_papermill_sees_the_parameters_that_are_offered(name):
-    cell = next(cell for cell in parameters.read_notebook(name).cells if "parameters" in cell.metadata.get("tags", []))
+    cell = next(cell for cell in read_notebook(name).cells if "parameters" in cell.metadata.get("tags", []))
     assert [parameter.name for parameter in PythonTranslator.inspect(cell)] == list(parameters.read_parameters(name))
 
 
@@ -397,7 +398,7 @@ def test_every_profile_fits_its_notebooks(profile):
 def test_notebooks_open_with_what_to_run_if_the_package_is_missing(monkeypatch):
     guards = {}
     for name in parameters.list_names():
-        first = next(cell for cell in parameters.read_notebook(name).cells if cell.cell_type == "code")
+        first = next(cell for cell in read_notebook(name).cells if cell.cell_type == "code")
         if first.get("id") == "package":  # a user's own notebook may have no such cell
             guards[name] = first.source
     assert {"figure_2", "table_1", "explore_depth", "train_cifar"} <= guards.keys()

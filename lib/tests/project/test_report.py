@@ -8,6 +8,7 @@ import pytest
 
 from lib import parameters, paths
 from lib.project import report
+from lib.tests.stored_notebooks import read_notebook
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -132,7 +133,7 @@ def test_formulas_are_mathml_in_text_titles_and_the_list_of_contents(document):
 
 
 def test_every_formula_of_the_notebooks_can_be_read():
-    cells = [cell for name in parameters.list_names() for cell in parameters.read_notebook(name).cells]
+    cells = [cell for name in parameters.list_names() for cell in read_notebook(name).cells]
     text = report._markdown("\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))
     assert text.count("<math") > 100
     assert re.findall(r".*<code>[^<]*[\\^].*|<m[a-z]+>[^<]*\\.*", text) == []

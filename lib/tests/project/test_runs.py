@@ -207,11 +207,10 @@ def test_wrong_values_and_missing_images_stop_before_training(tmp_path, monkeypa
 def test_a_run_is_the_one_that_the_notebook_trains(profile):
     values = parameters.profile_values(runs.NOTEBOOK, profile) | {"seed": 3}
     namespace = {}
-    notebook = parameters.read_notebook(runs.NOTEBOOK)
-    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+    for cell in parameters.code_cells(runs.NOTEBOOK):
         exec(parameters.extract_python(cell), namespace)
-        namespace |= values if "parameters" in cell.metadata.tags else {}
-        if "config" in cell.metadata.tags:
+        namespace |= values if "parameters" in cell.tags else {}
+        if "config" in cell.tags:
             break
     assert runs.build_config(values) == namespace["config"]
 
