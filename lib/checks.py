@@ -122,6 +122,18 @@ def positive_floats(name: str, values: Any, zero_allowed: bool = False) -> None:
         raise ValueError(f"{name} is {list(values)}, expected numbers without repeats.")
 
 
+def distinct_texts(name: str, values: Any) -> None:
+    """Raise unless ``values`` is a non-empty list or tuple of texts without repeats."""
+    values = plain(values)
+    if not isinstance(values, list | tuple) or not values:
+        raise TypeError(f"{name} is {values!r}, expected a non-empty list of texts.")
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"an entry of {name} is {value!r}, expected a text.")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} is {list(values)}, expected texts without repeats.")
+
+
 def slope_range(slope_from: Any, depths: Any) -> None:
     """Raise unless at least two of the ``depths`` are >= ``slope_from``, so that a slope can be fitted."""
     positive_int("slope_from", slope_from)

@@ -54,18 +54,13 @@ class Config:
     slope_from: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "activations", "seeds"):
-            values = getattr(self, name)
-            if not isinstance(values, list | tuple) or not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} is {values!r}, expected a list of one entry or more, without repeats.")
+        # The first step leaves layers equal.
+        checks.check_fields(self, "learning_rate", depths=2, seeds=0, iterations=2)
+        for name in ("blocks", "activations"):
+            checks.distinct_texts(name, getattr(self, name))
         for block in self.blocks:
             for activation in self.activations:
                 make_factory(block, activation)
-        for seed in self.seeds:
-            checks.positive_int("an entry of seeds", seed, least=0)
-        checks.positive_ints("depths", self.depths, least=2)
-        checks.positive_ints("iterations", self.iterations, least=2)  # the first step leaves layers equal
-        checks.positive_float("learning_rate", self.learning_rate)
         checks.slope_range(self.slope_from, self.depths)
 
     @property

@@ -60,6 +60,7 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.check_fields(self, "clip", "iterations", "learning_rate", "seeds", "inputs", "tolerance", recorded=2)
+        checks.positive_float("target_scale", self.network.target_scale)  # the rate divides by the first loss
         spectral.check_limit_exists(self.network)
         activations.check_smooth(self.network.activation)
         if not self.network.train_ends:

@@ -80,10 +80,10 @@ def read_entries(weights: Weights, row: int, column: int) -> tuple[list[float], 
     return weights.V[:, row, column].tolist(), weights.W[:, row, column].tolist()
 
 
-def fit_loss_rate(loss: dict[str, list], last: float = 0.5) -> float:
-    """-d(log loss)/dt per iteration, by least squares over the ``last`` share of training; nan with fewer than two
-    positive losses."""
-    t, value = np.asarray(loss["iteration"], dtype=float), np.asarray(loss["loss"], dtype=float)
+def fit_loss_rate(times: Sequence[float], losses: Sequence[float], last: float = 0.5) -> float:
+    """-d(log loss)/dt in the unit of the ``times``, by least squares over the ``last`` share of training; nan with
+    fewer than two positive losses."""
+    t, value = np.asarray(times, dtype=float), np.asarray(losses, dtype=float)
     keep = (t >= t[-1] * (1 - last)) & (value > 0)
     if keep.sum() < 2:
         return math.nan

@@ -199,11 +199,7 @@ def fit_rates(curves: Table) -> dict[tuple[int, int], float]:
 
     Training counts until the loss is down to `ROUNDING`.
     """
-    found = {}
-    for run, rows in _select_resolved(curves):
-        second = rows["time"] >= 0.5 * rows["time"][-1]
-        found[run] = fit_loss_rate({"iteration": rows["time"][second], "loss": rows["loss"][second]}, 1.0)
-    return found
+    return {run: fit_loss_rate(rows["time"], rows["loss"]) for run, rows in _select_resolved(curves)}
 
 
 def measure_late_rates(curves: Table) -> dict[tuple[int, int], tuple[float, float]]:

@@ -8,12 +8,14 @@ from matplotlib.figure import Figure
 from lib import checks, tables
 from lib.cifar import records
 from lib.cifar.choice import run_name
+from lib.cifar.config import CifarConfig
 from lib.cifar.records import CONVOLUTIONS
 from lib.figures.experiment import Progress, silent
 from lib.figures.results import Data
 from lib.figures.style import BLUE, TEXT_WIDTH, VERMILION, make_panels, set_layers_axis, styled, write_across
 
 COLORS = {"smooth": BLUE, "rough": VERMILION}
+ENTRIES = CifarConfig.channels**2 * 3**2  # of a convolution: out channels, in channels, and a kernel of 3 x 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.check_fields(self, "entries", seed=0)
+        checks.check_fields(self, seed=0)
+        checks.positive_int("entries", self.entries, most=ENTRIES)
         run_name(self.smooth)
         run_name(self.rough)
         checks.choice("convolution", self.convolution, CONVOLUTIONS)

@@ -92,11 +92,11 @@ def _measure_run(config: Config, run: tuple[int, float, int]) -> dict[str, float
     points = list(_measure_points(config, network))
     least = min(points, key=lambda point: point["ratio"])
     end = points[-1]
-    losses = {"iteration": [each["iteration"] for each in points], "loss": [each["loss"] for each in points]}
+    rate = fit_loss_rate(*([each[name] for each in points] for name in ("iteration", "loss"))) / config.learning_rate
     return (
         {"width": width, "target_scale": scale, "seed": seed, "samples": network.samples}
         | {"start": points[0]["loss"], "loss": end["loss"], "iteration": end["iteration"]}
-        | {"rate": round_significant(fit_loss_rate(losses) / config.learning_rate, 5)}
+        | {"rate": round_significant(rate, 5)}
         | {"ratio": least["ratio"], "when": least["iteration"] / end["iteration"]}
         | {f"of_{name}": round_significant(least[name], 5) for name in "AZB"}
         | {"mu_start": points[0]["mu"], "mu": min(each["mu"] for each in points)}

@@ -60,8 +60,7 @@ class Config:
         for factor in self.factors:
             if factor <= 1:
                 raise ValueError(f"an entry of factors is {factor}, expected C > 1, so that even layers must grow.")
-        if not self.activations or len(set(self.activations)) < len(self.activations):
-            raise ValueError(f"activations is {self.activations!r}, expected one name or more, without repeats.")
+        checks.distinct_texts("activations", self.activations)
         for name in self.activations:
             activations.get(name)
         checks.slope_range(self.slope_from, [2 * half for half in self.half_depths])

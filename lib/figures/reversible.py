@@ -1,5 +1,6 @@
 """Gradients with states that are computed backwards instead of stored: their errors, and their memory."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,12 +91,12 @@ def fit_error_slope(table: Table, initialisation: str, method: str, slope_from: 
 
 def compare_gradient_with_state(*found: Table) -> tuple[float, float]:
     """The least and the largest ratio of the error of a gradient to the error of h_0, over all rows in which the error
-    of h_0 is below 1. The stem computes h_0 anyway, so that its error is known in use."""
+    of h_0 is below 1; nan if there is no such row. The stem computes h_0 anyway, so that its error is known in use."""
     ratios = []
     for table in found:
         state, gradient = (np.asarray(table[name]) for name in ("state", "gradient"))
         ratios += (gradient / state)[state < 1].tolist()
-    return min(ratios), max(ratios)
+    return (min(ratios), max(ratios)) if ratios else (math.nan, math.nan)
 
 
 @styled

@@ -130,3 +130,5 @@ def test_wrong_values_are_named():
         dataclasses.replace(RUN, network=dataclasses.replace(CONFIG, activation="softplus"))
     with pytest.raises(ValueError, match="clip is 0"):
         dataclasses.replace(RUN, clip=0.0)
+    with pytest.raises(ValueError, match="target_scale is 0"):
+        dataclasses.replace(RUN, network=dataclasses.replace(CONFIG, target_scale=0))

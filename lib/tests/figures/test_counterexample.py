@@ -81,10 +81,10 @@ def test_figure_has_a_panel_for_each_activation(names):
     assert len(curves) == 2 * len(names)
 
 
-def test_no_activation_and_repeated_ones_are_refused():
-    for names in ([], ["relu", "relu"]):
-        with pytest.raises(ValueError, match="expected one name or more, without repeats"):
-            relu_counterexample.Config([8, 16], [2.0], names, 10)
+@pytest.mark.parametrize("names", [[], ["relu", "relu"], [5], [["gelu"]], "relu"])
+def test_activations_are_a_list_of_different_names(names):
+    with pytest.raises((TypeError, ValueError), match=r"activations is .*, expected"):
+        relu_counterexample.Config([8, 16], [2.0], names, 10)
 
 
 def test_a_factor_below_one_is_refused():

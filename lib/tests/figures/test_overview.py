@@ -31,6 +31,14 @@ def test_without_networks_it_says_so(tmp_path, monkeypatch):
     assert [text.get_text() for text in overview.draw(data, overview.Config()).axes[0].texts] == ["not here"]
 
 
+def test_there_are_no_more_entries_than_a_convolution_has():
+    (run,) = (run for run in records.read_runs() if run.config.name == overview.run_name(overview.Config().smooth))
+    count = run.config.channels**2 * 9
+    assert overview.Config(entries=count).entries == count
+    with pytest.raises(ValueError, match=f"entries is {count + 1}, expected a whole number of at most {count}"):
+        overview.Config(entries=count + 1)
+
+
 @pytest.mark.parametrize("words", ["gelu", "gelu tied 30", "gelu iid x", 3])
 def test_a_wrong_network_is_named(words):
     with pytest.raises((ValueError, TypeError), match="expected"):

@@ -155,6 +155,11 @@ def test_the_figures_of_solvers_and_of_gradients_draw_their_tables(tmp_path, mon
     data = reversible_room.compute(config)
     dense = data["reversible"]
     assert data["reversible_cifar"] == {}
+    low, high = reversible_room.compare_gradient_with_state(dense)
+    ratios = dense["gradient"] / dense["state"]
+    assert (low, high) == (ratios.min(), ratios.max())
+    worse = dense | {"state": np.ones(len(ratios))}
+    assert np.isnan(reversible_room.compare_gradient_with_state(worse)).all()
     assert reversible_room.fit_error_slope(dense, "weight-tied", "Euler", 4).slope == pytest.approx(-1, abs=0.2)
     figure = reversible_room.draw(data, config)
     rows = tables.select(dense, initialisation="weight-tied", method="Euler")
