@@ -166,7 +166,6 @@ def conclude(table: Table, slope_from: int) -> str:
 
 # --- The picture ------------------------------------------------------------------------------------------------------
 
-LIGHT = "#B8B8B8"
 HUES = {
     "gelu": BLUE,
     "relu": VERMILION,
@@ -230,7 +229,7 @@ def _draw_slopes(axes: Axes, fits: Table, blocks: list[str], times: np.ndarray) 
                 style = {"color": HUES[activation], "markerfacecolor": fill, "capsize": 1.5, "linewidth": 1}
                 axes.errorbar(each["slope"], [place], xerr=np.nan_to_num(reach), fmt="o", **style)
     axes.axvline(-1, color=GREY, linestyle="--", linewidth=1, zorder=0)
-    axes.axvline(0, color=LIGHT, linewidth=1, zorder=0)
+    axes.axvline(0, color="#B8B8B8", linewidth=1, zorder=0)
     axes.set_yticks(-np.arange(len(blocks)), [block.replace(", ", ",\n") for block in blocks])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-len(blocks) + 0.45, 0.55)

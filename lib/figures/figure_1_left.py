@@ -17,6 +17,7 @@ from lib.figures.experiment import Progress, silent, sort_rows, take_last
 from lib.figures.results import Data
 from lib.figures.style import (
     describe_intervals,
+    draw_color_bar,
     draw_rate_line,
     format_number,
     leave_room_for_legend,
@@ -96,8 +97,7 @@ def compute(config: Config, progress: Progress = silent) -> Data:
 @styled
 def draw(data: Data, config: Config) -> Figure:
     """Successive distance against depth, a curve for each training time, of the first seed: the paper's quantity, then
-    the released aggregate, with slopes over all seeds. ``table`` has the columns of ``figure_1_left.csv``; rows that
-    are 0 are not drawn."""
+    the released aggregate, with slopes over all seeds. Rows that are 0 are not drawn."""
     table, slope_from = data["figure_1_left"], config.slope_from
     columns = select(table, seed=min(table["seed"]))
     aggregate = np.maximum(columns["aggregate_V"], columns["aggregate_W"])
@@ -135,9 +135,7 @@ def draw(data: Data, config: Config) -> Figure:
         panel.set_ylabel(label)
         panel.set_title(title)
     if times:
-        bar = figure.colorbar(mappable, ax=axes, pad=0.01, aspect=28)
-        bar.set_label("training iterations")
-        bar.outline.set_visible(False)
+        draw_color_bar(figure, mappable, axes, "training iterations", pad=0.01, aspect=28)
     return figure
 
 

@@ -172,8 +172,8 @@ def draw(data: Data, config: Config) -> Figure:
     shown = [(*block, convolution) for block in blocks for convolution in config.entries]
     for row, (setting, epochs, convolution) in zip(axes[above:], shown, strict=True):
         for panel, (initialisation, color) in zip(row, INITIALISATION_COLORS.items(), strict=True):
-            of = {"setting": setting, "epochs": epochs, "initialisation": initialisation, "convolution": convolution}
-            curve = tables.select(table, **of)
+            chosen = {"setting": setting, "epochs": epochs, "initialisation": initialisation}
+            curve = tables.select(table, **chosen, convolution=convolution)
             if len(curve["layer"]) == 0:
                 write_across(panel, "no such network is here")
                 panel.set_axis_off()

@@ -62,14 +62,14 @@ def tabulate_distances(
     sides = [(setting, side, runs) for setting, pair in networks.items() for side, runs in pair.items()]
     for setting, initialisation, runs in sides:
         for name in CONVOLUTIONS:
-            of = dict(zip(which, (setting.words, setting.epochs, initialisation, name), strict=True))
+            named = dict(zip(which, (setting.words, setting.epochs, initialisation, name), strict=True))
             curves = []
             for run in runs:
                 rows = (distances["run"] == run.config.name) & (distances["convolution"] == name)
                 curves.append(distances["distance"][rows][np.argsort(distances["layer"][rows])])
-                averages.append(of | {"seed": run.config.seed, "average": float(curves[-1].mean())})
+                averages.append(named | {"seed": run.config.seed, "average": float(curves[-1].mean())})
             for layer, distance in enumerate(np.mean(curves, axis=0).tolist(), start=1):
-                layers.append(of | {"layer": layer, "distance": distance})
+                layers.append(named | {"layer": layer, "distance": distance})
     columns = (*which, "layer", "distance"), (*which, "seed", "average")
     return tables.from_rows(layers, columns[0]), tables.from_rows(averages, columns[1])
 
@@ -114,9 +114,9 @@ def draw(data: Data, config: Config) -> Figure:
     for ((setting, epochs), title), (curves, points) in zip(titles.items(), np.reshape(axes, (-1, 2)), strict=True):
         for initialisation, color in INITIALISATION_COLORS.items():
             for place, (convolution, line) in enumerate((("conv1", "-"), ("conv2", "--"))):
-                of = {"setting": setting, "epochs": epochs}
-                of |= {"initialisation": initialisation, "convolution": convolution}
-                curve, values = tables.select(layers, **of), tables.select(averages, **of)["average"]
+                chosen = {"setting": setting, "epochs": epochs}
+                chosen |= {"initialisation": initialisation, "convolution": convolution}
+                curve, values = tables.select(layers, **chosen), tables.select(averages, **chosen)["average"]
                 if len(values) == 0:
                     continue
                 label = f"{tables.word(initialisation)}, {convolution}"

@@ -145,7 +145,6 @@ def draw(data: Data, config: Config) -> Figure:
     """Losses and PL ratios along training and final weights, for several depths and the limit, of the first seed.
 
     Ratios are drawn until the loss is down to `ROUNDING`.
-    ``curves`` and ``weights`` have the columns of ``long_time.csv`` and ``long_time_weights.csv``.
     """
     curves, weights = data["long_time"], data["long_time_weights"]
     curves = select(curves, seed=min(curves["seed"]))

@@ -20,7 +20,7 @@ from lib.digits import count_known_digits, round_significant
 from lib.figures.claim import Claim, Read, combine_margins, factor_above, judge_margin, require_rows
 from lib.figures.experiment import Progress, compute_runs, fit_loss_rate, silent
 from lib.figures.results import Data
-from lib.figures.style import BLUE, GREEN, GREY, VERMILION, make_panels, styled
+from lib.figures.style import BLUE, GREEN, GREY, VERMILION, draw_color_bar, make_panels, styled
 from lib.tables import Table, from_rows, select
 
 KEEPS = 0.5  # the share of mu(0) that mu(t) has to keep
@@ -148,7 +148,6 @@ def draw(data: Data, config: Config) -> Figure:
 
     The red frame holds the cells in which mu keeps half of mu(0) in every seed; the lines are at m = n - d and m = n,
     as the legend says.
-    ``table`` has the columns of ``pl_condition.csv``.
     """
     table = data["pl_condition"]
     figure, ((ratio, constant), (rate, parts)) = make_panels(2, 2, height=5.4)
@@ -175,7 +174,7 @@ def _draw_map(figure: Figure, axes: Axes, table: Table, column: str, title: str,
     shown = np.ma.masked_less_equal(np.nan_to_num(values), 0)
     if shown.count():
         mesh = axes.pcolormesh(shown, norm=LogNorm(shown.min(), shown.max()), edgecolor="white", linewidth=0.5)
-        figure.colorbar(mesh, ax=axes, pad=0.02, aspect=22).outline.set_visible(False)
+        draw_color_bar(figure, mesh, axes, pad=0.02, aspect=22)
     for i, j in zip(*np.nonzero(np.ma.getmaskarray(shown)), strict=True):
         axes.text(j + 0.5, i + 0.5, "0", ha="center", va="center", fontsize=7, color=GREY)
     axes.set_xticks(np.arange(len(widths)) + 0.5, [f"{m / samples:.2g}" for m in widths])

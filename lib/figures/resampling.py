@@ -25,7 +25,7 @@ from lib.figures.style import (
     styled,
     write_across,
 )
-from lib.measures import Slope, fit_slope
+from lib.measures import NO_SLOPE, Slope, fit_slope
 from lib.tables import Table, select
 
 ROUNDING = 1e-5  # smaller distances of logits are rounding errors of float32
@@ -58,7 +58,8 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.check_fields(self, "slope_from", "layers", points=0, images=0)
-        if not 1 <= len(self.shown) <= 3:
+        checks.distinct_texts("shown", self.shown)
+        if len(self.shown) > 3:
             raise ValueError(f"shown lists {len(self.shown)} networks, expected one to three.")
         for words in self.shown:
             run_name(words)
@@ -119,7 +120,7 @@ def fit_rate(rows: Table, config: Config) -> Slope:
     layers, distance = rows["layers"], rows["distance"]
     fitted = (layers >= config.slope_from) & (4 * layers <= rows["depth"]) & (distance > ROUNDING)
     if fitted.sum() < 2:
-        return Slope(np.nan, np.nan, np.nan, np.nan)
+        return NO_SLOPE
     return fit_slope(layers[fitted], distance[fitted])
 
 

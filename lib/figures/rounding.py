@@ -103,10 +103,10 @@ def draw(data: Data, config: Config) -> Figure:
     figure, (share, ratio, parts) = make_panels(3, width_ratios=[1.15, 1.15, 1], height=3.0)
     column = f"noise_{convolution}"
     for panel, name in ((share, column), (ratio, f"von_neumann_{convolution}")):
-        for color, of in zip(cycle((PURPLE, ORANGE, SKY)), dict.fromkeys(precision["depth"]), strict=False):
+        for color, layers in zip(cycle((PURPLE, ORANGE, SKY)), dict.fromkeys(precision["depth"]), strict=False):
             for dtype, line in (("float32", "-"), ("float64", "--")):
-                label = f"{of} layers, {dtype}"
-                for rows in tables.group(tables.select(precision, depth=of, dtype=dtype), "seed").values():
+                label = f"{layers} layers, {dtype}"
+                for rows in tables.group(tables.select(precision, depth=layers, dtype=dtype), "seed").values():
                     panel.plot(rows["time"], rows[name], line, color=color, linewidth=1, label=label)
                     label = None  # one entry of the legend for all runs
         panel.set(yscale="log", xlabel="training time $t$")

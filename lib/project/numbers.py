@@ -20,6 +20,7 @@ from lib.figures.stem import relate_accuracy_to_length
 from lib.figures.style import format_number
 from lib.figures.table_1 import PAPER_TABLE
 from lib.measures import fit_slope, ratios_along_depth
+from lib.project.cases import Cifar, Dense
 from lib.tables import Table, rows, select, word
 
 
@@ -291,6 +292,9 @@ def left_of_start(epochs: str) -> str:
 # --- Speed ------------------------------------------------------------------------------------------------------------
 
 
+BASELINES = [Dense.baseline, Cifar.baseline]
+
+
 def speed() -> str:
     """The table of ``bench.csv``: the cost of a training step with the compiled engine, compared with PyTorch."""
     lines = ["| a training step | float32 | float64 | peak memory in float32: here, baseline |", "|---|---|---|---|"]
@@ -302,9 +306,9 @@ def speed() -> str:
             cells.append(
                 "{ms:.3g} ms, {ratio:.1f} times ({ratio_min:.1f} to {ratio_max:.1f})".format(**here[0]) if here else ""
             )
-        of = select(found, experiment=experiment, dtype="float32")
-        here, baseline = (of["memory_mb"][np.isin(of["engine"], ["compiled"]) == own] for own in (True, False))
-        cells.append(f"{here[0]:.0f} MB, {baseline.max():.0f} MB")
+        measured = select(found, experiment=experiment, dtype="float32")
+        here, baseline = measured["engine"] == "compiled", np.isin(measured["engine"], BASELINES)
+        cells.append(", ".join(f"{measured['memory_mb'][chosen].item():.0f} MB" for chosen in (here, baseline)))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n\n" + "\n".join(lines) + "\n\n"
 
