@@ -164,7 +164,7 @@ def draw(state: DistancesState, parameter: int = 0, entry: int = 0, figure: Figu
     new = figure is None or figure.get_label() != what
     with mpl.rc_context(frames.LIVE_STYLE) if new else contextlib.nullcontext():
         if new:
-            figure = _axes(state, f"{name}[{', '.join(map(str, index))}]")
+            figure = _make_axes(state, f"{name}[{', '.join(map(str, index))}]")
             figure.set_label(what)
         axes = {panel.get_label(): panel for panel in figure.axes}
         for depth, color in zip(depths, frames.shades(0, len(depths)), strict=True):
@@ -194,7 +194,7 @@ def draw(state: DistancesState, parameter: int = 0, entry: int = 0, figure: Figu
     return figure
 
 
-def _axes(state: DistancesState, title: str) -> Figure:
+def _make_axes(state: DistancesState, title: str) -> Figure:
     figure, depths = Figure(figsize=(9.6, 6)), state.config.depths
     axes = figure.subplot_mosaic([["entry", "entry"], ["loss", "distance"]])
     figure.subplots_adjust(left=0.075, right=0.985, bottom=0.085, top=0.93, wspace=0.2, hspace=0.4)

@@ -179,7 +179,7 @@ def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, fi
     new = figure is None or figure.get_label() != what
     with mpl.rc_context(LIVE_STYLE) if new else contextlib.nullcontext():
         if new:
-            figure = _depth_axes(states, row, column)
+            figure = _make_axes(states, row, column)
             figure.set_label(what)
         axes = {panel.get_label(): panel for panel in figure.axes}
         for number, state in enumerate(states):
@@ -216,7 +216,7 @@ def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, fi
     return figure
 
 
-def _depth_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
+def _make_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
     figure = Figure(figsize=(11, 5.8))
     above = [f"{Z}{number}" for number in range(len(states)) for Z in "VW"]
     span = 4 // len(above)

@@ -162,11 +162,11 @@ def draw_weights(views: Sequence[View], image: np.ndarray | None = None, caption
         name = f"{views[0].convolution}: out channel {out}, in channel {into}, row {row}, column {column} of the kernel"
         figure.suptitle(name, fontsize=11, y=1 - 0.18 / height)
         for number, view in enumerate(views):
-            _entry_curve(axes[f"curve{number}"], view, number)
-            _ratio_map(axes[f"map{number}"], view, number)
+            _draw_entry_curve(axes[f"curve{number}"], view, number)
+            _draw_ratio_map(axes[f"map{number}"], view, number)
             if image is not None:
-                _image_path(axes[f"path{number}"], view, number)
-        _ratio_histogram(axes["histogram"], views)
+                _draw_image_path(axes[f"path{number}"], view, number)
+        _draw_ratio_histogram(axes["histogram"], views)
         if image is not None:
             axes["image"].set_axis_off()
             axes["image"].imshow(image, interpolation="nearest")
@@ -174,7 +174,7 @@ def draw_weights(views: Sequence[View], image: np.ndarray | None = None, caption
     return figure
 
 
-def _entry_curve(axes: Axes, view: View, number: int) -> None:
+def _draw_entry_curve(axes: Axes, view: View, number: int) -> None:
     axes.plot(np.arange(1, len(view.curve) + 1), view.curve, color=HUE_COLORS[number], linewidth=1.2)
     if view.kept is not None:
         axes.plot(view.kept + 1, view.curve[view.kept], "o", color=HUE_COLORS[number], markersize=3)
@@ -182,7 +182,7 @@ def _entry_curve(axes: Axes, view: View, number: int) -> None:
     axes.set_xlabel("layer $k$")
 
 
-def _ratio_map(axes: Axes, view: View, number: int) -> None:
+def _draw_ratio_map(axes: Axes, view: View, number: int) -> None:
     out, into, *kernel = view.ratios.shape
     picture = view.ratios.transpose(0, 2, 1, 3).reshape(out * kernel[0], into * kernel[1])
     norm = LogNorm(*RATIOS, clip=True)
@@ -202,7 +202,7 @@ def _ratio_map(axes: Axes, view: View, number: int) -> None:
     axes.set_ylabel("out channel")
 
 
-def _ratio_histogram(axes: Axes, views: Sequence[View]) -> None:
+def _draw_ratio_histogram(axes: Axes, views: Sequence[View]) -> None:
     edges = np.geomspace(*RATIOS, 60)
     for number, view in enumerate(views):
         counts, _ = np.histogram(np.clip(view.ratios[np.isfinite(view.ratios)], *RATIOS), edges)
@@ -223,7 +223,7 @@ def _ratio_histogram(axes: Axes, views: Sequence[View]) -> None:
     axes.set_ylabel("entries")
 
 
-def _image_path(axes: Axes, view: View, number: int) -> None:
+def _draw_image_path(axes: Axes, view: View, number: int) -> None:
     points = view.path.points
     colors = shades(number, len(points))
     axes.add_collection(LineCollection(np.stack([points[:-1], points[1:]], axis=1), colors=colors[1:], linewidths=2))

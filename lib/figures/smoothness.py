@@ -1,7 +1,7 @@
 """The smoothness of the layers of trained networks: along training, along the depth, and in deeper networks."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,6 @@ def draw(data: Data, config: Config) -> Figure:
     smooth. The dashed line is the ratio of a straight line over an eighth.
     """
     training, depth, deeper, lost = (data[f"smoothness{name}"] for name in ("", "_depth", "_depths", "_lost"))
-    convolution, straight = config.convolution, straight_line_ratio(config.choice.depth // PARTS)
     figure, ((course, parts), (depths, times)) = make_panels(2, rows=2, width_ratios=[1.4, 1], height=5.4)
     parts.sharey(course)
     parts.tick_params(labelleft=False)
@@ -171,45 +170,67 @@ def draw(data: Data, config: Config) -> Figure:
         for panel in (course, parts, depths, times):
             panel.set_axis_off()
         return figure
+    _draw_course(course, training, config.convolution)
+    _draw_parts(parts, training, depth, config)
+    _draw_depths(depths, deeper, config.convolution)
+    _draw_losses(times, lost)
+    return figure
+
+
+def _list_styled_runs(training: tables.Table) -> Iterator[tuple[tables.Table, dict[str, Any]]]:
+    # The rows of each run and the style of its line. Shorter schedules come last, so that they are on top, and both are
+    # visible if they agree.
     longest = max(training["epochs"])
     runs = tables.group(training, "run").values()
-    # Shorter schedules are on top, so that both are visible if they agree.
     for rows in sorted(runs, key=lambda rows: (rows["initialisation"][0] == "iid", -rows["epochs"][0])):
         tied = rows["initialisation"][0] == "weight-tied"
-        style = style_tied_run(rows, longest)[1] if tied else {"color": GREY, "linewidth": 0.8}
-        course.plot(rows["time"], rows[f"von_neumann_{convolution}"], **style)
+        yield rows, style_tied_run(rows, longest)[1] if tied else {"color": GREY, "linewidth": 0.8}
+
+
+def _list_tied_activations(training: tables.Table) -> list[str]:
+    return list(dict.fromkeys(tables.select(training, initialisation="weight-tied")["activation"].tolist()))
+
+
+def _draw_course(axes: Axes, training: tables.Table, convolution: str) -> None:
+    for rows, style in _list_styled_runs(training):
+        axes.plot(rows["time"], rows[f"von_neumann_{convolution}"], **style)
+    for activation in _list_tied_activations(training):
+        axes.plot([], [], color=activation_color(activation), label=tables.word(activation))
+    lengths = np.unique(training["epochs"])[::-1]
+    for epochs in lengths:
+        axes.plot([], [], "-" if epochs == lengths[0] else "--", color="black", label=f"{epochs} epochs")
+    if "iid" in training["initialisation"]:
+        axes.plot([], [], color=GREY, linewidth=0.8, label="i.i.d.")
+    axes.axhline(SMOOTH_BELOW, linestyle=":", **GUIDE)
+    axes.annotate("below: smooth", (1, SMOOTH_BELOW), (0, -3), xycoords=("axes fraction", "data"),
+                  textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
+    axes.set(yscale="log", xlabel=r"training time $t$: sum of the learning rates of all steps")
+    axes.set(ylabel=f"von Neumann ratio of {convolution}", title="along training, all layers")
+    # The legend is between the layers that lose their smoothness, above, and those that keep it, below.
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.4), ncols=2, columnspacing=0.8, handlelength=1.6)
+
+
+def _draw_parts(axes: Axes, training: tables.Table, depth: tables.Table, config: Config) -> None:
+    for rows, style in _list_styled_runs(training):
         ends = tables.select(depth, run=rows["run"][0])
         if len(ends["part"]):
             marker = _style_marker(ends["activation"][0])
-            parts.plot(ends["part"], ends[f"von_neumann_{convolution}"], "o", **style, **marker)
-    for activation in dict.fromkeys(tables.select(training, initialisation="weight-tied")["activation"].tolist()):
+            axes.plot(ends["part"], ends[f"von_neumann_{config.convolution}"], "o", **style, **marker)
+    for activation in _list_tied_activations(training):
         color, label = activation_color(activation), tables.word(activation)
-        course.plot([], [], color=color, label=label)
-        parts.plot([], [], "o", color=color, label=label, **_style_marker(activation))
-    parts.legend(loc="lower left", ncols=3, columnspacing=0.6, handletextpad=0.1,
-                 title="sizes keep markers apart that lie\non each other", title_fontsize=7)  # fmt: skip
-    for epochs in np.unique(training["epochs"])[::-1]:
-        course.plot([], [], "-" if epochs == longest else "--", color="black", label=f"{epochs} epochs")
-    if "iid" in training["initialisation"]:
-        course.plot([], [], color=GREY, linewidth=0.8, label="i.i.d.")
-    for panel in (course, parts):
-        panel.axhline(SMOOTH_BELOW, linestyle=":", **GUIDE)
-    course.annotate("below: smooth", (1, SMOOTH_BELOW), (0, -3), xycoords=("axes fraction", "data"),
-                    textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
-    course.set(yscale="log", xlabel=r"training time $t$: sum of the learning rates of all steps")
-    course.set(ylabel=f"von Neumann ratio of {convolution}", title="along training, all layers")
-    # The legend is between the layers that lose their smoothness, above, and those that keep it, below.
-    course.legend(loc="center right", bbox_to_anchor=(1, 0.4), ncols=2, columnspacing=0.8, handlelength=1.6)
+        axes.plot([], [], "o", color=color, label=label, **_style_marker(activation))
+    axes.legend(loc="lower left", ncols=3, columnspacing=0.6, handletextpad=0.1,
+                title="sizes keep markers apart that lie\non each other", title_fontsize=7)  # fmt: skip
+    axes.axhline(SMOOTH_BELOW, linestyle=":", **GUIDE)
+    straight = straight_line_ratio(config.choice.depth // PARTS)
     if straight > 0:
-        parts.axhline(straight, linestyle="--", **GUIDE)
-        parts.annotate(f"straight line: {straight:.2g}", (0.98, straight), (0, -5), xycoords=("axes fraction", "data"),
-                       textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
-    parts.set(title="at the end, by eighths of the layers", xlabel="eighth of the layers, from input to output")
-    parts.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
+        axes.axhline(straight, linestyle="--", **GUIDE)
+        axes.annotate(f"straight line: {straight:.2g}", (0.98, straight), (0, -5), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
+    axes.set(title="at the end, by eighths of the layers", xlabel="eighth of the layers, from input to output")
+    axes.set_xticks(np.unique(depth["part"]) if len(depth["part"]) else [])
     if not len(depth["part"]):
-        write_across(parts, "their weights are not here")
-    _draw_by_depth(depths, times, deeper, lost, convolution)
-    return figure
+        write_across(axes, "their weights are not here")
 
 
 def _style_marker(activation: str) -> dict[str, Any]:
@@ -217,37 +238,40 @@ def _style_marker(activation: str) -> dict[str, Any]:
     return {"markerfacecolor": "white", "markersize": 5 + 2 * (activation == "identity")}
 
 
-def _draw_by_depth(depths: Axes, times: Axes, deeper: tables.Table, lost: tables.Table, convolution: str) -> None:
-    # The lower panels.
-    for panel, rows in ((depths, deeper["run"]), (times, lost["depth"])):
-        if not len(rows):
-            write_across(panel, "none is here")
-    if len(deeper["run"]):
-        color, _ = make_color_scale(deeper["depth"], log=True)
-        for layers in np.unique(deeper["depth"]):
-            label = f"{layers} layers"
-            for rows in tables.group(tables.select(deeper, depth=layers), "run").values():
-                depths.plot(rows["time"], rows[f"von_neumann_{convolution}"], color=color(layers), label=label)
-                label = None  # one entry of the legend for all runs
-        depths.axhline(SMOOTH_BELOW, linestyle=":", **GUIDE)
-        depths.legend(loc="lower right")
-        depths.set(yscale="log", xlabel="training time $t$", ylabel=f"von Neumann ratio of {convolution}")
-        depths.set_title(f"{tables.word(deeper['activation'][0])}, weight-tied, by depth")
-    if len(lost["depth"]):
-        times.set(yscale="log", ylabel="training time $t$", title="until a level is reached")
-        reached = (("lost_at", "o", BLUE, f"ratio {SMOOTH_BELOW:g}"),
-                   ("steep_at", "s", ORANGE, rf"$L^2\times$ratio {STEEP:g}"))  # fmt: skip
-        for column, marker, color, level in reached:
-            time = np.asarray(lost[column], dtype=float)
-            slope = ""
-            if len(set(np.asarray(lost["depth"])[np.isfinite(time)])) > 1:
-                fit = fit_slope(lost["depth"], time)
-                ends = np.array([min(lost["depth"]), max(lost["depth"])], dtype=float)
-                times.plot(ends, fit.constant * ends**fit.slope, color=color, linewidth=1)
-                slope = f": slope {format_number(fit.slope, 2)}, {int(np.isfinite(time).sum())} networks"
-            times.plot(lost["depth"], time, marker, color=color, label=level + slope)
-        low, high = times.get_ylim()
-        times.set_ylim(low, high * (high / low) ** 0.2)
-        times.legend(loc="upper left")
-        set_depth_axis(times, lost["depth"])
-        set_plain_ticks(times.yaxis)
+def _draw_depths(axes: Axes, deeper: tables.Table, convolution: str) -> None:
+    if not len(deeper["run"]):
+        write_across(axes, "none is here")
+        return
+    color, _ = make_color_scale(deeper["depth"], log=True)
+    for layers in np.unique(deeper["depth"]):
+        label = f"{layers} layers"
+        for rows in tables.group(tables.select(deeper, depth=layers), "run").values():
+            axes.plot(rows["time"], rows[f"von_neumann_{convolution}"], color=color(layers), label=label)
+            label = None  # one entry of the legend for all runs
+    axes.axhline(SMOOTH_BELOW, linestyle=":", **GUIDE)
+    axes.legend(loc="lower right")
+    axes.set(yscale="log", xlabel="training time $t$", ylabel=f"von Neumann ratio of {convolution}")
+    axes.set_title(f"{tables.word(deeper['activation'][0])}, weight-tied, by depth")
+
+
+def _draw_losses(axes: Axes, lost: tables.Table) -> None:
+    if not len(lost["depth"]):
+        write_across(axes, "none is here")
+        return
+    axes.set(yscale="log", ylabel="training time $t$", title="until a level is reached")
+    reached = (("lost_at", "o", BLUE, f"ratio {SMOOTH_BELOW:g}"),
+               ("steep_at", "s", ORANGE, rf"$L^2\times$ratio {STEEP:g}"))  # fmt: skip
+    for column, marker, color, level in reached:
+        time = np.asarray(lost[column], dtype=float)
+        slope = ""
+        if len(set(np.asarray(lost["depth"])[np.isfinite(time)])) > 1:
+            fit = fit_slope(lost["depth"], time)
+            ends = np.array([min(lost["depth"]), max(lost["depth"])], dtype=float)
+            axes.plot(ends, fit.constant * ends**fit.slope, color=color, linewidth=1)
+            slope = f": slope {format_number(fit.slope, 2)}, {int(np.isfinite(time).sum())} networks"
+        axes.plot(lost["depth"], time, marker, color=color, label=level + slope)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.2)
+    axes.legend(loc="upper left")
+    set_depth_axis(axes, lost["depth"])
+    set_plain_ticks(axes.yaxis)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib import checks, tables
@@ -120,12 +121,18 @@ def draw(data: Data, config: Config) -> Figure:
     stem are squares. Longer schedules have larger markers. Along training there is a line for each run, and a dotted
     one at `SMOOTH_BELOW`.
     """
-    networks, training, spike = data["stem"], data["stem_training"], data["stem_spike"]
     figure, axes = make_panels(2, rows=3, height=6.4, width_ratios=[1.25, 1])
     (accuracy, ratio, rougher), (loss, length, longer) = axes.T
     for above, under in ((accuracy, ratio), (loss, length)):
         above.sharex(under)
         above.tick_params(labelbottom=False)
+    _draw_networks(accuracy, ratio, data["stem"])
+    _draw_training(rougher, longer, data["stem_training"])
+    _draw_spike(loss, length, data["stem_spike"])
+    return figure
+
+
+def _draw_networks(accuracy: Axes, ratio: Axes, networks: tables.Table) -> None:
     lengths = np.unique(networks["epochs"]).tolist()
     sizes = dict(zip(lengths[::-1], (7, 4.5, 3), strict=False))
     for name, panel in (("test_accuracy", accuracy), ("von_neumann_conv1", ratio)):
@@ -148,6 +155,14 @@ def draw(data: Data, config: Config) -> Figure:
     for epochs, size in sizes.items():
         ratio.plot([], [], "o", color=GREY, markersize=size, label=f"{epochs} epochs")
     ratio.legend(loc="lower right", labelspacing=0.3, ncols=2, columnspacing=0.8)
+    ratio.set_xscale("log")
+    ratio.margins(x=0.12, y=0.12)
+    set_plain_ticks(ratio.xaxis)
+    if not len(networks["run"]):
+        write_across(ratio, "none is here")
+
+
+def _draw_training(rougher: Axes, longer: Axes, training: tables.Table) -> None:
     for hold_stem, label, color in ((False, "stem trains", BLUE), (True, "stem held", PURPLE)):
         for line in tables.group(tables.select(training, hold_stem=hold_stem), "run").values():
             longer.plot(line["epoch"], line["relative_path_length"], color=color, linewidth=1, label=label)
@@ -156,19 +171,20 @@ def draw(data: Data, config: Config) -> Figure:
     rougher.axhline(SMOOTH_BELOW, linestyle=":", **GUIDE)
     for panel, name in ((rougher, "von Neumann ratio of conv1"), (longer, "relative path length")):
         panel.set(yscale="log", xlabel="epochs complete", ylabel=name)
-    if len(training["run"]):
-        rougher.set_title(f"{training['depth'][0]} layers, {tables.word(training['activation'][0])}, weight-tied")
-        longer.set_title("the same networks")
-        longer.legend(loc="lower right", handlelength=1.2)
+    set_plain_ticks(longer.yaxis)
+    if not len(training["run"]):
+        write_across(rougher, "none is here")
+        return
+    rougher.set_title(f"{training['depth'][0]} layers, {tables.word(training['activation'][0])}, weight-tied")
+    longer.set_title("the same networks")
+    longer.legend(loc="lower right", handlelength=1.2)
+
+
+def _draw_spike(loss: Axes, length: Axes, spike: tables.Table) -> None:
     loss.plot(spike["epochs"], spike["loss"], color=GREY, linewidth=1)
     length.plot(spike["epochs"], spike["relative_path_length"], color=BLUE, linewidth=1)
     loss.set(ylabel="training loss", title="a spike of the loss: GELU, i.i.d.")
     length.set(yscale="log", xlabel="epochs complete", ylabel="relative path length")
-    ratio.set_xscale("log")
-    ratio.margins(x=0.12, y=0.12)
-    for axis in (ratio.xaxis, longer.yaxis, length.yaxis):
-        set_plain_ticks(axis)
-    for panel, rows in ((ratio, networks["run"]), (rougher, training["run"]), (length, spike["epochs"])):
-        if not len(rows):
-            write_across(panel, "none is here")
-    return figure
+    set_plain_ticks(length.yaxis)
+    if not len(spike["epochs"]):
+        write_across(length, "none is here")
