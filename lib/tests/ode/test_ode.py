@@ -156,7 +156,7 @@ def test_the_figures_of_solvers_and_of_gradients_draw_their_tables(tmp_path, mon
     dense = data["reversible"]
     assert data["reversible_cifar"] == {}
     low, high = reversible_room.compare_gradient_with_state(dense)
-    ratios = dense["gradient"] / dense["state"]
+    ratios = np.divide(dense["gradient"], dense["state"])
     assert (low, high) == (ratios.min(), ratios.max())
     worse = dense | {"state": np.ones(len(ratios))}
     assert np.isnan(reversible_room.compare_gradient_with_state(worse)).all()
