@@ -189,7 +189,7 @@ def test_the_figure_of_smoothness_draws_its_tables(trained):
     assert [line.get_label() for line in depths.lines[:1]] == ["64 layers"]
     np.testing.assert_allclose(depths.lines[0].get_ydata(), deeper["von_neumann_conv2"], rtol=1e-7)
     assert times.lines[1].get_xydata().tolist() == [[32, 100], [64, 200]]
-    assert times.get_legend_handles_labels()[1] == ["ratio 0.1: slope 1.00, n = 2", r"$L^2\times$ratio 100"]
+    assert times.get_legend_handles_labels()[1] == ["ratio 0.1: slope 1.00, 2 networks", r"$L^2\times$ratio 100"]
     labels = ["GELU", "180 epochs", "30 epochs", "i.i.d."]
     assert course.get_legend_handles_labels()[1] == labels
     longest = tables.select(training, initialisation="weight-tied", epochs=180)
