@@ -13,7 +13,8 @@ WIDGETS = {"ipywidgets"}
 NOTEBOOKS = {"IPython", "nbformat", "papermill", "nbclient", "nbconvert", "jupyterlab"} | WIDGETS
 DRAWING = {"matplotlib"}
 MOST_LINES = 400
-TRAINING = ("lib.cifar.training", "lib.cifar.stacked")  # what trains on CIFAR-10: modules, and names from elsewhere
+# What trains on CIFAR-10: modules, and the names of it that others may hand on.
+TRAINING = ("lib.cifar.training", "lib.cifar.stacked", "lib.cifar.depth_limit")
 TRAINS = {"train", "Training", "Stack"}
 
 
