@@ -16,10 +16,9 @@ from lib.blocks.network import INITIALISATIONS
 from lib.blocks.training import gaussian_data
 from lib.explore import frames
 from lib.explore.controls import CONTROLS, menu, scale, whole_number
-from lib.explore.depth_training import ROUNDING, SMALLEST_DEPTH, fit_above_rounding, list_depths
+from lib.explore.depth_training import SMALLEST_DEPTH, fit_above_rounding, list_depths
 from lib.explore.explorer import Explorer
 from lib.explore.live import Run
-from lib.figures.style import GREY, format_number, set_depth_axis
 from lib.measures import Slope
 
 OWN = "MyBlock"  # the name of the notebook's own block
@@ -176,41 +175,18 @@ def draw(state: DistancesState, parameter: int = 0, entry: int = 0, figure: Figu
             losses = state.losses[depth]
             frames.draw_line(axes["loss"], depth, np.arange(len(losses)), losses, color=color, linewidth=wide)
         start = state.measured[depths[-1]].start[name][(slice(None), *index)]
-        dotted = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "zorder": 1}
-        frames.draw_line(axes["entry"], "start", s, start.cpu(), **dotted)
-        distances = np.array(state.max_distances())
-        distances[distances <= ROUNDING] = np.nan
-        style = {"color": frames.HUE_COLORS[0], "marker": "o", "markersize": 5, "linewidth": 1.3}
-        frames.draw_line(axes["distance"], "distance", depths, distances, **style)
+        frames.draw_line(axes["entry"], "start", s, start.cpu(), **frames.DOTTED)
         fit = measure_slope(state)
-        frames.draw_note(
-            axes["distance"], 1, f"slope {format_number(fit.slope, 2)}" if fit else "equal layers", style["color"]
-        )
-        for panel in figure.axes:
-            values = [line.get_ydata() for line in panel.lines]
-            low, high = frames.find_extent(values, log=panel.get_yscale() == "log")
-            if new or not frames.fills_axis(panel, low, high):
-                frames.set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2)
+        frames.draw_distances(axes["distance"], depths, state.max_distances(), fit, number=0, side=1)
+        frames.adjust_limits(figure, new)
     return figure
 
 
 def _make_axes(state: DistancesState, title: str) -> Figure:
-    figure, depths = Figure(figsize=(9.6, 6)), state.config.depths
+    figure = Figure(figsize=(9.6, 6))
     axes = figure.subplot_mosaic([["entry", "entry"], ["loss", "distance"]])
     figure.subplots_adjust(left=0.075, right=0.985, bottom=0.085, top=0.93, wspace=0.2, hspace=0.4)
     axes["entry"].set_title(title)
-    axes["entry"].set_xlabel(r"$s=k/L$")
-    axes["entry"].set_xlim(0, 1.02)
-    axes["entry"].ticklabel_format(useOffset=False)
-    axes["loss"].set_title("loss", loc="left")
-    axes["loss"].set_xlabel("training iteration")
-    axes["loss"].set_xlim(0, state.config.iterations)
     axes["distance"].set_title(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$", loc="left")
-    set_depth_axis(axes["distance"], depths)
-    for label in ("loss", "distance"):
-        axes[label].set_yscale("log")
-    axes["loss"].yaxis.set_major_formatter(frames.PlainLogFormatter())
-    axes["loss"].yaxis.set_minor_formatter(frames.PlainLogFormatter())
-    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in frames.shades(0, len(depths))]
-    axes["loss"].legend(keys, depths, title="depth $L$", title_fontsize=8, loc="upper right", ncols=2)
+    frames.prepare_axes(axes, state.config.depths, state.config.iterations)
     return figure

@@ -15,7 +15,6 @@ from lib import tables
 from lib.dense.network import NetworkConfig
 from lib.explore.controls import CONTROLS
 from lib.explore.depth_training import (
-    ROUNDING,
     Comparison,
     DepthsConfig,
     DepthsState,
@@ -25,19 +24,18 @@ from lib.explore.depth_training import (
 )
 from lib.explore.explorer import Explorer, Values, arrange_in_row
 from lib.explore.frames import (
+    DOTTED,
     HUE_COLORS,
     LIVE_STYLE,
-    PlainLogFormatter,
+    adjust_limits,
+    draw_distances,
     draw_line,
-    draw_note,
-    fills_axis,
-    find_extent,
-    set_limits,
+    prepare_axes,
     shades,
 )
 from lib.explore.live import Run
 from lib.figures.experiment import read_entries
-from lib.figures.style import GREY, MARKERS, format_number, set_depth_axis
+from lib.figures.style import MARKERS
 from lib.tables import word
 
 # What each story compares: initialisation, activation and convention of the first and of the second network, and the
@@ -196,23 +194,11 @@ def draw_depths(states: Sequence[DepthsState], row: int = 0, column: int = 0, fi
                 draw_line(axes["loss"], (number, depth), np.arange(len(losses)), losses, **line)
             now = {"color": HUE_COLORS[number], "marker": MARKERS[number], "markersize": 5}
             draw_line(axes["loss"], f"now {number}", [len(losses) - 1], losses[-1:], **now)
-            start = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "zorder": 1}
             for Z, entry in zip("VW", read_entries(state.start, row, column), strict=True):
-                draw_line(axes[f"{Z}{number}"], "start", np.arange(1, len(entry) + 1) / len(entry), entry, **start)
-            distances = np.array([state.distances[depth]["max_distance"] for depth in depths])
-            distances[distances <= ROUNDING] = np.nan
-            style = {"color": HUE_COLORS[number], "marker": MARKERS[number], "markersize": 5, "linewidth": 1.3}
-            draw_line(axes["distance"], number, depths, distances, **style)
-            fit = state.slope()
-            text = "equal layers" if np.isnan(distances).all() else ""
-            draw_note(
-                axes["distance"], number, f"slope {format_number(fit.slope, 2)}" if fit else text, HUE_COLORS[number]
-            )
-        for panel in figure.axes:
-            values = [line.get_ydata() for line in panel.lines]
-            low, high = find_extent(values, log=panel.get_yscale() == "log")
-            if new or not fills_axis(panel, low, high):
-                set_limits(panel, low, high, decades=0.9 if panel is axes["distance"] else 0.2, ahead=not new)
+                draw_line(axes[f"{Z}{number}"], "start", np.arange(1, len(entry) + 1) / len(entry), entry, **DOTTED)
+            distances = [state.distances[depth]["max_distance"] for depth in depths]
+            draw_distances(axes["distance"], depths, distances, state.slope(), number, side=number)
+        adjust_limits(figure, new, ahead=not new)
     return figure
 
 
@@ -225,30 +211,14 @@ def _make_axes(states: Sequence[DepthsState], row: int, column: int) -> Figure:
     figure.subplots_adjust(left=0.055, right=0.988, bottom=0.085, top=0.875, wspace=0.4, hspace=0.42)
     for number, state in enumerate(states):
         for Z in "VW":
-            panel = axes[f"{Z}{number}"]
-            panel.set_title(rf"$({Z}_k)_{{{row},{column}}}$")
-            panel.set_xlabel(r"$s=k/L$")
-            panel.set_xlim(0, 1.02)
-            panel.ticklabel_format(useOffset=False)
+            axes[f"{Z}{number}"].set_title(rf"$({Z}_k)_{{{row},{column}}}$")
         left, right = axes[f"V{number}"].get_position(), axes[f"W{number}"].get_position()
         name = network_name(state.config.network)
         style = {"color": HUE_COLORS[number], "weight": "bold", "size": 11}
         figure.text((left.x0 + right.x1) / 2, 0.95, name, ha="center", **style)
-    depths, iterations = states[0].config.depths, states[0].config.iterations
-    axes["loss"].set_title("loss", loc="left")
-    axes["loss"].set_xlabel("training iteration")
-    axes["loss"].set_xlim(0, iterations)
     axes["distance"].set_title(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$", pad=9)  # between the two slopes
-    set_depth_axis(axes["distance"], depths)
-    axes["distance"].set_xlabel("depth $L$")
-    for label in ("loss", "distance"):
-        axes[label].set_yscale("log")
+    config = states[0].config
+    prepare_axes(axes, config.depths, config.iterations, columnspacing=1, handlelength=1.2)
     for panel in axes.values():
         panel.xaxis.set_label_coords(0.5, -0.13)  # without it, matplotlib computes the place in every drawing
-    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in shades(0, len(depths))]
-    axes["loss"].yaxis.set_major_formatter(PlainLogFormatter())
-    axes["loss"].yaxis.set_minor_formatter(PlainLogFormatter())
-    axes["loss"].legend(
-        keys, depths, title="depth $L$", title_fontsize=8, loc="upper right", ncols=2, columnspacing=1, handlelength=1.2
-    )
     return figure

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import matplotlib as mpl
@@ -15,11 +15,14 @@ from matplotlib.ticker import LogFormatterSciNotation
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
-from lib.figures.style import STYLE
+from lib.explore.depth_training import ROUNDING
+from lib.figures.style import GREY, MARKERS, STYLE, format_number, set_depth_axis
+from lib.measures import Slope
 
 # A colour map for each of two networks that are compared: light for shallow, dark for deep.
 HUES = ("Blues", "Oranges")
 HUE_COLORS = ("#1B5E9E", "#C4500A")
+DOTTED = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "zorder": 1}  # the line of weights before training
 TOO_LARGE = 1e30  # numbers above it, of a network that diverges, are not drawn
 # The layout is fixed: one that follows the tick labels would move in every picture.
 LIVE_STYLE = {
@@ -172,3 +175,44 @@ def set_limits(axes: Axes, low: float, high: float, decades: float, ahead: bool 
     step = 10 ** (math.floor(3 * math.log10((high - low) / 2)) / 3)  # three sizes in each decade
     low, high = step * math.floor((low - margin) / step), step * math.ceil((high + margin) / step)
     axes.set_ylim(*((10**low, 10**high) if log else (low, high)))
+
+
+# --- Networks of several depths ---------------------------------------------------------------------------------------
+
+
+def prepare_axes(axes: Mapping[str, Axes], depths: Sequence[int], iterations: int, **legend) -> None:
+    """Set scales, limits and labels of the axes "loss" and "distance", and of all others, which show an entry of the
+    weights over s = k/L. ``legend`` goes to that of the depths."""
+    for panel in (panel for name, panel in axes.items() if name not in ("loss", "distance")):
+        panel.set_xlabel(r"$s=k/L$")
+        panel.set_xlim(0, 1.02)
+        panel.ticklabel_format(useOffset=False)
+    set_depth_axis(axes["distance"], depths)
+    axes["distance"].set_yscale("log")
+    loss = axes["loss"]
+    loss.set_title("loss", loc="left")
+    loss.set(xlabel="training iteration", xlim=(0, iterations), yscale="log")
+    loss.yaxis.set_major_formatter(PlainLogFormatter())
+    loss.yaxis.set_minor_formatter(PlainLogFormatter())
+    keys = [mpl.lines.Line2D([], [], color=color, linewidth=2.2) for color in shades(0, len(depths))]
+    loss.legend(keys, depths, title="depth $L$", title_fontsize=8, loc="upper right", ncols=2, **legend)
+
+
+def draw_distances(
+    axes: Axes, depths: Sequence[int], distances: Sequence[float], fit: Slope | None, number: int, side: int
+) -> None:
+    """Draw the largest successive distances of the network ``number`` against the depth, and note their slope at the
+    ``side`` (`draw_note`). Distances up to rounding are left out."""
+    shown = np.where(np.asarray(distances) <= ROUNDING, np.nan, distances)
+    style = {"color": HUE_COLORS[number], "marker": MARKERS[number], "markersize": 5, "linewidth": 1.3}
+    draw_line(axes, number, depths, shown, **style)
+    without = "equal layers" if np.isnan(shown).all() else ""
+    draw_note(axes, side, f"slope {format_number(fit.slope, 2)}" if fit else without, style["color"])
+
+
+def adjust_limits(figure: Figure, new: bool, ahead: bool = False) -> None:
+    """Set the limits of each y axis that is ``new`` or that its lines leave or no longer fill (`set_limits`)."""
+    for panel in figure.axes:
+        low, high = find_extent([line.get_ydata() for line in panel.lines], log=panel.get_yscale() == "log")
+        if new or not fills_axis(panel, low, high):
+            set_limits(panel, low, high, decades=0.9 if panel.get_label() == "distance" else 0.2, ahead=ahead)
