@@ -85,6 +85,7 @@ def test_an_interrupted_family_goes_on_and_measures_the_same(generated_set, tmp_
     assert [row["depth"] for row in whole[0]] == [2, 2, 4, 8]
     assert [row["compared_with"] for row in whole[0]] == ["last bit"] + 3 * ["double depth"]
     assert [math.isnan(row["logits"]) for row in whole[0]] == [False, False, False, True]
+    assert 0 < whole[1][0]["hidden_states"]  # the change is not lost in rounding
     assert whole[1][0]["logits"] < whole[1][1]["logits"] / 2
     cut = depth_limit.train(TINY, folder=tmp_path / "cut")
     next(cut), cut.close()
