@@ -190,8 +190,8 @@ def train(
 
 
 def start_from_changed_bit(config: CifarConfig, folder: Path) -> None:
-    """Write the state of a run before its first epoch, with the stem's largest weight changed to the next larger float32
-    number.
+    """Write the state of a run before its first epoch, with the stem's largest weight changed to the next larger
+    float32 number.
 
     A change of a small weight may be lost in rounding at the first step. In the table, the copies of GELU networks with
     batch norm, seed 0, started from a change of the stem's first weight. It was not lost there."""
