@@ -125,8 +125,10 @@ def positive_floats(name: str, values: Any, zero_allowed: bool = False) -> None:
 def distinct_texts(name: str, values: Any) -> None:
     """Raise unless ``values`` is a non-empty list or tuple of texts without repeats."""
     values = plain(values)
-    if not isinstance(values, list | tuple) or not values:
-        raise TypeError(f"{name} is {values!r}, expected a non-empty list of texts.")
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"{name} is {values!r}, expected a list of texts.")
+    if not values:
+        raise ValueError(f"{name} is {values!r}, expected one text or more.")
     for value in values:
         if not isinstance(value, str):
             raise TypeError(f"an entry of {name} is {value!r}, expected a text.")
