@@ -207,8 +207,8 @@ def draw(data: Data, config: Config) -> Figure:
         legend.plot([], [], label=_label_case(case), **style)
     titles = {
         successive: r"$\max_k\,\|D_{k+1}-D_k\|_F$ over the size of $D$",
-        distance: "$D$ to its limit",
-        output: "outputs to their limit",
+        distance: "$D$ to its limit (i.i.d.: deepest)",
+        output: "outputs to limit (i.i.d.: deepest)",
         variation: r"variation of $h_k(t)-h_k(0)$",
     }
     for panel, title in titles.items():

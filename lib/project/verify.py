@@ -103,7 +103,7 @@ def _git(*arguments: str) -> str:
     except FileNotFoundError:
         raise NotReproduced("git is not on the PATH, and it holds the tracked tables: install it.") from None
     if done.returncode:
-        raise NotReproduced(f"git has no tracked tables: {done.stderr.strip()}")
+        raise NotReproduced(f"git finds no tracked tables there: {done.stderr.strip()}")
     return done.stdout
 
 
