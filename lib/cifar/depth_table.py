@@ -10,8 +10,9 @@ from lib import paths, tables
 from lib.cifar.records import read_table
 
 TABLE = "depth_limit.csv"
-FAMILY = ("activation", "normalisation", "stem_activation", "seed", "epochs")  # columns that identify a family
-# Activation, normalisation and stem's activation: the paper's networks, and others that differ in one or two of them.
+KIND = ("activation", "normalisation", "stem_activation")  # columns that identify a kind of networks
+FAMILY = (*KIND, "seed", "epochs")  # and those that identify a family
+# The kinds: the paper's networks, and others that differ in one or two of the three.
 KINDS = (
     ("gelu", "batch", "relu"),
     ("gelu", "batch", "gelu"),

@@ -109,9 +109,8 @@ class ResidualLayers(nn.Module):
         tensors = {name: self.stacked(name) for name in self.names()}
         if not engine.find_conv_stack_problem(h, tensors, self.activation, self.norm_groups):
             self.engine = "compiled"
-            options = {"norm_groups": self.norm_groups, "training": self.training}
-            options |= {"momentum": BN_MOMENTUM, "eps": BN_EPS}
-            return engine.conv_stack(h, tensors, self.activation, **options)
+            norm = {"norm_groups": self.norm_groups, "momentum": BN_MOMENTUM, "eps": BN_EPS}
+            return engine.conv_stack(h, tensors, self.activation, training=self.training, **norm)
         self.engine = "pytorch"
         for state in self.states(h):
             h = state

@@ -275,21 +275,21 @@ def conv_stack(
     batch_norm = "bn1.weight" in tensors
     parameters = [tensors[key] for key in CONV_PARAMETERS + _norm_parameters(tensors, norm_groups)]
     running = [tensors[key] for key in BN_RUNNING] if batch_norm else []
-    options = (training, eps, ACTIVATION_CODES[activation], norm_groups)
+    options = (eps, ACTIVATION_CODES[activation], norm_groups)
     if batch_norm and training:
         for key in BN_COUNTERS:
             if key in tensors:
                 tensors[key].add_(1)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (h, *parameters)):
-        return _ConvStack.apply(module, running, momentum, options, h, *parameters)
-    return module.conv_stack_forward(h, parameters, running, training, momentum, *options[1:], False)[0]
+        return _ConvStack.apply(module, running, training, momentum, options, h, *parameters)
+    return module.conv_stack_forward(h, parameters, running, training, momentum, *options, False)[0]
 
 
 class _ConvStack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, module, running, momentum, options, h, *parameters):
-        out, *kept = module.conv_stack_forward(h, parameters, running, options[0], momentum, *options[1:], True)
-        ctx.module, ctx.options = module, options
+    def forward(ctx, module, running, training, momentum, options, h, *parameters):
+        out, *kept = module.conv_stack_forward(h, parameters, running, training, momentum, *options, True)
+        ctx.module, ctx.options = module, (training, *options)
         ctx.save_for_backward(*kept, *parameters)
         return out
 
@@ -298,7 +298,7 @@ class _ConvStack(torch.autograd.Function):
     def backward(ctx, gradient):
         statistics, states, *parameters = ctx.saved_tensors
         gradients = ctx.module.conv_stack_backward(gradient, parameters, statistics, states, *ctx.options)
-        return None, None, None, None, *gradients
+        return None, None, None, None, None, *gradients
 
 
 # ---- python -m lib.engine.build build | report ----

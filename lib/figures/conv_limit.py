@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from lib import checks
 from lib.cifar import depth_table
-from lib.cifar.depth_table import DOUBLE_DEPTH, KINDS, LAST_BIT, MEASURES
+from lib.cifar.depth_table import DOUBLE_DEPTH, KIND, KINDS, LAST_BIT, MEASURES
 from lib.figures.claim import (
     BEYOND,
     OPEN,
@@ -48,7 +48,6 @@ ROWS = {
     "logits": "logits,\n$L$ to $2L$",
     "steepness": r"$L\,\max_k\,\|Z_{k+1}-Z_k\|_F$",
 }
-KIND = ("activation", "normalisation", "stem_activation")
 # Of `fit_slopes`. ``least`` and ``most`` are distances relative to those that a changed last bit makes.
 COLUMNS = (*KIND, "epochs", "epoch", "measure", "seeds", "slope", "low", "high", "least", "most")
 # A distance says something about depth if it is at least so many times the distance of the copy, which is one of the

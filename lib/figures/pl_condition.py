@@ -92,7 +92,8 @@ def _measure_run(config: Config, run: tuple[int, float, int]) -> dict[str, float
     points = list(_measure_points(config, network))
     least = min(points, key=lambda point: point["ratio"])
     end = points[-1]
-    rate = fit_loss_rate(*([each[name] for each in points] for name in ("iteration", "loss"))) / config.learning_rate
+    iterations, losses = [each["iteration"] for each in points], [each["loss"] for each in points]
+    rate = fit_loss_rate(iterations, losses) / config.learning_rate
     return (
         {"width": width, "target_scale": scale, "seed": seed, "samples": network.samples}
         | {"start": points[0]["loss"], "loss": end["loss"], "iteration": end["iteration"]}

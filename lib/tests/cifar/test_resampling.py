@@ -226,9 +226,12 @@ def test_without_a_table_the_figure_holds_a_sentence(small_runs):
     assert set(readable["resampling distance"]) == {"-"}
 
 
-@pytest.mark.parametrize("shown", [[], ["gelu"], ["gelu weight-tied 30"] * 4, [3]])
-def test_wrong_networks_of_the_figure_are_named(shown):
-    with pytest.raises((ValueError, TypeError), match="expected"):
+@pytest.mark.parametrize(
+    ("shown", "error"),
+    [([], ValueError), (["gelu"], ValueError), (["gelu weight-tied 30"] * 4, ValueError), ([3], TypeError)],
+)
+def test_wrong_networks_of_the_figure_are_named(shown, error):
+    with pytest.raises(error, match="expected"):
         room.Config(shown)
 
 

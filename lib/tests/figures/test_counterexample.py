@@ -81,9 +81,18 @@ def test_figure_has_a_panel_for_each_activation(names):
     assert len(curves) == 2 * len(names)
 
 
-@pytest.mark.parametrize("names", [[], ["relu", "relu"], [5], [["gelu"]], "relu"])
-def test_activations_are_a_list_of_different_names(names):
-    with pytest.raises((TypeError, ValueError), match=r"activations is .*, expected"):
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        ([], ValueError),
+        (["relu", "relu"], ValueError),
+        ([5], TypeError),
+        ([["gelu"]], TypeError),
+        ("relu", TypeError),
+    ],
+)
+def test_activations_are_a_list_of_different_names(names, error):
+    with pytest.raises(error, match=r"activations is .*, expected"):
         relu_counterexample.Config([8, 16], [2.0], names, 10)
 
 
