@@ -35,6 +35,11 @@ def _tanh_derivative(z: Tensor) -> Tensor:
     return 1 - torch.tanh(z).square()
 
 
+def _silu_derivative(z: Tensor) -> Tensor:
+    sigmoid = torch.sigmoid(z)
+    return sigmoid * (1 + z * (1 - sigmoid))
+
+
 def _leaky_relu_derivative(z: Tensor) -> Tensor:
     # In z's own dtype, since 0.01 in float32 is another number.
     return torch.where(z > 0, z.new_ones(()), z.new_full((), 0.01))
@@ -49,6 +54,7 @@ ACTIVATIONS = {
         Activation("identity", lambda z: z, torch.ones_like, True),
         Activation("softplus", F.softplus, torch.sigmoid, True),
         Activation("leaky_relu", F.leaky_relu, _leaky_relu_derivative, False),
+        Activation("silu", F.silu, _silu_derivative, True),
     )
 }
 # The released code calls the identity "linear".

@@ -23,6 +23,7 @@ WORDS = {
     "gelu": "GELU",
     "relu": "ReLU",
     "leaky_relu": "leaky ReLU",
+    "silu": "SiLU",
     "released": "released scaling",
     "eq3": "scaling of eq. (3)",
     "mean-field": "mean-field scaling",

@@ -11,21 +11,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lib import activations, checks
 
 SIZE, WIDTH = 16, 32  # q and m
 CHANNELS, GROUPS = 8, 4
-
-
-def activation_names() -> list[str]:
-    """The activations that blocks can have: those of `lib.activations`, and SiLU."""
-    return list(dict.fromkeys((*activations.ACTIVATIONS, "silu")))
-
-
-def _get_activation(name: str) -> Callable[[Tensor], Tensor]:
-    return F.silu if name == "silu" else activations.get(name).function
 
 
 def _vector_norm(normalisation: str) -> nn.Module:
@@ -59,7 +49,7 @@ class Perceptron(nn.Module):
 
     def __init__(self, activation: str = "gelu", normalisation: str = "none") -> None:
         super().__init__()
-        self.norm, self.activation = _vector_norm(normalisation), _get_activation(activation)
+        self.norm, self.activation = _vector_norm(normalisation), activations.get(activation).function
         self.W, self.V = _linear(SIZE, WIDTH), _linear(WIDTH, SIZE)
 
     def start_at_zero(self) -> None:
@@ -105,7 +95,7 @@ class Gated(nn.Module):
 
     def __init__(self, activation: str = "silu", normalisation: str = "none") -> None:
         super().__init__()
-        self.norm, self.activation = _vector_norm(normalisation), _get_activation(activation)
+        self.norm, self.activation = _vector_norm(normalisation), activations.get(activation).function
         self.W, self.U, self.V = _linear(SIZE, WIDTH), _linear(SIZE, WIDTH), _linear(WIDTH, SIZE)
 
     def start_at_zero(self) -> None:
@@ -124,7 +114,7 @@ class Convolution(nn.Module):
 
     def __init__(self, activation: str = "gelu", normalisation: str = "batch") -> None:
         super().__init__()
-        self.activation = _get_activation(activation)
+        self.activation = activations.get(activation).function
         self.conv1, self.conv2 = (nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(2))
         self.norm1, self.norm2 = (_image_norm(normalisation) for _ in range(2))
 
@@ -167,7 +157,7 @@ def make_block(name: str, activation: str = "gelu", normalisation: str = "none")
     ``activation`` is ignored if the block has none. Raises ValueError, with the possible names, for an unknown name.
     """
     checks.choice("block", name, BLOCKS)
-    checks.choice("activation", activation, activation_names())
+    checks.choice("activation", activation, activations.ACTIVATIONS)
     block = BLOCKS[name]
     checks.choice(f"normalisation of {name}", normalisation, block.normalisations)
     options = {"activation": activation} if block.activated else {}

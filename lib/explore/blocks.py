@@ -9,8 +9,8 @@ import numpy as np
 from IPython.core.getipython import get_ipython
 from matplotlib.figure import Figure
 
-from lib import tables
-from lib.blocks.catalogue import BLOCKS, TOKENS, activation_names, make_block
+from lib import activations, tables
+from lib.blocks.catalogue import BLOCKS, TOKENS, make_block
 from lib.blocks.distances import DistancesConfig, DistancesState, distance_steps
 from lib.blocks.network import INITIALISATIONS
 from lib.blocks.training import gaussian_data
@@ -49,7 +49,7 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
     own = {
         "block": menu("block", "f in h + f(h, Z)/L", [*BLOCKS, OWN]),
         "normalisation": menu("norm", "before or between the linear maps", NORMS),
-        "activation": menu("activation", "of a block of the catalogue that has one", activation_names()),
+        "activation": menu("activation", "of a block of the catalogue that has one", list(activations.ACTIVATIONS)),
         "initialisation": menu("initialisation", "of the layers", INITIALISATIONS),
         "depth": scale("depth <i>L</i>", "layers of the deepest network", [8, 16, 32, 64]),
         "parameter": whole_number("parameter", "of the block, counted from 0"),

@@ -127,7 +127,7 @@ def fit_slopes(table: Table, slope_from: int) -> dict[str, list]:
 
 
 def _name_activation(activation: str) -> str:
-    return {NO_ACTIVATION: "no activation", "silu": "SiLU"}.get(activation, word(activation))
+    return "no activation" if activation == NO_ACTIVATION else word(activation)
 
 
 def _list_cases(table: Table) -> Iterator[tuple[str, str, float]]:

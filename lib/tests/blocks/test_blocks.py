@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lib import activations
 from lib.blocks import BlockNetwork, Divergence, fit_slope, gaussian_data, make_block, successive_distances, train
-from lib.blocks.catalogue import BLOCKS, activation_names
+from lib.blocks.catalogue import BLOCKS
 from lib.dense.network import NetworkConfig, initialise
 from lib.dense.training import train as train_dense
 
@@ -81,7 +82,7 @@ def test_layers_are_computed_again_to_the_same_bits():
 @pytest.mark.parametrize(("name", "norm"), ALL_BLOCKS)
 def test_every_block_of_the_catalogue_starts_as_the_identity_and_learns(name, norm):
     x, y = gaussian_data(BLOCKS[name].shape, dtype=torch.float32)
-    for activation in activation_names() if BLOCKS[name].activated else ["gelu"]:
+    for activation in activations.ACTIVATIONS if BLOCKS[name].activated else ["gelu"]:
         first, last = train(make_block(name, activation, norm), 3, x, y, 0.2, 2, [0, 2])
         assert first.loss == pytest.approx(float((x - y).square().mean()), rel=1e-6)
         assert last.loss < first.loss

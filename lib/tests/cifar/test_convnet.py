@@ -10,7 +10,7 @@ from lib.cifar.network import INITIALISATIONS, ConvNetConfig, ConvResNet
 
 SMALL = {"depth": 5, "seed": 1}
 MODULES = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity, "softplus": nn.Softplus,
-           "leaky_relu": nn.LeakyReLU}  # fmt: skip
+           "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}  # fmt: skip
 
 
 class Reference(nn.Module):

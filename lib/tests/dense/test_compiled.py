@@ -41,7 +41,7 @@ def compute_relative_error(found, expected):
 
 @needs_engine
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", list(engine.ACTIVATION_CODES))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_gradients_and_steps_are_those_of_the_adjoint(shape, activation, dtype):
     for convention in ("released", "eq3", "mean-field"):

@@ -86,7 +86,7 @@ def assert_close(found: dict, expected: dict, variant: str, tolerance: float = 2
 
 @needs_engine
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", list(engine.ACTIVATION_CODES))
 def test_results_and_gradients_are_those_of_float64_autograd(activation, variant):
     layers = make_layers(variant, activation)
     h, w = draw_images()
@@ -142,7 +142,7 @@ def test_images_of_any_number_and_size_give_the_results_of_autograd(shape):
 
 
 @needs_engine
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", list(engine.ACTIVATION_CODES))
 def test_an_activation_is_exact_over_its_whole_range(activation):
     """One layer whose convolutions pass the centre pixel on: h_1 = h_0 + s(h_0), and 1 + s'(h_0) as gradient."""
     config = ConvNetConfig(depth=1, activation=activation, batch_norm=False)
@@ -164,7 +164,7 @@ def test_an_activation_is_exact_over_its_whole_range(activation):
 
 
 @needs_engine
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", list(engine.ACTIVATION_CODES))
 @pytest.mark.parametrize("sign", [1, -1])
 def test_an_overflow_is_not_hidden(activation, sign):
     """bn1 overflows to an infinity of that sign; GELU of minus infinity is NaN."""

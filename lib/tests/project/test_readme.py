@@ -147,10 +147,10 @@ def test_the_recipe_of_an_activation_trains_both_networks(monkeypatch):
     z = torch.linspace(-3, 3, 50, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(added.function(z).sum(), z)
     torch.testing.assert_close(added.derivative(z.detach()), slope)
-    config = NetworkConfig(depth=8, width=6, dimension=4, samples=10, activation="silu")
+    config = NetworkConfig(depth=8, width=6, dimension=4, samples=10, activation=added.name)
     losses = [record.loss for record in train(config, 0.05, 50, [0, 50])]
     assert losses[1] < 0.9 * losses[0]
-    network = ConvResNet(ConvNetConfig(depth=2, activation="silu"))
+    network = ConvResNet(ConvNetConfig(depth=2, activation=added.name))
     assert network(torch.zeros(2, 3, 32, 32)).isfinite().all()
 
 
