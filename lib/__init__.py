@@ -1,13 +1,14 @@
 """Companion of Marion, Wu, Sander, Biau, "Implicit regularization of deep residual networks towards neural ODEs".
 
-    checks paths parameters    checks of values, files and locks, the parameters of notebooks
+    checks commands            checks of values, how a command ends
+    paths locks parameters     places and files, locks, the parameters of notebooks
     tables digits              tables, rounded to the digits that are the same on every machine
     parallel                   independent computations on several processes
-    activations measures rates activations, smoothness along the depth, rates in the depth
+    activations measures rates activations, smoothness along the depth, slopes
     dense       the fully connected network of eq. (3): weights, training, large-depth limit
     cifar       the convolutional network of Section 5.2: images, training, checkpoints, records
     blocks      residual networks of any block (section 4.3)
-    ode         the layers of a network as an ODE: solvers, states computed backwards, fewer layers
+    ode         the layers of a network as an ODE: solvers, states computed backwards
     engine      the compiled engine (C++ and CUDA)
     figures     a room for each figure, of the same name as its notebook: config, computation, drawing, claims
     explore     the explorers: the only package that knows widgets
@@ -41,7 +42,7 @@ EXPORTS = {
     "train": "lib.dense.training",
     "progress": "lib.dense.training",
     "SuccessiveDistance": "lib.dense.distances",
-    "fit_slope": "lib.measures",
+    "fit_slope": "lib.rates",
     "von_neumann_ratio": "lib.measures",
     "CifarConfig": "lib.cifar.config",
     "load": "lib.cifar.checkpoints",

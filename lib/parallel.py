@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lib import checks
+from lib import commands
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -103,5 +103,5 @@ def ask_process(function: Callable[..., None], *arguments: Any) -> Any:
 
 def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the computation
-    checks.end_with_parent(parent)
+    commands.end_with_parent(parent)
     torch.set_num_threads(1)

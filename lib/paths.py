@@ -1,14 +1,12 @@
-"""All paths of the project, the environment variables about a run, files that are written whole, and locks."""
+"""All paths of the project, and files that are written whole."""
 
 import errno
-import fcntl
 import os
 import secrets
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -33,10 +31,6 @@ class NotAClone(RuntimeError):
 
 class CannotWrite(OSError, RuntimeError):
     """A folder cannot be written. The message names it."""
-
-
-class Busy(RuntimeError):
-    """Another process holds the lock."""
 
 
 def check_clone() -> None:
@@ -91,7 +85,8 @@ def is_unattended() -> bool:
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-def _cannot_write(folder: Path, error: OSError) -> CannotWrite:
+def describe_denied(folder: Path, error: OSError) -> CannotWrite:
+    """The error for a folder that cannot be written, from the system's."""
     cure = "free some space" if error.errno in NO_ROOM else "make it writable, or work in a copy of the project"
     named = folder if folder == ROOT else shorten(folder)
     return CannotWrite(f"The folder {named} cannot be written ({error.strerror}): {cure}.")
@@ -102,7 +97,7 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise describe_denied(folder, error) from error
     return folder
 
 
@@ -119,7 +114,7 @@ def check_writable(*folders: Path) -> None:
             with tempfile.TemporaryFile(dir=there):
                 pass
         except OSError as error:
-            raise _cannot_write(there, error) from error
+            raise describe_denied(there, error) from error
 
 
 @contextmanager
@@ -135,7 +130,7 @@ def draft(path: Path) -> Iterator[Path]:
         beside.touch(exist_ok=False)
         mode = beside.stat().st_mode
     except OSError as error:
-        raise _cannot_write(path.parent, error) from error
+        raise describe_denied(path.parent, error) from error
     try:
         yield beside
         beside.chmod(mode)  # safetensors writes files that no other user may read
@@ -145,7 +140,7 @@ def draft(path: Path) -> Iterator[Path]:
         _flush_folder(path.parent)
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise _cannot_write(path.parent, error) from error
+            raise describe_denied(path.parent, error) from error
         raise
     finally:
         beside.unlink(missing_ok=True)
@@ -180,104 +175,3 @@ def _flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-# --- One process at a time --------------------------------------------------------------------------------------------
-
-# The errors of locking if there is no lock service, or (EBADF) if a read-only file cannot be locked.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)
-
-
-@contextmanager
-def hold_lock(lock: Path, busy: str) -> Iterator[None]:
-    """Hold a lock file. The system frees it however the process ends. The file stays, and names the process that holds
-    it.
-
-    If another process holds it, raises Busy with the message ``busy`` and the host and number of the process. Raises
-    CannotWrite. On a file system without locks, the content of the file is the lock. If a process on another host was
-    killed, its lock must then be deleted by hand, and the message says so.
-    """
-    make_folder(lock.parent)
-    with os.fdopen(_open_lock(lock), "rb", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"{busy}{_describe_holder(lock)}") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            if _holder_may_run(lock):
-                ended = f" If it has ended, delete {shorten(lock)}: this file system has no locks ({error.strerror})."
-                raise Busy(f"{busy}{_describe_holder(lock)}{ended}") from None
-        _write_holder(lock, f"{os.getpid()} {socket.gethostname()}\n")
-        try:
-            yield
-        finally:
-            _write_holder(lock, "")
-
-
-@contextmanager
-def wait_for_lock(lock: Path, busy: str, seconds: float = 60.0) -> Iterator[None]:
-    """`hold_lock`, once another process that holds it has ended. Raises Busy if it has not after ``seconds``."""
-    until = time.monotonic() + seconds
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(hold_lock(lock, busy))
-                break
-            except Busy:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.05)
-        yield
-
-
-def _open_lock(lock: Path) -> int:
-    # All users of a shared checkout lock the same file. A user who may not write it opens it for reading.
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:
-        try:
-            return os.open(lock, os.O_RDONLY)
-        except OSError as error:
-            raise _cannot_write(lock.parent, error) from error
-    except OSError as error:
-        raise _cannot_write(lock.parent, error) from error
-    with suppress(OSError):  # another user's
-        os.fchmod(handle, 0o666)  # whatever the umask
-    return handle
-
-
-def _write_holder(lock: Path, text: str) -> None:
-    with suppress(OSError):  # another user's, which may only be read
-        lock.write_text(text)
-
-
-def _read_holder(lock: Path) -> tuple[int, str] | None:
-    # The number and the host of the process in the lock file, if there is one.
-    with suppress(OSError, ValueError):
-        number, host = lock.read_text().split()
-        return int(number), host
-    return None
-
-
-def _describe_holder(lock: Path) -> str:
-    holder = _read_holder(lock)
-    return f" It is process {holder[0]} on {holder[1]}." if holder else ""
-
-
-def _holder_may_run(lock: Path) -> bool:
-    # Whether the process in the lock file may still run. It may if it is on another host.
-    holder = _read_holder(lock)
-    if holder is None:
-        return False
-    number, host = holder
-    if host != socket.gethostname():
-        return True
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

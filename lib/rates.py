@@ -1,14 +1,73 @@
-"""Rates in the depth over several seeds, with intervals over the seeds and intervals of the fit."""
+"""Rates in the depth, with intervals of the fit and intervals over the seeds."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from lib.measures import LEVEL, Slope, fit_slope, mean_interval
+from lib import checks
 from lib.tables import Table, group, select
 
+LEVEL = 0.95  # of the confidence intervals
 RESAMPLES = 1000  # of the seeds, for an interval
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A rate: y ~ C x^slope, fitted by least squares in log-log. ``low`` and ``high`` are the bounds of the slope's 95
+    % confidence interval (Student's t; nan with two points), and ``constant`` is C."""
+
+    slope: float
+    low: float
+    high: float
+    constant: float
+
+    def __str__(self) -> str:
+        return f"{self.slope:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+NO_SLOPE = Slope(*[math.nan] * 4)  # of numbers that are missing or too few
+
+
+def mean_interval(values) -> tuple[float, float]:
+    """The 95 % interval of the mean of independent draws (Student's t; nan for a single draw)."""
+    from scipy import stats
+
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def fit_slope(x, y, at_least: float = 0.0) -> Slope:
+    """Fit y ~ C x^slope over the points with x >= ``at_least``, x > 0 and y > 0 (which leaves out NaN).
+
+    ``x`` and ``y``: (n,) each, all that `lib.checks.as_tensor` takes. Raises ValueError if fewer than two points
+    remain, if all have the same x, or if one is infinite.
+    """
+    from scipy import stats  # half a second to import
+
+    x, y = (np.ravel(checks.as_tensor(*each).detach().cpu().double().numpy()) for each in (("x", x), ("y", y)))
+    if len(x) != len(y):
+        raise ValueError(f"A slope needs as many y as x, found {len(x)} x and {len(y)} y.")
+    if np.isinf(x).any() or np.isinf(y).any():
+        raise ValueError(f"A slope needs finite numbers, found {np.isinf(x).sum() + np.isinf(y).sum()} infinite ones.")
+    keep = (x >= at_least) & (x > 0) & (y > 0)
+    if keep.sum() > 1 and np.ptp(x[keep]) == 0:
+        raise ValueError(f"A slope needs two different x, found {x[keep][0]:g} alone: add depths.")
+    if keep.sum() < 2:
+        cure = "add depths, or lower the depth that the fit starts from"
+        if (y[x >= at_least] == 0).any():  # the first step leaves layers equal
+            cure = "y is 0 if layers are equal, so train for more steps"
+        raise ValueError(f"A slope needs two points with x >= {at_least:g} and y > 0, found {int(keep.sum())}: {cure}.")
+    fit = stats.linregress(np.log(x[keep]), np.log(y[keep]))
+    freedom = int(keep.sum()) - 2
+    # scipy gives no error for constants; it is zero.
+    error = 0.0 if np.ptp(y[keep]) == 0 else fit.stderr
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * error) if freedom else math.nan
+    slope = float(fit.slope)
+    return Slope(slope, slope - half, slope + half, float(np.exp(fit.intercept)))
 
 
 @dataclass(frozen=True)

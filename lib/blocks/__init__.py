@@ -13,7 +13,7 @@ from lib.blocks.distances import DistancesConfig, compare_depths, distance_steps
 from lib.blocks.network import BlockNetwork
 from lib.blocks.training import gaussian_data, train
 from lib.checks import Divergence
-from lib.measures import fit_slope
+from lib.rates import fit_slope
 
 __all__ = [
     "BlockNetwork",

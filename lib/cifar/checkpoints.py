@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lib import checks, paths
+from lib import commands, paths
 from lib.cifar import monitor, states
 from lib.cifar.config import CifarConfig, rename_saved
 from lib.cifar.network import ConvResNet
@@ -363,17 +363,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lib.cifar.checkpoints", description="Look at and convert checkpoints."
     )
-    commands = parser.add_subparsers(required=True, dest="command")
-    convert = commands.add_parser("convert", help="convert a .pth file of the released format to safetensors")
+    parsers = parser.add_subparsers(required=True, dest="command")
+    convert = parsers.add_parser("convert", help="convert a .pth file of the released format to safetensors")
     convert.add_argument("source", type=Path)
     convert.add_argument("target", type=Path, nargs="?")
     convert.add_argument("--epochs", type=int, help="length of its schedule (default: the epochs of its log)")
     convert.add_argument("--name", help=f"the name that a renamed file had, such as {_EXAMPLE}")
     convert.add_argument("--overwrite", action="store_true", help="replace a target that is there")
-    show = commands.add_parser("show", help="print what the header of a checkpoint says")
+    show = parsers.add_parser("show", help="print what the header of a checkpoint says")
     show.add_argument("source", type=Path)
     chosen = parser.parse_args(arguments)
-    return checks.exit_code(partial(_command, chosen), failures=(ValueError, OSError, MemoryError, RuntimeError))
+    return commands.exit_code(partial(_command, chosen), failures=(ValueError, OSError, MemoryError, RuntimeError))
 
 
 def _command(chosen: argparse.Namespace) -> None:

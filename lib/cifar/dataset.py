@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lib import checks, paths
+from lib import checks, commands, paths
 
 TRAIN_IMAGES = 50_000
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -262,4 +262,4 @@ if __name__ == "__main__":
     argparse.ArgumentParser(
         description="Download CIFAR-10 if it is missing, and print the number of images."
     ).parse_args()
-    sys.exit(checks.exit_code(_command, failures=(OSError,)))
+    sys.exit(commands.exit_code(_command, failures=(OSError,)))

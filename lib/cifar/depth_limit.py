@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lib import checks, paths
+from lib import checks, commands, paths
 from lib.checks import Divergence
 from lib.cifar import dataset, depth_table, schedule, states
 from lib.cifar import training as cifar_training
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if diverged:
             raise Divergence(" ".join(diverged))
 
-    return checks.exit_code(
+    return commands.exit_code(
         command,
         "Interrupted; the same command goes on after the last complete epochs.",
         failures=(Divergence, RuntimeError, dataset.DataNotFoundError, OSError),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lib import paths, tables
+from lib import locks, paths, tables
 from lib.cifar.records import read_table
 
 TABLE = "depth_limit.csv"
@@ -39,6 +39,6 @@ def add(new: Iterable[dict]) -> None:
     """Write rows into the table. They replace rows of the same family, epoch, depth and comparison. If another process
     writes, wait for it. Raises what `read` raises."""
     names = (*FAMILY, "epoch", "depth", "compared_with")
-    with paths.wait_for_lock(paths.BUILD / "locks" / TABLE, f"Another process is writing checkpoints/{TABLE}."):
+    with locks.wait_for_lock(paths.BUILD / "locks" / TABLE, f"Another process is writing checkpoints/{TABLE}."):
         rows = {tuple(row[name] for name in names): row for row in (*tables.rows(read()), *new)}
         tables.write_csv(paths.CHECKPOINTS / TABLE, tables.from_rows(list(rows.values())))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib import checks, parallel, paths, tables
+from lib import checks, commands, parallel, paths, tables
 from lib.cifar import dataset, records, resampling
 from lib.cifar.choice import NetworkChoice
 from lib.cifar.dataset import Images
@@ -292,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 {SOLVERS: measure_solvers, REVERSIBLE: measure_reversible}[name](runs)
 
-    return checks.exit_code(
+    return commands.exit_code(
         command,
         "Interrupted; what is measured is kept.",
         failures=(paths.NotAClone, OSError, MemoryError),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib import checks, measures, paths, tables
+from lib import checks, commands, measures, paths, tables
 from lib.checks import Divergence
 from lib.cifar import layer_log, monitor, states
 from lib.cifar.checkpoints import Checkpoint, CheckpointError, load, save
@@ -379,12 +379,12 @@ def finished_runs(folder: Path | None = None) -> set[str]:
 def main(arguments: list[str] | None = None) -> int:
     """``pending [--epochs N]`` lists the runs of the sweep that are not finished, ``gather`` makes the tables."""
     parser = argparse.ArgumentParser(prog="python -m lib.cifar.records", description="The records of trained networks.")
-    commands = parser.add_subparsers(required=True, dest="command")
-    pending = commands.add_parser("pending", help=f"list the runs of checkpoints/{SWEEP} that are not finished")
+    parsers = parser.add_subparsers(required=True, dest="command")
+    pending = parsers.add_parser("pending", help=f"list the runs of checkpoints/{SWEEP} that are not finished")
     pending.add_argument("--epochs", type=int, help="for schedules of this length")
-    commands.add_parser("gather", help=f"make {RUNS} and {DISTANCES} from the records")
+    parsers.add_parser("gather", help=f"make {RUNS} and {DISTANCES} from the records")
     chosen = parser.parse_args(arguments)
-    return checks.exit_code(partial(_command, chosen), failures=(ValueError, TypeError, OSError))
+    return commands.exit_code(partial(_command, chosen), failures=(ValueError, TypeError, OSError))
 
 
 def _command(chosen: argparse.Namespace) -> None:

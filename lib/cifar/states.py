@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lib import paths
+from lib import locks, paths
 from lib.cifar import layer_log
 from lib.cifar.config import CifarConfig, rename_saved
 
@@ -34,7 +34,7 @@ def epochs_done(folder: Path | str) -> int:
 
 def start_trial_anew(config: CifarConfig) -> bool:
     """Delete the state of a trial that takes seconds (TINY_TRIAL); say whether this is one. Every other run goes on
-    from its state. Raises paths.Busy if another process trains it."""
+    from its state. Raises locks.Busy if another process trains it."""
     if not 0 < config.train_images * config.epochs <= TINY_TRIAL:
         return False
     folder = run_folder(config)
@@ -103,5 +103,5 @@ def check_same(state: dict[str, Any], config: CifarConfig, folder: Path) -> None
 
 
 def lock_folder(folder: Path) -> AbstractContextManager[None]:
-    """Keep other processes from training the run in the folder. Raises paths.Busy if one trains it already."""
-    return paths.hold_lock(folder / "lock", f"Another process is training the run in {folder}: wait for it, or end it.")
+    """Keep other processes from training the run in the folder. Raises locks.Busy if one trains it already."""
+    return locks.hold_lock(folder / "lock", f"Another process is training the run in {folder}: wait for it, or end it.")

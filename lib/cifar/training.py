@@ -76,7 +76,7 @@ def train(
     yielded after every so many batches (0: never); each one waits for the device. ``download`` allows torchvision to
     fetch the images.
 
-    Raises ValueError if the folder holds the state of another config, paths.Busy if another process trains in it,
+    Raises ValueError if the folder holds the state of another config, locks.Busy if another process trains in it,
     DataNotFoundError without the images, and Divergence if a loss or a weight is not finite. The state of the last
     complete epoch stays in the folder.
     """

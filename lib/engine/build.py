@@ -27,7 +27,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lib import checks, paths
+from lib import commands, paths
 
 ADVICE = f"`{'make engine' if paths.IS_CLONE else 'python -m lib.engine.build build'}` builds it"
 # Positions in ActivationName of csrc/vector.h.
@@ -309,7 +309,7 @@ def main(arguments: list[str]) -> int:
     if arguments not in (["build"], ["report"]):
         print("usage: python -m lib.engine.build build|report", file=sys.stderr)
         return 2
-    return checks.exit_code(_build_command if arguments == ["build"] else _report_command, failures=())
+    return commands.exit_code(_build_command if arguments == ["build"] else _report_command, failures=())
 
 
 def _build_command() -> None:

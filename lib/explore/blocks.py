@@ -19,7 +19,7 @@ from lib.explore.controls import CONTROLS, menu, scale, whole_number
 from lib.explore.depth_training import SMALLEST_DEPTH, fit_above_rounding, list_depths
 from lib.explore.explorer import Explorer
 from lib.explore.live import Run
-from lib.measures import Slope
+from lib.rates import Slope
 
 OWN = "MyBlock"  # the name of the notebook's own block
 NORMS = tuple(dict.fromkeys(norm for block in BLOCKS.values() for norm in block.normalisations))

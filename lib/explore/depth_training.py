@@ -9,8 +9,8 @@ from lib.dense.distances import SuccessiveDistance
 from lib.dense.network import NetworkConfig, Weights
 from lib.dense.training import run_in_lockstep, train
 from lib.figures.experiment import Progress, read_entries, silent, take_last
-from lib.measures import Slope, fit_slope
 from lib.parallel import use_one_thread
+from lib.rates import Slope, fit_slope
 from lib.tables import from_rows
 
 ROUNDING = 1e-12  # layers of order 1 at a smaller distance are equal up to rounding in float64

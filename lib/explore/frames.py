@@ -17,7 +17,7 @@ from PIL import Image
 
 from lib.explore.depth_training import ROUNDING
 from lib.figures.style import GREY, MARKERS, STYLE, format_number, set_depth_axis
-from lib.measures import Slope
+from lib.rates import Slope
 
 # A colour map for each of two networks that are compared: light for shallow, dark for deep.
 HUES = ("Blues", "Oranges")

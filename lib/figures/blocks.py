@@ -29,7 +29,7 @@ from lib.figures.style import (
     set_plain_ticks,
     styled,
 )
-from lib.measures import fit_slope, mean_interval
+from lib.rates import fit_slope, mean_interval
 from lib.tables import Table, from_rows, rows, select, word
 
 WITHIN = 0.1  # how far from -1 a slope may lie

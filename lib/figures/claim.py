@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.measures import NO_SLOPE, Slope, fit_slope
-from lib.rates import SlopeOverSeeds, fit_mean_slope, no_slope
+from lib.rates import NO_SLOPE, Slope, SlopeOverSeeds, fit_mean_slope, fit_slope, no_slope
 from lib.tables import Table, from_rows, group, select
 
 HOLDS, FAILS, OPEN = "as claimed", "not as claimed", "open"

@@ -39,7 +39,7 @@ from lib.figures.style import (
     styled,
     write_across,
 )
-from lib.measures import NO_SLOPE, Slope, fit_slope
+from lib.rates import NO_SLOPE, Slope, fit_slope
 from lib.tables import Table, from_rows, group, select, word
 
 ROWS = {

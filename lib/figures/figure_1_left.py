@@ -26,8 +26,7 @@ from lib.figures.style import (
     set_depth_axis,
     styled,
 )
-from lib.measures import fit_slope
-from lib.rates import fit_mean_slope
+from lib.rates import fit_mean_slope, fit_slope
 from lib.tables import select
 
 

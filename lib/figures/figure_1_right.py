@@ -27,7 +27,7 @@ from lib.figures.style import (
     set_depth_axis,
     styled,
 )
-from lib.measures import fit_slope
+from lib.rates import fit_slope
 
 
 @dataclass(frozen=True)

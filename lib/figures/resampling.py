@@ -25,7 +25,7 @@ from lib.figures.style import (
     styled,
     write_across,
 )
-from lib.measures import NO_SLOPE, Slope, fit_slope
+from lib.rates import NO_SLOPE, Slope, fit_slope
 from lib.tables import Table, select
 
 ROUNDING = 1e-5  # smaller distances of logits are rounding errors of float32

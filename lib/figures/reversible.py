@@ -28,8 +28,8 @@ from lib.figures.style import (
     styled,
     write_across,
 )
-from lib.measures import Slope, fit_slope
 from lib.ode import reversible
+from lib.rates import Slope, fit_slope
 from lib.tables import Table, select
 
 LINES = {"Euler": "-", "Heun": "--"}

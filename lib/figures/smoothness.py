@@ -39,7 +39,8 @@ from lib.figures.style import (
     styled,
     write_across,
 )
-from lib.measures import NO_SLOPE, PARTS, SMOOTH_BELOW, fit_slope, ratios_along_depth, straight_line_ratio
+from lib.measures import PARTS, SMOOTH_BELOW, ratios_along_depth, straight_line_ratio
+from lib.rates import NO_SLOPE, fit_slope
 
 STEEP = 100.0
 # The times until these levels are reached are compared over depths: levels of the ratio, and of L^2 times the ratio.

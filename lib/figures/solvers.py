@@ -15,8 +15,8 @@ from lib.digits import round_difference
 from lib.figures.experiment import Progress, silent, take_last
 from lib.figures.results import Data
 from lib.figures.style import BLUE, GREEN, GREY, GUIDE, PURPLE, VERMILION, make_panels, styled, write_across
-from lib.measures import fit_slope
 from lib.ode import solvers as ode
+from lib.rates import fit_slope
 from lib.tables import Table, select
 
 DENSE = (("weight-tied", "gelu"), ("iid", "gelu"), ("weight-tied", "relu"))  # initialisation, activation

@@ -20,8 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from lib import digits, tables
 from lib.dense.limit import LIMIT
-from lib.measures import Slope
-from lib.rates import SlopeOverSeeds
+from lib.rates import Slope, SlopeOverSeeds
 
 TEXT_WIDTH = 7.2  # inches: a figure over the full width of a page
 HEIGHT = 2.7

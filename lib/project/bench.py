@@ -24,7 +24,7 @@ from pathlib import Path
 import nbformat
 import torch
 
-from lib import checks, parallel, parameters, paths, tables
+from lib import commands, parallel, parameters, paths, tables
 from lib.engine import build as engine
 from lib.project import notebooks, report
 from lib.project.cases import Case, Steps, cases, dtype_name
@@ -214,7 +214,7 @@ def main(arguments: list[str]) -> int:
         )
     if not 0 <= options.seconds < math.inf:
         parser.error(f"--seconds is {options.seconds}, expected a number of at least 0.")
-    return checks.exit_code(
+    return commands.exit_code(
         partial(_command, options, chosen), "Interrupted; no table is written.", failures=(OSError, tables.TableError)
     )
 

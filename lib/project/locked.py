@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from lib import checks, paths
+from lib import commands, paths
 
 CONSTRAINTS = paths.ROOT / ".locked" / "constraints.txt"
 
@@ -65,7 +65,7 @@ def read() -> dict[str, str]:
 
 def main() -> int:
     """Write the constraints file; returns 1 if it cannot be written, or if a package is not installed."""
-    return checks.exit_code(_command, failures=(OSError, paths.NotAClone, metadata.PackageNotFoundError))
+    return commands.exit_code(_command, failures=(OSError, paths.NotAClone, metadata.PackageNotFoundError))
 
 
 def _command() -> None:

@@ -31,7 +31,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
 
-from lib import checks, parameters, paths
+from lib import commands, locks, parameters, paths
 from lib.project.dependencies import find_dependencies, make_rules
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -180,10 +180,10 @@ def execute_with(name: str, values: Mapping[str, Any], output: Path, unfinished:
 
 @contextlib.contextmanager
 def _staging(name: str, kind: str) -> Iterator[Path]:
-    """An empty folder for the files of a run. Raises paths.Busy if another process makes the same figure."""
+    """An empty folder for the files of a run. Raises locks.Busy if another process makes the same figure."""
     folder = paths.BUILD / kind
     busy = f"Another process is making {name} in {paths.shorten(folder)}: wait for it, or end it."
-    with paths.hold_lock(paths.BUILD / "locks" / f"{kind}_{name}", busy):
+    with locks.hold_lock(paths.BUILD / "locks" / f"{kind}_{name}", busy):
         staging = folder / f"{name}.outputs"
         shutil.rmtree(staging, ignore_errors=True)
         yield paths.make_folder(staging)
@@ -199,7 +199,7 @@ def run(name: str, profile: str = parameters.PAPER, by_hand: Mapping[str, Any] |
     """Run one notebook with a profile's values, some replaced by those ``by_hand``; returns the files that it made.
 
     Before anything is computed, raises parameters.WrongParameters, paths.CannotWrite if the result cannot be written,
-    or paths.Busy if another process makes the same figure. Raises RunFailed if the notebook fails; nothing is kept
+    or locks.Busy if another process makes the same figure. Raises RunFailed if the notebook fails; nothing is kept
     then."""
     values = parameters.profile_values(name, profile) | dict(by_hand or {})
     kind = parameters.CUSTOM if by_hand else profile
@@ -342,25 +342,25 @@ def _command(arguments: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 2 for wrong parameters, 1 for a notebook that failed."""
     parser = argparse.ArgumentParser(prog="python -m lib.project.notebooks", description="Run the project's notebooks.")
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run", help="run one notebook and keep its results")
+    parsers = parser.add_subparsers(required=True)
+    one = parsers.add_parser("run", help="run one notebook and keep its results")
     one.add_argument("name")
     one.add_argument("--profile", default=parameters.PAPER)
     one.add_argument("--set", default="", metavar="'NAME=VALUE ...'", help="values for this run")
     one.add_argument("--parameters", default="", metavar="FILE", help="YAML file with values for this run")
     one.set_defaults(command=_run_command)
-    check = commands.add_parser("check", help="check all parameters of a profile without running anything")
+    check = parsers.add_parser("check", help="check all parameters of a profile without running anything")
     check.add_argument("--profile", default=parameters.PAPER)
     check.set_defaults(command=_check_command)
-    store = commands.add_parser("execute", help="run notebooks with their defaults and store the outputs in them")
+    store = parsers.add_parser("execute", help="run notebooks with their defaults and store the outputs in them")
     store.add_argument("names", nargs="*", metavar="name")
     store.set_defaults(command=_execute_command)
-    commands.add_parser("list", help="list the notebooks and their profiles").set_defaults(command=_list_command)
+    parsers.add_parser("list", help="list the notebooks and their profiles").set_defaults(command=_list_command)
     chosen = parser.parse_args(arguments)
-    return checks.exit_code(
+    return commands.exit_code(
         partial(_command, chosen),
         "Interrupted; nothing of this run is kept.",
-        failures=(RunFailed, paths.Busy, paths.CannotWrite, paths.NotAClone),
+        failures=(RunFailed, locks.Busy, paths.CannotWrite, paths.NotAClone),
         misuses=(parameters.WrongParameters,),
     )
 

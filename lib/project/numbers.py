@@ -19,8 +19,9 @@ from lib.figures.rounding import find_loss_times
 from lib.figures.stem import relate_accuracy_to_length
 from lib.figures.style import format_number
 from lib.figures.table_1 import PAPER_TABLE
-from lib.measures import fit_slope, ratios_along_depth
+from lib.measures import ratios_along_depth
 from lib.project.cases import Cifar, Dense
+from lib.rates import fit_slope
 from lib.tables import Table, rows, select, word
 
 

@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lib import checks, paths
+from lib import commands, paths
 from lib.project import numbers
 
 MARK = re.compile(r"<!--(?P<call>[a-z][^>]*?)-->")
@@ -77,7 +77,7 @@ def _render_files() -> None:
 def main() -> int:
     """``python -m lib.project.readme``; returns 1 if a place cannot be filled."""
     failures = (WrongPlace, FileNotFoundError, paths.CannotWrite, paths.NotAClone)
-    return checks.exit_code(_render_files, "Interrupted.", failures=failures)
+    return commands.exit_code(_render_files, "Interrupted.", failures=failures)
 
 
 if __name__ == "__main__":

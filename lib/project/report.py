@@ -26,7 +26,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 
-from lib import checks, parameters, paths
+from lib import commands, parameters, paths
 from lib.project import notebooks
 
 # The order of the paper's figures, then of others. Notebooks that are not listed come after these.
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     profile = parser.parse_args(arguments).profile
     misuses = (FileNotFoundError, paths.CannotWrite, paths.NotAClone)
-    return checks.exit_code(
+    return commands.exit_code(
         partial(_command, profile), "Interrupted; no report is written.", failures=(), misuses=misuses
     )
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib import checks, parameters, paths
+from lib import checks, commands, parameters, paths
 from lib.checks import Divergence
 from lib.cifar import dataset, records, states, training
 from lib.cifar.config import CifarConfig
@@ -49,7 +49,7 @@ def train(values: Mapping[str, Any], into: Path | None = None) -> Path:
     Its checkpoint and record go to ``checkpoints/`` (or ``into``), except those of a trial on a part of the images. If
     the run is finished, nothing is done.
 
-    Before anything is computed, raises dataset.DataNotFoundError, paths.Busy if another process trains the run,
+    Before anything is computed, raises dataset.DataNotFoundError, locks.Busy if another process trains the run,
     paths.CannotWrite if the result cannot be written, and ValueError for wrong values or a state that cannot be read.
     Raises Divergence if the training diverges; the state of the last complete epoch stays.
     """
@@ -146,7 +146,7 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
         for process in [process for process in running if process.poll() is not None]:
             name, status = running.pop(process), process.returncode
             # Popen's status for a signal, or a shell's.
-            ended = ended or -status in checks.ENDING or status - 128 in checks.ENDING
+            ended = ended or -status in commands.ENDING or status - 128 in commands.ENDING
             if status:
                 failed.append(name)
             else:
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="how many at a time (0: one for each core)")
     parser.add_argument("--launch", default="", metavar="'WORD ...'", help="put before the command of each run")
     chosen = parser.parse_args(arguments)
-    return checks.exit_code(
+    return commands.exit_code(
         partial(_train_command, chosen),
         "No further run is started." if chosen.listed else INTERRUPTED,
         failures=(RuntimeError, OSError, MemoryError, Divergence, records.CheckpointError),

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import checks, digits, paths
+from lib import commands, digits, paths
 
 TOLERANCE = 1e-6
 TIMINGS = ("bench", "figure_seconds")
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         paths.check_clone()
         reproduced.append(bool(read_tracked(chosen.against)) if chosen.look else report(chosen.against))
 
-    failed = checks.exit_code(command, failures=(NotReproduced, paths.NotAClone, OSError))
+    failed = commands.exit_code(command, failures=(NotReproduced, paths.NotAClone, OSError))
     return failed or int(not all(reproduced))
 
 

@@ -1,22 +1,17 @@
-"""Whole files, folders that can be written, locks between processes, and an installed package."""
+"""Whole files, folders that can be written, and an installed package."""
 
 import errno
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 import toy_project
 
 from lib import paths
-
-# ------------------------------------------------------------------------------------------------ whole files
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
@@ -108,106 +103,6 @@ def test_a_read_only_folder_is_said_before_anything_is_computed(tmp_path):
     tmp_path.chmod(0o555)
     with pytest.raises(paths.CannotWrite, match="Permission denied"):
         paths.check_writable(tmp_path / "figures")
-
-
-# ------------------------------------------------------------------------------------------------------ locks
-
-HERE = f"It is process {os.getpid()} on {socket.gethostname()}."
-
-
-def test_who_holds_a_lock_is_said(tmp_path):
-    lock = tmp_path / "locks" / "figure"
-    with (
-        paths.hold_lock(lock, "Busy."),
-        pytest.raises(paths.Busy, match=f"^Busy. {HERE}$"),
-        paths.hold_lock(lock, "Busy."),
-    ):
-        pass
-    assert lock.read_text() == ""  # nobody
-    lock.write_text("1 elsewhere\n")  # written by a process that was killed: the system has freed the lock
-    with paths.hold_lock(lock, "Busy."):
-        assert lock.read_text() == f"{os.getpid()} {socket.gethostname()}\n"
-
-
-def test_a_lock_is_for_every_user(tmp_path):
-    lock, before = tmp_path / "lock", os.umask(0o077)
-    try:
-        with paths.hold_lock(lock, "Busy."):
-            assert lock.stat().st_mode & 0o777 == 0o666
-    finally:
-        os.umask(before)
-
-
-def test_a_lock_of_another_user_that_can_only_be_read_is_held_all_the_same(tmp_path, monkeypatch):
-    lock, opened = tmp_path / "lock", os.open
-    lock.touch(0o644)
-
-    def open_as_another_user(path, flags, *mode):
-        if path == lock and flags & os.O_RDWR:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return opened(path, flags, *mode)
-
-    monkeypatch.setattr(paths.os, "open", open_as_another_user)
-    with paths.hold_lock(lock, "Busy."), pytest.raises(paths.Busy), paths.hold_lock(lock, "Busy."):
-        pass
-
-
-def test_a_lock_is_waited_for_until_its_holder_ends_or_time_is_over(tmp_path):
-    lock, got = tmp_path / "lock", []
-    with paths.hold_lock(lock, "Busy."):
-        with pytest.raises(paths.Busy, match="Busy"), paths.wait_for_lock(lock, "Busy.", seconds=0.1):
-            pass
-        waiting = threading.Thread(target=lambda: got.append(_hold_after_waiting(lock)))
-        waiting.start()
-        time.sleep(0.2)
-        assert not got
-    waiting.join(timeout=30)
-    assert got == [True]
-
-
-def _hold_after_waiting(lock: Path) -> bool:
-    with paths.wait_for_lock(lock, "Busy."):
-        with pytest.raises(paths.Busy), paths.hold_lock(lock, "Busy."):
-            pass
-        return True
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
-def test_without_a_lock_service_the_note_in_the_file_is_the_lock(tmp_path, monkeypatch, number):
-    def refuse_lock(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(paths.fcntl, "flock", refuse_lock)
-    lock = tmp_path / "lock"
-    with (
-        paths.hold_lock(lock, "Busy."),
-        pytest.raises(paths.Busy, match=f"^Busy. {HERE}"),
-        paths.hold_lock(lock, "Busy."),
-    ):
-        pass
-    with paths.hold_lock(lock, "Busy."):  # free again
-        pass
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    lock.write_text(f"{ended.pid} {socket.gethostname()}\n")
-    with paths.hold_lock(lock, "Busy."):  # that process is gone
-        pass
-    lock.write_text("12 another-host\n")
-    sentence = f"^Busy. It is process 12 on another-host. If it has ended, delete {lock}: "
-    with pytest.raises(paths.Busy, match=sentence), paths.hold_lock(lock, "Busy."):
-        pass
-
-
-def test_other_errors_of_locking_pass_on(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(paths.fcntl, "flock", fail)
-    with pytest.raises(OSError, match="Input/output error"), paths.hold_lock(tmp_path / "lock", "Busy."):
-        pass
-
-
-# ------------------------------------------------------------------------------------------- an installed package
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from lib import paths
 
 KEPT = ("Makefile", "pyproject.toml", "environment.yml", ".gitignore")
-MODULES = ("__init__", "checks", "parameters", "paths", "engine/__init__", "project/__init__")
+MODULES = ("__init__", "checks", "commands", "locks", "parameters", "paths", "engine/__init__", "project/__init__")
 MODULES += tuple(f"project/{name}" for name in ("clean", "dependencies", "notebooks", "variables"))
 # Variables that an outer make or a shell may set. These tests must not inherit them.
 OUTSIDE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "PROFILE", "SET", "PARAMETERS", "PYTHONPATH")

@@ -20,7 +20,7 @@ from functools import partial
 
 import torch
 
-from lib import checks, paths, tables
+from lib import checks, commands, paths, tables
 from lib.checks import Divergence
 from lib.cifar import dataset, monitor, records, schedule, states
 from lib.cifar import training as cifar_training
@@ -63,11 +63,11 @@ def train(
         torch.cuda.set_device(place)  # where graphs are captured and the kernels are loaded
     config = common_config(configs)
     cifar_training.disable_tf32()
-    with contextlib.ExitStack() as locks:
+    with contextlib.ExitStack() as held:
         runs, lost = [], {}
         for own in configs:
             folder = states.run_folder(own)
-            locks.enter_context(states.lock_folder(folder))
+            held.enter_context(states.lock_folder(folder))
             run = Training(own, torch.device("cpu"))
             if (state := states.read_state(folder)) is not None:
                 run.restore(state, folder)
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=10, metavar="EPOCHS", help="write the states so often")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop, to be gone on with, after so long")
     chosen = parser.parse_args(arguments)
-    return checks.exit_code(
+    return commands.exit_code(
         partial(_train_command, chosen),
         "Interrupted; the same command goes on after the last state that was written.",
         failures=(RuntimeError, OSError, MemoryError, records.CheckpointError, tables.TableError, Divergence),

@@ -13,7 +13,7 @@ import torch
 from cifar_set import needs_cifar10, write_set
 from safetensors.torch import save_file
 
-from lib import checks, paths
+from lib import checks, locks, paths
 from lib.checks import Divergence
 from lib.cifar import dataset, layer_log, monitor, schedule, states, training
 from lib.cifar.config import CifarConfig
@@ -289,7 +289,7 @@ def test_only_short_trials_begin_anew(tmp_path, monkeypatch):
         assert (read_state(folder) is None) == (not options)
     with (
         states.lock_folder(states.run_folder(tiny)),
-        pytest.raises(paths.Busy, match="Another process is training the run in"),
+        pytest.raises(locks.Busy, match="Another process is training the run in"),
     ):
         states.start_trial_anew(tiny)
 

@@ -9,7 +9,6 @@ import torch
 from lib.dense.distances import SuccessiveDistance, distance, left_end_distance, successive_squares
 from lib.dense.network import Weights
 from lib.measures import (
-    fit_slope,
     integral_distance,
     layer_noise,
     noise_share,
@@ -17,6 +16,7 @@ from lib.measures import (
     straight_line_ratio,
     von_neumann_ratio,
 )
+from lib.rates import fit_slope
 
 
 def draw_weights(depth, width=3, hidden=2, seed=0):

@@ -14,7 +14,7 @@ from lib.dense import limit, spectral
 from lib.dense.network import Data, NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import train
 from lib.figures import figure_1_right
-from lib.measures import fit_slope
+from lib.rates import fit_slope
 
 SMALL = NetworkConfig(width=6, dimension=4, samples=10, seed=3)
 GENERAL = dataclasses.replace(

@@ -12,7 +12,7 @@ from lib.checks import Divergence
 from lib.dense.network import DTYPES, Data, NetworkConfig, Weights, hidden_states, initialise, outputs
 from lib.dense.training import run_in_lockstep, train
 from lib.figures import figure_1_left, figure_1_right, figure_2
-from lib.measures import fit_slope
+from lib.rates import fit_slope
 from lib.tables import select
 
 SMALL = NetworkConfig(depth=8, width=6, dimension=4, samples=10, seed=1)

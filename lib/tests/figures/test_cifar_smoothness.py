@@ -8,7 +8,7 @@ import pytest
 import torch
 from finished_runs import finish
 
-from lib import measures, paths, tables
+from lib import measures, paths, rates, tables
 from lib.cifar import records
 from lib.cifar.choice import select_longest_by_depth
 from lib.cifar.config import CifarConfig
@@ -154,7 +154,7 @@ def test_the_law_in_depth_depends_on_what_is_held_fixed():
         if law["held"] == "L^2 ratio":
             assert law["slope"] == pytest.approx(1, abs=1e-3)
         else:
-            expected = measures.fit_slope(depths, [L * math.log(law["level"] * L**2 / 12) for L in depths])
+            expected = rates.fit_slope(depths, [L * math.log(law["level"] * L**2 / 12) for L in depths])
             assert law["slope"] == pytest.approx(expected.slope, rel=1e-3)
             assert law["slope"] > 1.1
     assert find_losses_by_depth(table)["steep_at"] == pytest.approx(

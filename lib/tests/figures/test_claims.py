@@ -15,8 +15,7 @@ from lib.figures import claims, long_time, pl_condition
 from lib.figures import clipping as clipping_room
 from lib.figures.claim import FAILS, HOLDS, OPEN, combine_margins, judge, judge_rate, judge_rates
 from lib.figures.table_1 import PAPER_TABLE
-from lib.measures import Slope
-from lib.rates import fit_mean_slope
+from lib.rates import Slope, fit_mean_slope
 from lib.tables import from_rows, select
 
 DEPTHS = [16, 32, 64, 128]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.figures import relu_counterexample
-from lib.measures import fit_slope
+from lib.rates import fit_slope
 from lib.tables import select
 
 CONFIG = relu_counterexample.Config([4, 8, 16, 32], [2.0, 4.0], ["relu", "gelu"], 400)

@@ -12,8 +12,7 @@ from lib.dense.network import NetworkConfig, Weights, initialise
 from lib.dense.training import train
 from lib.figures import mean_limit
 from lib.figures.mean_limit import MEAN, OWN, Config
-from lib.measures import fit_slope
-from lib.rates import compute_root_mean_squares, fit_slope_in_depth, fit_two_terms
+from lib.rates import compute_root_mean_squares, fit_slope, fit_slope_in_depth, fit_two_terms
 from lib.tables import from_rows, select
 
 NETWORK = NetworkConfig(

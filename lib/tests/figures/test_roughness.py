@@ -9,7 +9,7 @@ import torch
 from cifar_set import write_set
 from finished_runs import finish
 
-from lib import measures, paths, tables
+from lib import measures, paths, rates, tables
 from lib.cifar import layer_log, records, schedule, states, training
 from lib.cifar.choice import NetworkChoice
 from lib.cifar.config import CifarConfig
@@ -86,7 +86,7 @@ def test_a_smooth_curve_is_less_rough_in_deeper_networks():
         steps = np.diff(np.sin(3 * np.arange(depth)[:, None] / depth + np.arange(40)), axis=0)
         norms = (np.linalg.norm(of, axis=1) for of in (steps, np.diff(steps, axis=0)))
         found.append(measures.local_roughness(*norms).mean())
-    assert measures.fit_slope([50, 100, 200], found).slope == pytest.approx(-2, abs=0.05)
+    assert rates.fit_slope([50, 100, 200], found).slope == pytest.approx(-2, abs=0.05)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from lib.dense.network import NetworkConfig, Weights, hidden_states, initialise
 from lib.dense.training import train
 from lib.figures import clipping, initialisation, long_time, neural_ode, pl_condition
 from lib.figures.neural_ode import solve_with_scipy
-from lib.measures import fit_slope
+from lib.rates import fit_slope
 from lib.tables import from_rows, select
 
 SMALL = NetworkConfig(width=6, dimension=4, samples=10, seed=3)

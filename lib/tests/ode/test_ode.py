@@ -14,9 +14,9 @@ from lib.dense.network import NetworkConfig, hidden_states, initialise
 from lib.dense.training import train
 from lib.figures import reversible as reversible_room
 from lib.figures import solvers as solvers_room
-from lib.measures import fit_slope
 from lib.ode import reversible
 from lib.ode import solvers as ode
+from lib.rates import fit_slope
 
 
 def make_smooth(depth):

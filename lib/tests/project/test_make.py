@@ -14,7 +14,7 @@ import pytest
 import toy_project
 import yaml
 
-from lib import paths
+from lib import locks, paths
 from lib.project import dependencies
 
 make = toy_project.make
@@ -171,7 +171,7 @@ def test_other_profiles_and_custom_runs_keep_off_the_tracked_figures(project):
 @pytest.mark.slow
 def test_two_runs_of_one_figure_do_not_mix(project):
     before = (project / "figures" / "figure_a.csv").read_text()
-    with paths.hold_lock(project / ".build" / "locks" / "custom_figure_a", "the test holds it"):
+    with locks.hold_lock(project / ".build" / "locks" / "custom_figure_a", "the test holds it"):
         result = make(project, "figure_a", "SET=depth=7")
         assert result.returncode == 2
         busy = "Another process is making figure_a in .build/custom: wait for it, or end it."
@@ -380,7 +380,7 @@ def test_an_interrupted_run_is_not_taken_for_done_and_ends(project, stop, whom):
             "Interrupted; nothing of this run is kept."
         ]
     assert psutil.wait_procs(family, timeout=30)[1] == []
-    with paths.hold_lock(project / ".build" / "locks" / "paper_figure_a", "the lock is held"):
+    with locks.hold_lock(project / ".build" / "locks" / "paper_figure_a", "the lock is held"):
         pass
     assert (project / "figures" / "figure_a.csv").read_text() == "depth,value\n16,160\n"
     assert not (project / ".build" / "paper" / "figure_a.ipynb").exists()

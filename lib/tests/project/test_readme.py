@@ -17,8 +17,8 @@ from lib import activations, parameters, paths, tables
 from lib.cifar.network import ConvNetConfig, ConvResNet
 from lib.dense.network import NetworkConfig
 from lib.dense.training import train
-from lib.measures import fit_slope
 from lib.project import numbers, readme
+from lib.rates import fit_slope
 
 READMES = {path: path.read_text("utf-8") for path in readme.files()}
 README = READMES[paths.ROOT / "README.md"]
