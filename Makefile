@@ -211,9 +211,7 @@ train: | $(READY) ## One network: ACTIVATION=gelu INITIALISATION=weight-tied SEE
 train-depths: | $(READY) ## Networks of growing depth, for conv_limit, that are not finished (FAMILIES="gelu_none_epochs15_seed0 ...", THREADS)
 	@$(call before,LAUNCH) $(PYTHON) -m lib.cifar.depth_limit $(foreach name,$(FAMILIES),$(call quoted,$(name))) $(call option,--threads,THREADS)
 
-# The images are fetched before runs start side by side.
 checkpoints: | $(READY) ## The networks of checkpoints/sweep.csv that are not finished (-j, LAUNCH, EPOCHS, DEVICE, THREADS)
-	@$(PYTHON) -m lib.cifar.dataset
 	@$(PYTHON) -m lib.project.runs --listed --jobs $(if $(filter -j%,$(MAKEFLAGS)),$(or $(JOBS),0),1) $(call option,--launch,LAUNCH) $(BY_HAND) $(VALUES)
 
 stack: | $(READY) ## Runs of sweep.csv with batch norm, side by side on one GPU of compute capability 9.0 (EPOCHS, STACK="--help")
@@ -258,9 +256,11 @@ test-lab: | $(READY) ## The explorers in a real browser (LAB_PICTURE=figures/exp
 	$(PYTHON) -m pytest -s lib/tests/lab.py
 
 # --- Work ---
+# .lab has settings: notebooks are tracked files, so JupyterLab saves one only if it is told to.
 # Jupyter wants to be asked before it runs as root, as in a container; it listens to this machine alone.
 lab: | $(READY) ## JupyterLab on the start page (options: LAB="--no-browser --port 9000")
 	$(call after,LAB) $(PYTHON) -m jupyterlab --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/start.ipynb \
+	  --LabApp.app_settings_dir=.lab \
 	  $(if $(filter 0,$(shell id -u)),--allow-root --ServerApp.ip=127.0.0.1)
 
 readme: | $(READY) ## Fill the marked numbers of the READMEs from the tables

@@ -5,7 +5,6 @@ crop of the 40x40 result, and a horizontal flip with probability 1/2. The normal
 border is black and not of the mean colour.
 """
 
-import argparse
 import functools
 import hashlib
 import http.client
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lib import checks, commands, paths
+from lib import checks, paths
 
 TRAIN_IMAGES = 50_000
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -251,15 +250,3 @@ def batch(images: Images, epoch: Epoch, start: int, size: int) -> tuple[Tensor, 
     index = epoch.order[chosen]
     pixels = augment(images.pixels[index], epoch.shifts[chosen], epoch.flips[chosen])
     return normalise(pixels), images.labels[index]
-
-
-def _command() -> None:
-    sizes = len(load(train=True)), len(load(train=False))
-    print(f"CIFAR-10 in {paths.cifar10_root()}: {sizes[0]} training and {sizes[1]} test images.")
-
-
-if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description="Download CIFAR-10 if it is missing, and print the number of images."
-    ).parse_args()
-    sys.exit(commands.exit_code(_command, failures=(OSError,)))

@@ -57,6 +57,19 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
     }
     controls = {name: (own.get(name) or CONTROLS[name])(value) for name, value in values.items()}
 
+    def adapt(*_: object) -> None:
+        # What the block does not have is not offered.
+        block = BLOCKS.get(controls["block"].value)
+        norms = block.normalisations if block else ("none",)
+        if controls["normalisation"].value not in norms:
+            controls["normalisation"].value = "none"
+        shown = {"normalisation": len(norms) > 1, "activation": block is not None and block.activated}
+        for name, offered in shown.items():
+            controls[name].layout.display = None if offered else "none"
+
+    controls["block"].observe(adapt, names="value")
+    adapt()
+
     def get_factory(values: Mapping) -> Callable:
         if values["block"] != OWN:
             return make_block(values["block"], values["activation"], values["normalisation"])
@@ -187,6 +200,6 @@ def _make_axes(state: DistancesState, title: str) -> Figure:
     axes = figure.subplot_mosaic([["entry", "entry"], ["loss", "distance"]])
     figure.subplots_adjust(left=0.075, right=0.985, bottom=0.085, top=0.93, wspace=0.2, hspace=0.4)
     axes["entry"].set_title(title)
-    axes["distance"].set_title(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$", loc="left")
+    axes["distance"].set_title(r"$\max_{k,\,t}\,\|Z_{k+1}(t)-Z_k(t)\|_F$")
     frames.prepare_axes(axes, state.config.depths, state.config.iterations)
     return figure

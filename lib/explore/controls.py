@@ -21,7 +21,7 @@ def _decades(low: int, high: int) -> list[float]:
 
 
 def label(text: str) -> dict[str, Any]:
-    style, layout = {"description_width": "104px"}, {"width": "auto"}
+    style, layout = {"description_width": "118px"}, {"width": "auto"}
     return {"description": text, "description_allow_html": True, "style": style, "layout": layout}
 
 

@@ -31,6 +31,7 @@ from lib.figures.results import save
 FRAME = 0.07  # least seconds from one picture to the next
 LIVE, STILL = (100, "jpeg"), (200, "png")  # resolution in dpi, format
 QUIET = 0.4  # seconds without a moved control before the still picture is drawn, which takes longer
+SLOW = 0.5  # seconds from which on a picture is announced, and drawn once
 ALERT = "border-left: 4px solid #D55E00; background: #FDF1E7; color: #5A2B00; padding: 6px 12px; margin: 4px"
 
 Values = Mapping[str, Any]
@@ -76,7 +77,7 @@ class Explorer(widgets.VBox):
         self._make, self._draw, self._reproduce, self._table, self._status = make, draw, reproduce, table, status
         self._view, self._first, self._start, self._follows = set(view), first, self.values(), follow
         self._frames: Frames | None = None
-        self._next_frame, self._held = 0.0, False
+        self._next_frame, self._taken, self._held = 0.0, 0.0, False
         self._settling: asyncio.TimerHandle | None = None
         # The controls' values that the run was made with, and those that the state shown belongs to.
         self._run_values, self._state_values, self._state = self._start, self._start, None
@@ -98,15 +99,16 @@ class Explorer(widgets.VBox):
     # --- The layout ---
 
     def _make_body(self, panel: Sequence[widgets.Widget], buttons: bool) -> widgets.Box:
-        def button(text: str, icon: str, style: str, click: Callable[[], None]) -> widgets.Button:
-            made = widgets.Button(description=text, icon=icon, button_style=style)
+        def button(text: str, icon: str, style: str, tooltip: str, click: Callable[[], None]) -> widgets.Button:
+            made = widgets.Button(description=text, icon=icon, button_style=style, tooltip=tooltip)
             made.layout = Layout(width="auto", flex="1 1 70px")
             made.on_click(self.on_kernel_thread(lambda _: click()))
             return made
 
-        self.start_button = button("Start", "play", "success", self.start)
-        self.stop_button = button("Stop", "pause", "warning", self.live.stop)
-        self.reset_button = button("Reset", "undo", "", self.reset)
+        back = "before the first step, with these values" if self._first is None else "to what was shown first"
+        self.start_button = button("Start", "play", "success", "or go on", self.start)
+        self.stop_button = button("Stop", "pause", "warning", "Start goes on", self.live.stop)
+        self.reset_button = button("Reset", "undo", "", f"back {back}", self.reset)
         self.progress = widgets.IntProgress(layout=Layout(width="100%", height="10px", margin="6px 0 0 0"))
         self.status, self.message = widgets.HTML(), widgets.HTML()
         run = [arrange_in_row(self.start_button, self.stop_button, self.reset_button), self.progress] if buttons else []
@@ -223,6 +225,9 @@ class Explorer(widgets.VBox):
         self._show(STILL)
 
     def _show_at_once(self) -> None:
+        if self._taken > SLOW:
+            self._show(STILL)
+            return
         self._show(LIVE)
         if (loop := _running_loop()) is None:
             self._show_final()
@@ -246,6 +251,8 @@ class Explorer(widgets.VBox):
             return
         if state is not self._state:
             self._state, self._state_values = state, self._run_values
+        if self._taken > SLOW:
+            self.status.value = "drawing ..."
         try:
             figure = self._draw(state, values, self._frames.figure if self._frames else None)
             self.status.value = "<br>".join(self._status(state, values)) if self._status else ""
@@ -261,12 +268,18 @@ class Explorer(widgets.VBox):
         if warning := self.live.run.warning(state):
             self.show_message(warning)
         now = time.perf_counter()
+        self._taken = now - started
         self._next_frame = max(started + FRAME, now + (now - started))  # leaves at least half of the time to the run
 
     # --- Saving ---
 
-    def _show_parameters(self) -> None:
-        lines = self._parameter_lines(self.save_name.value)
+    def _show_parameters(self, stem: str = "") -> None:
+        name = self.save_name.value.strip()
+        try:
+            stem = stem or _find_free_stem(name)  # the name that is saved next
+        except OSError:
+            stem = name
+        lines = self._parameter_lines(stem)
         self.parameters.value, self.parameters.rows = "".join(f"{line}\n" for line in lines), len(lines) + 1
         self.parameters.layout.display = None if lines else "none"
 
@@ -304,20 +317,15 @@ class Explorer(widgets.VBox):
                 place = f" ({paths.shorten(Path(error.filename).parent)})" if error.filename else ""
                 self.saved.value = html.escape(f"Nothing is saved: {error.strerror or error}{place}.")
             else:
+                self._show_parameters(written[0].stem)
                 shown = paths.shorten(written[0].parent)
                 self.saved.value = html.escape(f"Wrote {', '.join(path.name for path in written)} into {shown}.")
 
     def _write(self, name: str, values: Values) -> list[Path]:
-        folder, state, run = paths.figures_output(), self.live.state, self.live.run
+        state, run = self.live.state, self.live.run
         kinds = self._table(state, values) if self._table else {}
-
-        def files(stem: str) -> list[Path]:
-            tables = [f"{stem}_{kind}.csv" if kind else f"{stem}.csv" for kind in kinds]
-            return [folder / file for file in (f"{stem}.pdf", f"{stem}.png", *tables, f"{stem}.yaml")]
-
-        stems = chain([name], (f"{name}_{count}" for count in count_from(2)))
-        stem = next(stem for stem in stems if not any(path.exists() for path in files(stem)))
-        _, _, *tables, parameters = files(stem)
+        stem = _find_free_stem(name, kinds)
+        _, _, *tables, parameters = files = _list_files(stem, kinds)
         lines = self._parameter_lines(stem)
         if lines and state is not self._first and run.done(state) < run.total and not self.live.finished:
             lines.insert(1, f"# saved at step {run.done(state)} of {run.total}: these parameters make the whole run")
@@ -327,10 +335,22 @@ class Explorer(widgets.VBox):
             if lines:
                 paths.write_content(parameters, "\n".join(lines) + "\n")
         except OSError:
-            for path in files(stem):  # none of them existed before
+            for path in files:  # none of them existed before
                 path.unlink(missing_ok=True)
             raise
-        return [*files(stem)[:-1], *([parameters] if lines else [])]
+        return [*files[:-1], *([parameters] if lines else [])]
+
+
+def _list_files(stem: str, kinds: Iterable[str]) -> list[Path]:
+    # The picture twice, a table of each kind, the parameters.
+    tables = [f"{stem}_{kind}.csv" if kind else f"{stem}.csv" for kind in kinds]
+    return [paths.figures_output() / file for file in (f"{stem}.pdf", f"{stem}.png", *tables, f"{stem}.yaml")]
+
+
+def _find_free_stem(name: str, kinds: Iterable[str] = ()) -> str:
+    """The name, with a number if there are files of that name."""
+    stems = chain([name], (f"{name}_{count}" for count in count_from(2)))
+    return next(stem for stem in stems if not any(path.exists() for path in _list_files(stem, kinds)))
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -1,5 +1,6 @@
 """The explorer at the end of a figure's notebook."""
 
+import ast
 from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
@@ -10,26 +11,31 @@ import ipywidgets as widgets
 from lib import parameters
 from lib.explore.controls import make_control
 from lib.explore.explorer import Explorer, Values
-from lib.explore.live import Run, run_in_thread
+from lib.explore.live import SENTENCES, Run, run_in_thread
 from lib.figures.results import Data
 
 # The most instructive parameters, the best one first.
-TELLING = ("activation", "activations", "initialisation", "convolution", "layers", "every", "seed")
+TELLING = ("activation", "activations", "initialisation", "convolution", "every", "iterations", "seed")
 
 
 def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -> Explorer:
-    """The explorer at the end of a figure's notebook, with a control for each parameter of the notebook.
+    """The explorer at the end of a figure's notebook, with a control for each parameter of the cell tagged ``config``.
 
     ``room`` is the figure's module, ``namespace`` the notebook's ``globals()``, and ``data`` the results of the
-    notebook. When a control moves, the notebook's cell tagged ``config`` runs with the new values. The room then
-    computes and draws for the resulting ``config``, step by step if it has ``compute_steps``.
+    notebook. When a control moves, the cell runs with the new values. The room then computes and draws for the
+    resulting ``config``, step by step if it has ``compute_steps``. The menu of activations has those that the cell
+    takes.
     """
     name = room.__name__.rpartition(".")[2]
-    offered = parameters.read_parameters(name)
-    controls = {each.name: make_control(each, namespace[each.name]) for each in offered.values()}
     cell = "\n".join(
         parameters.extract_python(cell) for cell in parameters.select_tagged(parameters.code_cells(name), "config")
     )
+    every, used = (
+        parameters.read_parameters(name),
+        {each.id for each in ast.walk(ast.parse(cell)) if isinstance(each, ast.Name)},
+    )
+    offered = {each.name: each for each in every.values() if each.name in used}
+    controls = {each.name: make_control(each, namespace[each.name]) for each in offered.values()}
 
     def read(values: Values) -> dict[str, Any]:
         return {key: _parse_list(key, value) if offered[key].type == "list" else value for key, value in values.items()}
@@ -38,6 +44,18 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
         now = dict(namespace) | read(values)
         exec(compile(cell, f"{name}.ipynb", "exec"), now)
         return now["config"]
+
+    def is_taken(activation: str) -> bool:
+        try:
+            configure({key: control.value for key, control in controls.items()} | {"activation": activation})
+        except SENTENCES:
+            return False
+        return True
+
+    if "activation" in controls:
+        menu = controls["activation"]
+        menu.options = [option for option in menu.options if is_taken(option[1])]
+        menu.value = namespace["activation"]
 
     def make(values: Values) -> Run:
         config = configure(values)
@@ -59,7 +77,7 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
         make,
         lambda state, values, _: room.draw(*state[1:]),
         table=lambda state, values: {stem.removeprefix(name).lstrip("_"): table for stem, table in state[1].items()},
-        reproduce=lambda values: (name, read(values), ""),
+        reproduce=lambda values: (name, {key: namespace[key] for key in every} | read(values), ""),
         hint=_hint(controls, offered),
         first=(0, data, configure({key: control.value for key, control in controls.items()})),
         follow=True,
@@ -73,7 +91,8 @@ def _hint(controls: Mapping[str, widgets.Widget], offered: Mapping[str, paramete
     if name is None:
         return "<b>Start</b>, which makes the figure again."
     shown = f"<b>{name.replace('_', ' ')}</b>"
-    what = f"other {shown}, separated by commas" if offered[name].type == "list" else f"another value of {shown}"
+    listed = offered[name].type == "list"
+    what = f"other values of {shown}, separated by commas" if listed else f"another value of {shown}"
     return f"{what}; Reset brings back the figure of this notebook."
 
 

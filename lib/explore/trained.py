@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -262,11 +262,12 @@ def choose_pair(found: Mapping[Path, CifarConfig]) -> list[Path]:
 
 def browse(files: Sequence[Path]) -> Iterator[Browsing | None]:
     """Yield the networks of these checkpoints, then None while the test images are read, then the networks with
-    them."""
+    them. If the images were read before, yield the networks with them."""
     browsing = Browsing([load(path) for path in files])
-    yield browsing
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(load_test_images)
+        if wait([reading], timeout=0.05).not_done:
+            yield browsing
         while not reading.done():
             time.sleep(0.01)
             yield None

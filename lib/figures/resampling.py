@@ -46,18 +46,15 @@ class Config:
     epochs, as in "gelu weight-tied 30", and have seed 0 and the paper's depth.
 
     Fewer layers may cost ``points`` of test accuracy. Slopes of the logits' distance are fitted over the numbers of
-    layers from ``slope_from`` to a quarter of the depth. The spot check keeps ``layers`` layers, and uses ``images``
-    test images (0: there is none).
+    layers from ``slope_from`` to a quarter of the depth.
     """
 
     shown: list[str]
     points: float = 0.5
     slope_from: int = 4
-    images: int = 100
-    layers: int = 8
 
     def __post_init__(self) -> None:
-        checks.check_fields(self, "slope_from", "layers", points=0, images=0)
+        checks.check_fields(self, "slope_from", points=0)
         checks.distinct_texts("shown", self.shown)
         if len(self.shown) > 3:
             raise ValueError(f"shown lists {len(self.shown)} networks, expected one to three.")
@@ -124,24 +121,26 @@ def fit_rate(rows: Table, config: Config) -> Slope:
     return fit_slope(layers[fitted], distance[fitted])
 
 
-def spot_check(config: Config) -> str:
-    """A sentence with new measurements of the first network shown, on the first test images. If there are no images or
-    no weights, the sentence says so."""
+def spot_check(network: str, layers: int, images: int) -> str:
+    """A sentence with new measurements of a network (in the words of `run_name`) with that many of its ``layers``, on
+    the first test ``images``. If there are no images or no weights, the sentence says so."""
+    checks.positive_int("layers", layers)
+    checks.positive_int("images", images, least=0)
     runs = {run.config.name: run for run in records.read_runs()}
-    run = runs.get(run_name(config.shown[0]))
+    run = runs.get(run_name(network))
     if run is None or not run.has_weights:
-        return f"The weights of {config.shown[0]} are not here."
-    if not config.images:
+        return f"The weights of {network} are not here."
+    if not images:
         return "No images were asked for."
     try:
-        test = dataset.load(train=False, limit=config.images, download=False)
+        test = dataset.load(train=False, limit=images, download=False)
     except dataset.DataNotFoundError as error:
         return str(error)
-    network = run.load().network
-    expected, found = logits(network, test), logits(resample(network, config.layers), test)
+    trained = run.load().network
+    expected, found = logits(trained, test), logits(resample(trained, layers), test)
     return (
         f"{run.config.name} on {len(test)} images: {accuracy(expected, test.labels):.1f} % with all layers, "
-        f"{accuracy(found, test.labels):.1f} % with {config.layers}, logits off by {distance(found, expected):.2g}."
+        f"{accuracy(found, test.labels):.1f} % with {layers}, logits off by {distance(found, expected):.2g}."
     )
 
 

@@ -28,6 +28,7 @@ from lib.project import variables
 
 NOTEBOOK = "train_cifar"
 INTERRUPTED = "Interrupted; the same command goes on after the last complete epoch."
+INTERRUPTED_LIST = "No further run is started; the same command goes on."
 REPORT_EVERY = 20  # batches between two updates of the bar
 
 
@@ -122,8 +123,10 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
 
     ``by_hand`` are values for all of them, and ``given`` the words of the command line that set these values. ``jobs``
     is the number of runs at a time (0: one for each core). ``launch`` is put before each run's command. If a run fails,
-    the others go on. If a signal ends a run, no other is started. Raises ValueError for wrong values before anything is
-    started, and RunsFailed at the end with the names of the runs that failed.
+    the others go on. If a signal ends a run, no other is started.
+
+    Before anything is started, raises ValueError for wrong values, and dataset.DataNotFoundError. At the end, raises
+    RunsFailed with the names of the runs that failed.
     """
     checks.positive_int("jobs", jobs, least=0)
     try:
@@ -136,6 +139,8 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
     waiting = [config.name for config in _read_listed(by_hand) if config.name not in done]
     if waiting:
         read_listed_values(waiting[0], by_hand)  # raises now if the values are wrong
+        for train in (True, False):  # are fetched before runs start side by side
+            dataset.load(train=train)
     running: dict[subprocess.Popen, str] = {}
     failed: list[str] = []
     ended = False
@@ -186,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     return commands.exit_code(
         partial(_train_command, chosen),
-        "No further run is started." if chosen.listed else INTERRUPTED,
+        INTERRUPTED_LIST if chosen.listed else INTERRUPTED,
         failures=(RuntimeError, OSError, MemoryError, Divergence, records.CheckpointError),
         misuses=(ValueError, TypeError),
     )

@@ -87,7 +87,7 @@ def test_a_signal_ends_a_command_and_its_children_with_one_sentence(number, rais
     assert wait_until_gone(child)
 
 
-@pytest.mark.parametrize("module", ["lib.engine.build", "lib.project.report", "lib.cifar.dataset"])
+@pytest.mark.parametrize("module", ["lib.engine.build", "lib.project.report", "lib.cifar.records"])
 def test_a_command_that_still_imports_is_interrupted_with_one_sentence(module, tmp_path):
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
     (tmp_path / "nbformat.py").write_text("import torch\n")

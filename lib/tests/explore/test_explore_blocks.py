@@ -54,6 +54,22 @@ def test_the_explorer_trains_a_block_of_the_catalogue():
     assert "normalisation of perceptron is &#x27;group&#x27;" in explorer.message.value
 
 
+def test_what_a_block_does_not_have_is_not_offered():
+    explorer = explore.explore_blocks(
+        {"MyBlock": Mine}, depth=8, iterations=1, block="convolution", normalisation="batch"
+    )
+
+    def list_hidden():
+        return {name for name, control in explorer.controls.items() if control.layout.display == "none"}
+
+    assert list_hidden() == set()
+    explorer.controls["block"].value = "self-attention"
+    assert (explorer.controls["normalisation"].value, explorer.message.value) == ("none", "")
+    assert list_hidden() == {"activation"}
+    explorer.controls["block"].value = "MyBlock"
+    assert list_hidden() == {"activation", "normalisation"}
+
+
 def test_the_explorer_offers_a_user_s_block_and_takes_its_new_definition(monkeypatch, tmp_path):
     monkeypatch.setenv("FIGURES_OUTPUT", str(tmp_path))
 

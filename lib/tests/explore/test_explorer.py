@@ -2,10 +2,12 @@
 
 import asyncio
 import errno
+import io
 import threading
 
 import pytest
 import yaml
+from PIL import Image
 from playing import IID, NETWORK, SMALL, find_axes, finish, read_iteration, wait_until
 
 from lib import paths, tables
@@ -134,6 +136,35 @@ def test_saving_writes_the_picture_its_tables_and_its_parameters(explorer, outpu
     explorer.save_name.value = "../mine"
     explorer.save_button.click()
     assert "is not a file name" in explorer.saved.value
+
+
+def test_the_command_below_the_picture_names_the_file_that_is_saved(explorer, output):
+    def read_command():
+        return explorer.parameters.value.splitlines()[0].rpartition("/")[2]
+
+    (output / "explore_depth.png").write_bytes(b"")
+    explorer.controls["seed"].value = 5
+    assert read_command() == "explore_depth_2.yaml"
+    explorer.save()
+    assert read_command() == "explore_depth_2.yaml"
+    assert (output / "explore_depth_2.yaml").exists()
+    explorer.controls["seed"].value = 6
+    assert read_command() == "explore_depth_3.yaml"
+
+
+def test_a_picture_that_takes_long_is_announced_and_drawn_once(explorer, monkeypatch):
+    said = []
+
+    def draw(*arguments):
+        said.append(explorer.status.value)
+        return explorer._frames.figure
+
+    explorer._taken = 2 * module.SLOW
+    monkeypatch.setattr(explorer, "_draw", draw)
+    explorer._show_at_once()
+    assert said == ["drawing ..."]
+    assert "drawing" not in explorer.status.value
+    assert Image.open(io.BytesIO(explorer.image.value)).format == "PNG"
 
 
 def read_files(folder):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from playing import count_threads, finish
 
-from lib import parameters, paths, tables
+from lib import activations, parameters, paths, tables
 from lib.dense.network import NetworkConfig
 from lib.dense.training import train
 from lib.explore.weights import explore_weights
@@ -126,6 +126,19 @@ def test_a_moved_control_makes_the_figure_anew(name):
     assert explorer.progress.value == explorer.progress.max
     if counted and not name.startswith(("figure_3", "roughness")):  # their runs may be missing
         assert explorer.image.value != first
+
+
+def test_the_menu_of_activations_has_those_that_the_figure_takes():
+    offered = {name: dict(_make_explorer(name).controls["activation"].options) for name in ("clipping", "figure_2")}
+    assert set(offered["figure_2"].values()) == set(activations.ACTIVATIONS)
+    smooth = {name for name, activation in activations.ACTIVATIONS.items() if activation.smooth}
+    assert set(offered["clipping"].values()) == smooth
+
+
+def test_parameters_that_change_nothing_have_no_control():
+    explorer = _make_explorer("resampling")
+    assert set(explorer.controls) == {"shown", "points", "slope_from"}
+    assert {"layers", "images"} < set(yaml.safe_load(explorer.parameters.value))
 
 
 def test_reset_gives_the_figure_of_the_notebook():

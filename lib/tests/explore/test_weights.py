@@ -1,6 +1,7 @@
 """The explorer of trained weights, and the measures that it shows."""
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from cifar_set import write_set
 from playing import find_axes, finish
 
 from lib import parameters, tables
-from lib.cifar import checkpoints
+from lib.cifar import checkpoints, dataset
 from lib.cifar.checkpoints import Checkpoint
 from lib.cifar.config import CifarConfig
 from lib.cifar.network import ConvNetConfig, ConvResNet
@@ -116,7 +117,6 @@ def test_without_images_the_figure_is_smaller_and_a_sentence_says_why(folder, tm
     monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path / "nothing"))
     trained.load_test_images.cache_clear()
     explorer = explore_weights(folder)
-    assert "being read" in explorer.status.value
     finish(explorer)
     assert "CIFAR-10 was not found" in explorer.status.value
     assert set(find_axes(explorer)) == {"curve0", "curve1", "map0", "map1", "histogram"}
@@ -129,6 +129,21 @@ def test_without_images_the_figure_is_smaller_and_a_sentence_says_why(folder, tm
     assert explorer._frames.figure.get_figheight() < 0.8 * draw_weights(views, image).get_figheight()
     assert explorer.controls["image"].layout.display == "none"
     assert explorer.message.value == ""
+
+
+def test_images_that_take_long_to_read_are_announced(folder, monkeypatch):
+    read = threading.Event()
+
+    def load_slowly():
+        read.wait(60)
+        raise dataset.DataNotFoundError("There are none.")
+
+    monkeypatch.setattr(trained, "load_test_images", load_slowly)
+    explorer = explore_weights(folder)
+    assert "being read" in explorer.status.value
+    read.set()
+    finish(explorer)
+    assert "There are none." in explorer.status.value
 
 
 def test_an_entry_that_the_smaller_network_lacks_is_named(folder):

@@ -1,18 +1,22 @@
 """The Makefile and the runner in a toy project: what is made and when, and what a failure leaves."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import toy_project
 import yaml
+from jupyterlab_server import settings_utils
 
 from lib import locks, paths
 from lib.project import dependencies
@@ -451,3 +455,12 @@ def test_nbval_writes_into_the_build_folder_and_skips_what_needs_the_images(proj
     assert f"CIFAR-10 is not in {tmp_path / 'nowhere'}" in result.stdout
     assert (project / ".build" / "nbval" / "figure_a.csv").exists()
     assert not (project / "figures" / "custom").exists()
+
+
+def test_jupyterlab_saves_a_notebook_only_if_it_is_told_to():
+    (folder,) = re.findall(r"--LabApp.app_settings_dir=(\S+)", (paths.ROOT / "Makefile").read_text())
+    schemas = Path(sysconfig.get_path("data")) / "share" / "jupyter" / "lab" / "schemas"
+    documents, _ = settings_utils.get_settings(
+        str(paths.ROOT / folder), str(schemas), "", schema_name="@jupyterlab/docmanager-extension:plugin"
+    )
+    assert documents["schema"]["properties"]["autosave"]["default"] is False
