@@ -135,7 +135,7 @@ def draw(data: Data, config: Config) -> Figure:
                 _draw_front(panel, lines, config, colors.norm)
             else:
                 write_across(panel, NO_LOG, color=GREY)
-        row[0].set_ylabel(f"{setting}\ntraining time $t$".lstrip())
+        row[0].set_ylabel(f"{setting}\ntraining time $t$" if len(settings) > 1 else "training time $t$")
     for panel, activation in zip(axes[0], ACTIVATIONS, strict=True):
         panel.set_title(f"{tables.word(activation)}, weight-tied")
     draw_color_bar(figure, colors, list(axes[:-1].flat), "local roughness", pad=0.02, aspect=25)

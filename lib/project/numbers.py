@@ -49,6 +49,11 @@ def power(number: float) -> str:
     return f"{mantissa}e{int(exponent)}".replace("-", "−")
 
 
+def minutes() -> str:
+    """How long the notebooks of `make figures` take one after the other, in whole minutes."""
+    return f"{sum(table('figure_seconds')['seconds']) / 60:.0f}"
+
+
 # --- The gallery ------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +163,12 @@ def lost_after(activation: str) -> str:
     tied = smoothness_in_training(found)
     lost = [measure_course(tied, run.config.name).lost_after for run in found]
     return " and ".join("never" if epoch is None else str(epoch) for epoch in dict.fromkeys(lost))
+
+
+def front(activation: str, parts: str) -> str:
+    """The epochs after which the first eighths of the layers were rough, from the input on: as many as ``parts``."""
+    found = select(table("roughness_front"), activation=activation)
+    return ", ".join(str(epoch) if epoch else "never" for epoch in found["epoch"][: int(parts)])
 
 
 def rough_from(dtype: str) -> str:
