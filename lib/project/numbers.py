@@ -166,8 +166,11 @@ def lost_after(activation: str) -> str:
 
 
 def front(activation: str, parts: str) -> str:
-    """The epochs after which the first eighths of the layers were rough, from the input on: as many as ``parts``."""
+    """The epochs after which the first eighths of the layers were rough, from the input on: as many as ``parts``;
+    "never" alone if none was."""
     found = select(table("roughness_front"), activation=activation)
+    if not found["epoch"].any():
+        return "never"
     return ", ".join(str(epoch) if epoch else "never" for epoch in found["epoch"][: int(parts)])
 
 
