@@ -55,13 +55,18 @@ def engines_folder() -> Path:
     return Path(cache) / "neural-ode-regularization" / "engine"
 
 
-def figures_output() -> Path:
-    """The folder to which a notebook writes its figures.
+def figures_folder() -> Path:
+    """The folder to which a notebook writes its figures. It may not exist yet.
 
     ``make`` sets it in the environment variable FIGURES_OUTPUT. A notebook that is run by hand writes to
-    ``figures/custom``, so it never overwrites the tracked figures of the paper profile. Raises CannotWrite.
+    ``figures/custom``, so it never overwrites the tracked figures of the paper profile.
     """
-    return make_folder(Path(os.environ.get("FIGURES_OUTPUT") or FIGURES / "custom").absolute())
+    return Path(os.environ.get("FIGURES_OUTPUT") or FIGURES / "custom").absolute()
+
+
+def figures_output() -> Path:
+    """`figures_folder`, made if it does not exist. Raises CannotWrite."""
+    return make_folder(figures_folder())
 
 
 def cifar10_root() -> Path:

@@ -57,19 +57,6 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
     }
     controls = {name: (own.get(name) or CONTROLS[name])(value) for name, value in values.items()}
 
-    def adapt(*_: object) -> None:
-        # What the block does not have is not offered.
-        block = BLOCKS.get(controls["block"].value)
-        norms = block.normalisations if block else ("none",)
-        if controls["normalisation"].value not in norms:
-            controls["normalisation"].value = "none"
-        shown = {"normalisation": len(norms) > 1, "activation": block is not None and block.activated}
-        for name, offered in shown.items():
-            controls[name].layout.display = None if offered else "none"
-
-    controls["block"].observe(adapt, names="value")
-    adapt()
-
     def get_factory(values: Mapping) -> Callable:
         if values["block"] != OWN:
             return make_block(values["block"], values["activation"], values["normalisation"])
@@ -109,6 +96,19 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
         shown |= {"learning_rate": values["learning_rate"], "slope_from": SMALLEST_DEPTH}
         return "blocks", shown, "" if values["initialisation"] == "weight-tied" else "of weight-tied layers"
 
+    def offer_what_the_block_has(*_: object) -> None:
+        block, norm = BLOCKS.get(controls["block"].value), controls["normalisation"]
+        norms = block.normalisations if block else ("none",)
+        kept = norm.value if norm.value in norms else "none"
+        with explorer.hold_changes():
+            norm.options = [(tables.word(each), each) for each in norms]
+            norm.value = kept
+        shown = {"normalisation": len(norms) > 1, "activation": block is not None and block.activated}
+        for name, offered in shown.items():
+            controls[name].layout.display = None if offered else "none"
+
+    controls["block"].observe(offer_what_the_block_has, names="value")  # before the explorer looks at the new block
+
     explorer = Explorer(
         "explore_blocks",
         controls,
@@ -120,6 +120,9 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
         status=status,
         view=("parameter", "entry"),
     )
+
+    if values["normalisation"] in getattr(BLOCKS.get(values["block"]), "normalisations", ("none",)):
+        offer_what_the_block_has()
 
     def restart_if_redefined(*_: object) -> None:
         if controls["block"].value == OWN and namespace.get(OWN) is not made[0]:

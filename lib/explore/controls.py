@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from lib import activations, parameters, tables
+from lib.cifar.network import CONVOLUTIONS
 from lib.dense import conventions
 from lib.dense.network import DTYPES, INITIAL_V, INITIALISATIONS
 from lib.figures.figure_1_right import REFERENCES
@@ -69,6 +70,7 @@ CONTROLS: dict[str, Callable[[Any], widgets.ValueWidget]] = {
     "learning_rate": scale("learning rate", "a layer's weights step by L times this", _decades(-4, 1)),
     "iterations": scale("iterations", "steps of full-batch gradient descent", _decades(1, 5)),
     "activation": menu("activation", "applied entry by entry", list(activations.ACTIVATIONS)),
+    "convolution": menu("convolution", "of each layer", CONVOLUTIONS),
     "initialisation": menu("initialisation", "of W across the layers, V starts at 0", INITIALISATIONS),
     "convention": menu("convention", "which factors stand before V and W", list(conventions.CONVENTIONS)),
     "initial_V": menu("initial V", "where it is not 0", INITIAL_V),

@@ -7,11 +7,12 @@ only draws its first state.
 """
 
 import asyncio
+import contextlib
 import html
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from itertools import count as count_from
@@ -106,8 +107,8 @@ class Explorer(widgets.VBox):
             return made
 
         back = "before the first step, with these values" if self._first is None else "to what was shown first"
-        self.start_button = button("Start", "play", "success", "or go on", self.start)
-        self.stop_button = button("Stop", "pause", "warning", "Start goes on", self.live.stop)
+        self.start_button = button("Start", "play", "success", "train, or go on", self.start)
+        self.stop_button = button("Stop", "pause", "warning", "until Start is pressed", self.live.stop)
         self.reset_button = button("Reset", "undo", "", f"back {back}", self.reset)
         self.progress = widgets.IntProgress(layout=Layout(width="100%", height="10px", margin="6px 0 0 0"))
         self.status, self.message = widgets.HTML(), widgets.HTML()
@@ -177,13 +178,19 @@ class Explorer(widgets.VBox):
         self._set_controls(values)
         self._apply_change(values)
 
-    def _set_controls(self, values: Values) -> None:
+    @contextlib.contextmanager
+    def hold_changes(self) -> Iterator[None]:
+        """Within the block, controls move without an effect."""
         self._held = True
         try:
-            for name, value in values.items():
-                self.controls[name].value = value
+            yield
         finally:
             self._held = False
+
+    def _set_controls(self, values: Values) -> None:
+        with self.hold_changes():
+            for name, value in values.items():
+                self.controls[name].value = value
 
     def _handle_change(self, change: Mapping) -> None:
         if not self._held:
@@ -257,6 +264,7 @@ class Explorer(widgets.VBox):
             figure = self._draw(state, values, self._frames.figure if self._frames else None)
             self.status.value = "<br>".join(self._status(state, values)) if self._status else ""
         except SENTENCES as error:
+            self.status.value = ""
             self.show_message(str(error))
             return
         if self._frames is None or self._frames.figure is not figure:
@@ -277,7 +285,7 @@ class Explorer(widgets.VBox):
         name = self.save_name.value.strip()
         try:
             stem = stem or _find_free_stem(name)  # the name that is saved next
-        except OSError:
+        except OSError:  # such as a name that is too long
             stem = name
         lines = self._parameter_lines(stem)
         self.parameters.value, self.parameters.rows = "".join(f"{line}\n" for line in lines), len(lines) + 1
@@ -323,6 +331,7 @@ class Explorer(widgets.VBox):
 
     def _write(self, name: str, values: Values) -> list[Path]:
         state, run = self.live.state, self.live.run
+        paths.figures_output()
         kinds = self._table(state, values) if self._table else {}
         stem = _find_free_stem(name, kinds)
         _, _, *tables, parameters = files = _list_files(stem, kinds)
@@ -344,7 +353,7 @@ class Explorer(widgets.VBox):
 def _list_files(stem: str, kinds: Iterable[str]) -> list[Path]:
     # The picture twice, a table of each kind, the parameters.
     tables = [f"{stem}_{kind}.csv" if kind else f"{stem}.csv" for kind in kinds]
-    return [paths.figures_output() / file for file in (f"{stem}.pdf", f"{stem}.png", *tables, f"{stem}.yaml")]
+    return [paths.figures_folder() / file for file in (f"{stem}.pdf", f"{stem}.png", *tables, f"{stem}.yaml")]
 
 
 def _find_free_stem(name: str, kinds: Iterable[str] = ()) -> str:

@@ -15,7 +15,7 @@ from lib.explore.live import SENTENCES, Run, run_in_thread
 from lib.figures.results import Data
 
 # The most instructive parameters, the best one first.
-TELLING = ("activation", "activations", "initialisation", "convolution", "every", "iterations", "seed")
+TELLING = ("epoch", "activation", "activations", "initialisation", "convolution", "every", "iterations", "seed")
 
 
 def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -> Explorer:
@@ -30,10 +30,8 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
     cell = "\n".join(
         parameters.extract_python(cell) for cell in parameters.select_tagged(parameters.code_cells(name), "config")
     )
-    every, used = (
-        parameters.read_parameters(name),
-        {each.id for each in ast.walk(ast.parse(cell)) if isinstance(each, ast.Name)},
-    )
+    every = parameters.read_parameters(name)
+    used = {each.id for each in ast.walk(ast.parse(cell)) if isinstance(each, ast.Name)}
     offered = {each.name: each for each in every.values() if each.name in used}
     controls = {each.name: make_control(each, namespace[each.name]) for each in offered.values()}
 

@@ -138,9 +138,9 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
     done = records.finished_runs()
     waiting = [config.name for config in _read_listed(by_hand) if config.name not in done]
     if waiting:
-        read_listed_values(waiting[0], by_hand)  # raises now if the values are wrong
-        for train in (True, False):  # are fetched before runs start side by side
-            dataset.load(train=train)
+        parameters.check_types(NOTEBOOK, read_listed_values(waiting[0], by_hand))
+        for part in (True, False):  # the images are fetched before runs start side by side
+            dataset.load(train=part)
     running: dict[subprocess.Popen, str] = {}
     failed: list[str] = []
     ended = False

@@ -105,6 +105,3 @@ def test_other_errors_of_locking_pass_on(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.fcntl, "flock", fail)
     with pytest.raises(OSError, match="Input/output error"), locks.hold_lock(tmp_path / "lock", "Busy."):
         pass
-
-
-# ------------------------------------------------------------------------------------------- an installed package

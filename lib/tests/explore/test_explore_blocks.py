@@ -48,10 +48,8 @@ def test_the_explorer_trains_a_block_of_the_catalogue():
     parameters.check_values("blocks", {"blocks": ["convolution, batch norm"]})
     assert "convolution, batch norm" in explorer.parameters.value
     assert explorer.parameters.layout.display is None
-    explorer.controls["normalisation"].value = "none"
-    explorer.controls["block"].value = "perceptron"
-    explorer.controls["normalisation"].value = "group"
-    assert "normalisation of perceptron is &#x27;group&#x27;" in explorer.message.value
+    wrong = explore.explore_blocks({}, depth=8, iterations=2, block="perceptron", normalisation="group")
+    assert "normalisation of perceptron is &#x27;group&#x27;" in wrong.message.value
 
 
 def test_what_a_block_does_not_have_is_not_offered():
@@ -64,7 +62,9 @@ def test_what_a_block_does_not_have_is_not_offered():
 
     assert list_hidden() == set()
     explorer.controls["block"].value = "self-attention"
-    assert (explorer.controls["normalisation"].value, explorer.message.value) == ("none", "")
+    norm = explorer.controls["normalisation"]
+    assert (norm.value, explorer.message.value) == ("none", "")
+    assert {option for _, option in norm.options} == {"none", "layer"}
     assert list_hidden() == {"activation"}
     explorer.controls["block"].value = "MyBlock"
     assert list_hidden() == {"activation", "normalisation"}

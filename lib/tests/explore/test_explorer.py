@@ -142,6 +142,7 @@ def test_the_command_below_the_picture_names_the_file_that_is_saved(explorer, ou
     def read_command():
         return explorer.parameters.value.splitlines()[0].rpartition("/")[2]
 
+    output.mkdir()
     (output / "explore_depth.png").write_bytes(b"")
     explorer.controls["seed"].value = 5
     assert read_command() == "explore_depth_2.yaml"

@@ -117,6 +117,7 @@ def test_after_a_run_that_was_ended_no_other_is_started(sweep, monkeypatch, caps
         (["--launch=srunn -n1"], "LAUNCH is 'srunn -n1': there is no command srunn; check the spelling and the PATH."),
         (["--launch=srun 'x"], 'LAUNCH is "srun \'x": no closing quotation.'),
         (["--jobs=-1"], "jobs is -1, expected a whole number of at least 0."),
+        (["--set=foo=3"], "train_cifar has no parameter 'foo'"),
         (["--set=hold_stem=True"], "hold_stem is set, but checkpoints/sweep.csv sets it for"),
         (["--launch=", "THREADS=-1"], "threads is -1, expected a whole number of at least 0."),
     ],
