@@ -28,6 +28,16 @@ from lib.figures.style import (
 )
 from lib.measures import SMOOTH_BELOW
 
+SPIKE_COLUMNS = (
+    "scale_before",
+    "scale_after",
+    "batch_loss",
+    "loss_before",
+    "loss_highest",
+    "path_before",
+    "path_after",
+)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -43,17 +53,19 @@ class Config:
 
 
 def compute(config: Config, progress: Progress = silent) -> Data:
-    """Three tables: the networks after training, the small ones along training, and the spike of a loss."""
+    """Four tables: the networks after training, the small ones along training, the spike of a loss, and its summary."""
     found = records.read_runs()
     small = config.small.select(found, initialisation="weight-tied", hold_stem=None)
     both = {run.config.epochs for run in small if run.config.hold_stem} & {
         run.config.epochs for run in small if not run.config.hold_stem
     }
     stems = records.select(small, epochs=max(both)) if both else select_longest_schedule(small)
+    spike = average_spike(config.every)
     return {
         "stem": measure_path_lengths(config.choice.select(found, activation=None, hold_stem=None)),
         "stem_training": smoothness_in_training(stems),
-        "stem_spike": average_spike(config.every),
+        "stem_spike": spike,
+        "stem_spike_summary": summarise_spike(spike),
     }
 
 
@@ -110,6 +122,25 @@ def average_spike(every: int) -> dict[str, list]:
     columns["relative_path_length"] = watched["path_length"] / watched["stem_scale"]
     whole = len(epochs) // every * every
     return {name: column[:whole].reshape(-1, every).mean(axis=1).tolist() for name, column in columns.items()}
+
+
+def summarise_spike(spike: tables.Table) -> dict[str, list]:
+    """The table of ``stem_spike_summary.csv``: a row, or none without ``checkpoints/loss_spike.csv``.
+
+    The columns scale_before and scale_after are the stem's scale around the step that it grows most in, and batch_loss
+    is the loss on the batch of that step. In the means of `average_spike` (``spike``), loss_before and path_before are
+    medians before the highest loss, loss_highest is that loss, and path_after is the least relative path length from
+    there on.
+    """
+    if not len(spike["loss"]):
+        return tables.from_rows([], SPIKE_COLUMNS)
+    watched, (loss, path) = records.read_spike(), (np.array(spike[name]) for name in ("loss", "relative_path_length"))
+    scale = watched["stem_scale"]
+    step, highest = int(np.argmax(scale[1:] / scale[:-1])) + 1, int(np.argmax(loss))
+    around = scale[step - 1], scale[step], watched["loss"][step]
+    before = slice(max(highest, 1))
+    ends = np.median(loss[before]), loss[highest], np.median(path[before]), path[highest:].min()
+    return tables.from_rows([dict(zip(SPIKE_COLUMNS, map(float, (*around, *ends)), strict=True))])
 
 
 @styled

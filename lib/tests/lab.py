@@ -6,7 +6,6 @@ LAB_PICTURE is in the environment, the picture of explore_depth is also written 
 
 import contextlib
 import io
-import json
 import os
 import re
 import secrets
@@ -91,11 +90,6 @@ def lab(tmp_path_factory):
     shutil.copytree(paths.NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     if not trained.find_checkpoints():
         write_networks(folder)
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    # No question about news in front of the notebook.
-    answers = {"fetchNews": "false", "checkForUpdates": False}
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(answers))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,7 +106,7 @@ def lab(tmp_path_factory):
     options = [
         "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder / 'notebooks'}",
         f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.expose_app_in_browser=True", f"--LabApp.app_settings_dir={paths.ROOT / '.lab'}",
     ]  # fmt: skip
     log = (folder / "log").open("w")
     server = subprocess.Popen(

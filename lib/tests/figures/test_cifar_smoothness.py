@@ -257,6 +257,18 @@ def test_the_spike_is_averaged_over_steps(tmp_path, monkeypatch):
         average_spike(0)
 
 
+def test_the_spike_in_a_few_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    assert stem.summarise_spike(average_spike(1))["batch_loss"] == []
+    loss = [1.0, 1.2, 1.1, 3.0, 2.0]
+    watched = {"epoch": [8] * 5, "step": [1, 2, 3, 4, 5], "loss": loss, "stem_scale": [0.5, 0.5, 0.25, 1.0, 0.5]}
+    tables.write_csv(tmp_path / records.SPIKE, watched | {"path_length": [1.0] * 5})
+    assert stem.summarise_spike(average_spike(1)) == {
+        "scale_before": [0.25], "scale_after": [1.0], "batch_loss": [3.0], "loss_before": [1.1], "loss_highest": [3.0],
+        "path_before": [2.0], "path_after": [1.0],
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 def test_the_figure_of_the_stem_draws_its_tables(tmp_path, trained):
     finish(
