@@ -32,7 +32,7 @@ from lib.figures.results import save
 FRAME = 0.07  # least seconds from one picture to the next
 LIVE, STILL = (100, "jpeg"), (200, "png")  # resolution in dpi, format
 QUIET = 0.4  # seconds without a moved control before the still picture is drawn, which takes longer
-SLOW = 0.5  # seconds from which on a picture is announced, and drawn once
+SLOW = 1.0  # seconds that a live picture takes, from which on a moved control announces the still one alone
 ALERT = "border-left: 4px solid #D55E00; background: #FDF1E7; color: #5A2B00; padding: 6px 12px; margin: 4px"
 
 Values = Mapping[str, Any]
@@ -232,8 +232,12 @@ class Explorer(widgets.VBox):
         self._show(STILL)
 
     def _show_at_once(self) -> None:
-        if self._taken > SLOW:
+        if self._taken > SLOW and not self.live.running:
+            before, self.status.value = self.status.value, f"{self.status.value}<br>drawing ..."
+            announced = self.status.value
             self._show(STILL)
+            if self.status.value == announced:  # nothing could be drawn
+                self.status.value = before
             return
         self._show(LIVE)
         if (loop := _running_loop()) is None:
@@ -258,13 +262,10 @@ class Explorer(widgets.VBox):
             return
         if state is not self._state:
             self._state, self._state_values = state, self._run_values
-        if self._taken > SLOW:
-            self.status.value = "drawing ..."
         try:
             figure = self._draw(state, values, self._frames.figure if self._frames else None)
             self.status.value = "<br>".join(self._status(state, values)) if self._status else ""
         except SENTENCES as error:
-            self.status.value = ""
             self.show_message(str(error))
             return
         if self._frames is None or self._frames.figure is not figure:
@@ -276,7 +277,8 @@ class Explorer(widgets.VBox):
         if warning := self.live.run.warning(state):
             self.show_message(warning)
         now = time.perf_counter()
-        self._taken = now - started
+        if quality == LIVE:
+            self._taken = now - started
         self._next_frame = max(started + FRAME, now + (now - started))  # leaves at least half of the time to the run
 
     # --- Saving ---

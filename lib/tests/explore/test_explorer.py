@@ -160,10 +160,17 @@ def test_a_picture_that_takes_long_is_announced_and_drawn_once(explorer, monkeyp
         said.append(explorer.status.value)
         return explorer._frames.figure
 
-    explorer._taken = 2 * module.SLOW
+    def refuse(*arguments):
+        raise ValueError("not drawn")
+
+    explorer._taken, before = 2 * module.SLOW, explorer.status.value
+    monkeypatch.setattr(explorer, "_draw", refuse)
+    explorer._show_at_once()
+    assert (explorer.status.value, "not drawn" in explorer.message.value) == (before, True)
     monkeypatch.setattr(explorer, "_draw", draw)
     explorer._show_at_once()
-    assert said == ["drawing ..."]
+    (words,) = said
+    assert words.endswith("drawing ...")
     assert "drawing" not in explorer.status.value
     assert Image.open(io.BytesIO(explorer.image.value)).format == "PNG"
 
