@@ -93,7 +93,7 @@ def test_the_recipe_of_a_figure_makes_it(tmp_path):
         ]
     )
     nbformat.write(notebook, tmp_path / "notebooks" / "my_figure.ipynb")
-    (line,) = re.findall(r"With `(.*)` in `notebooks/profiles/paper/my_figure.yaml`", LIB)
+    (line,) = re.findall(r"`([^`\n]*)`[^`\n]*`notebooks/profiles/paper/my_figure.yaml`", LIB)
     (profile / "my_figure.yaml").write_text(line + "\n")
     made = toy_project.make(tmp_path, "my_figure")
     assert made.returncode == 0, made.stderr
