@@ -18,7 +18,7 @@ CONDA_NAMES = {"torch": "pytorch"}
 IMPORT_NAMES = {"yaml": "pyyaml"}
 # These come with jupyterlab, papermill, matplotlib and PyTorch's CUDA build.
 COMES_ALONG = {"IPython", "PIL", "cuda", "ipykernel", "jinja2", "jupyter_client", "nbclient", "nbconvert", "nbformat"}
-COMES_ALONG |= {"packaging"}
+COMES_ALONG |= {"jupyterlab_server", "packaging"}
 TOOLS = ("sh", "bash", "make", "rm", "cp", "mv", "touch", "mkdir", "sed", "head", "awk", "dirname", "realpath", "env")
 TOOLS += ("ls", "grep", "tr", "cksum")
 
