@@ -97,15 +97,14 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
         return "blocks", shown, "" if values["initialisation"] == "weight-tied" else "of weight-tied layers"
 
     def offer_what_the_block_has(*_: object) -> None:
-        block, norm = BLOCKS.get(controls["block"].value), controls["normalisation"]
-        norms = block.normalisations if block else ("none",)
+        block, norm = controls["block"].value, controls["normalisation"]
+        norms = list_norms(block)
         kept = norm.value if norm.value in norms else "none"
         with explorer.hold_changes():
             norm.options = [(tables.word(each), each) for each in norms]
             norm.value = kept
-        shown = {"normalisation": len(norms) > 1, "activation": block is not None and block.activated}
-        for name, offered in shown.items():
-            controls[name].layout.display = None if offered else "none"
+        norm.layout.display = None if len(norms) > 1 else "none"
+        controls["activation"].layout.display = None if block != OWN and BLOCKS[block].activated else "none"
 
     controls["block"].observe(offer_what_the_block_has, names="value")  # before the explorer looks at the new block
 
@@ -121,7 +120,7 @@ def explore_blocks(namespace: Mapping[str, Any], **start: Any) -> Explorer:
         view=("parameter", "entry"),
     )
 
-    if values["normalisation"] in getattr(BLOCKS.get(values["block"]), "normalisations", ("none",)):
+    if values["normalisation"] in list_norms(values["block"]):  # else the explorer shows what is wrong
         offer_what_the_block_has()
 
     def restart_if_redefined(*_: object) -> None:
@@ -145,6 +144,11 @@ def _call_after_each_cell(handler: Callable[..., None]) -> None:
             shell.events.unregister("post_run_cell", _registered.pop())
         shell.events.register("post_run_cell", handler)
         _registered.append(handler)
+
+
+def list_norms(block: str) -> tuple[str, ...]:
+    """The normalisations of a block of the catalogue; "none" for the notebook's own."""
+    return BLOCKS[block].normalisations if block != OWN else ("none",)
 
 
 def find_entry(state: DistancesState, parameter: int, entry: int) -> tuple[str, tuple[int, ...]]:

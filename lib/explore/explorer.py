@@ -233,10 +233,9 @@ class Explorer(widgets.VBox):
 
     def _show_at_once(self) -> None:
         if self._taken > SLOW and not self.live.running:
-            before, self.status.value = self.status.value, f"{self.status.value}<br>drawing ..."
-            announced = self.status.value
-            self._show(STILL)
-            if self.status.value == announced:  # nothing could be drawn
+            before = self.status.value
+            self.status.value = f"{before}<br>drawing ..."
+            if not self._show(STILL):
                 self.status.value = before
             return
         self._show(LIVE)
@@ -256,10 +255,11 @@ class Explorer(widgets.VBox):
 
     # --- The picture ---
 
-    def _show(self, quality: tuple[float, str]) -> None:
+    def _show(self, quality: tuple[float, str]) -> bool:
+        """Draw the state of the run; returns whether it could be drawn."""
         started, state, values = time.perf_counter(), self.live.state, self.values()
         if state is None:
-            return
+            return False
         if state is not self._state:
             self._state, self._state_values = state, self._run_values
         try:
@@ -267,7 +267,7 @@ class Explorer(widgets.VBox):
             self.status.value = "<br>".join(self._status(state, values)) if self._status else ""
         except SENTENCES as error:
             self.show_message(str(error))
-            return
+            return False
         if self._frames is None or self._frames.figure is not figure:
             self._frames = Frames(figure)
         dpi, form = quality
@@ -280,13 +280,14 @@ class Explorer(widgets.VBox):
         if quality == LIVE:
             self._taken = now - started
         self._next_frame = max(started + FRAME, now + (now - started))  # leaves at least half of the time to the run
+        return True
 
     # --- Saving ---
 
     def _show_parameters(self, stem: str = "") -> None:
         name = self.save_name.value.strip()
         try:
-            stem = stem or _find_free_stem(name)  # the name that is saved next
+            stem = stem or _find_free_stem(paths.figures_folder(), name)  # the name that is saved next
         except OSError:  # such as a name that is too long
             stem = name
         lines = self._parameter_lines(stem)
@@ -333,10 +334,9 @@ class Explorer(widgets.VBox):
 
     def _write(self, name: str, values: Values) -> list[Path]:
         state, run = self.live.state, self.live.run
-        paths.figures_output()
-        kinds = self._table(state, values) if self._table else {}
-        stem = _find_free_stem(name, kinds)
-        _, _, *tables, parameters = files = _list_files(stem, kinds)
+        folder, kinds = paths.figures_output(), self._table(state, values) if self._table else {}
+        stem = _find_free_stem(folder, name, kinds)
+        _, _, *tables, parameters = files = _list_files(folder, stem, kinds)
         lines = self._parameter_lines(stem)
         if lines and state is not self._first and run.done(state) < run.total and not self.live.finished:
             lines.insert(1, f"# saved at step {run.done(state)} of {run.total}: these parameters make the whole run")
@@ -352,16 +352,16 @@ class Explorer(widgets.VBox):
         return [*files[:-1], *([parameters] if lines else [])]
 
 
-def _list_files(stem: str, kinds: Iterable[str]) -> list[Path]:
+def _list_files(folder: Path, stem: str, kinds: Iterable[str]) -> list[Path]:
     # The picture twice, a table of each kind, the parameters.
     tables = [f"{stem}_{kind}.csv" if kind else f"{stem}.csv" for kind in kinds]
-    return [paths.figures_folder() / file for file in (f"{stem}.pdf", f"{stem}.png", *tables, f"{stem}.yaml")]
+    return [folder / file for file in (f"{stem}.pdf", f"{stem}.png", *tables, f"{stem}.yaml")]
 
 
-def _find_free_stem(name: str, kinds: Iterable[str] = ()) -> str:
+def _find_free_stem(folder: Path, name: str, kinds: Iterable[str] = ()) -> str:
     """The name, with a number if there are files of that name."""
     stems = chain([name], (f"{name}_{count}" for count in count_from(2)))
-    return next(stem for stem in stems if not any(path.exists() for path in _list_files(stem, kinds)))
+    return next(stem for stem in stems if not any(path.exists() for path in _list_files(folder, stem, kinds)))
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -34,6 +34,7 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
     used = {each.id for each in ast.walk(ast.parse(cell)) if isinstance(each, ast.Name)}
     offered = {each.name: each for each in every.values() if each.name in used}
     controls = {each.name: make_control(each, namespace[each.name]) for each in offered.values()}
+    start = {key: control.value for key, control in controls.items()}
 
     def read(values: Values) -> dict[str, Any]:
         return {key: _parse_list(key, value) if offered[key].type == "list" else value for key, value in values.items()}
@@ -45,7 +46,7 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
 
     def is_taken(activation: str) -> bool:
         try:
-            configure({key: control.value for key, control in controls.items()} | {"activation": activation})
+            configure(start | {"activation": activation})
         except SENTENCES:
             return False
         return True
@@ -53,7 +54,7 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
     if "activation" in controls:
         menu = controls["activation"]
         menu.options = [option for option in menu.options if is_taken(option[1])]
-        menu.value = namespace["activation"]
+        menu.value = start["activation"]
 
     def make(values: Values) -> Run:
         config = configure(values)
@@ -77,7 +78,7 @@ def explore_figure(room: ModuleType, namespace: Mapping[str, Any], data: Data) -
         table=lambda state, values: {stem.removeprefix(name).lstrip("_"): table for stem, table in state[1].items()},
         reproduce=lambda values: (name, {key: namespace[key] for key in every} | read(values), ""),
         hint=_hint(controls, offered),
-        first=(0, data, configure({key: control.value for key, control in controls.items()})),
+        first=(0, data, configure(start)),
         follow=True,
     )
 

@@ -132,15 +132,16 @@ def summarise_spike(spike: tables.Table) -> dict[str, list]:
     medians before the highest loss, loss_highest is that loss, and path_after is the least relative path length from
     there on.
     """
-    if not len(spike["loss"]):
-        return tables.from_rows([], SPIKE_COLUMNS)
-    watched, (loss, path) = records.read_spike(), (np.array(spike[name]) for name in ("loss", "relative_path_length"))
-    scale = watched["stem_scale"]
-    step, highest = int(np.argmax(scale[1:] / scale[:-1])) + 1, int(np.argmax(loss))
-    around = scale[step - 1], scale[step], watched["loss"][step]
-    before = slice(max(highest, 1))
-    ends = np.median(loss[before]), loss[highest], np.median(path[before]), path[highest:].min()
-    return tables.from_rows([dict(zip(SPIKE_COLUMNS, map(float, (*around, *ends)), strict=True))])
+    rows = []
+    if loss := spike["loss"]:
+        watched, path = records.read_spike(), spike["relative_path_length"]
+        scale = watched["stem_scale"]
+        step, highest = int(np.argmax(scale[1:] / scale[:-1])) + 1, int(np.argmax(loss))
+        row = {"scale_before": scale[step - 1], "scale_after": scale[step], "batch_loss": watched["loss"][step]}
+        row |= {"loss_before": np.median(loss[: max(highest, 1)]), "loss_highest": loss[highest]}
+        row |= {"path_before": np.median(path[: max(highest, 1)]), "path_after": min(path[highest:])}
+        rows.append({name: float(value) for name, value in row.items()})
+    return tables.from_rows(rows, SPIKE_COLUMNS)
 
 
 @styled

@@ -139,8 +139,7 @@ def train_listed(by_hand: Mapping[str, Any], given: Sequence[str], jobs: int = 1
     waiting = [config.name for config in _read_listed(by_hand) if config.name not in done]
     if waiting:
         parameters.check_types(NOTEBOOK, read_listed_values(waiting[0], by_hand))
-        for part in (True, False):  # the images are fetched before runs start side by side
-            dataset.load(train=part)
+        dataset.load(train=False)  # all images are fetched before runs start side by side
     running: dict[subprocess.Popen, str] = {}
     failed: list[str] = []
     ended = False

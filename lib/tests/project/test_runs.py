@@ -58,8 +58,10 @@ def sweep(tmp_path, monkeypatch):
     Sweep.recorder.chmod(0o755)
     monkeypatch.setattr(paths, "CHECKPOINTS", Sweep.folder)
     monkeypatch.setattr(runs.records, "gather", lambda: 0)
-    monkeypatch.setattr(runs.dataset, "load", lambda train: None)
-    return Sweep()
+    made = Sweep()
+    made.fetched = []  # the runs that were started when the images were fetched
+    monkeypatch.setattr(runs.dataset, "load", lambda train: made.fetched.append(made.read_launched()))
+    return made
 
 
 def test_a_sweep_that_cannot_be_listed_fails(sweep, capsys):
@@ -80,6 +82,7 @@ def test_a_sweep_launches_each_run_that_is_not_finished_once(sweep):
     (sweep.folder / "runs.csv").write_text(f"run\n{in_table}\n")
     (sweep.folder / "records" / f"{in_record}.json").write_text("{}")
     assert sweep.start("EPOCHS=30", "DEVICE=cpu", "--set=threads=1", "--jobs=4") == 0
+    assert sweep.fetched == [[]]
     names = [words[3] for words in sweep.read_launched()]
     assert sorted(names) == sorted({config.name for config in records.read_sweep(30)} - {in_table, in_record})
     for words, name in zip(sweep.read_launched(), names, strict=True):
@@ -125,7 +128,7 @@ def test_after_a_run_that_was_ended_no_other_is_started(sweep, monkeypatch, caps
 def test_a_sweep_with_wrong_arguments_starts_nothing(sweep, capsys, arguments, sentence):
     assert sweep.start(*arguments) == 2
     assert sentence in capsys.readouterr().err
-    assert sweep.read_launched() == []
+    assert sweep.read_launched() == sweep.fetched == []
 
 
 def test_make_calls_the_sweep_with_its_jobs(project):
