@@ -102,10 +102,9 @@ def points_lost(network: str, layers: str) -> str:
     return f"{found['accuracy_all'][0] - found['accuracy'][0]:.0f}"
 
 
-def orders(network: str) -> str:
-    """The measured orders of Euler, Heun and RK4 on the layers of a network."""
-    found = select(table("solvers_orders"), network=network)
-    return ", ".join(f"{order:.1f}" for order in found["order"])
+def order(network: str, method: str) -> str:
+    """The measured order of a solver, Euler, Heun or RK4, on the layers of a network."""
+    return f"{select(table('solvers_orders'), network=network, method=method)['order'].item():.1f}"
 
 
 def memory_saved() -> str:
